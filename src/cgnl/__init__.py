@@ -1,0 +1,75 @@
+"""Compact generalized non-local (CGNL) blocks for vision networks.
+
+Names are imported on first use, so that ``import cgnl`` (and with it the command line's ``--help``) stays
+fast and needs nothing beyond PyTorch.
+
+Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cgnl import data, networks, ops, recipes, training
+    from cgnl.blocks import (
+        CGNL1d,
+        CGNL2d,
+        CGNL3d,
+        GeneralizedNonLocal1d,
+        GeneralizedNonLocal2d,
+        GeneralizedNonLocal3d,
+        NonLocal1d,
+        NonLocal2d,
+        NonLocal3d,
+        ResidualBlock2d,
+        ResidualBlock3d,
+    )
+    from cgnl.insertion import insert_blocks, remove_blocks
+    from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
+
+__version__ = "0.1.0"
+
+_ROOM_OF_NAME = {
+    **dict.fromkeys(["DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel"], "kernel_functions"),
+    **{f"{kind}{d}d": "blocks" for kind in ("CGNL", "NonLocal", "GeneralizedNonLocal") for d in (1, 2, 3)},
+    **dict.fromkeys(["ResidualBlock2d", "ResidualBlock3d"], "blocks"),
+    **dict.fromkeys(["insert_blocks", "remove_blocks"], "insertion"),
+}
+_ROOMS = ("data", "networks", "ops", "recipes", "training")
+
+__all__ = [
+    "CGNL1d",
+    "CGNL2d",
+    "CGNL3d",
+    "DotProduct",
+    "EmbeddedGaussian",
+    "GaussianRBF",
+    "GeneralizedNonLocal1d",
+    "GeneralizedNonLocal2d",
+    "GeneralizedNonLocal3d",
+    "NonLocal1d",
+    "NonLocal2d",
+    "NonLocal3d",
+    "ResidualBlock2d",
+    "ResidualBlock3d",
+    "SeriesKernel",
+    "data",
+    "insert_blocks",
+    "networks",
+    "ops",
+    "recipes",
+    "remove_blocks",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOM_OF_NAME:
+        return getattr(import_module(f"cgnl.{_ROOM_OF_NAME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"cgnl.{name}")
+    raise AttributeError(f"module 'cgnl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
