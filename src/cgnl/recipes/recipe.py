@@ -1,0 +1,333 @@
+"""What a training run is made of: one frozen dataclass, every field of which is an option of the command line.
+
+Nothing here imports PyTorch, so that ``cgnl --help`` and ``cgnl recipes --help`` answer at once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network and the blocks in it."""
+
+    arch: Architecture = "resnet50"
+    """Residual network of torchvision that the blocks go into."""
+    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
+    """Block: none (plain network), nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    num_blocks: int = 1
+    """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
+    groups: int = 8
+    """Channel groups of a CGNL or residual block."""
+    kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
+    """Kernel function of a CGNL block (cgnlx is always rbf)."""
+    norm: Literal["batch", "sync_batch", "group"] = "batch"
+    """Norm at the block's end. group is for the authors' released checkpoints: it cancels the attention."""
+    scale: Literal["sqrt", "mean"] | None = None
+    """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none (the authors found none best)."""
+    channel_reduction: int = 2
+    """Channels of the map over the block's inner channels: 1, 2 or 4."""
+    dropout: float = 0.5
+    """Probability of dropout between the average pool and the classifier."""
+    weights: str | None = None
+    """Start weights: the name of torchvision weights (IMAGENET1K_V1), a checkpoint file, or none."""
+    new_classifier: bool = True
+    """Start with a new classifier where the weights' one has other classes (otherwise that is an error)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images, how they are cut, and how many go into one step."""
+
+    root: Path | None = None
+    """Folder with the images: CUB_200_2011, or train/ and val/ with a folder for each class, or a list file's image root."""
+    format: Literal["auto", "cub", "list", "folders"] = "auto"
+    """Layout of the data set; auto recognises it."""
+    train_list: Path | None = None
+    """List file with lines `path label` for training (labels from 0)."""
+    test_list: Path | None = None
+    """List file with lines `path label` for testing (labels from 0)."""
+    num_classes: int | None = None
+    """Number of classes; found from the data where not given."""
+    size: int = 448
+    """Input height and width of the network (pixels)."""
+    resize: int = 512
+    """Length of the shorter side before the centre crop at test time (pixels)."""
+    crop_area: tuple[float, float] = (0.08, 1.25)
+    """Area of the random training crop as a part of the image; parts above 1 are redrawn."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the random training crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 is off. With mixup as well, each batch takes one of the two."""
+    batch_size: int = 256
+    """Images in one optimizer step, over all processes and accumulated parts together."""
+    workers: int = 2
+    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    timeout: int = 120
+    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    bad_limit: float = 0.05
+    """Part of the data set that may be missing or unreadable before the run stops."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and the loss."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.01
+    """Learning rate after the warm-up, for the whole batch."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    block_lr_factor: float = 1.0
+    """Factor on the learning rate of the inserted blocks."""
+    head_lr_factor: float = 1.0
+    """Factor on the learning rate of the classifier."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross entropy."""
+    clip_norm: float | None = None
+    """Largest 2-norm of the gradient; larger ones are scaled down."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the epochs."""
+
+    kind: Literal["steps", "cosine", "constant"] = "steps"
+    """After the warm-up: drops at the milestones, half a cosine to zero, or constant."""
+    warmup_epochs: float = 0.0
+    """Length of the linear warm-up (epochs)."""
+    warmup_start_lr: float = 1e-5
+    """Learning rate at the start of the warm-up."""
+    warmup_interval: Literal["epoch", "step"] = "step"
+    """Whether the warm-up rises at every step or once an epoch (the released code)."""
+    milestones: tuple[int, ...] = ()
+    """Epochs (from 0, warm-up counted in) at whose start the learning rate drops."""
+    gamma: float = 0.1
+    """Factor of each drop."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, on what, and how the run is kept."""
+
+    max_epochs: int = 100
+    """Length of the training (epochs)."""
+    max_steps: int = -1
+    """Stop after so many optimizer steps; -1 is no limit."""
+    seed: int = 0
+    """Seed of the weights, the order of the samples, crops and dropout."""
+    devices: int | None = None
+    """Processes (GPUs) on this machine; by default all GPUs, or one process on a CPU."""
+    nodes: int = 1
+    """Machines, started by torchrun or SLURM."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Number type of the network's forward and backward pass."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    channels_last: bool = True
+    """Keep feature maps in the channels-last memory format (faster on CPUs, and on GPUs in half precision)."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, used for testing; 0 is off."""
+    sync_batch_norm: bool = False
+    """Turn every BatchNorm into a SyncBatchNorm when several processes train."""
+    freeze: tuple[str, ...] = ()
+    """Module paths whose weights and norm statistics stay as they are, for example conv1 bn1 layer1."""
+    checkpoint_every_n_steps: int = 200
+    """Optimizer steps between two writes of last.ckpt within an epoch."""
+    log_every_n_steps: int = 10
+    """Steps between two lines in the logs."""
+    test_every_n_epochs: int = 1
+    """Epochs between two tests."""
+    skip_limit: int = 20
+    """Steps that may be left out because of a non-finite loss or gradient before the run stops."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of one table of the paper.
+
+    Args:
+        table: The table as the paper numbers it, such as ``"2a"``.
+        row: The row's label in the paper, as printed.
+        top1: Top-1 accuracy in the paper (%).
+        top5: Top-5 accuracy in the paper (%), or None where none is printed.
+        released_top1: Top-1 accuracy that the authors' released code reports (%), where it does.
+        released_top5: Top-5 accuracy likewise (%).
+    """
+
+    table: str
+    row: str
+    top1: float | None = None
+    top5: float | None = None
+    released_top1: float | None = None
+    released_top5: float | None = None
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """A named recipe: the function that makes it and the rows of the paper that it serves."""
+
+    name: str
+    make: Callable[[], Recipe]
+    rows: tuple[PaperRow, ...]
+
+
+RECIPES: dict[str, RecipeEntry] = {}
+
+
+def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
+    """Put a function that makes a recipe into :data:`RECIPES`, under its own name with dashes.
+
+    Args:
+        rows: The rows of the paper that the recipe serves; none for a recipe that is ours.
+    """
+
+    def add(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
+        name = make.__name__.replace("_", "-")
+        assert name not in RECIPES, f"two recipes are named {name}"
+        RECIPES[name] = RecipeEntry(name, make, rows)
+        return make
+
+    return add
+
+
+def smoke(recipe: Recipe, root: Path, *, size: int = 64, batch_size: int = 4, steps: int = 2) -> Recipe:
+    """Shrink a recipe to seconds on a CPU: only pixels, images and steps change.
+
+    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
+    out, since there is nothing to download them for.
+
+    Args:
+        recipe: The recipe.
+        root: Folder of a small data set (drawn birds).
+        size: Input height and width (pixels).
+        batch_size: Images in a step.
+        steps: Optimizer steps.
+    """
+    replace = dataclasses.replace
+    resize = round(recipe.data.resize / recipe.data.size * size)
+    return replace(
+        recipe,
+        network=replace(recipe.network, weights=None),
+        data=replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size, workers=0),
+        trainer=replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu"),
+    )
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as nested dictionaries of plain values (for YAML, JSON and checkpoints)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value
+
+    return plain(dataclasses.asdict(recipe))
+
+
+def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
+    """Return ``recipe`` with the fields that ``values`` names replaced.
+
+    Args:
+        recipe: The recipe to start from.
+        values: Nested mapping such as ``{"trainer": {"max_epochs": 10}}``.
+        source: Where the values stand, for the message.
+
+    Raises:
+        ValueError: A name that is no field, or a value of another type than the field's.
+    """
+    return _override(recipe, values, source, "")
+
+
+def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
+    import typing
+
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping of fields, got {values!r}"
+        )
+    fields = typing.get_type_hints(type(config))
+    changed = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(
+                f"{source}: {prefix}{name} is no field of a recipe; fields here: {', '.join(fields)}"
+            )
+        if dataclasses.is_dataclass(getattr(config, name)):
+            changed[name] = _override(getattr(config, name), value, source, f"{prefix}{name}.")
+        else:
+            changed[name] = _checked(fields[name], value, f"{source}: {prefix}{name}")
+    return dataclasses.replace(config, **changed)
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """Convert a plain value to the type of a field, or say what was expected."""
+    import types
+    import typing
+
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return _checked(inner, value, where)
+    if origin is Literal:
+        # YAML reads the precision 32 as a number
+        match = [
+            choice
+            for choice in args
+            if value == choice or (not isinstance(value, bool) and str(value) == choice)
+        ]
+        if not match:
+            raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
+        return match[0]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise ValueError(
+                f"{where} must be a list{'' if args[-1] is Ellipsis else f' of {len(args)}'}, got {value!r}"
+            )
+        return tuple(_checked(args[0], item, where) for item in value)
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is kind:
+        return value
+    raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
