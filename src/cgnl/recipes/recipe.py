@@ -1,4 +1,4 @@
-"""What a training run is made of: one frozen dataclass, every field of which is an option of the command line.
+"""What a training run is made of: one frozen dataclass; every field of it is an option of the command line.
 
 Nothing here imports PyTorch, so that ``cgnl --help`` and ``cgnl recipes --help`` answer at once.
 """
@@ -19,7 +19,7 @@ class NetworkConfig:
     arch: Architecture = "resnet50"
     """Residual network of torchvision that the blocks go into."""
     block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
-    """Block: none (plain network), nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
     groups: int = 8
@@ -45,7 +45,7 @@ class DataConfig:
     """The images, how they are cut, and how many go into one step."""
 
     root: Path | None = None
-    """Folder with the images: CUB_200_2011, or train/ and val/ with a folder for each class, or a list file's image root."""
+    """Folder: CUB_200_2011, or one with train/ and val/ of class folders, or the image root of list files."""
     format: Literal["auto", "cub", "list", "folders"] = "auto"
     """Layout of the data set; auto recognises it."""
     train_list: Path | None = None
@@ -139,7 +139,7 @@ class TrainerConfig:
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other, to save memory."""
     channels_last: bool = True
-    """Keep feature maps in the channels-last memory format (faster on CPUs, and on GPUs in half precision)."""
+    """Keep feature maps in the channels-last memory format (faster on CPUs, on GPUs in half precision)."""
     compile: bool = False
     """Compile the network with torch.compile."""
     ema_decay: float = 0.0
