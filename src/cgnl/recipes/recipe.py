@@ -36,8 +36,8 @@ class NetworkConfig:
     """Probability of dropout between the average pool and the classifier."""
     weights: str | None = None
     """Start weights: the name of torchvision weights (IMAGENET1K_V1), a checkpoint file, or none."""
-    new_classifier: bool = True
-    """Start with a new classifier where the weights' one has other classes (otherwise that is an error)."""
+    new_classifier: bool = False
+    """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
 
 
 @dataclass(frozen=True)
