@@ -1,0 +1,216 @@
+"""Opening files that others made: only what is asked for, only inside the root, never hanging.
+
+Images are recognised by their content, not their name, and only JPEG, PNG, WebP and BMP are opened. Pillow
+knows dozens of other formats (some run other programs, as EPS does); their code is not reached from here.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+MAX_PIXELS = 100_000_000
+
+_OPENERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, str], ImageFile]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
+    (re.compile(rb"BM"), BmpImageFile),
+)
+_NAMES_OF_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "a TIFF file"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "a PostScript file"),
+    (re.compile(rb"GIF8[79]a"), "a GIF file"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "an AVIF, HEIC or MP4 file"),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<"), "an HTML or XML page"),
+    (re.compile(rb"PK\x03\x04"), "a zip archive"),
+)
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+class DataError(ValueError):
+    """Something is wrong with the user's files or data; the message is one or two plain sentences."""
+
+
+class BadFileError(DataError):
+    """One file cannot be used.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it, as the rest of a sentence that begins with the path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular local file for reading; a pipe, socket or device is refused instead of waited for.
+
+    Args:
+        path: the file; a symbolic link is followed.
+
+    Returns:
+        The opened file, to be closed by the caller.
+
+    Raises:
+        BadFileError: the path does not exist, is no regular file or cannot be read.
+    """
+    try:
+        # Looked at before it is opened, as opening a device can already act on it; and once more when open,
+        # as the name may have been given to something else in between.
+        if stat.S_ISREG(Path(path).stat().st_mode):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return os.fdopen(descriptor, "rb")
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise BadFileError(path, "does not exist") from None
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from None
+    raise BadFileError(path, "is not a regular file, and only regular files are opened")
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image file fully into upright 8-bit RGB.
+
+    The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to
+    8 bits, CMYK is converted without a colour profile, and transparent pixels are composited on white. Of an
+    animation the first frame is taken.
+
+    Args:
+        path: a JPEG, PNG, WebP or BMP file, whatever its name.
+
+    Returns:
+        An image of mode ``RGB``, loaded; the file is closed.
+
+    Raises:
+        BadFileError: the file is missing, empty, of another format, over 100 megapixels (seen in the header,
+            before any pixel is decoded), truncated or otherwise broken.
+    """
+    with open_regular(path) as file:
+        head = file.read(32)
+        if not head:
+            raise BadFileError(path, "is empty (0 bytes)")
+        opener = next((opener for signature, opener in _OPENERS if signature.match(head)), None)
+        if opener is None:
+            what = next((name for signature, name in _NAMES_OF_OTHERS if signature.match(head)), None)
+            raise BadFileError(
+                path, "is not a JPEG, PNG, WebP or BMP file" + (f" but looks like {what}" if what else "")
+            )
+        file.seek(0)
+        try:
+            image = opener(file, os.fspath(path))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadFileError(
+                    path, f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
+                )
+            image.load()
+            return _upright(_to_rgb(image), _orientation(image))
+        except (BadFileError, MemoryError):
+            raise
+        except Image.DecompressionBombError:
+            raise BadFileError(path, f"is of more than {MAX_PIXELS // 10**6} megapixels") from None
+        except Exception as error:  # broken files make Pillow's decoders raise nearly anything
+            raise BadFileError(path, f"cannot be decoded: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I;16":
+        grey = np.asarray(image).astype(np.uint32)
+        # Pillow would clip at 255 instead of scaling.
+        scaled = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+        if "transparency" in image.info:
+            scaled[grey == image.info["transparency"]] = 255
+        return Image.fromarray(scaled).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # unreadable EXIF data says nothing about the pixels, which are whole
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    if method is None:
+        return image
+    upright = image.transpose(method)
+    upright.info.clear()  # or whoever reads the orientation there turns the image once more
+    return upright
+
+
+def resolve_inside(
+    root: str | os.PathLike[str], relative: str, *, source: str | os.PathLike[str], line: int | None = None
+) -> Path:
+    """Join a path read from a list to its root, refusing whatever would lead out of the root.
+
+    Nothing is opened, and the file need not exist.
+
+    Args:
+        root: the folder that must hold the file; it may itself be a symbolic link.
+        relative: the path as it was read, with ``/`` between its parts.
+        source: the file (or folder) the path was read from, for the message.
+        line: its line number there, from 1.
+
+    Returns:
+        ``root / relative``.
+
+    Raises:
+        DataError: the path is empty, a URL, absolute, holds ``..`` or a NUL character, or leads out of the
+            root through a symbolic link.
+    """
+    where = os.fspath(source) if line is None else f"{os.fspath(source)}, line {line}"
+    posix = PurePosixPath(relative)
+    rule = None
+    if not relative:
+        rule = "is empty"
+    elif "\0" in relative:
+        rule = "holds a NUL character"
+    elif _URL.match(relative):
+        rule = "is a URL, and only local files are read"
+    elif posix.is_absolute() or PureWindowsPath(relative).anchor:
+        rule = f"is absolute, but must be relative to {os.fspath(root)}"
+    elif ".." in posix.parts or ".." in PureWindowsPath(relative).parts:
+        rule = f"holds '..', but must stay inside {os.fspath(root)}"
+    else:
+        inside = os.path.realpath(root)
+        target = os.path.realpath(f"{inside}/{relative}")
+        if target != inside and not target.startswith(inside.rstrip(os.sep) + os.sep):
+            rule = f"is or passes a symbolic link that leads out of {os.fspath(root)}"
+    if rule is not None:
+        raise DataError(f"{where}: the path {relative!r} {rule}.")
+    return Path(root, relative)
