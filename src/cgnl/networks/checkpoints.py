@@ -1,0 +1,297 @@
+"""Checkpoints on disk: released weights under our names, checked key by key, weights only.
+
+A pickle is a program. Every file is therefore read with PyTorch's weights-only reader, which builds tensors
+and plain containers and refuses the rest; there is no fall-back.
+"""
+
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgnl.insertion import BLOCK_NAME
+
+# Names in the authors' modules and in mmcv's NonLocalNd (whose sub-sampled form wraps phi and g in a
+# Sequential), each with the name that our blocks use.
+_RELEASED_MODULES = {"t": "theta", "p": "phi", "g": "g", "z": "z", "gn": "norm", "bn": "norm"}
+_MMCV_MODULES = {
+    "theta.conv": "theta",
+    "phi.conv": "phi",
+    "phi.0.conv": "phi",
+    "g.conv": "g",
+    "g.0.conv": "g",
+    "conv_out.conv": "z",
+    "conv_out.bn": "norm",
+    "conv_out.norm": "norm",
+    "concat_project.conv": "concat_project",
+}
+_STAGE_ELEMENT = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
+_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, said in one or two plain sentences that name the file."""
+
+
+def load_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state dict in a ``.pth``, ``.pth.tar`` or ``.safetensors`` file onto the CPU, weights only.
+
+    Both PyTorch formats are read, the zip archive and the older one without; a state dict that lies under the
+    key ``state_dict``, as training scripts save it, is taken out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by their names in the file.
+
+    Raises:
+        CheckpointError: The file does not exist, is damaged, holds objects other than weights, or holds no
+            state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"Checkpoint {path} does not exist or is no file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"Checkpoint {path} holds no state dict: found {type(content).__name__}.")
+    wrong = [
+        str(key)
+        for key, value in content.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
+    if wrong:
+        raise CheckpointError(f"Checkpoint {path} holds no state dict: no tensor at {', '.join(wrong)}.")
+    return dict(content)
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"Checkpoint {path} is no readable safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = _REFUSED_GLOBAL.search(str(error))
+        if refused is None:
+            raise _unreadable(path) from error
+        raise CheckpointError(
+            f"Checkpoint {path} is refused: it holds Python objects that are no weights ({refused[1]}), "
+            "and loading them would run code from the file."
+        ) from error
+    except Exception as error:  # bytes of unknown origin make the parsers fail in any way they can
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"Checkpoint {path} is no readable PyTorch file: it is cut off, damaged or of another kind."
+    )
+
+
+def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rename a state dict of the authors' released code, or of a block of mmcv's, to our names.
+
+    Blocks alone and whole networks are told apart by their keys. The released ResNets hold a block as one
+    more element of a stage's Sequential (in ResNet-50 ``layer3.5``, which moves the last residual block to
+    ``layer3.6``); ours hold it in the residual block that it follows (``layer3.4.inserted_block``), whose
+    number stays. A state dict that has our names already comes back as it is.
+
+    Args:
+        state_dict: Names to tensors, also nested under the key ``state_dict`` and with the prefix ``module.``
+            of a DataParallel wrapper.
+
+    Returns:
+        The same tensors under our names, in the order given.
+
+    Raises:
+        CheckpointError: A block stands where no residual block comes before it, or two keys get one name.
+
+    Source: the authors' code for NeurIPS 2018; mmcv's ``NonLocalNd``.
+
+    >>> weight = torch.zeros(1)
+    >>> list(from_released({"module.t.weight": weight, "module.gn.bias": weight}))
+    ['theta.weight', 'norm.bias']
+    """
+    nested = state_dict.get("state_dict")
+    tensors: Mapping[str, Tensor] = nested if isinstance(nested, Mapping) else state_dict
+    tensors = _without_wrapper(tensors)
+    if any(_STAGE_ELEMENT.match(key) for key in tensors):
+        names = _network_names(list(tensors))
+    else:
+        names = {key: _block_name(key) for key in tensors}
+    if len(set(names.values())) < len(names):
+        raise CheckpointError(
+            "The checkpoint mixes names of two code bases: two of its keys mean the same weight."
+        )
+    return {names[key]: value for key, value in tensors.items()}
+
+
+def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return dict(state_dict)
+
+
+def _block_name(key: str) -> str:
+    module, _, parameter = key.rpartition(".")
+    ours = _RELEASED_MODULES.get(module) or _MMCV_MODULES.get(module) or module
+    return f"{ours}.{parameter}"
+
+
+def _network_names(keys: list[str]) -> dict[str, str]:
+    elements = [match.groups() for match in map(_STAGE_ELEMENT.fullmatch, keys) if match]
+    blocks = {(stage, int(index)) for stage, index, rest in elements if rest == "t.weight"}
+    names = {}
+    for key in keys:
+        match = _STAGE_ELEMENT.fullmatch(key)
+        if match is None:
+            names[key] = key
+            continue
+        stage, index, rest = match[1], int(match[2]), match[3]
+        before = sum((stage, earlier) in blocks for earlier in range(index))
+        if (stage, index) not in blocks:
+            names[key] = f"{stage}.{index - before}.{rest}"
+        elif index - before == 0 or (stage, index - 1) in blocks:
+            raise CheckpointError(f"The block {stage}.{index} of the checkpoint follows no residual block.")
+        else:
+            names[key] = f"{stage}.{index - before - 1}.{BLOCK_NAME}.{_block_name(rest)}"
+    return names
+
+
+def block_settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the settings of the blocks off the shapes of their weights.
+
+    Args:
+        state_dict: A network's state dict under our names.
+
+    Returns:
+        ``num_blocks`` and, where there is a block, ``groups``, ``channel_reduction`` and ``norm`` ("batch" or
+        "group") of the first one; the kernel function and the scale leave no trace in the weights.
+    """
+    prefixes = [key.removesuffix("z.weight") for key in state_dict if key.endswith(f".{BLOCK_NAME}.z.weight")]
+    if not prefixes:
+        return {"num_blocks": 0}
+    channels, inner_of_group = state_dict[f"{prefixes[0]}z.weight"].shape[:2]
+    theta = state_dict.get(f"{prefixes[0]}theta.weight")
+    inner_channels = channels if theta is None else theta.shape[0]
+    return {
+        "num_blocks": len(prefixes),
+        "groups": inner_channels // inner_of_group,
+        "channel_reduction": channels // inner_channels,
+        "norm": "batch" if f"{prefixes[0]}norm.running_mean" in state_dict else "group",
+    }
+
+
+def mismatches(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """List every key of a state dict that is missing, unknown or of another shape, one phrase each.
+
+    The counters ``num_batches_tracked`` may be missing: files older than PyTorch 0.4.1 do not have them.
+
+    Args:
+        state_dict: The tensors at hand.
+        expected: The tensors that the network wants.
+
+    Returns:
+        Phrases such as ``fc.bias is missing``; empty if all fits.
+    """
+    missing = [
+        f"{key} is missing"
+        for key in expected
+        if key not in state_dict and not key.endswith(".num_batches_tracked")
+    ]
+    unknown = [f"{key} is unknown to the network" for key in state_dict if key not in expected]
+    misshapen = [
+        f"{key} has shape {list(state_dict[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state_dict and state_dict[key].shape != value.shape
+    ]
+    return missing + unknown + misshapen
+
+
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], arch: str, block: str | None
+) -> dict[str, str]:
+    """Convert a released checkpoint of an image network to a safetensors file under our names.
+
+    Number of blocks, groups, channel reduction, norm and number of classes are read off the weights; then
+    every key and shape is compared with the network that :func:`cgnl.networks.image.resnet` builds from them.
+    The target appears whole or not at all.
+
+    Args:
+        source: The released file (``.pth``, ``.pth.tar``), or any that :func:`load_checkpoint_file` reads.
+        target: The ``.safetensors`` file to write.
+        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
+        block: "cgnl", "cgnlx", "nl", "residual", or None for a network without blocks.
+
+    Returns:
+        The settings stored in the target's metadata: the arguments that build the network again.
+
+    Raises:
+        CheckpointError: The file cannot be read, or any key or shape does not fit; all of them are listed.
+        ValueError: The target does not end in ``.safetensors``, or arch or block has an unknown name.
+    """
+    from safetensors.torch import save
+
+    from cgnl.networks import image
+
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"target ({target}) must end in .safetensors")
+    state_dict = from_released(load_checkpoint_file(source))
+    if "fc.weight" not in state_dict or state_dict["fc.weight"].ndim != 2:
+        raise CheckpointError(
+            f"Checkpoint {source} holds no image network: fc.weight is missing or no matrix."
+        )
+    settings = {**block_settings(state_dict), "num_classes": state_dict["fc.weight"].shape[0]}
+    if (settings["num_blocks"] == 0) != (block is None):
+        raise CheckpointError(
+            f"Checkpoint {source} holds {settings['num_blocks']} blocks, but block is {block or 'none'}."
+        )
+    with torch.device("meta"):
+        network = image.resnet(arch, block, **settings)
+    expected = network.state_dict()
+    wrong = mismatches(state_dict, expected)
+    if wrong:
+        raise CheckpointError(
+            f"Checkpoint {source} does not fit {arch} with block {block or 'none'}: {'; '.join(wrong)}."
+        )
+    for key, value in expected.items():
+        if key not in state_dict:
+            state_dict[key] = torch.zeros(value.shape, dtype=value.dtype)
+    metadata = {
+        "arch": arch,
+        "block": block or "none",
+        **{key: str(value) for key, value in settings.items()},
+    }
+    contiguous = {key: state_dict[key].contiguous() for key in expected}
+    _write_atomically(target, save(contiguous, {"format": "pt", **metadata}))
+    return metadata
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    # A temporary file in the same folder is on the same file system, so the rename is one step.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,345 @@
+"""Image networks: torchvision's ResNets with blocks at the paper's places.
+
+Shapes: B batch, K classes, H and W height and width of the input in pixels.
+
+Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, sections 4.2 and 4.3.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cgnl.blocks import CGNL2d, NonLocal2d, ResidualBlock2d
+from cgnl.insertion import BLOCK_NAME, insert_blocks
+from cgnl.kernel_functions import GaussianRBF
+from cgnl.networks.checkpoints import (
+    CheckpointError,
+    block_settings,
+    from_released,
+    load_checkpoint_file,
+    mismatches,
+)
+
+try:
+    from torchvision import models
+except ImportError as error:
+    raise ImportError("cgnl.networks.image needs torchvision: pip install 'cgnl[train]'") from error
+
+_logger = logging.getLogger(__name__)
+
+MakeBlock = Callable[[int], nn.Module]
+
+# Residual blocks (from 0) that the blocks follow, by number of blocks. The paper fixes res4 for one
+# block, "every other" residual block of res3 and res4 for five; ResNet-18 has only two residual blocks a stage.
+_PLACES = {
+    "resnet18": {1: ["layer3.0"], 2: ["layer2.0", "layer3.0"]},
+    "resnet34": {1: ["layer3.4"], 5: ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]},
+    "resnet50": {1: ["layer3.4"], 5: ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]},
+    "resnet101": {1: ["layer3.21"], 5: ["layer2.1", "layer2.3", "layer3.6", "layer3.13", "layer3.20"]},
+    "resnet152": {1: ["layer3.34"], 5: ["layer2.3", "layer2.7", "layer3.11", "layer3.23", "layer3.35"]},
+}
+ARCHITECTURES = tuple(_PLACES)
+BLOCKS = ("nl", "cgnl", "cgnlx", "residual")
+
+
+class DropoutLinear(nn.Linear):
+    """A classifier with dropout before it, under the state-dict keys of a bare Linear.
+
+    Args:
+        in_features: Size of the pooled features.
+        out_features: Number of classes K.
+        dropout: Probability with which a feature is dropped in training.
+
+    Raises:
+        ValueError: dropout lies outside 0 to 1.
+    """
+
+    def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout ({dropout}) must be between 0 and 1")
+        super().__init__(in_features, out_features)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, K] of the features ``x`` [B, in_features]."""
+        return super().forward(F.dropout(x, self.dropout, self.training))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dropout={self.dropout}"
+
+
+def block_places(arch: str, num_blocks: int) -> list[str]:
+    """Return the module paths of the residual blocks that the blocks follow.
+
+    Args:
+        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
+        num_blocks: 1 or 5; for ResNet-18, which has fewer residual blocks, 1 or 2.
+
+    Returns:
+        Paths in the torchvision network, from the input on.
+
+    Raises:
+        ValueError: The architecture is unknown, or it has no places for this number of blocks.
+
+    Source: section 4.2 of the paper (ResNet-50 and ResNet-101); the other networks follow the same rule.
+
+    >>> block_places("resnet50", 1)
+    ['layer3.4']
+    """
+    if arch not in _PLACES:
+        raise ValueError(f"arch ({arch!r}) must be one of {', '.join(ARCHITECTURES)}")
+    if num_blocks not in _PLACES[arch]:
+        raise ValueError(
+            f"num_blocks ({num_blocks}) must be {' or '.join(map(str, _PLACES[arch]))} for {arch}"
+        )
+    return list(_PLACES[arch][num_blocks])
+
+
+def resnet(
+    arch: str,
+    block: str | MakeBlock | None = None,
+    num_blocks: int = 1,
+    *,
+    num_classes: int | None = None,
+    weights: Any = None,
+    new_classifier: bool = False,
+    groups: int = 8,
+    kernel: Any = "dot",
+    norm: Any = "batch",
+    scale: str | bool | None = None,
+    channel_reduction: int = 2,
+    pairwise: str = "embedded_gaussian",
+    subsample: bool = False,
+    dropout: float = 0.5,
+) -> models.ResNet:
+    """Build a ResNet with blocks after the residual blocks that the paper names.
+
+    ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` and ``resnet152`` are this function with ``arch``
+    given. A new block is the identity, so the network's output is that of its weights until it is trained.
+
+    Args:
+        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
+        block: None or "none", "nl", "cgnl", "cgnlx" (CGNL with the Gaussian RBF kernel function), "residual"
+            (no attention, Table 3), or a function from the channel count to a module.
+        num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`block_places`; no block, no say.
+        num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
+        weights: None, the name of torchvision's weights ("IMAGENET1K_V1") or its enum member, or a file
+            (``.pth``, ``.pth.tar``, ``.safetensors``), ours or released. A file without blocks leaves the new
+            blocks as they start; one with blocks must have all of them.
+        new_classifier: Start a new classifier where num_classes differs from that of a file, which is an
+            error otherwise. With weights by name the new classifier needs no asking.
+        groups: Groups G of a CGNL block.
+        kernel: Kernel function of a "cgnl" block, "dot", "embedded_gaussian", "rbf" or an object of
+            ``cgnl.kernel_functions``. "cgnlx" is always the RBF; a GaussianRBF given here sets it.
+        norm: Norm of the block: "batch", "sync_batch", "group" (released CGNL checkpoints), None, or a
+            function of the channel count.
+        scale: Scale of a CGNL block's sums, None, "sqrt" or "mean"; whether an NL block divides its logits by
+            sqrt(C'), True (also None) or False.
+        channel_reduction: C/C', channels of the stage over inner channels of the block.
+        pairwise: Pairwise function of an NL block.
+        subsample: Whether an NL block max-pools phi and g.
+        dropout: Dropout probability between the average pool and the classifier.
+
+    Returns:
+        The network, from images [B, 3, H, W] to logits [B, K]. Its state dict is torchvision's and the keys
+        of the blocks, which have ``inserted_block`` in them.
+
+    Raises:
+        ValueError: An argument has a value that it must not have.
+        CheckpointError: The weights cannot be had, or do not fit; every key that does not is listed.
+
+    Differs from the paper: strides are in the 3x3 convolutions, as in the weights that torchvision gives.
+
+    >>> with torch.device("meta"):
+    ...     network = resnet18("cgnl", num_classes=200)
+    >>> network.layer3[0].inserted_block.theta.weight.shape
+    torch.Size([128, 256, 1, 1])
+    """
+    make_block = _make_block(block, groups, kernel, norm, scale, channel_reduction, pairwise, subsample)
+    places = block_places(arch, num_blocks if make_block else 1)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes ({num_classes}) must be at least 1")
+    checkpoint = _read_weights(arch, weights)
+    classes_in_weights = 1000 if checkpoint is None else _num_classes(checkpoint)
+    num_classes = num_classes or classes_in_weights
+
+    network: models.ResNet = models.get_model(arch, num_classes=num_classes)
+    network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
+    if make_block:
+        # Any size does to find the channel counts; 64 pixels leave 2 x 2 positions in the last stage.
+        example = torch.zeros(1, 3, 64, 64, device=network.conv1.weight.device)
+        insert_blocks(network, dict.fromkeys(places, make_block), example_input=example)
+    if checkpoint is not None:
+        if num_classes != classes_in_weights and (new_classifier or checkpoint.by_name):
+            # As in the released code. Without weights PyTorch's own start is kept: these logits are too large
+            # for features that are not trained.
+            nn.init.kaiming_normal_(network.fc.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(network.fc.bias)
+            checkpoint.state_dict["fc.weight"] = network.fc.weight.detach()
+            checkpoint.state_dict["fc.bias"] = network.fc.bias.detach()
+        _load(network, checkpoint)
+    return network
+
+
+resnet18 = partial(resnet, "resnet18")
+resnet34 = partial(resnet, "resnet34")
+resnet50 = partial(resnet, "resnet50")
+resnet101 = partial(resnet, "resnet101")
+resnet152 = partial(resnet, "resnet152")
+
+
+def _make_block(
+    block: str | MakeBlock | None,
+    groups: int,
+    kernel: Any,
+    norm: Any,
+    scale: str | bool | None,
+    channel_reduction: int,
+    pairwise: str,
+    subsample: bool,
+) -> MakeBlock | None:
+    if block is None or block == "none":
+        return None
+    if not isinstance(block, str):
+        return block
+    if block not in BLOCKS:
+        raise ValueError(f"block ({block!r}) must be None, one of {', '.join(BLOCKS)}, or a function")
+    if block in ("nl", "residual"):
+        if isinstance(scale, str):
+            raise ValueError(f"scale ({scale!r}) must be None, True or False for block {block!r}")
+    elif isinstance(scale, bool):
+        raise ValueError(f"scale ({scale}) must be None, 'sqrt' or 'mean' for block {block!r}")
+
+    if block == "cgnlx" and not isinstance(kernel, GaussianRBF):
+        kernel = GaussianRBF()
+
+    def make(channels: int) -> nn.Module:
+        if channel_reduction < 1 or channels % channel_reduction:
+            raise ValueError(
+                f"channels ({channels}) must be divisible by channel_reduction ({channel_reduction})"
+            )
+        inner_channels = channels // channel_reduction
+        if block == "nl":
+            return NonLocal2d(
+                channels,
+                inner_channels=inner_channels,
+                pairwise=pairwise,
+                scale=scale is not False,
+                subsample=subsample,
+                norm=norm,
+            )
+        if block == "residual":
+            return ResidualBlock2d(channels, inner_channels=inner_channels, norm=norm)
+        return CGNL2d(
+            channels, inner_channels=inner_channels, groups=groups, kernel=kernel, norm=norm, scale=scale
+        )
+
+    return make
+
+
+class _Checkpoint(NamedTuple):
+    """Tensors under our names, where they come from (for messages), and whether torchvision names them."""
+
+    state_dict: dict[str, Tensor]
+    source: str
+    by_name: bool
+
+
+def _read_weights(arch: str, weights: Any) -> _Checkpoint | None:
+    if weights is None:
+        return None
+    enum = models.get_model_weights(arch)
+    if isinstance(weights, (str, os.PathLike)):
+        name = str(weights).removeprefix(f"{enum.__name__}.")
+        if name in enum.__members__:
+            weights = enum[name]
+        elif Path(weights).suffix or Path(weights).exists():
+            return _Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
+    if not isinstance(weights, enum):
+        raise ValueError(
+            f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {arch}"
+        )
+    return _Checkpoint(_download(weights), str(weights), by_name=True)
+
+
+def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (
+        Exception
+    ) as error:  # urllib, SSL, the hash check, a full disk and a damaged cache all have their own
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"Cannot get the weights {weights} from {weights.url} by way of {folder}: {reason}. "
+            "Without a connection, put the file there or give the path of a file as weights."
+        ) from error
+
+
+def _num_classes(checkpoint: _Checkpoint) -> int:
+    classifier = checkpoint.state_dict.get("fc.weight")
+    if classifier is None or classifier.ndim != 2:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or no matrix."
+        )
+    return classifier.shape[0]
+
+
+def _load(network: nn.Module, checkpoint: _Checkpoint) -> None:
+    state_dict, source, _ = checkpoint
+    expected = network.state_dict()
+    new_blocks = {key: value for key, value in expected.items() if f".{BLOCK_NAME}." in key}
+    if new_blocks and not any(f".{BLOCK_NAME}." in key for key in state_dict):
+        _logger.info("%s has no blocks: the new ones start as the identity", source)
+        state_dict = {**state_dict, **new_blocks}
+    wrong = mismatches(state_dict, expected)
+    if wrong:
+        hint = ""
+        if all(phrase.startswith("fc.") for phrase in wrong):
+            hint = " Only the classifier differs: new_classifier=True starts a new one."
+        elif any(f".{BLOCK_NAME}." in phrase for phrase in wrong):
+            found = block_settings(state_dict)
+            hint = (
+                f" The blocks in the file: {', '.join(f'{key}={value!r}' for key, value in found.items())}."
+            )
+        raise CheckpointError(f"Checkpoint {source} does not fit the network: {'; '.join(wrong)}.{hint}")
+    # Nothing but the counters of batches can be missing here, and those keep their zeros.
+    network.load_state_dict(state_dict, strict=False)
+
+
+class NetworkCost(NamedTuple):
+    """What a network costs: ``parameters`` it holds and ``multiplications`` of one forward of one input."""
+
+    parameters: int
+    multiplications: int
+
+
+def network_cost(build: Callable[[], nn.Module], input_shape: tuple[int, ...]) -> NetworkCost:
+    """Count the parameters and multiplications of a network, without memory or time for its tensors.
+
+    Counted are the multiply-adds of convolutions and matrix products, one each; elementwise work is not.
+
+    Args:
+        build: Returns the network; called on the meta device.
+        input_shape: Shape of one input with its batch axis, for instance (1, 3, 224, 224).
+
+    Returns:
+        The two counts.
+
+    >>> network_cost(resnet18, (1, 3, 224, 224))
+    NetworkCost(parameters=11689512, multiplications=1814073344)
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = build().eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(input_shape))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return NetworkCost(parameters, counter.get_total_flops() // 2)
