@@ -1,7 +1,7 @@
 """From an RGB image to a network's normalised input, for training and for testing.
 
-Images become tensors before they are resized: PyTorch resizes 8-bit tensors with the same antialiased bilinear
-filter as Pillow (values differ by rounding only) in well under half the time.
+Images become tensors before they are resized: PyTorch resizes 8-bit tensors with the same antialiased
+bilinear filter as Pillow (values differ by rounding only) in well under half the time.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ def train_transform(
 ) -> v2.Compose:
     """Random crop, resized to a square, and random horizontal flip.
 
-    The paper draws the crop's area from 0.08 to 1.25 of the image. No crop is larger than its image: a draw that
-    does not fit is rejected and drawn again (ten times at most, then the middle of the image is taken), so areas
-    above 1 leave the distribution of 0.08 to 1.0 as it is. All draws come from torch's global generator.
+    The paper draws the crop's area from 0.08 to 1.25 of the image. No crop is larger than its image: a draw
+    that does not fit is rejected and drawn again (ten times at most, then the middle of the image is taken), so
+    areas above 1 leave the distribution of 0.08 to 1.0 as it is. All draws come from torch's global generator.
 
     Args:
         size: height and width of the output (pixels).
@@ -45,13 +45,9 @@ def train_transform(
     _check_size("size", size)
     for name, (low, high) in (("area", area), ("aspect", aspect)):
         if not 0 < low <= high:
-            raise ValueError(
-                f"{name} ({low}, {high}) must be a range of positive numbers, the lower one first"
-            )
+            raise ValueError(f"{name} ({low}, {high}) must be two positive numbers, the lower one first")
     if area[0] > 1:
-        raise ValueError(
-            f"area ({area[0]}, {area[1]}) must begin at 1 or below: no crop is larger than the image"
-        )
+        raise ValueError(f"area ({area[0]}, {area[1]}) must begin at 1 or below: no crop exceeds the image")
     return v2.Compose(
         [
             v2.PILToTensor(),
@@ -66,8 +62,8 @@ def test_transform(
     size: int,
     resize: int,
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,  # noqa: PT028
+    std: tuple[float, float, float] = IMAGENET_STD,  # noqa: PT028
 ) -> v2.Compose:
     """Resize the shorter side, then crop a square from the middle (CUB: 448 of 512; ImageNet: 224 of 256).
 
@@ -99,7 +95,7 @@ test_transform.__test__ = False  # type: ignore[attr-defined]  # no test, though
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the points of an image lie in the network's input: ``input = image * scale - offset`` on each axis.
+    """Where the points of an image lie in the network's input: ``image * scale - offset`` on each axis.
 
     Coordinates are in pixels with the corner of the image at 0, so the middle of the first pixel is 0.5.
     """
