@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cgnl.blocks import CGNL2d, NonLocal2d, ResidualBlock2d
 from cgnl.insertion import BLOCK_NAME, insert_blocks
-from cgnl.kernel_functions import GaussianRBF
+from cgnl.kernel_functions import GaussianRBF, KernelFunction
 from cgnl.networks.checkpoints import (
     CheckpointError,
     block_settings,
@@ -27,6 +27,7 @@ from cgnl.networks.checkpoints import (
     load_checkpoint_file,
     mismatches,
 )
+from cgnl.ops import Pairwise, Scale
 
 try:
     from torchvision import models
@@ -37,8 +38,8 @@ _logger = logging.getLogger(__name__)
 
 MakeBlock = Callable[[int], nn.Module]
 
-# Residual blocks (from 0) that the blocks follow, by number of blocks. The paper fixes res4 for one
-# block, "every other" residual block of res3 and res4 for five; ResNet-18 has only two residual blocks a stage.
+# Residual blocks (from 0) that the blocks follow, by number of blocks. The paper fixes res4 for one block and
+# "every other" residual block of res3 and res4 for five; ResNet-18 has only two residual blocks a stage.
 _PLACES = {
     "resnet18": {1: ["layer3.0"], 2: ["layer2.0", "layer3.0"]},
     "resnet34": {1: ["layer3.4"], 5: ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]},
@@ -109,14 +110,14 @@ def resnet(
     num_blocks: int = 1,
     *,
     num_classes: int | None = None,
-    weights: Any = None,
+    weights: str | os.PathLike[str] | models.WeightsEnum | None = None,
     new_classifier: bool = False,
     groups: int = 8,
-    kernel: Any = "dot",
-    norm: Any = "batch",
-    scale: str | bool | None = None,
+    kernel: str | KernelFunction = "dot",
+    norm: str | MakeBlock | None = "batch",
+    scale: Scale | bool | None = None,
     channel_reduction: int = 2,
-    pairwise: str = "embedded_gaussian",
+    pairwise: Pairwise = "embedded_gaussian",
     subsample: bool = False,
     dropout: float = 0.5,
 ) -> models.ResNet:
@@ -134,8 +135,8 @@ def resnet(
         weights: None, the name of torchvision's weights ("IMAGENET1K_V1") or its enum member, or a file
             (``.pth``, ``.pth.tar``, ``.safetensors``), ours or released. A file without blocks leaves the new
             blocks as they start; one with blocks must have all of them.
-        new_classifier: Start a new classifier where num_classes differs from that of a file, which is an
-            error otherwise. With weights by name the new classifier needs no asking.
+        new_classifier: Leave the classifier of the weights out and start a new one. Without it a file with
+            other classes is an error; named weights get a new classifier for other classes by themselves.
         groups: Groups G of a CGNL block.
         kernel: Kernel function of a "cgnl" block, "dot", "embedded_gaussian", "rbf" or an object of
             ``cgnl.kernel_functions``. "cgnlx" is always the RBF; a GaussianRBF given here sets it.
@@ -178,7 +179,7 @@ def resnet(
         example = torch.zeros(1, 3, 64, 64, device=network.conv1.weight.device)
         insert_blocks(network, dict.fromkeys(places, make_block), example_input=example)
     if checkpoint is not None:
-        if num_classes != classes_in_weights and (new_classifier or checkpoint.by_name):
+        if new_classifier or (checkpoint.by_name and num_classes != classes_in_weights):
             # As in the released code. Without weights PyTorch's own start is kept: these logits are too large
             # for features that are not trained.
             nn.init.kaiming_normal_(network.fc.weight, mode="fan_out", nonlinearity="relu")
@@ -199,11 +200,11 @@ resnet152 = partial(resnet, "resnet152")
 def _make_block(
     block: str | MakeBlock | None,
     groups: int,
-    kernel: Any,
-    norm: Any,
-    scale: str | bool | None,
+    kernel: str | KernelFunction,
+    norm: str | MakeBlock | None,
+    scale: Scale | bool | None,
     channel_reduction: int,
-    pairwise: str,
+    pairwise: Pairwise,
     subsample: bool,
 ) -> MakeBlock | None:
     if block is None or block == "none":
@@ -253,7 +254,9 @@ class _Checkpoint(NamedTuple):
     by_name: bool
 
 
-def _read_weights(arch: str, weights: Any) -> _Checkpoint | None:
+def _read_weights(
+    arch: str, weights: str | os.PathLike[str] | models.WeightsEnum | None
+) -> _Checkpoint | None:
     if weights is None:
         return None
     enum = models.get_model_weights(arch)

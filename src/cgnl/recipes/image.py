@@ -42,7 +42,7 @@ def imagenet(network: NetworkConfig) -> Recipe:
 
 
 def _recipe(network: NetworkConfig, data: DataConfig) -> Recipe:
-    # The released code trains the baseline without a warm-up, and the networks with blocks for its epochs more.
+    # The released code trains the baseline without a warm-up, and the others for its epochs more.
     warmup = 0 if network.block == "none" else _WARMUP_EPOCHS
     return Recipe(
         network=dataclasses.replace(network, weights="IMAGENET1K_V1", dropout=0.5),

@@ -1,0 +1,167 @@
+"""The recipes of the image rows against the paper's tables, typed here a second time."""
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+from cgnl.recipes import channel_reduction, table2a, table2c, table3, table4b, table5
+from cgnl.recipes.image import recipe_cost
+from cgnl.recipes.recipe import RECIPES, RecipeEntry
+
+MODULES = (table2a, table2c, table3, table4b, table5, channel_reduction)
+NAMES = [
+    name.replace("_", "-")
+    for module in MODULES
+    for name, made in inspect.getmembers(module, inspect.isfunction)
+    if made.__module__ == module.__name__
+]
+
+# top-1 and top-5 of every row in the order of the paper, with the name of the recipe that serves it
+PAPER = {
+    "2a": """
+        84.05 96.00 cub-resnet50
+        85.14 96.88 cub-resnet50-cgnl
+        84.10 95.78 cub-resnet50-cgnlx
+        84.01 96.08 cub-resnet50-cgnl-embedded-gaussian""",
+    "2c": """
+        85.05 96.70 cub-resnet101
+        86.17 97.82 cub-resnet101-cgnl-g1
+        86.24 97.05 cub-resnet101-cgnl-g4
+        86.35 97.86 cub-resnet101-cgnl
+        86.13 96.75 cub-resnet101-cgnl-g16
+        86.04 96.69 cub-resnet101-cgnl-g32
+        86.01 95.97 cub-resnet101-cgnl5-g1
+        86.19 96.07 cub-resnet101-cgnl5-g4
+        86.24 97.23 cub-resnet101-cgnl5
+        86.43 98.89 cub-resnet101-cgnl5-g16
+        86.10 97.13 cub-resnet101-cgnl5-g32""",
+    "3": """
+        84.05 96.00 cub-resnet50
+        84.11 96.23 cub-resnet50-residual
+        85.14 96.88 cub-resnet50-cgnl""",
+    "4b": """
+        84.05 96.00 cub-resnet50
+        84.79 96.76 cub-resnet50-nl
+        85.14 96.88 cub-resnet50-cgnl
+        85.10 96.18 cub-resnet50-nl5
+        85.68 96.69 cub-resnet50-cgnl5
+        85.05 96.70 cub-resnet101
+        85.49 97.04 cub-resnet101-nl
+        86.35 97.86 cub-resnet101-cgnl
+        86.10 96.35 cub-resnet101-nl5
+        86.24 97.23 cub-resnet101-cgnl5""",
+    "5": """
+        76.15 92.87 imagenet-resnet50
+        77.69 93.64 imagenet-resnet50-cgnl
+        77.32 93.46 imagenet-resnet50-cgnlx
+        78.31 94.06 imagenet-resnet152
+        79.53 94.59 imagenet-resnet152-cgnl
+        79.37 94.47 imagenet-resnet152-cgnlx""",
+}
+RELEASED = """
+    86.45 97.00 cub-resnet50
+    86.69 96.95 cub-resnet50-nl
+    87.06 96.91 cub-resnet50-cgnl
+    86.56 96.63 cub-resnet50-cgnlx
+    86.76 None cub-resnet101
+    87.04 None cub-resnet101-nl
+    87.28 None cub-resnet101-cgnl"""
+
+
+def rows(text: str) -> list[list[str]]:
+    return sorted(line.split() for line in text.strip().splitlines())
+
+
+def number(value: float | None) -> str:
+    return "None" if value is None else f"{value:.2f}"
+
+
+def test_every_row_of_the_image_tables_has_its_recipe() -> None:
+    served: dict[str, list[list[str]]] = {table: [] for table in PAPER}
+    for name in NAMES:
+        for row in RECIPES[name].rows:
+            if row.table in served:
+                served[row.table].append([number(row.top1), number(row.top5), name])
+    assert {table: sorted(found) for table, found in served.items()} == {
+        table: rows(text) for table, text in PAPER.items()
+    }
+
+
+def test_released_numbers() -> None:
+    found = {
+        (number(row.released_top1), number(row.released_top5), name)
+        for name in NAMES
+        for row in RECIPES[name].rows
+        if row.released_top1 is not None
+    }
+    assert found == {tuple(row) for row in rows(RELEASED)}
+
+
+@pytest.mark.parametrize("entry", [RECIPES[name] for name in NAMES], ids=NAMES)
+def test_a_docstring_says_what_the_recipe_is(entry: RecipeEntry) -> None:
+    doc, recipe = inspect.getdoc(entry.make), entry.make()
+    assert doc is not None
+    first_line = doc.splitlines()[0]
+    assert re.match(r"(Table \d|Text of 2d)", first_line)
+    for row in entry.rows:
+        assert row.table.split()[0] in first_line
+        assert row.top1 is None or f"{row.top1:.2f} / {row.top5:.2f}" in doc
+        assert row.released_top1 is None or f"released code {row.released_top1:.2f}" in doc
+    assert f"``cgnl train {entry.name} --data.root" in doc
+    cost = recipe_cost(recipe)
+    parameters, multiplications = f"{cost.parameters / 1e6:.1f} M", f"{cost.multiplications / 1e9:.1f} G"
+    assert (
+        f"Cost: {parameters} parameters, {multiplications} multiplications an image, "
+        f"{recipe.trainer.max_epochs} epochs"
+    ) in doc
+
+
+@pytest.mark.parametrize("entry", [RECIPES[name] for name in NAMES], ids=NAMES)
+def test_the_network_is_the_one_of_the_row(entry: RecipeEntry) -> None:
+    network = entry.make().network
+    assert network.arch in entry.name
+    for row in entry.rows:
+        if match := re.search(r"R-(\d+)", row.row):
+            assert network.arch == f"resnet{match[1]}"
+        if match := re.search(r"\+ (\d) (\w+) block", row.row, re.IGNORECASE):
+            assert (network.num_blocks, network.block) == (int(match[1]), match[2].lower())
+        if match := re.search(r"(\d+) groups?$", row.row):
+            assert network.groups == int(match[1])
+        elif "CGNL" in row.row:
+            assert network.groups == 8
+        if match := re.search(r"inner channels C(?:/(\d))?", row.row):
+            assert network.channel_reduction == int(match[1] or 1)
+
+
+def test_kernel_functions_of_table_2a() -> None:
+    kernels = [(RECIPES[name].make().network.block, RECIPES[name].make().network.kernel) for name in NAMES]
+    of_name = dict(zip(NAMES, kernels, strict=True))
+    assert of_name["cub-resnet50-cgnl"] == ("cgnl", "dot")
+    assert of_name["cub-resnet50-cgnl-embedded-gaussian"] == ("cgnl", "embedded_gaussian")
+    assert of_name["cub-resnet50-cgnlx"][0] == "cgnlx"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "warmup", "milestones"),
+    [("cub-resnet50", 100, 0, (31, 61, 81)), ("cub-resnet50-cgnl", 110, 10, (41, 71, 91))],
+)
+def test_training_is_the_released_one(
+    name: str, epochs: int, warmup: int, milestones: tuple[int, ...]
+) -> None:
+    recipe = RECIPES[name].make()
+    assert (recipe.trainer.max_epochs, recipe.schedule.warmup_epochs) == (epochs, warmup)
+    assert recipe.schedule.milestones == milestones
+    assert (recipe.data.size, recipe.data.resize, recipe.data.batch_size) == (448, 512, 256)
+    assert (recipe.network.weights, recipe.network.dropout) == ("IMAGENET1K_V1", 0.5)
+    imagenet = RECIPES["imagenet-resnet50-cgnl"].make()
+    assert (imagenet.data.size, imagenet.data.resize) == (224, 256)
+    assert imagenet.schedule == RECIPES["cub-resnet50-cgnl"].make().schedule
+
+
+def test_recipes_do_not_import_torch() -> None:
+    modules = ", ".join(module.__name__ for module in MODULES)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
