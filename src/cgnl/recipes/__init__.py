@@ -1,5 +1,6 @@
 """Recipes: one module per paper table, a function per row; each returns a :class:`Recipe`."""
 
+from cgnl.recipes import channel_reduction, table2a, table2c, table3, table4b, table5, toy  # noqa: F401 (they register)
 from cgnl.recipes.recipe import (
     RECIPES,
     DataConfig,
@@ -10,6 +11,7 @@ from cgnl.recipes.recipe import (
     RecipeEntry,
     ScheduleConfig,
     TrainerConfig,
+    load_recipe,
     override,
     register,
     smoke,
@@ -26,6 +28,7 @@ __all__ = [
     "RecipeEntry",
     "ScheduleConfig",
     "TrainerConfig",
+    "load_recipe",
     "override",
     "register",
     "smoke",

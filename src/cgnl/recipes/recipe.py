@@ -4,6 +4,9 @@ Nothing here imports PyTorch, so that ``cgnl --help`` and ``cgnl recipes --help`
 """
 
 import dataclasses
+import difflib
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,8 +274,6 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
-    import typing
-
     if not isinstance(values, Mapping):
         raise ValueError(
             f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping of fields, got {values!r}"
@@ -293,9 +294,6 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
     """Convert a plain value to the type of a field, or say what was expected."""
-    import types
-    import typing
-
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -331,3 +329,39 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     elif type(value) is kind:
         return value
     raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def load_recipe(source: str) -> tuple[str, Recipe]:
+    """Return the recipe of that name, of a YAML file, or of a run folder's ``recipe.yaml``.
+
+    A YAML file holds the fields that it changes, nested as in :class:`Recipe`, and under ``recipe`` the name of
+    the recipe that it changes (none: the defaults).
+
+    Args:
+        source: A name out of :data:`RECIPES`, a file, or a folder.
+
+    Returns:
+        The recipe's name (a file's own name where it changes none) and the recipe.
+
+    Raises:
+        ValueError: No such recipe, or something in the file is wrong.
+    """
+    if source in RECIPES:
+        return source, RECIPES[source].make()
+    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(source, RECIPES, n=3)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise ValueError(f"there is no recipe {source!r}{hint} (`cgnl recipes` lists all)")
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    base = values.pop("recipe", None) if isinstance(values, dict) else None
+    if base is not None and base not in RECIPES:
+        # a run of a YAML file keeps all fields, and that file's name
+        return str(base), override(Recipe(), values, str(path))
+    start = RECIPES[base].make() if base is not None else Recipe()
+    return (base or path.stem), override(start, values, str(path))

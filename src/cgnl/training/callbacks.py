@@ -1,0 +1,337 @@
+"""What happens around the steps of a run: the finiteness guard, checkpoints and logs, stopping and resuming, the
+progress bar."""
+
+import csv
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from torch import Tensor
+
+from cgnl.training.checkpoint import FORMAT
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class NonFiniteError(ValueError):
+    """Too many steps had a non-finite loss or gradient."""
+
+
+class TrainingStopped(Exception):
+    """The run was asked to stop by a signal and has saved its state.
+
+    Attributes:
+        signal_number: The signal.
+        step: Optimizer steps taken.
+    """
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
+        self.signal_number, self.step = signal_number, step
+
+
+class FiniteGuard(Callback):
+    """Leaves out optimizer steps whose loss or gradient is not finite, norm statistics included.
+
+    Each such step is counted and its samples are written to ``skipped_steps.csv``. With 16-bit mixed precision an
+    infinite gradient of a finite loss is the loss scaler's affair and not counted.
+
+    Args:
+        run: Folder of the run.
+        limit: Steps that may be left out before the run stops.
+        name_samples: Gives the names of samples by their numbers.
+    """
+
+    def __init__(self, run: Path, limit: int, name_samples: Callable[[Sequence[int]], list[str]]) -> None:
+        self.run, self.limit, self.name_samples = run, limit, name_samples
+        self.skipped = 0
+        self._finite_loss = True
+        self._samples: list[int] = []
+        self._buffers: list[Tensor] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the norm statistics at the start of each optimizer step."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = [buffer.clone() for buffer in self._statistics(module)]
+            self._samples, self._finite_loss = [], True
+        self._samples += batch["index"].tolist()
+
+    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
+        """Note whether the loss is finite."""
+        self._finite_loss &= bool(loss.isfinite())
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Empty the gradients of a bad step, so that the optimizer changes nothing."""
+        finite = self._finite_loss
+        if finite and trainer.precision != "16-mixed":
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            finite = bool(torch.nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
+        if trainer.world_size > 1:
+            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
+        if finite:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(self._statistics(module), self._buffers, strict=True):
+                buffer.copy_(before)
+        self.skipped += 1
+        reason = "gradient" if self._finite_loss else "loss"
+        samples = self.name_samples(self._samples)
+        if trainer.is_global_zero:
+            _append(
+                self.run / "skipped_steps.csv",
+                ["step", "epoch", "not_finite", "samples"],
+                [trainer.global_step, trainer.current_epoch, reason, " ".join(samples)],
+            )
+        if self.skipped > self.limit:
+            raise NonFiniteError(
+                f"{self.skipped} steps had a non-finite loss or gradient, more than trainer.skip_limit "
+                f"({self.limit}) allows; the last at step {trainer.global_step}, with {', '.join(samples[:4])}. "
+                f"All are in {self.run / 'skipped_steps.csv'}; {self.run / LAST} is the last good checkpoint."
+            )
+
+    @staticmethod
+    def _statistics(module: pl.LightningModule) -> list[Tensor]:
+        return list(module.network.buffers())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count, for the checkpoint."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the count out of a checkpoint."""
+        self.skipped = state_dict["skipped"]
+
+
+class RunKeeper(Checkpoint):
+    """Keeps a run on disk: checkpoints, CSV logs, a clean stop on signals, and the state to resume from.
+
+    ``last.ckpt`` is written every so many steps, after each epoch's test and on SIGTERM or Ctrl-C; ``best.ckpt``
+    when the top-1 accuracy rises. ``steps.csv`` and ``epochs.csv`` are cut back to the checkpoint on resuming.
+
+    Args:
+        run: Folder of the run.
+        description: What a checkpoint needs to be complete in itself: recipe, classes and normalisation.
+        checkpoint_every_n_steps: Optimizer steps between two writes of ``last.ckpt`` within an epoch.
+        log_every_n_steps: Steps between two lines of ``steps.csv``.
+        say: Prints a line for people.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        description: Mapping[str, Any],
+        *,
+        checkpoint_every_n_steps: int,
+        log_every_n_steps: int,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.run, self.description, self.say = run, dict(description), say
+        self.checkpoint_every_n_steps = checkpoint_every_n_steps
+        self.log_every_n_steps = log_every_n_steps
+        self.best = -math.inf
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._random_state: Tensor | None = None
+        self._started = self._epoch_started = time.monotonic()
+        self._images = 0
+
+    # Signals
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Take over the signals, restore the random state of a resumed run, cut its logs back."""
+        # here and not before: Lightning puts its own SIGTERM handler in place while it sets up
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+        if trainer.is_global_zero:
+            for name in ("steps.csv", "epochs.csv"):
+                _cut_back(self.run / name, trainer.global_step)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        self.say(
+            f"{signal.Signals(number).name}: stopping after this step (again: stop at once, without saving)"
+        )
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        asked = self._signal is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            trainer.save_checkpoint(self.run / LAST)
+            raise TrainingStopped(self._signal or signal.SIGTERM, trainer.global_step)
+
+    # Steps and epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch_started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the step, save where it is time to, stop where a signal asked for it."""
+        self._images += len(batch["index"]) * trainer.world_size
+        step, position = trainer.global_step, batch_idx + 1
+        if position % trainer.accumulate_grad_batches:
+            return
+        if step % self.log_every_n_steps == 0:
+            now = time.monotonic()
+            speed = self._images / max(now - self._started, 1e-9)
+            self._images, self._started = 0, now
+            # Lightning's step output is the loss over the parts of an accumulated batch
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else math.nan
+            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            module.log("images_per_second", speed, prog_bar=True)
+            if trainer.is_global_zero:
+                _append(
+                    self.run / "steps.csv",
+                    ["step", "epoch", "loss", "lr", "images_per_second"],
+                    [step, trainer.current_epoch, repr(loss), repr(rates[0]), f"{speed:.1f}"],
+                )
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/step_loss": loss, "lr": rates[0]}, step)
+        if position == trainer.num_training_batches:
+            # Lightning cannot resume between an epoch's last step and its test: on_train_epoch_end saves
+            return
+        self._stop_if_asked(trainer)
+        if step % self.checkpoint_every_n_steps == 0:
+            trainer.save_checkpoint(self.run / LAST)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Log the epoch and save the checkpoints."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        tested = (
+            "test/top1" in metrics
+            and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        )
+        names = ("train/loss", "test/loss", "test/top1", "test/top5")
+        values = {
+            name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in names
+        }
+        seconds = time.monotonic() - self._epoch_started
+        if trainer.is_global_zero:
+            _append(
+                self.run / "epochs.csv",
+                ["step", "epoch", *(name.replace("/", "_") for name in names), "seconds"],
+                [trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"],
+            )
+            parts = [
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                f"loss {values['train/loss']:.4f}",
+            ]
+            if tested:
+                parts += [f"test top-1 {values['test/top1']:.2f} %", f"top-5 {values['test/top5']:.2f} %"]
+            self.say("  ".join([*parts, f"{seconds:.0f} s"]))
+        improved = tested and values["test/top1"] > self.best
+        if improved:
+            self.best = values["test/top1"]
+        trainer.save_checkpoint(self.run / LAST)
+        if improved:
+            trainer.save_checkpoint(self.run / BEST)
+        self._stop_if_asked(trainer)
+
+    # What a checkpoint holds beside Lightning's own state
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what makes a checkpoint complete in itself and the state of the run."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        done = trainer.num_training_batches <= progress.processed
+        checkpoint["cgnl"] = {
+            **self.description,
+            "format": FORMAT,
+            "epoch": trainer.current_epoch + done,
+            "step": trainer.global_step,
+            "batch": 0 if done else progress.processed,
+            "best": self.best,
+            "world_size": trainer.world_size,
+            "random_states": _gathered(trainer, torch.get_rng_state()),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the state of the run out of a checkpoint, and start the data where it stood."""
+        run = checkpoint["cgnl"]
+        self.best = run["best"]
+        self._random_state = run["random_states"][trainer.global_rank]
+        trainer.datamodule.resume(run["epoch"], run["batch"])
+
+
+def _gathered(trainer: pl.Trainer, state: Tensor) -> list[Tensor]:
+    if trainer.world_size == 1:
+        return [state]
+    states: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+class RunProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with images per second and the time that the whole run still takes."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1)
+        self._first: tuple[int, float] | None = None
+
+    def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        """Return what stands behind the bar."""
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        shown: dict[str, Any] = {}
+        if "images_per_second" in metrics:
+            shown["images/s"] = f"{metrics.pop('images_per_second'):.0f}"
+        step, now = trainer.global_step, time.monotonic()
+        if self._first is None or step < self._first[0]:
+            self._first = step, now
+        elif step > self._first[0] and trainer.estimated_stepping_batches != math.inf:
+            left = (
+                (trainer.estimated_stepping_batches - step) * (now - self._first[1]) / (step - self._first[0])
+            )
+            shown["run ends in"] = f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
+        return {**metrics, **shown}
+
+
+def _append(path: Path, header: list[str], row: list[Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(header)
+        writer.writerow(row)
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drop the lines of a log that were written after a step: a resumed run writes them again."""
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    part.replace(path)

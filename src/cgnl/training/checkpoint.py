@@ -1,0 +1,182 @@
+"""Checkpoints of runs: written whole or not at all, read without running code, complete in themselves."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import nn
+
+from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cgnl.networks import image
+from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoint_file
+from cgnl.recipes.recipe import NetworkConfig, Recipe, override
+
+FORMAT = 1
+"""Version of the ``cgnl`` entry in our checkpoints."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final place, flushes it to the disk and renames it.
+
+    A kill or a full disk while saving leaves the previous checkpoint whole. Lightning's own writer goes through the
+    system's temporary folder, and its last step is a copy where that is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``.
+
+        Raises:
+            CheckpointError: The file could not be written (a full disk, for example); the previous one is as it was.
+        """
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            kept = " The previous checkpoint is untouched." if path.exists() else ""
+            raise CheckpointError(
+                f"could not write the checkpoint {path}: {_reason(error)}.{kept}"
+            ) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; only tensors and plain values are accepted, whatever ``weights_only`` says."""
+        return dict(read_checkpoint_file(path))
+
+
+def _reason(error: BaseException) -> str:
+    # torch.save wraps an OSError in "unexpected pos" while it closes its archive
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network out of a checkpoint with all that is needed to use it.
+
+    Attributes:
+        network: The network in evaluation mode.
+        recipe: The recipe that it was trained with.
+        name: The name of that recipe.
+        classes: Names of the classes, in the order of the outputs.
+        mean: Mean of the input normalisation (RGB, images in 0..1).
+        std: Standard deviation of the input normalisation (RGB).
+        epoch: Finished epochs.
+        step: Optimizer steps.
+    """
+
+    network: nn.Module
+    recipe: Recipe
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    epoch: int
+    step: int
+
+
+def build_network(config: NetworkConfig, num_classes: int) -> nn.Module:
+    """Build the image network that a recipe describes.
+
+    Args:
+        config: The network's part of a recipe.
+        num_classes: Number of classes.
+    """
+    return getattr(image, config.arch)(
+        None if config.block == "none" else config.block,
+        config.num_blocks,
+        num_classes=num_classes,
+        weights=config.weights,
+        groups=config.groups,
+        kernel=config.kernel if config.block == "cgnl" else None,
+        norm=config.norm,
+        scale=config.scale,
+        channel_reduction=config.channel_reduction,
+        dropout=config.dropout,
+        new_classifier=config.new_classifier and config.weights is not None,
+    )
+
+
+def load_trained(path: str | Path) -> TrainedNetwork:
+    """Load the network of a checkpoint that ``cgnl train`` wrote, or the best one of a run folder.
+
+    Args:
+        path: A checkpoint, or a run folder (its ``best.ckpt``, or else its ``last.ckpt``).
+
+    Raises:
+        CheckpointError: No such file, a file of another kind, or keys that do not fit the recipe inside.
+    """
+    path = find_checkpoint(path)
+    checkpoint = read_checkpoint_file(path)
+    run = checkpoint.get("cgnl")
+    if not isinstance(run, Mapping) or run.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry of format {FORMAT})"
+        )
+    recipe = override(Recipe(), run["recipe"], str(path))
+    without_weights = override(recipe, {"network": {"weights": None}}, str(path))
+    network = build_network(without_weights.network, len(run["classes"]))
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    load_exactly(network, state, path)
+    return TrainedNetwork(
+        network.eval(),
+        recipe,
+        run["name"],
+        tuple(run["classes"]),
+        tuple(run["mean"]),
+        tuple(run["std"]),
+        run["epoch"],
+        run["step"],
+    )
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint itself, or the one to use in a run folder: ``best.ckpt``, or else ``last.ckpt``."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path} holds neither best.ckpt nor last.ckpt")
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load a state dict of which every key and shape must fit, or list all that do not."""
+    wrong = mismatches(state, network.state_dict())
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit its recipe's network; nothing was loaded: {'; '.join(wrong)}."
+        )
+    network.load_state_dict(state)
+
+
+def from_start_weights(recipe: Recipe, name: str, classes: Sequence[str]) -> TrainedNetwork:
+    """Build a recipe's network with its start weights, to test it without training.
+
+    Args:
+        recipe: The recipe; ``network.weights`` names the weights.
+        name: Name of the recipe.
+        classes: Names of the classes, in the order of the outputs.
+
+    Raises:
+        CheckpointError: The weights cannot be had, or do not fit.
+        ValueError: The recipe names no weights.
+    """
+    if recipe.network.weights is None:
+        raise ValueError("network.weights is needed: the weights to test")
+    network = build_network(recipe.network, len(classes)).eval()
+    return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0)

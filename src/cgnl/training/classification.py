@@ -1,0 +1,200 @@
+"""The Lightning module that trains and tests a classifier.
+
+Shapes: B batch, K classes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
+
+from cgnl.insertion import inserted_blocks
+from cgnl.recipes.recipe import OptimizerConfig, ScheduleConfig
+from cgnl.training.schedule import learning_rate_factor
+
+
+class ClassificationModule(pl.LightningModule):
+    """Trains a network that gives logits [B, K] with cross entropy, and tests it with top-1 and top-5 accuracy.
+
+    Batches are dictionaries with ``image`` [B, 3, H, W], ``label`` [B] and ``index`` [B] (the number of each
+    sample in its data set), as :class:`cgnl.data.images.ImageDataset` and its ``collate`` make them.
+
+    Args:
+        network: The network.
+        num_classes: Number of classes K.
+        optimizer: Optimizer and loss.
+        schedule: Learning rate over the epochs.
+        mixup: Alpha of mixup; 0 is off.
+        cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
+        seed: Seed of mixup and cutmix.
+        freeze: Module paths in the network whose weights and norm statistics stay as they are.
+        channels_last: Whether images are given to the network in the channels-last memory format.
+
+    Raises:
+        ValueError: A path in ``freeze`` that is not in the network, or one that freezes all of it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        seed: int = 0,
+        freeze: tuple[str, ...] = (),
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.schedule_config = schedule or ScheduleConfig(kind="constant")
+        self.seed = seed
+        self.channels_last = channels_last
+        mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+        mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+        self._mix = v2.RandomChoice(mixers) if mixers else None
+        self._frozen = [_find(network, path) for path in freeze]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise ValueError(f"trainer.freeze ({' '.join(freeze)}) leaves nothing to train")
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        self.train_loss, self.test_loss = MeanMetric(), MeanMetric()
+        # kept in checkpoints: a run that resumes in the middle of an epoch then reports the mean of all of it
+        self.train_loss.persistent(True)
+        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+
+    def train(self, mode: bool = True) -> "ClassificationModule":
+        """Set the training mode; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K] of images [B, 3, H, W]."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the batch's mean loss; a batch without a readable sample gives a zero with zero gradients."""
+        images, target = batch["image"], batch["label"]
+        if len(target) == 0:
+            return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
+        if self._mix is not None:
+            images, target = self._mixed(images, target, batch_idx)
+        loss = F.cross_entropy(self(images), target, label_smoothing=self.optimizer_config.label_smoothing)
+        if loss.isfinite():
+            self.train_loss.update(loss.detach(), weight=len(target))
+        return loss
+
+    def _mixed(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        # Seeded by place in the run, so that a resumed run mixes as an uninterrupted one does.
+        assert self._mix is not None
+        with torch.random.fork_rng(devices=[]):
+            place = (self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
+            torch.manual_seed((place * 4099 + self.global_rank) % 2**63)
+            return self._mix(images, labels)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch."""
+        self.log("train/loss", self.train_loss.compute())
+        self.train_loss.reset()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Update loss and accuracies; return the logits [B, K]."""
+        if len(batch["label"]) == 0:
+            return None
+        logits = self(batch["image"]).float()
+        self.test_loss.update(F.cross_entropy(logits, batch["label"]), weight=len(logits))
+        self.top1.update(logits, batch["label"])
+        self.top5.update(logits, batch["label"])
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracies (%) over all processes."""
+        for name, metric, unit in (
+            ("test/loss", self.test_loss, 1),
+            ("test/top1", self.top1, 100),
+            ("test/top5", self.top5, 100),
+        ):
+            self.log(name, metric.compute() * unit)
+            metric.reset()
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return the samples' numbers, their five most probable classes [B, 5] and the probabilities [B, 5].
+
+        Updates the accuracies as well, so that :meth:`accuracies` gives them over all processes afterwards.
+        """
+        logits = self(batch["image"]).float() if len(batch["label"]) else torch.zeros(0, self.num_classes)
+        probabilities, classes = logits.softmax(-1).topk(min(5, self.num_classes))
+        if len(logits):
+            self.top1.update(logits, batch["label"])
+            self.top5.update(logits, batch["label"])
+        return {"index": batch["index"], "classes": classes, "probabilities": probabilities}
+
+    def accuracies(self) -> tuple[float, float]:
+        """Return top-1 and top-5 accuracy (%) over all processes since the last call."""
+        values = float(self.top1.compute()) * 100, float(self.top5.compute()) * 100
+        self.top1.reset()
+        self.top5.reset()
+        return values
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Make the optimizer, with own learning rates for blocks and head, and its schedule in optimizer steps."""
+        config = self.optimizer_config
+        groups = [
+            {"params": parameters, "lr": config.lr * factor}
+            for parameters, factor in self._parameter_groups()
+            if parameters
+        ]
+        optimizer: torch.optim.Optimizer
+        if config.name == "adamw":
+            optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step,
+                # infinite until the data is set up, when only step 0 has been asked for
+                steps_per_epoch=self.trainer.num_training_batches / self.trainer.accumulate_grad_batches,
+                max_epochs=self.trainer.max_epochs or 1,
+                lr=config.lr,
+                config=self.schedule_config,
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self) -> Iterator[tuple[list[nn.Parameter], float]]:
+        """Give backbone, blocks and head with their factors on the learning rate."""
+        blocks = {id(p) for block in inserted_blocks(self.network).values() for p in block.parameters()}
+        classifier = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1:]
+        head = {id(p) for module in classifier for p in module.parameters()}
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        yield [p for p in trained if id(p) not in blocks | head], 1.0
+        yield [p for p in trained if id(p) in blocks], self.optimizer_config.block_lr_factor
+        yield [p for p in trained if id(p) in head], self.optimizer_config.head_lr_factor
+
+
+def _find(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        names = ", ".join(name for name, _ in network.named_children())
+        raise ValueError(
+            f"trainer.freeze names {path!r}, which is not in the network; it has {names}"
+        ) from None

@@ -1,0 +1,168 @@
+"""The Lightning data module of images: read, cut, batched, and resumable in the middle of an epoch."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from cgnl.data.decoding import DataError
+from cgnl.data.images import BadFiles, ImageDataset, ImageList, collate, read_images
+from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
+from cgnl.recipes.recipe import DataConfig
+from cgnl.training.sampling import EpochBatches
+
+
+class ImageData(pl.LightningDataModule):
+    """Training and test images of a recipe.
+
+    Args:
+        config: Where the images are, how they are cut, and how many go into one step.
+        seed: Seed of the order and of the random crops.
+        accumulate: Parts that a batch is computed in.
+        run: Folder in which missing and bad files are listed; None lists them nowhere.
+        classes: Names of the classes that the test images must have; by default those of the training images.
+
+    Raises:
+        DataError: Anything wrong with the data set; nothing is trained then.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int = 0,
+        accumulate: int = 1,
+        run: Path | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if config.root is None:
+            raise ValueError("data.root is needed: the folder with the images")
+        self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
+        self._classes = tuple(classes) if classes is not None else None
+        self._resume_at = (0, 0)
+        self._bad: dict[str, BadFiles] = {}
+
+    @cached_property
+    def train_images(self) -> ImageList:
+        """The training images, read on first use."""
+        return self._read("train", self.config.train_list, self.config.num_classes)
+
+    @cached_property
+    def test_images(self) -> ImageList:
+        """The test images, read on first use; their classes must be those of the training images."""
+        images = self._read("test", self.config.test_list, len(self.classes))
+        if images.kind != "list" and images.classes != self.classes:
+            new = [name for name in images.classes if name not in self.classes]
+            raise DataError(
+                f"{images.root} has {len(images.classes)} classes where {len(self.classes)} are expected"
+                + (f"; not expected: {', '.join(new[:5])}" if new else "")
+            )
+        return images
+
+    def _read(self, split: str, list_file: Path | None, num_classes: int | None) -> ImageList:
+        assert self.config.root is not None
+        images = read_images(
+            self.config.root,
+            split,
+            format=self.config.format,
+            list_file=list_file,
+            num_classes=num_classes,
+            missing_limit=self.config.bad_limit,
+        )
+        self._bad[split] = BadFiles(images, self.run, limit=self.config.bad_limit)
+        return images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self._classes or self.train_images.classes
+
+    @property
+    def normalisation(self) -> dict[str, tuple[float, float, float]]:
+        """Mean and standard deviation (RGB, images in 0..1) that the network's input is normalised with."""
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Start training at a batch of an epoch (both from 0)."""
+        self._resume_at = epoch, batch
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Return the paths of training samples by their numbers."""
+        return [str(self.train_images.samples[index].path) for index in indices]
+
+    def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
+        """Count what could not be read; over the limit the run stops."""
+        training = self.trainer is not None and self.trainer.training
+        self._bad["train" if training else "test"].add(batch["bad"])
+        return batch
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the shuffled, randomly cut training images."""
+        config, (rank, world_size) = self.config, self._place()
+        parts = world_size * self.accumulate
+        if config.batch_size % parts:
+            raise ValueError(
+                f"data.batch_size ({config.batch_size}) must be divisible by processes x trainer.accumulate ({parts})"
+            )
+        batches = EpochBatches(
+            len(self.train_images.samples),
+            config.batch_size // parts,
+            training=True,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            parts=self.accumulate,
+        )
+        batches.resume(*self._resume_at)
+        transform = train_transform(
+            config.size,
+            area=config.crop_area,
+            aspect=config.crop_aspect,
+            flip=config.flip,
+            **self.normalisation,
+        )
+        return self._loader(ImageDataset(self.train_images, transform, seed=self.seed), batches)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the test images, cut at the centre, each to one process only."""
+        config, (rank, world_size) = self.config, self._place()
+        per_process = max(config.batch_size // (world_size * self.accumulate), 1)
+        batches = EpochBatches(
+            len(self.test_images.samples), per_process, training=False, rank=rank, world_size=world_size
+        )
+        transform = test_transform(config.size, config.resize, **self.normalisation)
+        return self._loader(ImageDataset(self.test_images, transform), batches)
+
+    predict_dataloader = val_dataloader
+
+    def _loader(self, dataset: ImageDataset, batches: EpochBatches) -> DataLoader:
+        workers = self.config.workers
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=_ignore_interrupts,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            timeout=self.config.timeout if workers else 0,
+            # its own generator: the loader's draws must not move the global random state that dropout uses
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the training process decides when its readers end
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,212 @@
+"""A whole training run out of a recipe: data, network, Lightning's Trainer, the run folder."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from cgnl.data.decoding import DataError
+from cgnl.data.images import describe_in_flight
+from cgnl.networks.checkpoints import read_checkpoint_file
+from cgnl.recipes.recipe import Recipe, TrainerConfig, override, to_dict
+from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
+from cgnl.training.checkpoint import AtomicCheckpointIO, build_network
+from cgnl.training.classification import ClassificationModule
+from cgnl.training.data import ImageData
+
+# What may differ between a run and its continuation: where things are, and what does not touch the numbers.
+_FREE_TO_CHANGE = {
+    "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
+    "trainer.skip_limit", "network.weights", "network.new_classifier",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Attributes:
+        last: The last checkpoint.
+        best: The checkpoint with the highest top-1 accuracy on the test set, or None where none was tested.
+        last_top1: Top-1 accuracy of the last test (%), or None.
+        last_top5: Top-5 accuracy of the last test (%), or None.
+        best_top1: Highest top-1 accuracy of any epoch (%), or None.
+    """
+
+    last: Path
+    best: Path | None
+    last_top1: float | None
+    last_top5: float | None
+    best_top1: float | None
+
+
+def train(
+    recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True
+) -> RunResult:
+    """Train a recipe's network, or go on with a run that was stopped.
+
+    Args:
+        recipe: The run's recipe.
+        run: Folder for checkpoints, logs and lists; it must be new or empty unless ``resume`` is set.
+        name: Name of the recipe.
+        resume: Go on from ``run/last.ckpt``; a run that has none yet starts from the beginning.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The checkpoints and accuracies.
+
+    Raises:
+        DataError: Something is wrong with the files.
+        ValueError: Something is wrong with the recipe.
+        NonFiniteError: Too many steps had a non-finite loss or gradient.
+        TrainingStopped: A signal stopped the run; its state is saved.
+    """
+    _quieten()
+    checkpoint = _prepare(recipe, run, name, resume)
+    config = recipe.trainer
+    pl.seed_everything(config.seed, verbose=False)
+    data = ImageData(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
+    network = build_network(recipe.network, len(data.classes))
+    module = ClassificationModule(
+        network,
+        num_classes=len(data.classes),
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        mixup=recipe.data.mixup,
+        cutmix=recipe.data.cutmix,
+        seed=config.seed,
+        freeze=config.freeze,
+        channels_last=config.channels_last,
+    )
+    if config.compile:
+        network.compile()
+    console = Console()
+    keeper = RunKeeper(
+        run,
+        {"recipe": to_dict(recipe), "name": name, "classes": list(data.classes), **data.normalisation},
+        checkpoint_every_n_steps=config.checkpoint_every_n_steps,
+        log_every_n_steps=config.log_every_n_steps,
+        say=console.print if _is_first_process() else lambda line: None,
+    )
+    callbacks: list[Callback] = [FiniteGuard(run, config.skip_limit, data.names), keeper]
+    if config.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
+    if progress and console.is_terminal:
+        callbacks.append(RunProgressBar())
+    trainer = make_trainer(
+        config,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run, name="", version="tensorboard"),
+        max_epochs=config.max_epochs,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=recipe.optimizer.clip_norm,
+        check_val_every_n_epoch=config.test_every_n_epochs,
+        log_every_n_steps=config.log_every_n_steps,
+        enable_progress_bar=progress and console.is_terminal,
+        sync_batchnorm=config.sync_batch_norm,
+    )
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads images died or hangs: {error}. {describe_in_flight()}"
+        ) from error
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return RunResult(
+        run / LAST,
+        run / BEST if (run / BEST).exists() else None,
+        metrics.get("test/top1"),
+        metrics.get("test/top5"),
+        keeper.best if (run / BEST).exists() else None,
+    )
+
+
+def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
+    """Make Lightning's Trainer for a recipe: devices, precision, DDP over torchrun or SLURM, atomic checkpoints.
+
+    Args:
+        config: The trainer's part of a recipe.
+        options: More arguments of ``lightning.pytorch.Trainer``.
+    """
+    gpus = torch.cuda.is_available() and config.accelerator != "cpu"
+    # torchrun says how many processes it has started on this machine
+    devices = config.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or ("auto" if gpus else 1)
+    many = config.nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
+    precision: Any = "32-true" if config.precision == "32" else config.precision
+    return pl.Trainer(
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if many else "auto",
+        precision=precision,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def _prepare(recipe: Recipe, run: Path, name: str, resume: bool) -> Path | None:
+    """Check the run folder, write the recipe into it, return the checkpoint to go on from."""
+    last = run / LAST
+    if last.exists() and not resume:
+        raise DataError(
+            f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run"
+        )
+    checkpoint = last if resume and last.exists() else None
+    if checkpoint is not None:
+        stored = read_checkpoint_file(checkpoint).get("cgnl", {}).get("recipe", {})
+        changed = _differences(to_dict(override(Recipe(), stored, str(checkpoint))), to_dict(recipe))
+        if changed:
+            raise DataError(
+                f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}"
+            )
+    if _is_first_process():
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
+    return checkpoint
+
+
+def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in stored.items():
+        field = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found += _differences(value, given[key], f"{field}.")
+        elif value != given[key] and field not in _FREE_TO_CHANGE:
+            found.append(f"{field} was {value}, now {given[key]}")
+    return found
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))) == 0
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says about itself; what concerns the user is said by us."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*smaller than the logging interval.*",
+        r".*in eval mode at the start of training.*",
+        r".*It is recommended to use `.*sync_dist=True`.*",
+        r".*Trying to infer the `batch_size`.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*You called `self.log\('.*but have no logger configured.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

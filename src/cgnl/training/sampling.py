@@ -1,0 +1,80 @@
+"""Which samples make up which batch: a pure function of seed, epoch, rank and position, so that a run can resume
+in the middle of an epoch and several processes never see the same sample twice."""
+
+from collections.abc import Iterator
+
+import torch
+
+
+class EpochBatches:
+    """Batches of ``(epoch, index)`` keys for one process; a batch sampler for ``torch.utils.data.DataLoader``.
+
+    In training the samples are shuffled anew in each epoch and an incomplete last batch is left out. In testing
+    they keep their order and each is given to exactly one process, none twice: the processes' shares differ by at
+    most one sample.
+
+    Args:
+        length: Number of samples in the data set.
+        batch_size: Samples of one batch of one process.
+        training: Whether to shuffle and to leave an incomplete last batch out.
+        seed: Seed of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+        parts: Batches that make up one optimizer step (gradient accumulation); an epoch holds whole steps only.
+
+    Raises:
+        ValueError: In training, fewer samples than one step takes.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        training: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        parts: int = 1,
+    ) -> None:
+        self.length, self.batch_size, self.training, self.seed = length, batch_size, training, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._resume_at = (-1, 0)
+        per_step = batch_size * world_size * parts
+        if training and length < per_step:
+            raise ValueError(
+                f"the training set has {length} samples, fewer than one step takes (data.batch_size {per_step})"
+            )
+        if training:
+            self.num_batches = length // per_step * parts
+        else:
+            self.num_batches = -(-len(range(rank, length, world_size)) // batch_size)
+
+    @property
+    def sampler(self) -> "EpochBatches":
+        """Lightning looks here for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) that the next iteration gives."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Start epoch ``epoch`` at batch number ``batch``; other epochs start at 0."""
+        self.epoch, self._resume_at = epoch, (epoch, batch)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        if self.training:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = list(range(self.length))
+        mine = order[self.rank :: self.world_size]
+        first = self._resume_at[1] if self._resume_at[0] == epoch else 0
+        for start in range(first * self.batch_size, self.num_batches * self.batch_size, self.batch_size):
+            yield [(epoch, index) for index in mine[start : start + self.batch_size]]
