@@ -125,6 +125,9 @@ def test_files_without_a_state_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds no state dict: found list"):
         load_checkpoint_file(tmp_path / "list.pth")
+    torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict: it is empty"):
+        load_checkpoint_file(tmp_path / "empty.pth")
     torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pth")
     with pytest.raises(CheckpointError, match="no tensor at epoch"):
         load_checkpoint_file(tmp_path / "mixed.pth")
@@ -166,6 +169,13 @@ def test_block_names_of_mmcv_fit_our_blocks(name: str, subsample: bool) -> None:
         bias=True,
     )
     assert mismatches(from_released(theirs), block.state_dict()) == []
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "network.", "network.module."])
+def test_prefixes_of_wrappers_go(prefix: str) -> None:
+    weight = torch.zeros(1)
+    nested = {"state_dict": {f"{prefix}conv1.weight": weight, f"{prefix}layer1.0.conv1.weight": weight}}
+    assert list(from_released(nested)) == ["conv1.weight", "layer1.0.conv1.weight"]
 
 
 def test_elements_of_a_stage_are_renumbered_around_every_block() -> None:

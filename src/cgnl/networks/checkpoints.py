@@ -39,11 +39,31 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, said in one or two plain sentences that name the file."""
 
 
-def load_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict in a ``.pth``, ``.pth.tar`` or ``.safetensors`` file onto the CPU, weights only.
+def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read all that a ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors`` file holds onto the CPU, weights only.
 
-    Both PyTorch formats are read, the zip archive and the older one without; a state dict that lies under the
-    key ``state_dict``, as training scripts save it, is taken out.
+    Both PyTorch formats are read, the zip archive and the older one without.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file's dictionary: a state dict, or a training script's record with one under ``state_dict``.
+
+    Raises:
+        CheckpointError: The file does not exist, is damaged, or holds objects other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"Checkpoint {path} does not exist or is no file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"Checkpoint {path} holds no state dict: found {type(content).__name__}.")
+    return dict(content)
+
+
+def load_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state dict of a file, also one under the key ``state_dict``; see :func:`read_checkpoint_file`.
 
     Args:
         path: The file.
@@ -52,17 +72,13 @@ def load_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         The tensors by their names in the file.
 
     Raises:
-        CheckpointError: The file does not exist, is damaged, holds objects other than weights, or holds no
-            state dict.
+        CheckpointError: The file cannot be read, or holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"Checkpoint {path} does not exist or is no file.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    content = read_checkpoint_file(path)
+    if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"Checkpoint {path} holds no state dict: found {type(content).__name__}.")
+    if not content:
+        raise CheckpointError(f"Checkpoint {path} holds no state dict: it is empty.")
     wrong = [
         str(key)
         for key, value in content.items()
@@ -114,7 +130,7 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Args:
         state_dict: Names to tensors, also nested under the key ``state_dict`` and with the prefix ``module.``
-            of a DataParallel wrapper.
+            of a DataParallel wrapper or ``network.`` of this project's training.
 
     Returns:
         The same tensors under our names, in the order given.
@@ -143,8 +159,9 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    for prefix in ("network.", "module."):
+        if all(key.startswith(prefix) for key in state_dict):
+            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
     return dict(state_dict)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cgnl.blocks import CGNL2d, NonLocal2d, ResidualBlock2d
+from cgnl.blocks import CGNL2d, NonLocal2d, Norm, ResidualBlock2d
 from cgnl.insertion import BLOCK_NAME, insert_blocks
 from cgnl.kernel_functions import GaussianRBF, KernelFunction
 from cgnl.networks.checkpoints import (
@@ -114,7 +114,7 @@ def resnet(
     new_classifier: bool = False,
     groups: int = 8,
     kernel: str | KernelFunction = "dot",
-    norm: str | MakeBlock | None = "batch",
+    norm: Norm = "batch",
     scale: Scale | bool | None = None,
     channel_reduction: int = 2,
     pairwise: Pairwise = "embedded_gaussian",
@@ -201,7 +201,7 @@ def _make_block(
     block: str | MakeBlock | None,
     groups: int,
     kernel: str | KernelFunction,
-    norm: str | MakeBlock | None,
+    norm: Norm,
     scale: Scale | bool | None,
     channel_reduction: int,
     pairwise: Pairwise,
