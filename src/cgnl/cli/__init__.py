@@ -45,9 +45,7 @@ class EvaluateOptions(Recipe):
 def train(arguments: Sequence[str]) -> None:
     """Train a recipe's network: cgnl train RECIPE [--data.root FOLDER] [--run FOLDER] [--resume] ..."""
     name, recipe, rest = _recipe_argument("train", arguments)
-    options = tyro.cli(
-        TrainOptions, prog=f"cgnl train {name}", default=TrainOptions(**_parts(recipe)), args=rest
-    )
+    options = tyro.cli(TrainOptions, prog=f"cgnl train {name}", default=TrainOptions(**_parts(recipe)), args=rest)
     recipe = Recipe(**_parts(options))
     given = Path(arguments[0])
     run = options.run or (given if (given / "recipe.yaml").is_file() else Path("runs") / name)
@@ -254,12 +252,8 @@ def toy_birds(
     """
     from cgnl.data.toy.birds import draw_birds
 
-    draw_birds(
-        out, num_species=species, train_images=train_images, test_images=test_images, size=size, seed=seed
-    )
-    print(
-        f"{out}: {species} species, {species * train_images} training and {species * test_images} test images"
-    )
+    draw_birds(out, num_species=species, train_images=train_images, test_images=test_images, size=size, seed=seed)
+    print(f"{out}: {species} species, {species * train_images} training and {species * test_images} test images")
 
 
 def check(
@@ -298,9 +292,7 @@ _OWN_ARGUMENTS = ("train", "evaluate", "data")
 
 def _data(arguments: Sequence[str]) -> None:
     """Draw data sets (toy-birds), or check one (check)."""
-    tyro.extras.subcommand_cli_from_dict(
-        {"toy-birds": toy_birds, "check": check}, prog="cgnl data", args=arguments
-    )
+    tyro.extras.subcommand_cli_from_dict({"toy-birds": toy_birds, "check": check}, prog="cgnl data", args=arguments)
 
 
 def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, list[str]]:
@@ -308,9 +300,7 @@ def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recip
     from cgnl.recipes import RECIPES, load_recipe
 
     if not arguments or arguments[0].startswith("-"):
-        print(
-            f"usage: cgnl {command} RECIPE [options]\n\nRECIPE is one of these names, a YAML file, or a run folder:"
-        )
+        print(f"usage: cgnl {command} RECIPE [options]\n\nRECIPE is one of these names, a YAML file, or a run folder:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print(f"\nOptions of one: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
@@ -369,9 +359,7 @@ def _fail(error: Exception) -> NoReturn:
     ours = _innermost_module(error.__traceback__).startswith("cgnl")
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
-    elif (isinstance(error, ValueError) and ours) or (
-        isinstance(error, ImportError) and "cgnl[" in str(error)
-    ):
+    elif (isinstance(error, ValueError) and ours) or (isinstance(error, ImportError) and "cgnl[" in str(error)):
         message = str(error)
     else:
         raise error

@@ -37,9 +37,7 @@ class _Size:
 
 
 _FULL = _Size(species=10, train_images=60, test_images=40, pixels=96, base_epochs=12, fork_epochs=6)
-_SMALLEST = _Size(
-    species=4, train_images=6, test_images=4, pixels=64, base_epochs=1, fork_epochs=1, batch_size=8
-)
+_SMALLEST = _Size(species=4, train_images=6, test_images=4, pixels=64, base_epochs=1, fork_epochs=1, batch_size=8)
 
 
 def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
@@ -131,25 +129,21 @@ def _verdict(results: dict[str, Evaluation]) -> str:
     plain, cgnl = results["plain"], results["cgnl"]
     chance = 100 / len(plain.per_class)
     difference = cgnl.top1 - plain.top1
-    overlap = (
-        cgnl.top1_interval[0] <= plain.top1_interval[1] and plain.top1_interval[0] <= cgnl.top1_interval[1]
-    )
+    overlap = cgnl.top1_interval[0] <= plain.top1_interval[1] and plain.top1_interval[0] <= cgnl.top1_interval[1]
     if difference == 0:
         outcome = "The CGNL block made no difference here"
     else:
-        outcome = f"The network with the CGNL block is {abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
+        outcome = (
+            f"The network with the CGNL block is {abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
+        )
         if overlap:
             outcome += ", a difference that these few test images do not prove"
     return f"Chance is {chance:.1f} %. {outcome}."
 
 
-def _page(
-    out: Path, recipes: dict[str, Recipe], results: dict[str, Evaluation], seconds: float, smallest: bool
-) -> str:
+def _page(out: Path, recipes: dict[str, Recipe], results: dict[str, Evaluation], seconds: float, smallest: bool) -> str:
     recipe, tested = recipes["cgnl"], results["plain"]
-    warning = (
-        "This is the smallest form of the demo: it shows that all parts work; its accuracies mean nothing. "
-    )
+    warning = "This is the smallest form of the demo: it shows that all parts work; its accuracies mean nothing. "
     rows = [
         (
             _NAMES[key],
@@ -171,9 +165,7 @@ def _page(
         ("", report.paragraph((warning if smallest else "") + _verdict(results))),
         (
             "Accuracy",
-            report.table(
-                ("network", "top-1", "95 % interval", "top-5", "test images"), rows, numbers=(1, 2, 3, 4)
-            )
+            report.table(("network", "top-1", "95 % interval", "top-5", "test images"), rows, numbers=(1, 2, 3, 4))
             + report.paragraph(about)
             + report.paragraph(
                 f"Input {recipe.data.size} pixels, seed {recipe.trainer.seed}, {seconds:.0f} s in all.",

@@ -60,8 +60,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequ
 
     def cells(row: Sequence[str], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=number' if k in numbers else ''}>{html.escape(cell)}</{tag}>"
-            for k, cell in enumerate(row)
+            f"<{tag}{' class=number' if k in numbers else ''}>{html.escape(cell)}</{tag}>" for k, cell in enumerate(row)
         )
 
     lines = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)

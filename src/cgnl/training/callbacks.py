@@ -56,9 +56,7 @@ class FiniteGuard(Callback):
         self._samples: list[int] = []
         self._buffers: list[Tensor] = []
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the norm statistics at the start of each optimizer step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = [buffer.clone() for buffer in self._statistics(module)]
@@ -165,9 +163,7 @@ class RunKeeper(Checkpoint):
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
-        self.say(
-            f"{signal.Signals(number).name}: stopping after this step (again: stop at once, without saving)"
-        )
+        self.say(f"{signal.Signals(number).name}: stopping after this step (again: stop at once, without saving)")
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -223,14 +219,9 @@ class RunKeeper(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log the epoch and save the checkpoints."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        tested = (
-            "test/top1" in metrics
-            and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        )
+        tested = "test/top1" in metrics and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         names = ("train/loss", "test/loss", "test/top1", "test/top5")
-        values = {
-            name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in names
-        }
+        values = {name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in names}
         seconds = time.monotonic() - self._epoch_started
         if trainer.is_global_zero:
             _append(
@@ -255,9 +246,7 @@ class RunKeeper(Checkpoint):
 
     # What a checkpoint holds beside Lightning's own state
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what makes a checkpoint complete in itself and the state of the run."""
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         done = trainer.num_training_batches <= progress.processed
@@ -272,9 +261,7 @@ class RunKeeper(Checkpoint):
             "random_states": _gathered(trainer, torch.get_rng_state()),
         }
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the state of the run out of a checkpoint, and start the data where it stood."""
         run = checkpoint["cgnl"]
         self.best = run["best"]
@@ -308,9 +295,7 @@ class RunProgressBar(RichProgressBar):
         if self._first is None or step < self._first[0]:
             self._first = step, now
         elif step > self._first[0] and trainer.estimated_stepping_batches != math.inf:
-            left = (
-                (trainer.estimated_stepping_batches - step) * (now - self._first[1]) / (step - self._first[0])
-            )
+            left = (trainer.estimated_stepping_batches - step) * (now - self._first[1]) / (step - self._first[0])
             shown["run ends in"] = f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
         return {**metrics, **shown}
 

@@ -44,13 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             kept = " The previous checkpoint is untouched." if path.exists() else ""
-            raise CheckpointError(
-                f"could not write the checkpoint {path}: {_reason(error)}.{kept}"
-            ) from error
+            raise CheckpointError(f"could not write the checkpoint {path}: {_reason(error)}.{kept}") from error
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; only tensors and plain values are accepted, whatever ``weights_only`` says."""
         return dict(read_checkpoint_file(path))
 
@@ -122,9 +118,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     checkpoint = read_checkpoint_file(path)
     run = checkpoint.get("cgnl")
     if not isinstance(run, Mapping) or run.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry of format {FORMAT})"
-        )
+        raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry of format {FORMAT})")
     recipe = override(Recipe(), run["recipe"], str(path))
     without_weights = override(recipe, {"network": {"weights": None}}, str(path))
     network = build_network(without_weights.network, len(run["classes"]))
@@ -158,9 +152,7 @@ def load_exactly(network: nn.Module, state: Mapping[str, torch.Tensor], path: Pa
     """Load a state dict of which every key and shape must fit, or list all that do not."""
     wrong = mismatches(state, network.state_dict())
     if wrong:
-        raise CheckpointError(
-            f"{path} does not fit its recipe's network; nothing was loaded: {'; '.join(wrong)}."
-        )
+        raise CheckpointError(f"{path} does not fit its recipe's network; nothing was loaded: {'; '.join(wrong)}.")
     network.load_state_dict(state)
 
 

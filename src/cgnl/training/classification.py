@@ -195,6 +195,4 @@ def _find(network: nn.Module, path: str) -> nn.Module:
         return network.get_submodule(path)
     except AttributeError:
         names = ", ".join(name for name, _ in network.named_children())
-        raise ValueError(
-            f"trainer.freeze names {path!r}, which is not in the network; it has {names}"
-        ) from None
+        raise ValueError(f"trainer.freeze names {path!r}, which is not in the network; it has {names}") from None

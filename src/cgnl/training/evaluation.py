@@ -108,9 +108,7 @@ def _gather(world_size: int, parts: list[dict[str, Tensor]]) -> list[tuple[int, 
     mine = [
         row
         for part in parts
-        for row in zip(
-            part["index"].tolist(), part["classes"].tolist(), part["probabilities"].tolist(), strict=True
-        )
+        for row in zip(part["index"].tolist(), part["classes"].tolist(), part["probabilities"].tolist(), strict=True)
     ]
     if world_size == 1:
         return sorted(mine)
@@ -119,9 +117,7 @@ def _gather(world_size: int, parts: list[dict[str, Tensor]]) -> list[tuple[int, 
     return sorted(row for share in shares for row in share)
 
 
-def _summary(
-    data: ImageData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float
-) -> Evaluation:
+def _summary(data: ImageData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:
     samples, names = data.test_images.samples, data.classes
     pairs = [(samples[index].label, classes[0]) for index, classes, _ in rows]
     counts, right = (
@@ -142,9 +138,7 @@ def _summary(
     )
 
 
-def _write(
-    out: Path, data: ImageData, rows: list[tuple[int, list[int], list[float]]], evaluation: Evaluation
-) -> None:
+def _write(out: Path, data: ImageData, rows: list[tuple[int, list[int], list[float]]], evaluation: Evaluation) -> None:
     out.mkdir(parents=True, exist_ok=True)
     samples, names = data.test_images.samples, data.classes
     tops = range(1, min(5, len(names)) + 1)
@@ -153,9 +147,7 @@ def _write(
         writer = csv.writer(file)
         writer.writerow(header)
         for index, classes, probabilities in rows:
-            best = [
-                value for k, p in zip(classes, probabilities, strict=True) for value in (names[k], f"{p:.6f}")
-            ]
+            best = [value for k, p in zip(classes, probabilities, strict=True) for value in (names[k], f"{p:.6f}")]
             writer.writerow([samples[index].path, names[samples[index].label], *best])
     with (out / "per_class.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("class", "samples", "top1"), *evaluation.per_class])

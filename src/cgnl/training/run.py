@@ -50,9 +50,7 @@ class RunResult:
     best_top1: float | None
 
 
-def train(
-    recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True
-) -> RunResult:
+def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True) -> RunResult:
     """Train a recipe's network, or go on with a run that was stopped.
 
     Args:
@@ -121,9 +119,7 @@ def train(
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
-        raise DataError(
-            f"a process that reads images died or hangs: {error}. {describe_in_flight()}"
-        ) from error
+        raise DataError(f"a process that reads images died or hangs: {error}. {describe_in_flight()}") from error
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
         run / LAST,
@@ -164,17 +160,13 @@ def _prepare(recipe: Recipe, run: Path, name: str, resume: bool) -> Path | None:
     """Check the run folder, write the recipe into it, return the checkpoint to go on from."""
     last = run / LAST
     if last.exists() and not resume:
-        raise DataError(
-            f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run"
-        )
+        raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
     checkpoint = last if resume and last.exists() else None
     if checkpoint is not None:
         stored = read_checkpoint_file(checkpoint).get("cgnl", {}).get("recipe", {})
         changed = _differences(to_dict(override(Recipe(), stored, str(checkpoint))), to_dict(recipe))
         if changed:
-            raise DataError(
-                f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}"
-            )
+            raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
     if _is_first_process():
         run.mkdir(parents=True, exist_ok=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
