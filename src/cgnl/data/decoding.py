@@ -20,6 +20,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 MAX_PIXELS = 100_000_000
+# Resizing the shorter side of an image of 1 x 65535 pixels to 512 would take 50 GB.
+MAX_ASPECT = 100
 
 _OPENERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, str], ImageFile]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
@@ -128,8 +130,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             image = opener(file, os.fspath(path))
             width, height = image.size
             if width * height > MAX_PIXELS:
+                raise BadFileError(path, f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
+            if max(width, height) > MAX_ASPECT * min(width, height):
                 raise BadFileError(
-                    path, f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
+                    path,
+                    f"is {width} x {height} pixels, with one side more than {MAX_ASPECT} times the other",
                 )
             image.load()
             return _upright(_to_rgb(image), _orientation(image))

@@ -1,0 +1,80 @@
+"""Accounts of the files of a data set that are missing or cannot be read."""
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cgnl.data.decoding import DataError
+from cgnl.data.images.reading import ImageList, readable
+
+
+class BadFiles:
+    """Counts the files of one data set that cannot be read, and names each once in ``bad_files.csv``.
+
+    Args:
+        images: the data set.
+        folder: where ``bad_files.csv`` is kept; what it names already is not written again. None writes
+            nothing.
+        limit: part of the data set that may be bad.
+    """
+
+    def __init__(self, images: ImageList, folder: str | os.PathLike[str] | None, *, limit: float = 0.05) -> None:
+        self.images, self.limit = images, limit
+        self.file = None if folder is None else Path(folder, "bad_files.csv")
+        self._bad: set[int] = set()
+
+    def __len__(self) -> int:
+        """Return the number of different bad files so far."""
+        return len(self._bad)
+
+    def add(self, bad: Iterable[tuple[int, Path, str]]) -> None:
+        """Count the bad files of a batch.
+
+        Args:
+            bad: (index, path, reason) of each, as :func:`collate` lists them.
+
+        Raises:
+            DataError: more files are bad than the limit allows.
+        """
+        new = [row for row in bad if row[0] not in self._bad]
+        if not new:
+            return
+        self._bad.update(index for index, *_ in new)
+        if self.file is not None:
+            _append_rows(self.file, [(path, reason) for _, path, reason in new])
+        if len(self._bad) > self.limit * len(self.images):
+            _, path, reason = new[-1]
+            raise DataError(
+                f"{len(self._bad)} of {len(self.images)} files of {self.images.root} cannot be read, more "
+                f"than the limit of {self.limit:.1%}; the last: {path} {reason}."
+                + (f" All are listed in {self.file}." if self.file else "")
+            )
+
+
+def write_missing(folder: str | os.PathLike[str], lists: Iterable[ImageList]) -> None:
+    """List the missing files of data sets in ``missing_files.csv``, if there are any.
+
+    Args:
+        folder: the run's folder.
+        lists: the data sets.
+    """
+    rows = [(path, "does not exist") for images in lists for path in images.missing]
+    if rows:
+        _append_rows(Path(folder, "missing_files.csv"), rows)
+
+
+def _append_rows(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
+    """Add the rows whose path the file does not name yet."""
+    known = set()
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as opened:
+            known = {row[0] for row in csv.reader(opened) if row}
+    with file.open("a", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        if not known:
+            writer.writerow(("path", "reason"))
+        for path, reason in rows:
+            name = readable(str(path))
+            if name not in known:
+                writer.writerow((name, readable(reason)))
