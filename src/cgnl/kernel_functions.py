@@ -1,0 +1,215 @@
+"""Kernel functions f(t, u) of two numbers: the exact form, and the series that CGNL puts in its place.
+
+A series is f(t, u) ~ sum over p = 0..P of a2_p (t u)^p (Eq. 9); ``coefficients`` holds a2_0 .. a2_P.
+
+Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Eq. 9-11.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+RBFBeta = Literal["constant", "normalized", "exact"]
+
+
+class KernelFunction:
+    """What the operations ask of a kernel function."""
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """The series coefficients a2_0 .. a2_P of Eq. 9."""
+        raise NotImplementedError
+
+    def exact(self, t: Tensor, u: Tensor) -> Tensor:
+        """The kernel function itself, elementwise on tensors that broadcast."""
+        raise NotImplementedError
+
+    @property
+    def normalizes_features(self) -> bool:
+        """Whether theta and phi are l2-normalised within each group before the kernel function sees them."""
+        return False
+
+    def envelope(self, t: Tensor) -> Tensor | None:
+        """A factor e with f(t, u) ~ e(t) e(u) times the series, or None where there is none."""
+        return None
+
+    @property
+    def is_plain_series(self) -> bool:
+        """Whether the series alone is the whole approximation."""
+        return not self.normalizes_features and self.envelope(torch.zeros(())) is None
+
+
+@dataclass(frozen=True)
+class DotProduct(KernelFunction):
+    """The dot product f(t, u) = t u, the paper's main configuration (Eq. 3); its series is exact.
+
+    Example:
+        >>> DotProduct().coefficients
+        (0.0, 1.0)
+    """
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return (0.0, 1.0)
+
+    def exact(self, t: Tensor, u: Tensor) -> Tensor:
+        return t * u
+
+
+@dataclass(frozen=True)
+class EmbeddedGaussian(KernelFunction):
+    """The embedded Gaussian f(t, u) = exp(t u), without a softmax denominator.
+
+    Args:
+        order: P, the highest power in the series (the paper's is 3).
+
+    Raises:
+        ValueError: ``order`` is not an integer of at least 0.
+
+    Example:
+        >>> EmbeddedGaussian(order=2).coefficients
+        (1.0, 1.0, 0.5)
+    """
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        _check_order(self.order)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return tuple(1.0 / math.factorial(p) for p in range(self.order + 1))
+
+    def exact(self, t: Tensor, u: Tensor) -> Tensor:
+        return torch.exp(t * u)
+
+
+@dataclass(frozen=True)
+class GaussianRBF(KernelFunction):
+    """The Gaussian radial basis function f(t, u) = exp(-gamma (t - u)^2) (Eq. 10).
+
+    The series is of the cross term exp(2 gamma t u) only; ``beta`` says what becomes of the rest,
+    exp(-gamma t^2) exp(-gamma u^2):
+
+    - ``"constant"`` (the paper and its released code): replaced by exp(-2 gamma), whatever theta and phi are;
+    - ``"normalized"``: the same constant, with theta and phi l2-normalised within each group first, as the
+      paper's derivation assumes;
+    - ``"exact"``: multiplied into the features element by element, so that only the cross term is
+      approximated. The error of a pair is at most |2 gamma t u|^(P+1) / (P+1)! · exp(max(2 gamma t u, 0))
+      times that factor.
+
+    Args:
+        gamma: the width parameter, above 0.
+        order: P, the highest power in the series (the paper's is 3).
+        beta: ``"constant"``, ``"normalized"`` or ``"exact"``.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> GaussianRBF(gamma=0.5, order=2, beta="exact").coefficients
+        (1.0, 1.0, 0.5)
+    """
+
+    gamma: float = 1e-4
+    order: int = 3
+    beta: RBFBeta = "constant"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order)
+        if not (self.gamma > 0 and math.isfinite(self.gamma)):
+            raise ValueError(f"gamma ({self.gamma!r}) must be a finite number above 0")
+        if self.beta not in get_args(RBFBeta):
+            raise ValueError(f"beta ({self.beta!r}) must be one of {', '.join(map(repr, get_args(RBFBeta)))}")
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        factor = 1.0 if self.beta == "exact" else math.exp(-2 * self.gamma)
+        return tuple(factor * (2 * self.gamma) ** p / math.factorial(p) for p in range(self.order + 1))
+
+    def exact(self, t: Tensor, u: Tensor) -> Tensor:
+        return torch.exp(-self.gamma * (t - u).square())
+
+    @property
+    def normalizes_features(self) -> bool:
+        return self.beta == "normalized"
+
+    def envelope(self, t: Tensor) -> Tensor | None:
+        return torch.exp(-self.gamma * t.square()) if self.beta == "exact" else None
+
+
+@dataclass(frozen=True)
+class SeriesKernel(KernelFunction):
+    """A kernel function of one's own: its exact form, for checking, and its series.
+
+    Args:
+        function: the exact f(t, u), elementwise on tensors that broadcast. Generalized non-local blocks run
+            it; compact ones run the series alone.
+        series: the coefficients a2_0 .. a2_P, at least one of them not 0.
+
+    Raises:
+        ValueError: ``function`` cannot be called, or ``series`` is empty, not finite, or all zeros.
+
+    Example:
+        >>> SeriesKernel(lambda t, u: (1 + t * u) ** 2, [1, 2, 1]).coefficients
+        (1.0, 2.0, 1.0)
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    series: Sequence[float] = field()
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ValueError(f"function ({self.function!r}) must be callable as function(t, u)")
+        series = tuple(float(a2) for a2 in self.series)
+        if not all(map(math.isfinite, series)):
+            raise ValueError(f"coefficients ({list(series)}) must be finite")
+        if not any(series):
+            raise ValueError(f"coefficients ({list(series)}) must hold at least one number that is not 0")
+        object.__setattr__(self, "series", series)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return tuple(self.series)
+
+    def exact(self, t: Tensor, u: Tensor) -> Tensor:
+        return self.function(t, u)
+
+
+_BY_NAME: dict[str, Callable[[], KernelFunction]] = {
+    "dot": DotProduct,
+    "embedded_gaussian": EmbeddedGaussian,
+    "rbf": GaussianRBF,
+}
+
+
+def resolve_kernel_function(kernel: str | KernelFunction) -> KernelFunction:
+    """The kernel function that a ``kernel`` argument means.
+
+    Args:
+        kernel: ``"dot"``, ``"embedded_gaussian"`` or ``"rbf"`` (the paper's settings), or a kernel function.
+
+    Returns:
+        The kernel function.
+
+    Raises:
+        ValueError: the name is unknown, or ``kernel`` is neither a name nor a kernel function.
+
+    Example:
+        >>> resolve_kernel_function("rbf")
+        GaussianRBF(gamma=0.0001, order=3, beta='constant')
+    """
+    if isinstance(kernel, KernelFunction):
+        return kernel
+    if isinstance(kernel, str) and kernel in _BY_NAME:
+        return _BY_NAME[kernel]()
+    raise ValueError(f"kernel ({kernel!r}) must be one of {', '.join(map(repr, _BY_NAME))} or a kernel function")
+
+
+def _check_order(order: int) -> None:
+    if not isinstance(order, int) or isinstance(order, bool) or order < 0:
+        raise ValueError(f"order ({order!r}) must be an integer of at least 0")

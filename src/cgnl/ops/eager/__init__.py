@@ -1,0 +1,24 @@
+"""The operations in plain PyTorch at the least cost: the form that runs on a CPU, and the fallback elsewhere.
+
+Each operation returns the type in which it sums (`sum_dtype`); the caller casts.
+"""
+
+from cgnl.ops.eager.block import cgnl_block, cgnl_block_batch_norm
+from cgnl.ops.eager.pairs import generalized_non_local, non_local
+from cgnl.ops.eager.series import (
+    autograd_function_can_run,
+    compact_generalized_non_local,
+    sum_dtype,
+    without_autocast,
+)
+
+__all__ = [
+    "autograd_function_can_run",
+    "cgnl_block",
+    "cgnl_block_batch_norm",
+    "compact_generalized_non_local",
+    "generalized_non_local",
+    "non_local",
+    "sum_dtype",
+    "without_autocast",
+]
