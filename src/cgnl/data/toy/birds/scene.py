@@ -1,0 +1,349 @@
+"""One image: a bird on its perch among leaves and flowers, in some light, now and then behind a leaf."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from cgnl.data.toy.birds.drawing import BirdLayer, draw_bird, mix, shade
+from cgnl.data.toy.birds.skeleton import PART_IDS, PART_NAMES, RGB, Look, Pose, closed_curve, extent
+from cgnl.data.toy.birds.species import Species
+
+# Far colours of the background, from top to bottom of the image.
+_BACKDROPS: tuple[tuple[RGB, RGB], ...] = (
+    ((150, 186, 214), (196, 208, 196)),
+    ((92, 120, 72), (58, 78, 46)),
+    ((176, 184, 150), (112, 124, 84)),
+    ((202, 206, 208), (150, 156, 150)),
+    ((150, 128, 98), (92, 78, 58)),
+    ((64, 84, 78), (38, 52, 46)),
+    ((188, 170, 132), (134, 136, 92)),
+)
+_LEAVES: tuple[RGB, ...] = ((84, 118, 52), (112, 140, 62), (62, 92, 50), (142, 136, 66), (128, 96, 58))
+_BARK: tuple[RGB, ...] = ((96, 78, 62), (122, 104, 86), (78, 70, 62), (134, 112, 82))
+_OCCLUSION_RATE = 0.25
+_MAX_MARKS = 6.0  # in areas of the part that siblings differ in
+_ZOOM = 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn image and what is true of it.
+
+    Args:
+        image: uint8 [S, S, 3].
+        mask: the bird's pixels that are seen, bool [S, S].
+        parts: x, y in pixels of each part that is seen, in CUB's order; a part that is hidden is missing.
+        look, pose: of the bird.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    parts: Mapping[str, tuple[float, float]]
+    look: Look
+    pose: Pose
+
+    @property
+    def bounding_box(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the mask, in pixels."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        left, top = int(columns[0]), int(rows[0])
+        return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
+
+
+def draw_scene(species: Species, size: int, rng: np.random.Generator) -> Scene:
+    """Draw one image of a species; all that varies is drawn from ``rng``."""
+    look = species.sample_look(rng)
+    pose = sample_pose(look, size, rng)
+    return draw_scene_of(species, look, pose, size, rng)
+
+
+def sample_pose(look: Look, size: int, rng: np.random.Generator) -> Pose:
+    """Return a random pose in which the whole bird lies inside the image."""
+    lifted = rng.random() < 0.12
+    pose = Pose(
+        x=0.0,
+        y=0.0,
+        scale=1.0,
+        facing="left" if rng.random() < 0.5 else "right",
+        tilt=rng.uniform(-0.05, 0.65),
+        head=rng.uniform(-0.3, 0.3),
+        tail=rng.uniform(-0.3, 0.3),
+        wing=rng.uniform(0.35, 0.8) if lifted else rng.uniform(-0.06, 0.08),
+        stride=rng.uniform(0.08, 0.18),
+    )
+    left, top, right, bottom = extent(look, pose)
+    fit = size / max(right - left, bottom - top)
+    scale = fit * rng.uniform(0.82, 1.0)
+    room_x, room_y = size - scale * (right - left), size - scale * (bottom - top)
+    x = rng.uniform(0, 1) * room_x - scale * left
+    y = rng.uniform(0, 1) * room_y - scale * top
+    return replace(pose, x=x, y=y, scale=scale)
+
+
+def draw_scene_of(species: Species, look: Look, pose: Pose, size: int, rng: np.random.Generator) -> Scene:
+    """Draw one image of the bird with this look in this pose; surroundings and light come from ``rng``."""
+    light = rng.uniform(-1.0, 1.0)
+    bird = draw_bird(size, look, pose, light)
+    canvas = bird.over(_background(species, look, pose, bird, size, rng))
+    cover = np.zeros((size, size), dtype=np.float32)
+    if rng.random() < _OCCLUSION_RATE:
+        leaf, cover = _leaf_in_front(bird, pose.scale, size, rng)
+        canvas = canvas * (1 - cover[..., None]) + leaf
+    seen = cover < 0.5
+    parts = _parts_in_sight(bird, seen, pose.scale)
+    return Scene(_expose(canvas, light, rng), bird.mask & seen, parts, look, pose)
+
+
+def _parts_in_sight(bird: BirdLayer, seen: np.ndarray, scale: float) -> dict[str, tuple[float, float]]:
+    """Return the parts of which most of a small disc around their location is seen."""
+    size = len(seen)
+    radius = max(1.0, 0.02 * scale)
+    around = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
+    dy, dx = (offset.ravel() for offset in np.meshgrid(around, around, indexing="ij"))
+    near = dx**2 + dy**2 <= radius**2
+    parts = {}
+    for name in PART_NAMES:
+        x, y = bird.locations[name]
+        columns = np.clip(int(x) + dx[near], 0, size - 1)
+        rows = np.clip(int(y) + dy[near], 0, size - 1)
+        if ((bird.regions[rows, columns] == PART_IDS[name]) & seen[rows, columns]).mean() > 0.5:
+            parts[name] = (x, y)
+    return parts
+
+
+def _background(
+    species: Species, look: Look, pose: Pose, bird: BirdLayer, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the surroundings, float32 [S, S, 3] in 0..1: backdrop, perch, plants and marks."""
+    top, bottom = _BACKDROPS[int(rng.integers(len(_BACKDROPS)))]
+    greens = [mix(colour, bottom, 0.35) for colour in _LEAVES]
+    glows = [*greens, *_mark_colours(species, look)]
+    side = size * _ZOOM
+    canvas = _backdrop(top, bottom, greens, glows, size, rng).resize((side, side), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(canvas)
+    feet = bird.feet * _ZOOM
+    if rng.random() < 0.3:
+        _draw_ground(draw, feet, pose.scale * _ZOOM, side, greens, rng)
+    else:
+        for _ in range(int(rng.integers(0, 3))):
+            _draw_branch(
+                draw,
+                rng.uniform(0, side, 2),
+                rng.uniform(-1.4, 1.4),
+                rng.uniform(0.008, 0.02) * side,
+                side,
+                rng,
+            )
+        thickness = rng.uniform(0.05, 0.10) * pose.scale * _ZOOM
+        perch = feet.mean(axis=0) + np.array([0.0, 0.45 * thickness])
+        _draw_branch(draw, perch, rng.uniform(-0.22, 0.22), thickness, side, rng)
+    for _ in range(int(rng.integers(2, 9))):
+        _draw_leaf(
+            draw,
+            rng.uniform(0, side, 2),
+            rng.uniform(0.04, 0.10) * side,
+            rng.uniform(0, 7),
+            _pick(_LEAVES, rng),
+            rng,
+        )
+    _draw_marks(draw, species, look, bird, pose.scale, size, rng)
+    return np.asarray(canvas.reduce(_ZOOM), dtype=np.float32) / 255
+
+
+def _backdrop(
+    top: RGB, bottom: RGB, greens: Sequence[RGB], glows: Sequence[RGB], size: int, rng: np.random.Generator
+) -> Image.Image:
+    """Return what lies far behind the bird, out of focus."""
+    fade = np.linspace(0, 1, 12, dtype=np.float32)[:, None, None] + rng.normal(0, 0.14, (12, 12, 1))
+    cells = np.array(top) + (np.array(bottom) - np.array(top)) * fade + rng.normal(0, 7, (12, 12, 3))
+    sheet = Image.fromarray(np.clip(cells, 0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(sheet)
+    for _ in range(int(rng.integers(6, 16))):
+        length = rng.uniform(0.1, 0.25) * size
+        _draw_leaf(draw, rng.uniform(0, size, 2), length, rng.uniform(0, 7), _pick(greens, rng), rng)
+    for _ in range(int(rng.integers(0, 4))):
+        thickness = rng.uniform(0.01, 0.05) * size
+        _draw_branch(draw, rng.uniform(0, size, 2), rng.uniform(-1.6, 1.6), thickness, size, rng)
+    for _ in range(int(rng.integers(0, 6))):
+        centre, radius = rng.uniform(0, size, 2), rng.uniform(0.02, 0.06) * size
+        glow = mix(_pick(glows, rng), (255, 255, 245), rng.uniform(0.0, 0.5))
+        draw.ellipse([*(centre - radius), *(centre + radius)], fill=glow)
+    # Two passes of a box come close to the disc of a lens.
+    return sheet.filter(ImageFilter.BoxBlur(rng.uniform(0.012, 0.035) * size)).filter(ImageFilter.BoxBlur(0.012 * size))
+
+
+def _mark_colours(species: Species, look: Look) -> tuple[RGB, ...]:
+    """Return the colours that tell the siblings apart, or the markings' where that is no colour."""
+    if species.relation:
+        return species.relation.palette
+    return species.exchange or (look.colours["markings"], look.colours["beak"])
+
+
+def _draw_marks(
+    draw: ImageDraw.ImageDraw, species: Species, look: Look, bird: BirdLayer, scale: float, size: int,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Scatter berries and flowers around the bird.
+
+    Where siblings differ in the colour of one part, the image as a whole has a random area of each of their
+    colours, whatever the bird: what it wears itself is taken off its surroundings.
+    """
+    occupied = np.asarray(Image.fromarray(bird.alpha > 0.02).filter(ImageFilter.MaxFilter(3))).copy()
+    areas = [area for name, area in bird.areas.items() if species.part in name]
+    unit_area = sum(areas) if species.exchange else 0.02 * scale**2
+    worn = next((colour for name, colour in look.colours.items() if species.part in name), None)
+    for colour in _mark_colours(species, look):
+        if species.exchange:
+            left = unit_area * (rng.uniform(1, _MAX_MARKS) - (colour == worn))
+        else:
+            left = unit_area * rng.uniform(0, 0.6 * _MAX_MARKS)
+        typical = unit_area * rng.uniform(0.3, 0.9)
+        while left > 1.0:
+            area = min(left, typical * rng.uniform(0.6, 1.5))
+            left -= area
+            petals = 5 if rng.random() < 0.4 else 1
+            _draw_mark(draw, occupied, area, petals, colour, size, rng)
+
+
+def _draw_mark(
+    draw: ImageDraw.ImageDraw, occupied: np.ndarray, area: float, petals: int, colour: RGB, size: int,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Draw a berry or a flower of this area (in pixels) where nothing is yet."""
+    radius = math.sqrt(area / (petals * math.pi))
+    spread = 1.75 * radius if petals > 1 else 0.0
+    reach = math.ceil(radius + spread)
+    for _ in range(40):
+        x, y = rng.uniform(0, size, 2)
+        spot = (
+            slice(max(0, int(y) - reach), int(y) + reach + 1),
+            slice(max(0, int(x) - reach), int(x) + reach + 1),
+        )
+        inside = reach <= min(x, y) and max(x, y) <= size - reach
+        if inside and not occupied[spot].any():
+            break
+    else:
+        return
+    occupied[spot] = True
+    turn = rng.uniform(0, 2 * math.pi)
+    for angle in turn + 2 * math.pi * np.arange(petals) / petals:
+        centre = _ZOOM * np.array([x + spread * math.cos(angle), y + spread * math.sin(angle)])
+        draw.ellipse([*(centre - _ZOOM * radius), *(centre + _ZOOM * radius)], fill=colour)
+
+
+def _pick(colours: Sequence[RGB], rng: np.random.Generator) -> RGB:
+    return shade(colours[int(rng.integers(len(colours)))], rng.uniform(0.8, 1.2))
+
+
+def _leaf_outline(centre: np.ndarray, length: float, angle: float, width: float) -> np.ndarray:
+    shape = np.array([(-0.5, 0.0), (-0.2, -0.8 * width), (0.1, -width), (0.5, 0.0), (0.1, width), (-0.2, 0.8 * width)])
+    cos, sin = math.cos(angle), math.sin(angle)
+    return closed_curve(shape * length) @ np.array([[cos, sin], [-sin, cos]]) + centre
+
+
+def _draw_leaf(
+    draw: ImageDraw.ImageDraw,
+    centre: np.ndarray,
+    length: float,
+    angle: float,
+    colour: RGB,
+    rng: np.random.Generator,
+) -> None:
+    outline = _leaf_outline(centre, length, angle, rng.uniform(0.16, 0.28))
+    draw.polygon(outline.ravel().tolist(), fill=colour)
+    # The half away from the light, and the midrib.
+    half = len(outline) // 2
+    draw.polygon(outline[: half + 1].ravel().tolist(), fill=shade(colour, 0.86))
+    draw.line([*outline[0], *outline[half]], fill=shade(colour, 0.7), width=max(1, round(0.03 * length)))
+
+
+def _draw_branch(
+    draw: ImageDraw.ImageDraw, through: np.ndarray, angle: float, thickness: float, side: int,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Draw a branch across the whole image that passes through a point."""
+    along = np.array([math.cos(angle), math.sin(angle)])
+    across = np.array([-along[1], along[0]])
+    steps = np.linspace(-1.5 * side, 1.5 * side, 41)
+    bend = 0.03 * side * np.sin(steps / side * rng.uniform(2, 6)) * (np.abs(steps) / side)
+    middle = through + steps[:, None] * along + bend[:, None] * across
+    half = thickness / 2 * (1 + rng.normal(0, 0.07, (41, 1)))
+    colour = _pick(_BARK, rng)
+    for low, high, factor in ((-1.0, 1.0, 0.72), (-1.0, 0.5, 0.95), (-0.85, -0.1, 1.18)):
+        edge = np.concatenate([middle + low * half * across, (middle + high * half * across)[::-1]])
+        draw.polygon(edge.ravel().tolist(), fill=shade(colour, factor))
+    for _ in range(14):
+        i = int(rng.integers(40))
+        offset = rng.uniform(-0.7, 0.7) * half[i] * across
+        draw.line([*(middle[i] + offset), *(middle[i + 1] + offset)], fill=shade(colour, 0.6), width=1)
+
+
+def _draw_ground(
+    draw: ImageDraw.ImageDraw,
+    feet: np.ndarray,
+    scale: float,
+    side: int,
+    greens: Sequence[RGB],
+    rng: np.random.Generator,
+) -> None:
+    """Draw soil up to the bird's feet, with grass."""
+    height = float(feet[:, 1].max()) + 0.03 * scale
+    x = np.linspace(0, side, 25)
+    line = height - 0.10 * scale + np.cumsum(rng.normal(0, 0.004 * side, 25))
+    soil = np.concatenate([np.stack([x, line], axis=1), [[side, side], [0, side]]])
+    colour = _pick([*_BARK, *greens], rng)
+    draw.polygon(soil.ravel().tolist(), fill=colour)
+    places = np.stack([rng.uniform(0, side, 90), rng.uniform(height - 0.08 * scale, max(side, height + 1), 90)], axis=1)
+    for place in places:
+        tone = shade(colour, rng.uniform(0.7, 1.25))
+        half = np.array([1.0, 0.4]) * rng.uniform(0.01, 0.03) * side
+        draw.ellipse([*(place - half), *(place + half)], fill=tone)
+    for _ in range(int(rng.integers(10, 40))):
+        root = np.array([rng.uniform(0, side), rng.uniform(height - 0.05 * scale, side + 0.1 * scale)])
+        tip = root + np.array([rng.normal(0, 0.04), -rng.uniform(0.05, 0.16)]) * side
+        half = np.array([0.006 * side, 0.0])
+        blade = [*(root - half), *tip, *(root + half)]
+        draw.polygon(blade, fill=_pick(_LEAVES, rng))
+
+
+def _leaf_in_front(bird: BirdLayer, scale: float, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return a leaf that hides a piece of the bird: its colour (times cover) and its cover, in 0..1."""
+    rows, columns = np.nonzero(bird.mask)
+    i = rng.integers(len(rows))
+    centre = np.array([columns[i], rows[i]]) * _ZOOM
+    leaf = Image.new("RGB", (size * _ZOOM, size * _ZOOM))
+    stencil = Image.new("L", leaf.size)
+    length, angle = rng.uniform(0.3, 0.5) * scale * _ZOOM, rng.uniform(0, 2 * math.pi)
+    along = np.array([math.cos(angle), math.sin(angle)])
+    # The stalk enters from beyond the leaf, away from the bird's middle more often than not.
+    stalk = [*(centre - 0.5 * length * along), *(centre - 4.0 * length * along)]
+    width = rng.uniform(0.2, 0.3)
+    outline = _leaf_outline(centre, length, angle, width)
+    colour = _pick(_LEAVES, rng)
+    for sheet, tones in (
+        (leaf, (colour, shade(colour, 0.86), shade(colour, 0.7))),
+        (stencil, (255, 255, 255)),
+    ):
+        draw = ImageDraw.Draw(sheet)
+        draw.polygon(outline.ravel().tolist(), fill=tones[0])
+        draw.polygon(outline[: len(outline) // 2 + 1].ravel().tolist(), fill=tones[1])
+        draw.line([*outline[0], *outline[len(outline) // 2]], fill=tones[2], width=max(1, round(0.03 * length)))
+        draw.line(stalk, fill=tones[2], width=max(1, round(0.03 * length)))
+    blur = ImageFilter.BoxBlur(0.004 * size * _ZOOM)
+    colours = np.asarray(leaf.filter(blur).reduce(_ZOOM), dtype=np.float32) / 255
+    return colours, np.asarray(stencil.filter(blur).reduce(_ZOOM), dtype=np.float32) / 255
+
+
+def _expose(canvas: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
+    """Return what the camera has: brightness, colour cast, uneven light and grain; uint8 [S, S, 3]."""
+    size = len(canvas)
+    gain = rng.uniform(0.78, 1.14) * (1 + rng.normal(0, 0.035, 3))
+    x = np.linspace(-1, 1, size)
+    slope = rng.uniform(0, 0.14)
+    uneven = 1 + slope * (math.sin(light) * x[None, :] - math.cos(light) * x[:, None])
+    grain = rng.standard_normal((size, size, 1), dtype=np.float32) * rng.uniform(0.004, 0.016)
+    exposed = canvas * (gain * uneven[..., None]).astype(np.float32) + grain
+    return (np.clip(exposed, 0, 1) * 255 + 0.5).astype(np.uint8)
