@@ -146,6 +146,21 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             raise BadFileError(path, f"cannot be decoded: {error}") from error
 
 
+def decoded_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Decode an image file fully, as :func:`open_image` does, and return only its size.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Width and height (pixels, upright).
+
+    Raises:
+        BadFileError: as :func:`open_image`.
+    """
+    return open_image(path).size
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

@@ -5,6 +5,7 @@ A reader finds paths and labels and checks all of them before a network is built
 """
 
 from cgnl.data.images.bad_files import BadFiles, write_missing
+from cgnl.data.images.checking import ImageReport, SplitReport, check_images
 from cgnl.data.images.dataset import ImageDataset, collate, describe_in_flight
 from cgnl.data.images.reading import (
     ImageList,
@@ -21,7 +22,10 @@ __all__ = [
     "BadFiles",
     "ImageDataset",
     "ImageList",
+    "ImageReport",
     "ImageSample",
+    "SplitReport",
+    "check_images",
     "collate",
     "describe_in_flight",
     "read_class_folders",

@@ -42,7 +42,7 @@ class BadFiles:
             return
         self._bad.update(index for index, *_ in new)
         if self.file is not None:
-            _append_rows(self.file, [(path, reason) for _, path, reason in new])
+            write_rows(self.file, [(path, reason) for _, path, reason in new])
         if len(self._bad) > self.limit * len(self.images):
             _, path, reason = new[-1]
             raise DataError(
@@ -61,10 +61,10 @@ def write_missing(folder: str | os.PathLike[str], lists: Iterable[ImageList]) ->
     """
     rows = [(path, "does not exist") for images in lists for path in images.missing]
     if rows:
-        _append_rows(Path(folder, "missing_files.csv"), rows)
+        write_rows(Path(folder, "missing_files.csv"), rows)
 
 
-def _append_rows(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
+def write_rows(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
     """Add the rows whose path the file does not name yet."""
     known = set()
     if file.exists():

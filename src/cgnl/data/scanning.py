@@ -1,0 +1,146 @@
+"""Many files through processes of their own, whatever those files do to a decoder.
+
+``concurrent.futures`` gives up as a whole when one process dies, and waits for ever for one that hangs. Here a file
+that crashes its process or holds it too long is named, and a new process goes on with the next file. The processes
+import this module, so it imports no torch.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from cgnl.data.decoding import BadFileError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scanned(Generic[T]):
+    """What became of one file.
+
+    Args:
+        path: the file.
+        value: what the function returned; None if it failed.
+        error: why it failed, as the rest of a sentence that begins with the path; None if it did not.
+    """
+
+    path: Path
+    value: T | None
+    error: str | None
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    path: Path | None = None
+    deadline: float = float("inf")
+
+    def give(self, path: Path | None, timeout: float) -> None:
+        self.path = path
+        self.deadline = float("inf") if path is None else time.monotonic() + timeout
+        if path is not None:
+            self.connection.send(path)
+
+    def death(self) -> tuple[Path, None, str]:
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self.connection.close()
+        if self.path is None:
+            raise RuntimeError(f"a process that reads files ended before it got one ({how})")
+        return self.path, None, f"ends the process that decodes it ({how})"
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def scan(
+    function: Callable[[Path], T],
+    paths: Sequence[Path],
+    *,
+    workers: int | None = None,
+    timeout: float = 60.0,
+) -> Iterator[Scanned[T]]:
+    """Call a function on each file, in several processes.
+
+    Args:
+        function: importable by name; it may raise :class:`cgnl.data.decoding.BadFileError`.
+        paths: the files.
+        workers: number of processes; by default one for each core.
+        timeout: seconds that one file may take.
+
+    Yields:
+        What became of each file, in the order in which they are done.
+
+    Raises:
+        ValueError: fewer than one worker, or a timeout that is not positive.
+        RuntimeError: the processes do not start.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"workers ({workers}) must be at least 1")
+    if timeout <= 0:
+        raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
+    waiting = list(reversed(paths))
+    pool: list[_Worker] = []
+    try:
+        while waiting or any(worker.path for worker in pool):
+            busy = sum(worker.path is not None for worker in pool)
+            while len(pool) < min(workers, len(waiting) + busy):
+                pool.append(_start(function))
+            left = min(worker.deadline for worker in pool) - time.monotonic()
+            ready = wait([worker.connection for worker in pool], min(max(left, 0), 3600))
+            for worker in list(pool):
+                if worker.connection in ready:
+                    try:
+                        message = worker.connection.recv()
+                    except (EOFError, OSError):
+                        pool.remove(worker)
+                        yield Scanned(*worker.death())
+                        continue
+                    if worker.path is not None:
+                        yield Scanned(worker.path, *message)
+                    worker.give(waiting.pop() if waiting else None, timeout)
+                elif time.monotonic() >= worker.deadline and worker.path is not None:
+                    pool.remove(worker)
+                    worker.stop()
+                    yield Scanned(worker.path, None, f"takes longer than {timeout:g} seconds to decode")
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _start(function: Callable[[Path], T]) -> _Worker:
+    # A fork would copy locks that the parent's threads (progress bar, PyTorch) hold at that moment.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(connection: Connection, function: Callable[[Path], T]) -> None:
+    """Answer each path with (value, error), after a first message that says the process is ready."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which ends this process
+    connection.send(None)
+    while True:
+        try:
+            path = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send((function(path), None))
+        except BadFileError as error:
+            connection.send((None, error.reason))
