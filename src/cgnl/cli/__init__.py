@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 try:
     import tyro
@@ -31,7 +31,7 @@ class TrainOptions(Recipe):
     resume: bool = False
     """Go on from the run's last.ckpt (from the beginning, where there is none yet)."""
     smoke: bool = False
-    """See the recipe work: seconds on a CPU, on birds drawn into the run folder; only pixels, images and steps shrink."""
+    """See the recipe work in seconds on a CPU, on birds drawn into the run folder: fewer pixels, images and steps."""
 
 
 @dataclass(frozen=True)

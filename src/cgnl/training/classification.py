@@ -65,7 +65,7 @@ class ClassificationModule(pl.LightningModule):
         self._mix = v2.RandomChoice(mixers) if mixers else None
         self._frozen = [_find(network, path) for path in freeze]
         for module in self._frozen:
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()
         if not any(p.requires_grad for p in network.parameters()):
             raise ValueError(f"trainer.freeze ({' '.join(freeze)}) leaves nothing to train")
         if channels_last:

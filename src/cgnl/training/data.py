@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import BadFiles, ImageDataset, ImageList, collate, read_images
+from cgnl.data.images import BadFiles, ImageDataset, ImageList, collate, read_images, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.recipes.recipe import DataConfig
 from cgnl.training.sampling import EpochBatches
@@ -75,6 +75,8 @@ class ImageData(pl.LightningDataModule):
             missing_limit=self.config.bad_limit,
         )
         self._bad[split] = BadFiles(images, self.run, limit=self.config.bad_limit)
+        if self.run is not None:
+            write_missing(self.run, [images])
         return images
 
     @property

@@ -119,7 +119,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
-        raise DataError(f"a process that reads images died or hangs: {error}. {describe_in_flight()}") from error
+        raise DataError(f"a process that reads images died or hangs: {error}. {describe_in_flight(error)}") from error
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
         run / LAST,

@@ -1,0 +1,116 @@
+"""A run that is killed and resumed ends with the same bits as one that was never interrupted."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+SETTINGS = (
+    "--network.dropout=0.5 --data.format=folders --data.size=32 --data.resize=36 --data.batch-size=4 "
+    "--data.mixup=0.2 --optimizer.lr=0.01 --trainer.max-epochs=3 --trainer.log-every-n-steps=1 "
+    "--trainer.checkpoint-every-n-steps=2"
+).split()
+
+
+def start(folders: Path, run: Path, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cgnl", "train", "birds-resnet18-cgnl", f"--data.root={folders}", f"--run={run}"]
+        + [*SETTINGS, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def steps(run: Path) -> list[list[str]]:
+    with (run / "steps.csv").open(newline="") as file:
+        return [row[:4] for row in csv.reader(file)][1:]
+
+
+def wait_for_lines(process: subprocess.Popen, log: Path, lines: int) -> None:
+    while not log.exists() or len(log.read_text().splitlines()) <= lines:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def same(a, b, where="checkpoint"):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{k}]")
+    else:
+        assert a == b, where
+
+
+def compare(run: Path, reference: Path) -> None:
+    assert steps(run) == steps(reference), "every step's loss and learning rate"
+    ours, expected = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, reference))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        same(ours[part], expected[part], part)
+    same(ours["cgnl"]["random_states"], expected["cgnl"]["random_states"], "random state")
+    epochs = [(folder / "epochs.csv").read_text().splitlines() for folder in (run, reference)]
+    assert [line.rsplit(",", 1)[0] for line in epochs[0]] == [line.rsplit(",", 1)[0] for line in epochs[1]]
+
+
+@pytest.fixture(scope="module")
+def reference(class_folders, tmp_path_factory):
+    run = tmp_path_factory.mktemp("reference") / "run"
+    finish(start(class_folders, run, "--data.workers=0"))
+    assert len(steps(run)) == 18
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_is_bitwise_the_same(class_folders, reference, tmp_path, workers):
+    run = tmp_path / "run"
+    # once right after an epoch's end and once anywhere
+    kills = [("epochs.csv", 1), ("steps.csv", random.SystemRandom().randrange(8, 17))]
+    print("killed after", kills)
+    for log, lines in kills:
+        process = start(class_folders, run, f"--data.workers={workers}", "--resume")
+        wait_for_lines(process, run / log, lines)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finish(start(class_folders, run, f"--data.workers={workers}", "--resume"))
+    compare(run, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_after_the_step_and_resuming_is_bitwise_the_same(
+    class_folders, reference, tmp_path, number, code
+):
+    run = tmp_path / "run"
+    process = start(class_folders, run, "--data.workers=2", "--trainer.checkpoint-every-n-steps=1000")
+    wait_for_lines(process, run / "steps.csv", 8)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    assert "--resume goes on" in output
+    stopped_at = torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["step"]
+    assert 8 <= stopped_at <= 12
+    finish(start(class_folders, run, "--data.workers=2", "--resume"))
+    compare(run, reference)
