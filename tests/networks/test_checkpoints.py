@@ -83,9 +83,7 @@ def test_reads_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nested", [True, False])
 def test_refuses_a_pickle_with_code_and_does_not_run_it(tmp_path: Path, zipped: bool, nested: bool) -> None:
     trace, path = tmp_path / "trace", tmp_path / "evil.pth.tar"
-    content = (
-        {"state_dict": {"fc.weight": torch.zeros(1)}, "extra": RunsCode(trace)} if nested else RunsCode(trace)
-    )
+    content = {"state_dict": {"fc.weight": torch.zeros(1)}, "extra": RunsCode(trace)} if nested else RunsCode(trace)
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"evil\.pth\.tar is refused: .*posix\.system"):
         load_checkpoint_file(path)
@@ -95,9 +93,7 @@ def test_refuses_a_pickle_with_code_and_does_not_run_it(tmp_path: Path, zipped: 
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])
-@pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html><html></html>", b"\x80\x02", b"PK\x03\x04" + bytes(99)]
-)
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html></html>", b"\x80\x02", b"PK\x03\x04" + bytes(99)])
 def test_damaged_files_end_in_one_sentence(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
@@ -106,9 +102,7 @@ def test_damaged_files_end_in_one_sentence(tmp_path: Path, suffix: str, content:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_truncated_files_end_in_one_sentence(
-    tmp_path: Path, released: dict[str, Tensor], zipped: bool
-) -> None:
+def test_truncated_files_end_in_one_sentence(tmp_path: Path, released: dict[str, Tensor], zipped: bool) -> None:
     whole = save_pth_tar(released, tmp_path / "whole.pth.tar", zipped=zipped).read_bytes()
     path = tmp_path / "cut.pth.tar"
     for part in (0.001, 0.5, 0.99999):
@@ -140,9 +134,7 @@ def test_block_names_of_the_released_code_fit_our_blocks() -> None:
     assert set(renamed) == set(cgnl.CGNL2d(8, groups=2, norm="group").state_dict())
 
     nl_keys = [f"{module}.weight" for module in ("t", "p", "g", "z")]
-    nl_keys += [
-        f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    ]
+    nl_keys += [f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
     assert set(from_released(dict.fromkeys(nl_keys, weight))) == set(cgnl.NonLocal2d(8).state_dict())
 
 
@@ -235,8 +227,7 @@ def test_convert_round_trip(tmp_path: Path, released: dict[str, Tensor]) -> None
 
     x = torch.randn(2, 3, 64, 64)
     networks = [
-        image.resnet18("cgnl", groups=GROUPS, norm="group", weights=weights).eval()
-        for weights in (source, target)
+        image.resnet18("cgnl", groups=GROUPS, norm="group", weights=weights).eval() for weights in (source, target)
     ]
     block = networks[0].layer3[0].inserted_block
     assert torch.equal(block.theta.weight, released["layer3.1.t.weight"])

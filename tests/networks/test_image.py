@@ -106,6 +106,10 @@ def test_block_options_reach_the_block() -> None:
     assert block.z.weight.shape == (256, 16, 1, 1)
     assert isinstance(block.norm, nn.GroupNorm)
 
+    residual = image.resnet18("residual", groups=2).layer3[0].inserted_block
+    assert isinstance(residual, cgnl.ResidualBlock2d)
+    assert residual.z.weight.shape == (256, 64, 1, 1)
+
     options = {"pairwise": "concatenation", "scale": False}
     keys = image.resnet18("nl", **options).state_dict()
     direct = cgnl.NonLocal2d(256, **options).state_dict()
@@ -149,6 +153,7 @@ def test_names_that_mean_the_same_block(options: dict, same_as: dict) -> None:
             r"block \('cgln'\) must be None, one of nl, cgnl, cgnlx, residual, or a function",
         ),
         ({"block": "nl", "scale": "sqrt"}, r"scale \('sqrt'\) must be None, True or False for block 'nl'"),
+        ({"block": "residual", "scale": "mean"}, r"scale \('mean'\) must be None for block 'residual'"),
         ({"block": "cgnl", "scale": True}, r"scale \(True\) must be None, 'sqrt' or 'mean' for block 'cgnl'"),
         (
             {"block": "cgnl", "channel_reduction": 3},
@@ -174,9 +179,7 @@ def test_a_misspelt_option_is_an_error() -> None:
 def test_dropout_stands_before_the_classifier_in_training_only() -> None:
     network = image.resnet18(num_classes=4, dropout=0.5)
     features = torch.ones(1, 512)
-    assert torch.equal(
-        network.eval().fc(features), nn.functional.linear(features, network.fc.weight, network.fc.bias)
-    )
+    assert torch.equal(network.eval().fc(features), nn.functional.linear(features, network.fc.weight, network.fc.bias))
     seen: list[Tensor] = []
     identity = copy.deepcopy(network.train().fc)
     identity.weight = nn.Parameter(torch.eye(512))
@@ -223,9 +226,7 @@ def test_weights_by_name(torch_home: Path, weights: str | WeightsEnum) -> None:
 
 
 def test_weights_that_cannot_be_downloaded(torch_home: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"Cannot get the weights ResNet18_Weights\.IMAGENET1K_V1 from http"
-    ):
+    with pytest.raises(CheckpointError, match=r"Cannot get the weights ResNet18_Weights\.IMAGENET1K_V1 from http"):
         image.resnet18(weights="IMAGENET1K_V1")
     assert not any(torch_home.iterdir())
 
@@ -257,10 +258,7 @@ def test_weights_from_a_file_must_fit(tmp_path: Path) -> None:
     torch.save(source.state_dict(), path)
 
     same = image.resnet18("cgnl", weights=path)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(same.state_dict().values(), source.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), source.state_dict().values(), strict=True))
 
     message = r"fc\.weight has shape \[7, 512\] instead of \[9, 512\]; fc\.bias .* new_classifier=True starts"
     with pytest.raises(CheckpointError, match=message):
@@ -272,9 +270,7 @@ def test_weights_from_a_file_must_fit(tmp_path: Path) -> None:
     same_classes = image.resnet18("cgnl", num_classes=7, weights=path, new_classifier=True)
     assert not torch.equal(same_classes.fc.weight, source.fc.weight)
 
-    with pytest.raises(
-        CheckpointError, match=r"z\.weight has shape .* groups=8, channel_reduction=2, norm='batch'"
-    ):
+    with pytest.raises(CheckpointError, match=r"z\.weight has shape .* groups=8, channel_reduction=2, norm='batch'"):
         image.resnet18("cgnl", groups=2, weights=path)
     with pytest.raises(CheckpointError, match=r"layer3\.0\.inserted_block\.theta\.weight is unknown"):
         image.resnet18(weights=path)

@@ -29,7 +29,7 @@ _MMCV_MODULES = {
     "conv_out.conv": "z",
     "conv_out.bn": "norm",
     "conv_out.norm": "norm",
-    "concat_project.conv": "concat_project",
+    "concat_project.conv": "concat",
 }
 _STAGE_ELEMENT = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
@@ -40,7 +40,7 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read all that a ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors`` file holds onto the CPU, weights only.
+    """Read a ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors`` file onto the CPU, weights only.
 
     Both PyTorch formats are read, the zip archive and the older one without.
 
@@ -51,7 +51,7 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         The file's dictionary: a state dict, or a training script's record with one under ``state_dict``.
 
     Raises:
-        CheckpointError: The file does not exist, is damaged, or holds objects other than tensors and plain values.
+        CheckpointError: The file does not exist, is damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,11 +79,7 @@ def load_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not content:
         raise CheckpointError(f"Checkpoint {path} holds no state dict: it is empty.")
-    wrong = [
-        str(key)
-        for key, value in content.items()
-        if not isinstance(key, str) or not isinstance(value, Tensor)
-    ]
+    wrong = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if wrong:
         raise CheckpointError(f"Checkpoint {path} holds no state dict: no tensor at {', '.join(wrong)}.")
     return dict(content)
@@ -115,9 +111,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"Checkpoint {path} is no readable PyTorch file: it is cut off, damaged or of another kind."
-    )
+    return CheckpointError(f"Checkpoint {path} is no readable PyTorch file: it is cut off, damaged or of another kind.")
 
 
 def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -152,9 +146,7 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     else:
         names = {key: _block_name(key) for key in tensors}
     if len(set(names.values())) < len(names):
-        raise CheckpointError(
-            "The checkpoint mixes names of two code bases: two of its keys mean the same weight."
-        )
+        raise CheckpointError("The checkpoint mixes names of two code bases: two of its keys mean the same weight.")
     return {names[key]: value for key, value in tensors.items()}
 
 
@@ -228,9 +220,7 @@ def mismatches(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         Phrases such as ``fc.bias is missing``; empty if all fits.
     """
     missing = [
-        f"{key} is missing"
-        for key in expected
-        if key not in state_dict and not key.endswith(".num_batches_tracked")
+        f"{key} is missing" for key in expected if key not in state_dict and not key.endswith(".num_batches_tracked")
     ]
     unknown = [f"{key} is unknown to the network" for key in state_dict if key not in expected]
     misshapen = [
@@ -272,9 +262,7 @@ def convert(
         raise ValueError(f"target ({target}) must end in .safetensors")
     state_dict = from_released(load_checkpoint_file(source))
     if "fc.weight" not in state_dict or state_dict["fc.weight"].ndim != 2:
-        raise CheckpointError(
-            f"Checkpoint {source} holds no image network: fc.weight is missing or no matrix."
-        )
+        raise CheckpointError(f"Checkpoint {source} holds no image network: fc.weight is missing or no matrix.")
     settings = {**block_settings(state_dict), "num_classes": state_dict["fc.weight"].shape[0]}
     if (settings["num_blocks"] == 0) != (block is None):
         raise CheckpointError(

@@ -98,9 +98,7 @@ def block_places(arch: str, num_blocks: int) -> list[str]:
     if arch not in _PLACES:
         raise ValueError(f"arch ({arch!r}) must be one of {', '.join(ARCHITECTURES)}")
     if num_blocks not in _PLACES[arch]:
-        raise ValueError(
-            f"num_blocks ({num_blocks}) must be {' or '.join(map(str, _PLACES[arch]))} for {arch}"
-        )
+        raise ValueError(f"num_blocks ({num_blocks}) must be {' or '.join(map(str, _PLACES[arch]))} for {arch}")
     return list(_PLACES[arch][num_blocks])
 
 
@@ -137,7 +135,7 @@ def resnet(
             blocks as they start; one with blocks must have all of them.
         new_classifier: Leave the classifier of the weights out and start a new one. Without it a file with
             other classes is an error; named weights get a new classifier for other classes by themselves.
-        groups: Groups G of a CGNL block.
+        groups: Groups G of a CGNL block; of a residual block's conv_z.
         kernel: Kernel function of a "cgnl" block, "dot", "embedded_gaussian", "rbf" or an object of
             ``cgnl.kernel_functions``. "cgnlx" is always the RBF; a GaussianRBF given here sets it.
         norm: Norm of the block: "batch", "sync_batch", "group" (released CGNL checkpoints), None, or a
@@ -213,35 +211,26 @@ def _make_block(
         return block
     if block not in BLOCKS:
         raise ValueError(f"block ({block!r}) must be None, one of {', '.join(BLOCKS)}, or a function")
-    if block in ("nl", "residual"):
+    block_of: Callable[..., nn.Module]
+    if block == "nl":
         if isinstance(scale, str):
-            raise ValueError(f"scale ({scale!r}) must be None, True or False for block {block!r}")
-    elif isinstance(scale, bool):
-        raise ValueError(f"scale ({scale}) must be None, 'sqrt' or 'mean' for block {block!r}")
-
-    if block == "cgnlx" and not isinstance(kernel, GaussianRBF):
-        kernel = GaussianRBF()
+            raise ValueError(f"scale ({scale!r}) must be None, True or False for block 'nl'")
+        block_of = partial(NonLocal2d, pairwise=pairwise, scale=scale is not False, subsample=subsample)
+    elif block == "residual":
+        if scale is not None:
+            raise ValueError(f"scale ({scale!r}) must be None for block 'residual', which has no sums")
+        block_of = partial(ResidualBlock2d, groups=groups)
+    else:
+        if isinstance(scale, bool):
+            raise ValueError(f"scale ({scale}) must be None, 'sqrt' or 'mean' for block {block!r}")
+        if block == "cgnlx" and not isinstance(kernel, GaussianRBF):
+            kernel = GaussianRBF()
+        block_of = partial(CGNL2d, groups=groups, kernel=kernel, scale=scale)
 
     def make(channels: int) -> nn.Module:
         if channel_reduction < 1 or channels % channel_reduction:
-            raise ValueError(
-                f"channels ({channels}) must be divisible by channel_reduction ({channel_reduction})"
-            )
-        inner_channels = channels // channel_reduction
-        if block == "nl":
-            return NonLocal2d(
-                channels,
-                inner_channels=inner_channels,
-                pairwise=pairwise,
-                scale=scale is not False,
-                subsample=subsample,
-                norm=norm,
-            )
-        if block == "residual":
-            return ResidualBlock2d(channels, inner_channels=inner_channels, norm=norm)
-        return CGNL2d(
-            channels, inner_channels=inner_channels, groups=groups, kernel=kernel, norm=norm, scale=scale
-        )
+            raise ValueError(f"channels ({channels}) must be divisible by channel_reduction ({channel_reduction})")
+        return block_of(channels, inner_channels=channels // channel_reduction, norm=norm)
 
     return make
 
@@ -254,9 +243,7 @@ class _Checkpoint(NamedTuple):
     by_name: bool
 
 
-def _read_weights(
-    arch: str, weights: str | os.PathLike[str] | models.WeightsEnum | None
-) -> _Checkpoint | None:
+def _read_weights(arch: str, weights: str | os.PathLike[str] | models.WeightsEnum | None) -> _Checkpoint | None:
     if weights is None:
         return None
     enum = models.get_model_weights(arch)
@@ -267,18 +254,14 @@ def _read_weights(
         elif Path(weights).suffix or Path(weights).exists():
             return _Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
     if not isinstance(weights, enum):
-        raise ValueError(
-            f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {arch}"
-        )
+        raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {arch}")
     return _Checkpoint(_download(weights), str(weights), by_name=True)
 
 
 def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (
-        Exception
-    ) as error:  # urllib, SSL, the hash check, a full disk and a damaged cache all have their own
+    except Exception as error:  # urllib, SSL, the hash check, a full disk and a damaged cache all have their own
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
@@ -290,9 +273,7 @@ def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
 def _num_classes(checkpoint: _Checkpoint) -> int:
     classifier = checkpoint.state_dict.get("fc.weight")
     if classifier is None or classifier.ndim != 2:
-        raise CheckpointError(
-            f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or no matrix."
-        )
+        raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or no matrix.")
     return classifier.shape[0]
 
 
@@ -310,9 +291,7 @@ def _load(network: nn.Module, checkpoint: _Checkpoint) -> None:
             hint = " Only the classifier differs: new_classifier=True starts a new one."
         elif any(f".{BLOCK_NAME}." in phrase for phrase in wrong):
             found = block_settings(state_dict)
-            hint = (
-                f" The blocks in the file: {', '.join(f'{key}={value!r}' for key, value in found.items())}."
-            )
+            hint = f" The blocks in the file: {', '.join(f'{key}={value!r}' for key, value in found.items())}."
         raise CheckpointError(f"Checkpoint {source} does not fit the network: {'; '.join(wrong)}.{hint}")
     # Nothing but the counters of batches can be missing here, and those keep their zeros.
     network.load_state_dict(state_dict, strict=False)
