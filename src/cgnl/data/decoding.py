@@ -222,7 +222,7 @@ def resolve_inside(
         rule = "holds a NUL character"
     elif _URL.match(relative):
         rule = "is a URL, and only local files are read"
-    elif posix.is_absolute() or PureWindowsPath(relative).anchor:
+    elif posix.is_absolute() or PureWindowsPath(relative).is_absolute():
         rule = f"is absolute, but must be relative to {os.fspath(root)}"
     elif ".." in posix.parts or ".." in PureWindowsPath(relative).parts:
         rule = f"holds '..', but must stay inside {os.fspath(root)}"

@@ -78,3 +78,4 @@ def write_rows(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
             name = readable(str(path))
             if name not in known:
                 writer.writerow((name, readable(reason)))
+                known.add(name)

@@ -96,7 +96,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def describe_in_flight(error: BaseException | None = None) -> str:
-    """Say which image files the data loaders' workers are reading, or were when they died.
+    """Say which image files the data loaders' workers are reading, or were when they died; each is told once.
 
     Args:
         error: what the data loader raised; if it names dead processes, only their files are given.
@@ -108,6 +108,8 @@ def describe_in_flight(error: BaseException | None = None) -> str:
     reading = [
         (pid, dataset.path(index)) for dataset in _datasets for pid, index in dataset._in_flight.tolist() if index >= 0
     ]
+    for dataset in _datasets:
+        dataset._in_flight.fill_(-1)  # or a later failure in the same process would be told with this one
     paths = [path for pid, path in reading if pid in dead] or [path for _, path in reading]
     return f"The file being read: {', '.join(map(str, paths))}." if paths else "No file was being read."
 
