@@ -7,8 +7,8 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Eq. 9
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ RBFBeta = Literal["constant", "normalized", "exact"]
 
 
 class KernelFunction:
-    """What the operations ask of a kernel function."""
+    """What the operations ask of a kernel function: `exact`, and ``coefficients``, a2_0 .. a2_P of Eq. 9."""
 
-    @property
-    def coefficients(self) -> tuple[float, ...]:
-        """The series coefficients a2_0 .. a2_P of Eq. 9."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # at run time a property here would stand in the way of a dataclass field
+
+        @property
+        def coefficients(self) -> Sequence[float]: ...
 
     def exact(self, t: Tensor, u: Tensor) -> Tensor:
         """The kernel function itself, elementwise on tensors that broadcast."""
@@ -149,10 +149,10 @@ class SeriesKernel(KernelFunction):
     Args:
         function: the exact f(t, u), elementwise on tensors that broadcast. Generalized non-local blocks run
             it; compact ones run the series alone.
-        series: the coefficients a2_0 .. a2_P, at least one of them not 0.
+        coefficients: a2_0 .. a2_P, at least one of them not 0.
 
     Raises:
-        ValueError: ``function`` cannot be called, or ``series`` is empty, not finite, or all zeros.
+        ValueError: ``function`` cannot be called, or the coefficients are none, not finite, or all zeros.
 
     Example:
         >>> SeriesKernel(lambda t, u: (1 + t * u) ** 2, [1, 2, 1]).coefficients
@@ -160,21 +160,17 @@ class SeriesKernel(KernelFunction):
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
-    series: Sequence[float] = field()
+    coefficients: Sequence[float]
 
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise ValueError(f"function ({self.function!r}) must be callable as function(t, u)")
-        series = tuple(float(a2) for a2 in self.series)
-        if not all(map(math.isfinite, series)):
-            raise ValueError(f"coefficients ({list(series)}) must be finite")
-        if not any(series):
-            raise ValueError(f"coefficients ({list(series)}) must hold at least one number that is not 0")
-        object.__setattr__(self, "series", series)
-
-    @property
-    def coefficients(self) -> tuple[float, ...]:
-        return tuple(self.series)
+        coefficients = tuple(float(a2) for a2 in self.coefficients)
+        if not all(map(math.isfinite, coefficients)):
+            raise ValueError(f"coefficients ({list(coefficients)}) must be finite")
+        if not any(coefficients):
+            raise ValueError(f"coefficients ({list(coefficients)}) must hold at least one number that is not 0")
+        object.__setattr__(self, "coefficients", coefficients)
 
     def exact(self, t: Tensor, u: Tensor) -> Tensor:
         return self.function(t, u)
