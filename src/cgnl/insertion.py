@@ -55,6 +55,9 @@ def insert_blocks(
     ``inserted_block_after_layer3`` (or to the first leaf module inside, where all the enclosing ones are
     containers, as in a network that is one ``nn.Sequential``).
 
+    Where a host may run the elements of a container one by one, as timm does with gradient checkpointing, the
+    container itself does not run, nor does a block after it: let the block stand after the last element.
+
     Insert before ``torch.compile``, ``DistributedDataParallel`` and ``fully_shard``: compiled code does not
     see later hooks, and the wrappers collect the parameters when they wrap. To shard parts of a network that
     is one ``nn.Sequential``, let the blocks stand after modules that are not containers.
@@ -246,7 +249,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
-    device_type = accelerators[0].type if accelerators else None
+    device_type = accelerators[0].type if accelerators else "cuda"
     try:
         with torch.random.fork_rng(accelerators, device_type=device_type), torch.no_grad():
             model.eval()
