@@ -170,6 +170,11 @@ def test_prefixes_of_wrappers_go(prefix: str) -> None:
     assert list(from_released(nested)) == ["conv1.weight", "layer1.0.conv1.weight"]
 
 
+def test_the_network_is_taken_out_of_a_training_module() -> None:
+    state_dict = {"network.conv1.weight": torch.zeros(1), "train_loss.weight": torch.ones(1)}
+    assert from_released({"state_dict": state_dict, "epoch": 3}) == {"conv1.weight": state_dict["network.conv1.weight"]}
+
+
 def test_elements_of_a_stage_are_renumbered_around_every_block() -> None:
     weight = torch.zeros(1)
     keys = ["layer2.0.conv1.weight", "layer2.1.t.weight", "layer2.1.gn.bias", "layer2.2.conv1.weight"]
@@ -206,6 +211,8 @@ def test_settings_are_read_off_the_weights(released: dict[str, Tensor]) -> None:
     settings = {"num_blocks": 2, "groups": 2, "channel_reduction": 4, "norm": "batch"}
     assert block_settings(network.state_dict()) == settings
     assert block_settings(models.resnet18().state_dict()) == {"num_blocks": 0}
+    with pytest.raises(CheckpointError, match=r"shapes \[3\] and \[3\], which are no convolutions'"):
+        block_settings({"layer3.0.inserted_block.z.weight": torch.zeros(3)})
 
 
 def test_convert_round_trip(tmp_path: Path, released: dict[str, Tensor]) -> None:

@@ -114,8 +114,7 @@ def test_a_docstring_says_what_the_recipe_is(entry: RecipeEntry) -> None:
     cost = recipe_cost(recipe)
     parameters, multiplications = f"{cost.parameters / 1e6:.1f} M", f"{cost.multiplications / 1e9:.1f} G"
     assert (
-        f"Cost: {parameters} parameters, {multiplications} multiplications an image, "
-        f"{recipe.trainer.max_epochs} epochs"
+        f"Cost: {parameters} parameters, {multiplications} multiplications an image, {recipe.trainer.max_epochs} epochs"
     ) in doc
 
 
@@ -148,9 +147,7 @@ def test_kernel_functions_of_table_2a() -> None:
     ("name", "epochs", "warmup", "milestones"),
     [("cub-resnet50", 100, 0, (31, 61, 81)), ("cub-resnet50-cgnl", 110, 10, (41, 71, 91))],
 )
-def test_training_is_the_released_one(
-    name: str, epochs: int, warmup: int, milestones: tuple[int, ...]
-) -> None:
+def test_training_is_the_released_one(name: str, epochs: int, warmup: int, milestones: tuple[int, ...]) -> None:
     recipe = RECIPES[name].make()
     assert (recipe.trainer.max_epochs, recipe.schedule.warmup_epochs) == (epochs, warmup)
     assert recipe.schedule.milestones == milestones

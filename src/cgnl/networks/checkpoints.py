@@ -91,7 +91,7 @@ def _read_safetensors(path: Path) -> Any:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"Checkpoint {path} is no readable safetensors file: {error}.") from error
 
 
@@ -151,16 +151,18 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in ("network.", "module."):
-        if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-    return dict(state_dict)
+    # This project's training modules hold the network as `network`, beside the state of their metrics.
+    of_training = {key: value for key, value in state_dict.items() if key.startswith("network.")}
+    tensors = {key.removeprefix("network."): value for key, value in (of_training or state_dict).items()}
+    if all(key.startswith("module.") for key in tensors):
+        return {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
 
 
 def _block_name(key: str) -> str:
-    module, _, parameter = key.rpartition(".")
+    module, dot, parameter = key.rpartition(".")
     ours = _RELEASED_MODULES.get(module) or _MMCV_MODULES.get(module) or module
-    return f"{ours}.{parameter}"
+    return f"{ours}{dot}{parameter}"
 
 
 def _network_names(keys: list[str]) -> dict[str, str]:
@@ -192,13 +194,21 @@ def block_settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     Returns:
         ``num_blocks`` and, where there is a block, ``groups``, ``channel_reduction`` and ``norm`` ("batch" or
         "group") of the first one; the kernel function and the scale leave no trace in the weights.
+
+    Raises:
+        CheckpointError: The weights of the first block are no convolutions' weights.
     """
     prefixes = [key.removesuffix("z.weight") for key in state_dict if key.endswith(f".{BLOCK_NAME}.z.weight")]
     if not prefixes:
         return {"num_blocks": 0}
-    channels, inner_of_group = state_dict[f"{prefixes[0]}z.weight"].shape[:2]
-    theta = state_dict.get(f"{prefixes[0]}theta.weight")
-    inner_channels = channels if theta is None else theta.shape[0]
+    z = state_dict[f"{prefixes[0]}z.weight"]
+    theta = state_dict.get(f"{prefixes[0]}theta.weight", z)
+    if z.ndim < 2 or theta.ndim < 2 or not (z.numel() and theta.numel()):
+        raise CheckpointError(
+            f"The checkpoint's theta and z under {prefixes[0]} have shapes {list(theta.shape)} and {list(z.shape)}, "
+            "which are no convolutions'."
+        )
+    (channels, inner_of_group), inner_channels = z.shape[:2], theta.shape[0]
     return {
         "num_blocks": len(prefixes),
         "groups": inner_channels // inner_of_group,

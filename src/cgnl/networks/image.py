@@ -173,8 +173,8 @@ def resnet(
     network: models.ResNet = models.get_model(arch, num_classes=num_classes)
     network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
     if make_block:
-        # Any size does to find the channel counts; 64 pixels leave 2 x 2 positions in the last stage.
-        example = torch.zeros(1, 3, 64, 64, device=network.conv1.weight.device)
+        # Any size does to find the channel counts; 32 pixels leave one position in the last stage.
+        example = torch.zeros(1, 3, 32, 32, device=network.conv1.weight.device)
         insert_blocks(network, dict.fromkeys(places, make_block), example_input=example)
     if checkpoint is not None:
         if new_classifier or (checkpoint.by_name and num_classes != classes_in_weights):
