@@ -44,23 +44,28 @@ def test_bad_files_are_listed(root, tmp_path):
     folder = root / "train/a"
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").touch()
+    (folder / os.fsdecode(b"caf\xe9.jpg")).touch()
     (folder / "page.jpg").write_text("<html>[bold]404[/bold]</html>")
     os.mkfifo(folder / "pipe.jpg")
     Image.new("RGB", (9, 9)).save(folder / "old.tif")
     out = tmp_path / "bad.csv"
     out.write_text("what was here before")
     report = check_images(root, workers=2, out=out, progress=False)
-    reasons = {path.name: reason for path, reason in report.bad}
-    assert sorted(reasons) == ["cut.jpg", "empty.jpg", "old.tif", "page.jpg", "pipe.jpg"]
+    reasons = {os.fsencode(path.name).decode("latin-1"): reason for path, reason in report.bad}
+    assert sorted(reasons) == ["caf\u00e9.jpg", "cut.jpg", "empty.jpg", "old.tif", "page.jpg", "pipe.jpg"]
     assert "truncated" in reasons["cut.jpg"]
     assert reasons["old.tif"].endswith("but looks like a TIFF file")
-    assert [split.unreadable for split in report.splits] == [5, 0]
+    assert [split.unreadable for split in report.splits] == [6, 0]
     assert report.splits[0].per_class == (("a", 3), ("b", 2))
     with out.open(newline="") as opened:
-        assert list(csv.reader(opened)) == [["path", "reason"], *([str(path), why] for path, why in report.bad)]
-    for path, reason in report.bad:
-        assert f"{path} {reason}" in str(report)
-    assert "5 bad files" in str(report)
+        rows = list(csv.reader(opened))
+    assert rows[0] == ["path", "reason"]
+    assert [Path(path).name for path, _ in rows[1:]] == list(reasons)
+    shown = str(report)
+    for path, reason in rows[1:]:
+        assert f"{path} {reason}" in shown
+    shown.encode()
+    assert "6 bad files" in str(report)
 
 
 def test_a_list_with_missing_files(root):

@@ -10,6 +10,7 @@ from cgnl.data.images.dataset import ImageDataset, collate, describe_in_flight
 from cgnl.data.images.reading import (
     ImageList,
     ImageSample,
+    check_missing,
     read_class_folders,
     read_cub,
     read_cub_boxes,
@@ -26,6 +27,7 @@ __all__ = [
     "ImageSample",
     "SplitReport",
     "check_images",
+    "check_missing",
     "collate",
     "describe_in_flight",
     "read_class_folders",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cgnl.data.decoding import decoded_size
 from cgnl.data.images.bad_files import write_rows
-from cgnl.data.images.reading import Format, ImageList, Split, read_images
+from cgnl.data.images.reading import Format, ImageList, Split, read_images, readable
 from cgnl.data.scanning import scan
 
 _SHOWN = 50
@@ -66,7 +66,7 @@ class ImageReport:
             )
         console = Console(width=None if os.isatty(1) else 120)
         with console.capture() as captured:
-            console.print(f"{self.root} (layout: {self.kind})", markup=False, highlight=False, soft_wrap=True)
+            console.print(readable(f"{self.root} (layout: {self.kind})"), markup=False, highlight=False, soft_wrap=True)
             console.print(counts)
             if self.sizes:
                 widths, heights = zip(*self.sizes, strict=True)
@@ -76,7 +76,7 @@ class ImageReport:
                     highlight=False,
                 )
             for path, reason in self.bad[:_SHOWN]:
-                console.print(f"{path} {reason}", markup=False, highlight=False, soft_wrap=True)
+                console.print(readable(f"{path} {reason}"), markup=False, highlight=False, soft_wrap=True)
             if len(self.bad) > _SHOWN:
                 console.print(f"... and {len(self.bad) - _SHOWN} more", highlight=False)
             console.print("nothing is bad" if not self.bad else f"{len(self.bad)} bad files", highlight=False)

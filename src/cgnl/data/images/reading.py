@@ -104,7 +104,7 @@ def read_images(
         raise DataError(f"{root} has {len(images.classes)} classes, but {num_classes} are expected.")
     if not images.samples and not images.missing:
         raise DataError(f"{list_file or root} names no images for the {split} split.")
-    _check_missing(images, missing_limit)
+    check_missing(images, missing_limit)
     return images
 
 
@@ -124,7 +124,16 @@ def _recognise(root: Path, list_file: str | os.PathLike[str] | None) -> Format:
     )
 
 
-def _check_missing(images: ImageList, limit: float) -> None:
+def check_missing(images: ImageList, limit: float) -> None:
+    """Refuse a data set that lacks too many of its files.
+
+    Args:
+        images: the data set.
+        limit: part of the named files that may be missing.
+
+    Raises:
+        DataError: more are missing; the message counts them and names the first.
+    """
     total = len(images.samples) + len(images.missing)
     if len(images.missing) > limit * total:
         some = ", ".join(map(str, images.missing[:3])) + (", ..." if len(images.missing) > 3 else "")
