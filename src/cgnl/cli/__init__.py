@@ -49,13 +49,13 @@ def train(arguments: Sequence[str]) -> None:
     recipe = Recipe(**_parts(options))
     given = Path(arguments[0])
     run = options.run or (given if (given / "recipe.yaml").is_file() else Path("runs") / name)
-    from cgnl.training.run import train
+    from cgnl.training.run import is_first_process, train
 
     if options.smoke:
         recipe = _smoke(recipe, run)
 
     result = train(recipe, run, name=name, resume=options.resume)
-    if result.last_top1 is not None and result.best_top1 is not None:
+    if is_first_process() and result.last_top1 is not None and result.best_top1 is not None:
         print(f"last epoch: top-1 {result.last_top1:.2f} %, top-5 {result.last_top5:.2f} %  {result.last}")
         print(f"best epoch (chosen on the test set): top-1 {result.best_top1:.2f} %  {result.best}")
 
@@ -125,9 +125,10 @@ def _evaluate_checkpoint(
 
 def _print_evaluation(trained: Any, data: Any, out: Path | None) -> None:
     from cgnl.training.evaluation import evaluate
+    from cgnl.training.run import is_first_process
 
     result = evaluate(trained, data, out=out)
-    if result is None:
+    if not is_first_process():
         return
     for name, value, (low, high) in (
         ("top-1", result.top1, result.top1_interval),

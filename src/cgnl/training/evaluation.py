@@ -16,7 +16,7 @@ from cgnl.recipes.recipe import DataConfig, TrainerConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import ImageData
-from cgnl.training.run import make_trainer
+from cgnl.training.run import end_distributed, make_trainer, quieten
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def evaluate(
     Raises:
         DataError: Something is wrong with the data set, or its classes are not the network's.
     """
+    quieten()
     images = ImageData(data, run=out, classes=trained.classes)
     module = ClassificationModule(
         trained.network, num_classes=len(trained.classes), channels_last=trained.recipe.trainer.channels_last
@@ -97,6 +98,7 @@ def evaluate(
     parts: Any = runner.predict(module, datamodule=images)
     top1, top5 = module.accuracies()
     rows = _gather(runner.world_size, parts)
+    end_distributed()
     evaluation = _summary(images, rows, top1, top5)
     if out is not None and runner.is_global_zero:
         _write(out, images, rows, evaluation)

@@ -69,7 +69,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         NonFiniteError: Too many steps had a non-finite loss or gradient.
         TrainingStopped: A signal stopped the run; its state is saved.
     """
-    _quieten()
+    quieten()
     checkpoint = _prepare(recipe, run, name, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
@@ -94,7 +94,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         {"recipe": to_dict(recipe), "name": name, "classes": list(data.classes), **data.normalisation},
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
         log_every_n_steps=config.log_every_n_steps,
-        say=console.print if _is_first_process() else lambda line: None,
+        say=console.print if is_first_process() else lambda line: None,
     )
     callbacks: list[Callback] = [FiniteGuard(run, config.skip_limit, data.names), keeper]
     if config.ema_decay:
@@ -112,7 +112,6 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         check_val_every_n_epoch=config.test_every_n_epochs,
         log_every_n_steps=config.log_every_n_steps,
         enable_progress_bar=progress and console.is_terminal,
-        sync_batchnorm=config.sync_batch_norm,
     )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -120,6 +119,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         if "DataLoader" not in str(error):
             raise
         raise DataError(f"a process that reads images died or hangs: {error}. {describe_in_flight(error)}") from error
+    end_distributed()
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
         run / LAST,
@@ -141,6 +141,8 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
     # torchrun says how many processes it has started on this machine
     devices = config.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or ("auto" if gpus else 1)
     many = config.nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
+    if config.sync_batch_norm and many and not gpus:
+        raise ValueError("trainer.sync_batch_norm needs GPUs: PyTorch has no SyncBatchNorm on CPUs")
     precision: Any = "32-true" if config.precision == "32" else config.precision
     return pl.Trainer(
         accelerator=config.accelerator,
@@ -151,6 +153,7 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        sync_batchnorm=config.sync_batch_norm,
         enable_model_summary=False,
         **options,
     )
@@ -167,7 +170,7 @@ def _prepare(recipe: Recipe, run: Path, name: str, resume: bool) -> Path | None:
         changed = _differences(to_dict(override(Recipe(), stored, str(checkpoint))), to_dict(recipe))
         if changed:
             raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
-    if _is_first_process():
+    if is_first_process():
         run.mkdir(parents=True, exist_ok=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
     return checkpoint
@@ -184,11 +187,19 @@ def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = ""
     return found
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Return whether this is the process that writes and prints, under torchrun and SLURM too."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))) == 0
 
 
-def _quieten() -> None:
+def end_distributed() -> None:
+    """Wait for the other processes and leave the group: one that ends first makes the others' last messages fail."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def quieten() -> None:
     """Leave out what Lightning says about itself; what concerns the user is said by us."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
@@ -199,6 +210,7 @@ def _quieten() -> None:
         r".*Trying to infer the `batch_size`.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*custom batch sampler `EpochBatches`.*",
         r".*You called `self.log\('.*but have no logger configured.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,72 @@
+"""Two processes over torchrun train and test as one does."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SETTINGS = (
+    "--data.format=folders --data.size=32 --data.resize=36 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
+    "--trainer.max-epochs=2 --trainer.log-every-n-steps=1 --trainer.seed=3 "
+    # each process has statistics of its own in a BatchNorm that trains
+    "--trainer.freeze conv1 bn1 layer1 layer2 layer3 layer4"
+).split()
+
+
+def command(*arguments: str, processes: int) -> str:
+    # the dashes keep torchrun from taking --run for its own --run-path
+    torchrun = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", "--"]
+    done = subprocess.run(
+        [sys.executable, "-m", *(torchrun if processes > 1 else []), "cgnl", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runs(class_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    # one test image too many for equal shares
+    extra = class_folders / "val" / "class_2" / "3.jpg"
+    extra.rename(folder / "moved.jpg")
+    for processes in (1, 2):
+        run = folder / str(processes)
+        command("train", "birds-resnet18-cgnl", f"--data.root={class_folders}", f"--run={run}", *SETTINGS, processes=processes)
+    yield folder
+    (folder / "moved.jpg").rename(extra)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(runs):
+    alone, pair = (torch.load(runs / str(n) / "last.ckpt", weights_only=True)["state_dict"] for n in (1, 2))
+    assert alone.keys() == pair.keys()
+    torch.testing.assert_close(pair["network.fc.weight"], alone["network.fc.weight"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(pair["network.conv1.weight"], alone["network.conv1.weight"])
+    losses = [[float(row["train_loss"]) for row in rows(runs / str(n) / "epochs.csv")] for n in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][1] < losses[0][0]
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_test_image_once(runs):
+    for processes in (1, 2):
+        out = runs / f"evaluation{processes}"
+        printed = command("evaluate", str(runs / "1"), f"--out={out}", processes=processes)
+        assert printed.count("top-1") == 1
+        assert "11 images" in printed
+    alone, pair = (rows(runs / f"evaluation{n}" / "predictions.csv") for n in (1, 2))
+    assert len(alone) == 11
+    assert [(row["path"], row["class1"]) for row in alone] == [(row["path"], row["class1"]) for row in pair]

@@ -1,0 +1,211 @@
+import csv
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from scipy.stats import binomtest
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from cgnl.data.decoding import DataError, open_image
+from cgnl.data.transforms import test_transform as centre_crop
+from cgnl.networks.checkpoints import CheckpointError
+from cgnl.recipes import RECIPES, OptimizerConfig, Recipe, load_recipe, override
+from cgnl.training.checkpoint import load_trained
+from cgnl.training.evaluation import evaluate, predict, wilson_interval
+from cgnl.training.run import train
+
+
+def tiny(folders, **trainer):
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(
+            recipe.data, root=folders, format="folders", size=32, resize=36, batch_size=8, workers=0
+        ),
+        optimizer=dataclasses.replace(recipe.optimizer, lr=0.01),
+        trainer=dataclasses.replace(recipe.trainer, **{"max_epochs": 1, **trainer}),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(class_folders, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "first"
+    return train(tiny(class_folders, max_epochs=2), run, name="birds", progress=False), run
+
+
+def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
+    result, run = finished
+    assert {"recipe.yaml", "last.ckpt", "best.ckpt", "epochs.csv", "tensorboard"} <= {p.name for p in run.iterdir()}
+    name, recipe = load_recipe(str(run))
+    assert name == "birds"
+    assert recipe == tiny(class_folders, max_epochs=2)
+    assert result.best_top1 >= result.last_top1
+    with (run / "epochs.csv").open(newline="") as file:
+        first, second = (float(row["train_loss"]) for row in csv.DictReader(file))
+    assert second < 0.7 * first
+
+
+def test_a_checkpoint_is_enough_to_predict(finished, class_folders, tmp_path):
+    _, run = finished
+    alone = shutil.copy(run / "last.ckpt", tmp_path / "alone.ckpt")
+    trained = load_trained(alone)
+    assert trained.classes == ("class_0", "class_1", "class_2")
+    path = class_folders / "val" / "class_1" / "0.jpg"
+    best = predict(trained, path)
+    image = centre_crop(32, 36)(open_image(path))[None]
+    expected = trained.network(image).softmax(-1)[0].detach()
+    assert sum(p for _, p in best) == pytest.approx(1, abs=1e-5)
+    for name, probability in best:
+        assert probability == pytest.approx(float(expected[trained.classes.index(name)]), rel=1e-5)
+
+
+def test_evaluation_counts_each_image_once_and_agrees_with_torchmetrics(finished, tmp_path):
+    _, run = finished
+    trained = load_trained(run / "last.ckpt")
+    result = evaluate(trained, dataclasses.replace(trained.recipe.data, batch_size=5), out=tmp_path)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert result.count == len(rows) == len({row["path"] for row in rows}) == 12
+    labels, best = (
+        torch.tensor([trained.classes.index(row[column]) for row in rows]) for column in ("label", "class1")
+    )
+    assert result.top1 == pytest.approx(
+        100 * float(multiclass_accuracy(best, labels, num_classes=3, average="micro")), rel=1e-6
+    )
+    per_class = multiclass_accuracy(best, labels, num_classes=3, average="none")
+    assert [value for _, _, value in result.per_class] == pytest.approx((100 * per_class).tolist())
+    assert sum(times for *_, times in result.confused) == sum(best != labels)
+    assert result.top5 == 100
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 7), (3, 7), (7, 7), (512, 1000)])
+def test_the_interval_is_scipys_wilson_interval(correct, count):
+    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, count) == pytest.approx((100 * interval.low, 100 * interval.high), abs=1e-9)
+
+
+def test_a_run_folder_is_not_overwritten_and_a_changed_recipe_does_not_resume(finished, class_folders):
+    _, run = finished
+    with pytest.raises(DataError, match="add --resume"):
+        train(tiny(class_folders), run)
+    changed = dataclasses.replace(tiny(class_folders), optimizer=OptimizerConfig(lr=0.5))
+    with pytest.raises(DataError, match=r"another recipe.*optimizer.lr was 0.01, now 0.5"):
+        train(changed, run, resume=True)
+
+
+def test_a_finished_run_resumes_for_more_epochs(finished, class_folders, tmp_path):
+    _, run = finished
+    copy = shutil.copytree(run, tmp_path / "copy")
+    train(tiny(class_folders, max_epochs=3), copy, resume=True, progress=False)
+    with (copy / "epochs.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_weights_of_another_network_are_refused_with_every_key(finished, tmp_path):
+    _, run = finished
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    removed = checkpoint["state_dict"].pop("network.layer3.0.inserted_block.theta.weight")
+    checkpoint["state_dict"]["network.extra"] = removed
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(CheckpointError, match=r"theta.weight is missing; extra is unknown"):
+        load_trained(tmp_path / "changed.ckpt")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "adamw", "label_smoothing": 0.1, "clip_norm": 1.0, "block_lr_factor": 2.0}},
+        {"trainer": {"ema_decay": 0.9, "freeze": ["conv1", "bn1", "layer1"], "accumulate": 2}},
+        {"data": {"mixup": 0.2, "cutmix": 1.0}, "trainer": {"precision": "bf16-mixed", "channels_last": False}},
+    ],
+)
+def test_options_train(class_folders, tmp_path, changes):
+    recipe = override(tiny(class_folders), changes, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    rows = list(csv.DictReader((tmp_path / "run" / "epochs.csv").open(newline="")))
+    assert float(rows[0]["train_loss"]) > 0
+    load_trained(tmp_path / "run")
+
+
+def test_ema_checkpoints_hold_the_average(class_folders, tmp_path):
+    # an average that hardly moves stays at the start weights
+    recipe = tiny(class_folders, ema_decay=0.999999)
+    train(recipe, tmp_path / "run", progress=False)
+    train(tiny(class_folders), tmp_path / "plain", progress=False)
+    moved = torch.load(tmp_path / "plain" / "last.ckpt", weights_only=True)["state_dict"]["network.conv1.weight"]
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert torch.equal(checkpoint["current_model_state"]["network.conv1.weight"], moved)
+    kept = checkpoint["state_dict"]["network.conv1.weight"]
+    assert (kept - moved).abs().max() > 1e-5
+
+
+def test_bad_images_are_skipped_listed_and_limited(class_folders, tmp_path):
+    folders = shutil.copytree(class_folders, tmp_path / "folders")
+    (folders / "train" / "class_0" / "0.jpg").write_bytes(b"<html>not an image</html>")
+    (folders / "train" / "class_1" / "1.jpg").write_bytes(b"")
+    recipe = override(tiny(folders), {"data": {"bad_limit": 0.1}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    with (tmp_path / "run" / "bad_files.csv").open(newline="") as file:
+        named = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert {path.rsplit("/", 2)[1] for path in named} == {"class_0", "class_1"}
+    assert any("HTML" in reason for reason in named.values())
+    with pytest.raises(DataError, match=r"2 of 24 files .* limit of 5.0%"):
+        train(tiny(folders), tmp_path / "limited", progress=False)
+
+
+def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cgnl", "train", "birds-resnet18", f"--data.root={class_folders}"]
+        + ["--data.format=folders", "--data.size=32", "--data.resize=36", "--data.batch-size=4", "--data.workers=1"]
+        + ["--trainer.max-epochs=1000", "--trainer.log-every-n-steps=1", f"--run={tmp_path / 'run'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not (tmp_path / "run" / "steps.csv").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+    for child in children.stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "a process that reads images died or hangs" in output
+    assert "Traceback" not in output
+
+
+def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: cub-resnet50-cgnl\noptimizer:\n  lr: 1e-3\ndata:\n  crop_area: [0.5, 1]\n")
+    name, recipe = load_recipe(str(path))
+    assert name == "cub-resnet50-cgnl"
+    assert recipe.optimizer.lr == 1e-3
+    assert recipe.data.crop_area == (0.5, 1.0)
+    assert recipe.network == RECIPES["cub-resnet50-cgnl"].make().network
+    for text, message in (
+        ("optimiser: {lr: 1}", "optimiser is no field of a recipe; fields here: network, data"),
+        ("data: {size: big}", "data.size must be of type int, got 'big'"),
+        ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
+        ("data: 3", "data must be a mapping"),
+        ("- 1", "must be a mapping"),
+        ("a: [", "cannot read the recipe"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+            load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_yaml(name, tmp_path):
+    from cgnl.recipes import to_dict
+
+    recipe = RECIPES[name].make()
+    assert override(Recipe(), yaml.safe_load(yaml.safe_dump(to_dict(recipe))), name) == recipe
