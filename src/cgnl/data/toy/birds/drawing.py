@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from cgnl.data.toy.birds.skeleton import (
     EYE,
     FAR_WING_SEEN,
-    REGION_IDS,
+    PART_IDS,
     RGB,
     Frame,
     Look,
@@ -25,7 +25,10 @@ from cgnl.data.toy.birds.skeleton import (
 )
 
 SUPERSAMPLING = 3
+# The rest of the bird is no part of CUB's list.
+_REGION_IDS = {**PART_IDS, "rest": 16}
 _EYE_RADIUS, _RING_RADIUS = 0.19, 0.40  # in radii of the head
+_BAR_VARIANCE = 0.0128  # in squared body lengths
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,8 @@ class BirdLayer:
     Args:
         colour: float32 [S, S, 3] in 0..1, already multiplied with ``alpha``.
         alpha: float32 [S, S], share of each pixel that the bird covers.
-        regions: uint8 [S, S], id of the region seen at each pixel (``REGION_IDS``, 0 outside the bird).
+        regions: uint8 [S, S], id of the part seen at each pixel: ``PART_IDS``, 16 for the rest of the bird, 0 outside.
         locations: x, y of all parts in pixels, those on the far side too.
-        areas: area in pixels of each region that is seen.
         feet: x, y of the near and the far foot in pixels.
     """
 
@@ -45,7 +47,6 @@ class BirdLayer:
     alpha: np.ndarray
     regions: np.ndarray
     locations: Mapping[str, tuple[float, float]]
-    areas: Mapping[str, float]
     feet: np.ndarray
 
     @property
@@ -56,6 +57,19 @@ class BirdLayer:
     def over(self, canvas: np.ndarray) -> np.ndarray:
         """Return the canvas, [S, S, 3] in 0..1, with the bird in front."""
         return canvas * (1 - self.alpha[..., None]) + self.colour
+
+
+def _inset(polygon: np.ndarray) -> np.ndarray:
+    """Return a polygon with its edges half a pixel further in, which makes up for the outline that Pillow adds.
+
+    Without it, shapes with more edge cover more pixels, and colour histograms tell siblings apart.
+    """
+    following = np.roll(polygon, -1, axis=0)
+    edges = following - polygon
+    turn = np.sign(np.sum(polygon[:, 0] * following[:, 1] - polygon[:, 1] * following[:, 0]))
+    normals = turn * np.stack([-edges[:, 1], edges[:, 0]], axis=1) / np.linalg.norm(edges, axis=1, keepdims=True)
+    both = normals + np.roll(normals, 1, axis=0)
+    return polygon + 0.5 * both / np.maximum(0.5, (both * both).sum(axis=1, keepdims=True) / 2)
 
 
 def shade(colour: RGB, factor: float) -> RGB:
@@ -87,19 +101,19 @@ class _Sheet:
     def fill(self, polygon: np.ndarray, colour: RGB, region: str) -> None:
         flat = polygon.ravel().tolist()
         self._draw_colour.polygon(flat, fill=colour)
-        self._draw_region.polygon(flat, fill=REGION_IDS[region])
+        self._draw_region.polygon(flat, fill=_REGION_IDS[region])
 
     def disc(self, centre: np.ndarray, radius: float, colour: RGB, region: str) -> None:
         box = [*(centre - radius), *(centre + radius)]
         self._draw_colour.ellipse(box, fill=colour)
-        self._draw_region.ellipse(box, fill=REGION_IDS[region])
+        self._draw_region.ellipse(box, fill=_REGION_IDS[region])
 
     def limb(self, points: np.ndarray, width: float, colour: RGB, region: str) -> None:
         """Draw a bent line with round joints."""
         flat = points.ravel().tolist()
         whole = max(1, round(width))
         self._draw_colour.line(flat, fill=colour, width=whole, joint="curve")
-        self._draw_region.line(flat, fill=REGION_IDS[region], width=whole, joint="curve")
+        self._draw_region.line(flat, fill=_REGION_IDS[region], width=whole, joint="curve")
 
     def stroke(self, points: np.ndarray, width: float, colour: RGB) -> None:
         """Draw a line that only shades what is there: the region stays."""
@@ -107,7 +121,7 @@ class _Sheet:
 
     def tint(self, polygon: np.ndarray, colour: RGB) -> None:
         """Fill a polygon that only colours what is there: the region stays."""
-        self._draw_colour.polygon(polygon.ravel().tolist(), fill=colour)
+        self._draw_colour.polygon(_inset(polygon).ravel().tolist(), fill=colour)
 
     def blur(self, radius: float, outline: np.ndarray) -> None:
         """Blur the colours in the box around an outline."""
@@ -160,10 +174,11 @@ def _draw_leg(sheet: _Sheet, bones: Skeleton, far: bool) -> None:
     knee = 0.45 * hip + 0.55 * ankle
     thigh = np.stack([hip - 2.2 * across, hip + 2.2 * across, knee + 0.8 * across, knee - 0.8 * across])
     sheet.limb(np.stack([knee, ankle, foot]), width, colour, part)
+    feet = shade(bones.look.colours["feet"], 0.8 if far else 1.0)
     for toe in ((0.13, 0.035), (0.10, -0.005), (0.05, 0.05), (-0.08, 0.03)):
         tip = foot + bones.upright.matrix @ np.array(toe)
-        sheet.limb(np.stack([foot, tip]), 0.75 * width, colour, part)
-    sheet.fill(closed_curve(thigh, steps=4), shade(bones.look.colours["belly"], 0.72 if far else 0.92), "thigh")
+        sheet.limb(np.stack([foot, tip]), 0.85 * width, feet, part)
+    sheet.fill(closed_curve(thigh, steps=4), shade(bones.look.colours["belly"], 0.72 if far else 0.92), "rest")
 
 
 def _draw_tail(sheet: _Sheet, bones: Skeleton) -> None:
@@ -177,9 +192,12 @@ def _draw_tail(sheet: _Sheet, bones: Skeleton) -> None:
 def _draw_beak(sheet: _Sheet, bones: Skeleton) -> None:
     colour = bones.look.colours["beak"]
     upper, lower = bones.beak()
-    sheet.fill(lower, shade(colour, 0.8), "beak")
-    sheet.fill(upper, colour, "beak")
-    sheet.stroke(np.stack([lower[0], lower[1]]), 0.012 * bones.unit, shade(colour, 0.45))
+    sheet.fill(_inset(lower), shade(colour, 0.8), "beak")
+    sheet.fill(_inset(upper), colour, "beak")
+    # The gape is the thinner the longer: dark pixels must not tell the shapes apart.
+    gape = np.stack([lower[0], lower[1]])
+    half = np.array([0.0, 0.003 * bones.unit**2 / np.linalg.norm(gape[1] - gape[0])])
+    sheet.fill(np.stack([gape[0] - half, gape[1], gape[0] + half]), shade(colour, 0.45), "beak")
     nostril = 0.72 * upper[0] + 0.12 * upper[1] + 0.16 * lower[1]
     sheet.stroke(np.stack([nostril, nostril + 0.12 * (upper[1] - upper[0])]), 0.014 * bones.unit, shade(colour, 0.5))
 
@@ -216,11 +234,16 @@ def _draw_body(sheet: _Sheet, bones: Skeleton, texture: np.random.Generator) -> 
         "forehead": bones.head([(0.5, -1.1), (1.2, -0.8), (1.2, -0.08), (0.78, -0.1), (0.56, -0.5)]),
     }
     for name, corners in regions.items():
-        paint.fill(closed_curve(corners), colours[name], name)
+        paint.fill(closed_curve(corners), colours[name], "rest" if name == "face" else name)
     # Feathers of neighbouring regions lie over each other: their border is soft.
     paint.blur(0.012 * bones.unit, outline)
     if look.belly_pattern:
         _draw_belly_pattern(paint, bones, texture)
+    if look.throat_mark:
+        stripe = np.array([(-0.42, -0.15), (0.42, -0.15), (0.42, 0.15), (-0.42, 0.15)])
+        if look.throat_mark == "along":
+            stripe = stripe[:, ::-1]
+        paint.tint(bones.head(stripe + np.array([0.36, 0.88])), colours["markings"])
     if look.eye_line:
         line = bones.head([(0.95, 0.02), (0.3, -0.16), (-0.7, -0.02)])
         paint.stroke(line, 0.16 * look.head_size * bones.unit, shade(colours["crown"], 0.55))
@@ -247,7 +270,11 @@ def _draw_eye(sheet: _Sheet, bones: Skeleton) -> None:
     colours, radius = bones.look.colours, bones.look.head_size * bones.unit
     eye = bones.head([EYE])[0]
     part = f"{bones.near} eye"
-    sheet.disc(eye, _RING_RADIUS * radius, colours["eye ring"], "eye ring")
+    if bones.look.head_mark == "eye ring":
+        sheet.disc(eye, _RING_RADIUS * radius, colours["markings"], "rest")
+    elif bones.look.head_mark == "cheek":
+        cheek = 1.02 * math.sqrt(_RING_RADIUS**2 - _EYE_RADIUS**2)
+        sheet.disc(bones.head([(-0.22, 0.42)])[0], cheek * radius, colours["markings"], "rest")
     sheet.disc(eye, _EYE_RADIUS * radius, colours[part], part)
     glint = eye + np.array([-0.06, -0.07]) * radius
     sheet.disc(glint, 0.06 * radius, (250, 250, 250), part)
@@ -284,7 +311,9 @@ def _draw_wing(sheet: _Sheet, bones: Skeleton, frame: Frame, part: str) -> None:
 
 def _draw_wing_bars(paint: _Sheet, bones: Skeleton, frame: Frame) -> None:
     count = bones.look.wing_bars
-    width, pitch = 0.2 / count, 0.4 / count
+    width = 0.24 / count
+    # Equal variance along the wing: seen from far away all numbers look alike.
+    pitch = math.sqrt((_BAR_VARIANCE - width**2 / 12) * 12 / (count**2 - 1))
     for i in range(count):
         x = -0.27 + (i - (count - 1) / 2) * pitch
         bar = [
@@ -293,7 +322,7 @@ def _draw_wing_bars(paint: _Sheet, bones: Skeleton, frame: Frame) -> None:
             (x - width / 2 - 0.03, 0.3),
             (x - width / 2 + 0.03, -0.3),
         ]
-        paint.fill(frame(bar), bones.look.colours["markings"], "wing bars")
+        paint.tint(frame(bar), bones.look.colours["markings"])
 
 
 def _finish(sheet: _Sheet, bones: Skeleton, texture: np.random.Generator, size: int, light: float) -> BirdLayer:
@@ -320,12 +349,10 @@ def _finish(sheet: _Sheet, bones: Skeleton, texture: np.random.Generator, size: 
     lit = np.clip(lit * (1 + 0.05 * feathers), 0.35, 1.5)
 
     zoom = SUPERSAMPLING
-    counts = sheet.regions.histogram()
     return BirdLayer(
         colour=np.minimum(colour * lit[..., None], alpha[..., None]),
         alpha=alpha,
         regions=np.asarray(sheet.regions)[zoom // 2 :: zoom, zoom // 2 :: zoom].copy(),
         locations={name: (float(xy[0]) / zoom, float(xy[1]) / zoom) for name, xy in bones.locations().items()},
-        areas={name: counts[i] / zoom**2 for name, i in REGION_IDS.items()},
         feet=np.stack([bones.leg(far)[2] for far in (False, True)]) / zoom,
     )

@@ -24,7 +24,7 @@ _BACKDROPS: tuple[tuple[RGB, RGB], ...] = (
 _LEAVES: tuple[RGB, ...] = ((84, 118, 52), (112, 140, 62), (62, 92, 50), (142, 136, 66), (128, 96, 58))
 _BARK: tuple[RGB, ...] = ((96, 78, 62), (122, 104, 86), (78, 70, 62), (134, 112, 82))
 _OCCLUSION_RATE = 0.25
-_MAX_MARKS = 6.0  # in areas of the part that siblings differ in
+_MAX_MARKS = 0.1  # in squared body lengths
 _ZOOM = 2
 
 
@@ -93,25 +93,18 @@ def draw_scene_of(species: Species, look: Look, pose: Pose, size: int, rng: np.r
         leaf, cover = _leaf_in_front(bird, pose.scale, size, rng)
         canvas = canvas * (1 - cover[..., None]) + leaf
     seen = cover < 0.5
-    parts = _parts_in_sight(bird, seen, pose.scale)
+    parts = _parts_in_sight(bird, seen)
     return Scene(_expose(canvas, light, rng), bird.mask & seen, parts, look, pose)
 
 
-def _parts_in_sight(bird: BirdLayer, seen: np.ndarray, scale: float) -> dict[str, tuple[float, float]]:
-    """Return the parts of which most of a small disc around their location is seen."""
-    size = len(seen)
-    radius = max(1.0, 0.02 * scale)
-    around = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
-    dy, dx = (offset.ravel() for offset in np.meshgrid(around, around, indexing="ij"))
-    near = dx**2 + dy**2 <= radius**2
-    parts = {}
-    for name in PART_NAMES:
-        x, y = bird.locations[name]
-        columns = np.clip(int(x) + dx[near], 0, size - 1)
-        rows = np.clip(int(y) + dy[near], 0, size - 1)
-        if ((bird.regions[rows, columns] == PART_IDS[name]) & seen[rows, columns]).mean() > 0.5:
-            parts[name] = (x, y)
-    return parts
+def _parts_in_sight(bird: BirdLayer, seen: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Return the parts that show at the pixel of their location."""
+    pixels = {name: (int(y), int(x)) for name, (x, y) in bird.locations.items()}
+    return {
+        name: bird.locations[name]
+        for name in PART_NAMES
+        if bird.regions[pixels[name]] == PART_IDS[name] and seen[pixels[name]]
+    }
 
 
 def _background(
@@ -176,31 +169,27 @@ def _backdrop(
 
 
 def _mark_colours(species: Species, look: Look) -> tuple[RGB, ...]:
-    """Return the colours that tell the siblings apart, or the markings' where that is no colour."""
+    """Return the colours that matter in telling the siblings apart."""
     if species.relation:
         return species.relation.palette
-    return species.exchange or (look.colours["markings"], look.colours["beak"])
+    regions = {"leg": ("left leg", "feet"), "beak": ("beak",)}.get(species.part, ("markings",))
+    return tuple(sorted(look.colours[region] for region in regions))
 
 
 def _draw_marks(
-    draw: ImageDraw.ImageDraw, species: Species, look: Look, bird: BirdLayer, scale: float, size: int,
+    draw: ImageDraw.ImageDraw,
+    species: Species,
+    look: Look,
+    bird: BirdLayer,
+    scale: float,
+    size: int,
     rng: np.random.Generator,
-) -> None:  # fmt: skip
-    """Scatter berries and flowers around the bird.
-
-    Where siblings differ in the colour of one part, the image as a whole has a random area of each of their
-    colours, whatever the bird: what it wears itself is taken off its surroundings.
-    """
+) -> None:
+    """Scatter berries and flowers around the bird, in the colours that matter and regardless of what it wears."""
     occupied = np.asarray(Image.fromarray(bird.alpha > 0.02).filter(ImageFilter.MaxFilter(3))).copy()
-    areas = [area for name, area in bird.areas.items() if species.part in name]
-    unit_area = sum(areas) if species.exchange else 0.02 * scale**2
-    worn = next((colour for name, colour in look.colours.items() if species.part in name), None)
     for colour in _mark_colours(species, look):
-        if species.exchange:
-            left = unit_area * (rng.uniform(1, _MAX_MARKS) - (colour == worn))
-        else:
-            left = unit_area * rng.uniform(0, 0.6 * _MAX_MARKS)
-        typical = unit_area * rng.uniform(0.3, 0.9)
+        left = rng.uniform(0, _MAX_MARKS) * scale**2
+        typical = rng.uniform(0.008, 0.02) * scale**2
         while left > 1.0:
             area = min(left, typical * rng.uniform(0.6, 1.5))
             left -= area

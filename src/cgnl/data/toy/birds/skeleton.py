@@ -32,8 +32,6 @@ PART_NAMES = (
     "throat",
 )
 PART_IDS = {name: i for i, name in enumerate(PART_NAMES, start=1)}
-# Drawn, but no part of CUB's list.
-REGION_IDS = {**PART_IDS, "face": 16, "eye ring": 17, "wing bars": 18, "thigh": 19}
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,13 @@ class Look:
     """What a bird looks like: colours of its regions, shape of its body.
 
     Args:
-        colours: colour (0-255) of each region: every name in ``PART_NAMES``, "face", "eye ring" and
-            "markings" (wing bars and belly pattern).
+        colours: colour (0-255) of each region: every name in ``PART_NAMES``, "face", "feet" and "markings"
+            (the marks below).
         beak: shape of the beak; all shapes cover the same area.
-        wing_bars: number of bars across the wing; their total area does not depend on the number.
-        belly_pattern: markings on breast and belly; spots and streaks cover the same area.
+        wing_bars: number of bars across the wing, 0 or 2 to 4, of the same total area and spread.
+        belly_pattern: marks on breast and belly; spots and streaks cover the same area.
+        head_mark: a ring around the eye or a patch on the cheek, of the same area.
+        throat_mark: a stripe across the throat or along it, of the same area.
         head_size: radius of the head, in body lengths.
         plumpness: factor on the height of the body.
         tail_length: in body lengths.
@@ -59,6 +59,8 @@ class Look:
     beak: Literal["cone", "hook", "needle", "slim"] = "slim"
     wing_bars: int = 0
     belly_pattern: Literal["spots", "streaks"] | None = None
+    head_mark: Literal["eye ring", "cheek"] | None = None
+    throat_mark: Literal["across", "along"] | None = None
     head_size: float = 0.22
     plumpness: float = 1.0
     tail_length: float = 0.5
@@ -138,6 +140,7 @@ class Skeleton:
         self.head_centre = (0.40, -0.30 * look.plumpness - 0.35 * look.head_size)
         # The head keeps most of its own level while the body tilts, as birds do.
         self.head = self.body.inner(self.head_centre, raised=pose.head - 0.7 * pose.tilt, scale=look.head_size)
+        self.beak_base = self.head.inner((0.86, 0.10))
         self.wing = self.body.inner((0.27, -0.09 * self.plump), raised=0.02 - pose.wing)
         self.far_wing = self.body.inner((0.22, -0.14 * self.plump), raised=-0.12 - pose.wing)
         self.tail = self.body.inner((-0.46, 0.02), raised=-pose.tail)
@@ -196,18 +199,17 @@ class Skeleton:
     def beak(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the upper and the lower half of the beak."""
         upper, lower = BEAKS[self.look.beak]
-        base = self.head.inner((0.86, 0.10))
-        return base(upper), base(lower)
+        return self.beak_base(upper), self.beak_base(lower)
 
     def locations(self) -> dict[str, np.ndarray]:
         """Return the place of each part, in pixels."""
         p = self.plump
         legs = {"far": self.leg(far=True), "near": self.leg(far=False)}
         eye = self.head([EYE])[0]
-        beak_upper, beak_lower = self.beak()
+        beak_length = float(BEAKS[self.look.beak][0][:, 0].max())
         return {
             "back": self.body([(-0.13, -0.215 * p)])[0],
-            "beak": np.concatenate([beak_upper, beak_lower]).mean(axis=0),
+            "beak": self.beak_base([(0.45 * beak_length, 0.0)])[0],
             "belly": self.body([(0.12, 0.26 * p)])[0],
             "breast": self.body([(0.44, 0.08 * p)])[0],
             "crown": self.head([(-0.15, -0.72)])[0],
@@ -225,6 +227,8 @@ class Skeleton:
 
 
 EYE = (0.36, -0.14)
+# Part of a beak lies under the feathers of the face, the more the thicker it is.
+_BEAK_SHARE_SEEN = {"cone": 0.955, "hook": 1.0, "needle": 1.02, "slim": 1.0}
 _BEAK_AREA = 0.46  # in squared radii of the head
 
 
@@ -250,7 +254,8 @@ def _beaks() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     beaks = {}
     for name, halves in outlines.items():
         upper, lower = (np.array(half, dtype=float) for half in halves)
-        factor = math.sqrt(_BEAK_AREA / (polygon_area(upper) + polygon_area(lower)))
+        seen = _BEAK_SHARE_SEEN[name] * (polygon_area(upper) + polygon_area(lower))
+        factor = math.sqrt(_BEAK_AREA / seen)
         beaks[name] = (upper * factor, lower * factor)
     return beaks
 

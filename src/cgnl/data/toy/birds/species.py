@@ -34,11 +34,9 @@ class Species:
     Args:
         name: as in ``classes.txt``, without the number.
         group: number of the sibling group.
-        part: the part its siblings differ in, a region of ``skeleton.REGION_IDS``, or the two of a relation.
+        part: the part its siblings differ in, or the two of a relation with a stroke between.
         look: what all birds of the species have in common.
         relation: for the species that are told apart by two parts only.
-        exchange: for groups told apart by a colour: the colours the siblings have there. The background holds
-            marks in these colours, fewer in the one that the bird has, so that an image's colours tell nothing.
     """
 
     name: str
@@ -46,7 +44,6 @@ class Species:
     part: str
     look: Look
     relation: Relation | None = None
-    exchange: tuple[RGB, ...] = ()
 
     def sample_look(self, rng: np.random.Generator) -> Look:
         """Return the look of one bird of this species."""
@@ -75,11 +72,12 @@ class _Genus:
     colours: Mapping[str, RGB]
     shape: Mapping[str, Any]
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    member_colours: Mapping[str, RGB] = field(default_factory=dict)
+    member_colours: Mapping[str, Mapping[str, RGB]] = field(default_factory=dict)
     palette: tuple[RGB, RGB] | None = None
 
 
 _CREAM, _WHITE, _BLACK = (242, 236, 215), (240, 240, 238), (24, 18, 16)
+_EMBER, _SKY = (238, 118, 24), (64, 156, 222)
 
 # The order decides which groups a smaller set holds.
 _GENERA = (
@@ -88,9 +86,9 @@ _GENERA = (
         "eye ring",
         {"back": (112, 126, 62), "crown": (98, 110, 56), "face": (124, 134, 72), "breast": (206, 190, 88),
          "belly": (226, 208, 112), "throat": (214, 200, 104), "wing": (78, 86, 56), "tail": (84, 92, 52),
-         "beak": (66, 62, 58), "leg": (120, 96, 84)},
+         "beak": (66, 62, 58), "leg": (120, 96, 84), "markings": _CREAM},
         {"tail_length": 0.46},
-        member_colours={"Ringeye": _CREAM, "Plaineye": (124, 134, 72)},
+        members={"Ringeye": {"head_mark": "eye ring"}, "Spotcheek": {"head_mark": "cheek"}},
     ),
     _Genus(
         "Tanager",
@@ -108,7 +106,7 @@ _GENERA = (
          "belly": (228, 176, 118), "throat": (206, 130, 72), "wing": (58, 50, 48), "tail": (66, 54, 48),
          "beak": (92, 84, 80), "leg": (106, 78, 66), "markings": _CREAM},
         {"beak": "cone", "plumpness": 1.1, "tail_length": 0.42, "tail_fork": 0.3},
-        members={"Onebar": {"wing_bars": 1}, "Twobar": {"wing_bars": 2}, "Threebar": {"wing_bars": 3}},
+        members={"Twobar": {"wing_bars": 2}, "Threebar": {"wing_bars": 3}, "Fourbar": {"wing_bars": 4}},
     ),
     _Genus(
         "Jay",
@@ -136,16 +134,17 @@ _GENERA = (
          "belly": (238, 238, 236), "throat": (50, 50, 58), "wing": (40, 46, 66), "tail": (36, 40, 58),
          "beak": (52, 50, 54)},
         {"tail_length": 0.7, "tail_fork": -0.5, "plumpness": 0.96},
-        member_colours={"Emberfoot": (238, 118, 24), "Skyfoot": (64, 156, 222)},
+        members={"Emberfoot": {}, "Skyfoot": {}},
+        member_colours={"Emberfoot": {"leg": _SKY, "feet": _EMBER}, "Skyfoot": {"leg": _EMBER, "feet": _SKY}},
     ),
     _Genus(
         "Lark",
         "throat",
         {"back": (166, 138, 100), "crown": (140, 112, 78), "face": (196, 170, 130), "breast": (214, 192, 156),
          "belly": (230, 216, 188), "wing": (124, 100, 74), "tail": (116, 92, 68), "beak": (112, 96, 82),
-         "leg": (150, 116, 96)},
+         "leg": (150, 116, 96), "throat": (226, 210, 178), "markings": (190, 30, 42)},
         {"eye_line": True, "crest": 0.3, "plumpness": 1.05},
-        member_colours={"Redthroat": (200, 40, 48), "Palethroat": (222, 204, 168)},
+        members={"Collar": {"throat_mark": "across"}, "Beard": {"throat_mark": "along"}},
     ),
     _Genus(
         "Robin",
@@ -214,38 +213,28 @@ def _members(genus: _Genus, land: str, group: int) -> list[Species]:
     regions = {
         **dict.fromkeys(("beak", "belly", "crown", "leg", "tail", "throat"), palette[0]),
         "eye": _BLACK,
-        "eye ring": genus.colours["face"],
         "forehead": genus.colours.get("crown", genus.colours["face"]),
+        "feet": genus.colours.get("leg", _WHITE),
         "markings": _WHITE,
         "nape": genus.colours["back"],
         **genus.colours,
     }
-    colours: dict[str, RGB] = {}
-    for region, colour in regions.items():
-        colours |= _parts(region, local(colour))
-    look = Look(colours, **genus.shape)
 
-    def species(name: str, look: Look = look, **fields: Any) -> Species:
+    def species(name: str, shape: Mapping[str, Any], relation: Relation | None = None) -> Species:
+        colours: dict[str, RGB] = {}
+        for region, colour in {**regions, **genus.member_colours.get(name, {})}.items():
+            colours |= _parts(region, local(colour))
         full_name = "_".join(filter(None, (land, name, genus.noun)))
-        return Species(full_name, group, genus.part, look, **fields)
+        return Species(full_name, group, genus.part, Look(colours, **{**genus.shape, **shape}), relation)
 
     if genus.palette:
         first, second = genus.part.split("/")
         local_palette = (local(genus.palette[0]), local(genus.palette[1]))
         return [
-            species(
-                f"{kind}{_NICKNAMES[first]}",
-                relation=Relation(first, second, local_palette, same=kind == "Match"),
-            )
+            species(f"{kind}{_NICKNAMES[first]}", {}, Relation(first, second, local_palette, same=kind == "Match"))
             for kind in ("Match", "Odd")
         ]
-    if genus.member_colours:
-        exchange = tuple(local(colour) for colour in genus.member_colours.values())
-        return [
-            species(name, replace(look, colours=colours | _parts(genus.part, local(colour))), exchange=exchange)
-            for name, colour in genus.member_colours.items()
-        ]
-    return [species(name, replace(look, **shape)) for name, shape in genus.members.items()]
+    return [species(name, shape) for name, shape in genus.members.items()]
 
 
 def _parts(region: str, colour: RGB) -> dict[str, RGB]:
