@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import BadFiles, ImageDataset, ImageList, collate, read_images, write_missing
+from cgnl.data.images import BadFiles, ImageDataset, ImageList, check_missing, collate, read_images, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.recipes.recipe import DataConfig
 from cgnl.training.sampling import EpochBatches
@@ -72,11 +72,13 @@ class ImageData(pl.LightningDataModule):
             format=self.config.format,
             list_file=list_file,
             num_classes=num_classes,
-            missing_limit=self.config.bad_limit,
+            missing_limit=1.0,
         )
         self._bad[split] = BadFiles(images, self.run, limit=self.config.bad_limit)
-        if self.run is not None:
+        if self.run is not None and images.missing:
+            self.run.mkdir(parents=True, exist_ok=True)
             write_missing(self.run, [images])
+        check_missing(images, self.config.bad_limit)
         return images
 
     @property

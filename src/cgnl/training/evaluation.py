@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cgnl.data.decoding import open_image
+from cgnl.data.images.reading import readable
 from cgnl.data.transforms import test_transform
 from cgnl.recipes.recipe import DataConfig, TrainerConfig
 from cgnl.training.checkpoint import TrainedNetwork
@@ -150,7 +151,7 @@ def _write(out: Path, data: ImageData, rows: list[tuple[int, list[int], list[flo
         writer.writerow(header)
         for index, classes, probabilities in rows:
             best = [value for k, p in zip(classes, probabilities, strict=True) for value in (names[k], f"{p:.6f}")]
-            writer.writerow([samples[index].path, names[samples[index].label], *best])
+            writer.writerow([readable(str(samples[index].path)), names[samples[index].label], *best])
     with (out / "per_class.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("class", "samples", "top1"), *evaluation.per_class])
     with (out / "confusions.csv").open("w", newline="") as file:
