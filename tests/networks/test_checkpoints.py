@@ -280,6 +280,8 @@ def test_convert_refuses_wrong_arguments(tmp_path: Path, released: dict[str, Ten
         convert(source, out, "resnet19", "cgnl")
     with pytest.raises(CheckpointError, match="does not fit resnet34 with block cgnl"):
         convert(source, out, "resnet34", "cgnl")
+    with pytest.raises(CheckpointError, match=r"Cannot write \S*absent/out\.safetensors: No such file or directory"):
+        convert(source, tmp_path / "absent" / "out.safetensors", "resnet18", "cgnl")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="holds no image network"):
         convert(tmp_path / "other.pth", out, "resnet18", None)

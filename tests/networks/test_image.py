@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,11 @@ def test_places_are_those_of_the_paper() -> None:
         assert all(isinstance(m, nn.Module) for m in map(network.get_submodule, image._PLACES[arch][1]))
         found = [key.split(".inserted_block")[0] for key in network.state_dict() if "theta.weight" in key]
         assert found == image.block_places(arch, len(found))
+
+
+def test_networks_are_reached_from_the_package() -> None:
+    code = "import cgnl; cgnl.networks.image.resnet18; cgnl.networks.checkpoints.from_released"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_numbers_of_blocks_that_do_not_fit() -> None:

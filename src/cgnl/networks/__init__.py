@@ -1,0 +1,15 @@
+"""Networks with blocks at the paper's places, and checkpoints of them; both rooms are imported on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cgnl.networks import checkpoints, image
+
+__all__ = ["checkpoints", "image"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return import_module(f"cgnl.networks.{name}")
+    raise AttributeError(f"module 'cgnl.networks' has no attribute {name!r}")

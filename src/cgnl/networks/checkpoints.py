@@ -7,7 +7,6 @@ and plain containers and refuses the rest; there is no fall-back.
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -260,7 +259,8 @@ def convert(
         The settings stored in the target's metadata: the arguments that build the network again.
 
     Raises:
-        CheckpointError: The file cannot be read, or any key or shape does not fit; all of them are listed.
+        CheckpointError: The file cannot be read or the target written, or keys or shapes do not fit; all of
+            them are listed.
         ValueError: The target does not end in ``.safetensors``, or arch or block has an unknown name.
     """
     from safetensors.torch import save
@@ -300,13 +300,14 @@ def convert(
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    # A temporary file in the same folder is on the same file system, so the rename is one step.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    # A file beside the target is on the same file system, so the rename is one step.
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"Cannot write {path}: {error.strerror}.") from error

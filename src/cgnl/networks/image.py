@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgnl.blocks import CGNL2d, NonLocal2d, Norm, ResidualBlock2d
@@ -297,6 +298,13 @@ def _load(network: nn.Module, checkpoint: _Checkpoint) -> None:
     network.load_state_dict(state_dict, strict=False)
 
 
+class _SkippedBatchNorm(TorchFunctionMode):
+    """Leaves batch norms out: their products are not counted, yet they take most of the time on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+
+
 class NetworkCost(NamedTuple):
     """What a network costs: ``parameters`` it holds and ``multiplications`` of one forward of one input."""
 
@@ -319,7 +327,7 @@ def network_cost(build: Callable[[], nn.Module], input_shape: tuple[int, ...]) -
     >>> network_cost(resnet18, (1, 3, 224, 224))
     NetworkCost(parameters=11689512, multiplications=1814073344)
     """
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad(), _SkippedBatchNorm():
         network = build().eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(input_shape))
