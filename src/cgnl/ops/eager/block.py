@@ -3,8 +3,8 @@
 Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial or space-time axes, N positions, G groups.
 
 The autograd function makes theta, phi and g by one product, keeps x and that one map [B, 3C', N], and
-recomputes the rest in the backward pass. Activations stay in the memory format of x: maps that have the
-channels last go through convolutions, the others through matrix products, which are faster for them on a CPU.
+recomputes the rest in the backward pass. Convolutions run as matrix products on the map as it lies in memory, channels
+first or last: nothing is copied into another format, and the result has x's.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager.series import (
     autograd_function_can_run,
     differentiable_gradients,
-    polynomial,
+    polynomial_map,
     power_sums,
     scaled_coefficients,
     series,
@@ -150,11 +149,11 @@ class _Block(torch.autograd.Function):
         with without_autocast(x):
             x_flat = x.flatten(2)
             weights = _joined(theta_weight, phi_weight, g_weight, settings.feature_dtype)
-            features = _convolve(x_flat.to(settings.feature_dtype), weights)
+            features = _multiply(weights, x_flat.to(settings.feature_dtype))
             theta, phi, g = _separated(features, settings.groups, dtype)
             sums = power_sums(phi, g, settings.coefficients)
-            y = polynomial(theta, sums).flatten(1, 2)
-            out = _convolve(y, z_weight.flatten(1).to(dtype), settings.groups)
+            y = polynomial_map(theta, sums).flatten(1, 2)
+            out = _multiply(_z_matrices(z_weight, settings.groups, dtype), y)
             if settings.batch_norm:
                 out, *statistics = _batch_norm(out, norm_weight, norm_bias, running_mean, running_var, settings)
                 out = out.add_(x_flat).to(x.dtype)
@@ -190,11 +189,11 @@ class _Block(torch.autograd.Function):
             x_flat = x.flatten(2)
             d_out = _with_strides_of(x_flat, d_out.flatten(2).to(dtype))
             theta, phi, g = _separated(features, settings.groups, dtype)
-            z_matrix = z_weight.flatten(1).to(dtype)
-            y = polynomial(theta, sums).flatten(1, 2)
+            z_matrices = _z_matrices(z_weight, settings.groups, dtype)
+            y = polynomial_map(theta, sums).flatten(1, 2)
             d_branch = d_out
             if settings.batch_norm:
-                branch = _convolve(y, z_matrix, settings.groups)
+                branch = _multiply(z_matrices, y)
                 d_branch, d_norm_weight, d_norm_bias = _batch_norm_gradients(
                     d_out, branch, norm_weight, statistics, settings, ctx.needs_input_grad[5:7]
                 )
@@ -203,10 +202,10 @@ class _Block(torch.autograd.Function):
                     for d, t in ((d_norm_weight, norm_weight), (d_norm_bias, norm_bias))
                 ]
             if ctx.needs_input_grad[4]:
-                d_z = _weight_gradient(d_branch, y, settings.groups)
+                d_z = _matrix_gradient(d_branch, y, settings.groups)
                 gradients[4] = d_z.to(z_weight.dtype).view_as(z_weight)
             if wants_features:
-                d_y = _convolve_back(d_branch, z_matrix, settings.groups).unflatten(1, (settings.groups, -1))
+                d_y = _multiply(z_matrices.transpose(1, 2), d_branch).unflatten(1, (settings.groups, -1))
                 d_features = torch.empty_like(features, dtype=dtype)
                 series_gradients(
                     d_y,
@@ -218,14 +217,14 @@ class _Block(torch.autograd.Function):
                 product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
                 d_features = d_features.to(product_dtype)
                 if any(ctx.needs_input_grad[1:4]):
-                    d_weights = _weight_gradient(d_features, x_flat.to(product_dtype), 1)
+                    d_weights = _matrix_gradient(d_features, x_flat.to(product_dtype), 1)
                     gradients[1:4] = [
                         d.to(weight.dtype).view_as(weight)
-                        for d, weight in zip(d_weights.chunk(3), (theta_weight, phi_weight, g_weight), strict=True)
+                        for d, weight in zip(d_weights[0].chunk(3), (theta_weight, phi_weight, g_weight), strict=True)
                     ]
                 if ctx.needs_input_grad[0]:
                     weights = _joined(theta_weight, phi_weight, g_weight, product_dtype)
-                    d_x = _convolve_back(d_features, weights, 1)
+                    d_x = _multiply(weights.transpose(1, 2), d_features)
                     if settings.batch_norm:
                         d_x = d_x.to(dtype).add_(d_out)
                     gradients[0] = _with_strides_of(x, d_x.to(x.dtype).unflatten(2, x.shape[2:]))
@@ -233,8 +232,13 @@ class _Block(torch.autograd.Function):
 
 
 def _joined(theta_weight: Tensor, phi_weight: Tensor, g_weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The three weights as one [3C', C] matrix."""
-    return torch.cat([theta_weight, phi_weight, g_weight]).flatten(1).to(dtype)
+    """The three weights as one matrix, [1, 3C', C]."""
+    return torch.cat([theta_weight, phi_weight, g_weight]).flatten(1).to(dtype)[None]
+
+
+def _z_matrices(z_weight: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """conv_z's weight as one matrix a group, [G, C/G, c]."""
+    return z_weight.flatten(1).unflatten(0, (groups, -1)).to(dtype)
 
 
 def _separated(features: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,43 +251,39 @@ def _channels_last(flat: Tensor) -> bool:
     return flat.stride(1) == 1 and flat.shape[2] > 1
 
 
+def _multiply(matrices: Tensor, flat: Tensor) -> Tensor:
+    """A 1x1 convolution of [B, groups·C_in, N] with the matrices [groups, C_out, C_in], in the map's memory format."""
+    groups = matrices.shape[0]
+    if not _channels_last(flat):
+        return torch.matmul(matrices, flat.unflatten(1, (groups, -1))).flatten(1, 2)
+    rows = flat.transpose(1, 2)
+    if groups == 1:
+        return F.linear(rows, matrices[0]).transpose(1, 2)
+    out = rows.new_empty(*rows.shape[:2], groups * matrices.shape[1])
+    torch.bmm(_rows_by_group(rows, groups), matrices.transpose(1, 2), out=_rows_by_group(out, groups))
+    return out.transpose(1, 2)
+
+
+def _matrix_gradient(d_out: Tensor, flat: Tensor, groups: int) -> Tensor:
+    """The gradient of `_multiply`'s matrices, [groups, C_out, C_in]."""
+    if _channels_last(flat):
+        d_rows = _rows_by_group(d_out.transpose(1, 2), groups)
+        return torch.bmm(d_rows.transpose(1, 2), _rows_by_group(flat.transpose(1, 2), groups))
+    d_out, flat = d_out.unflatten(1, (groups, -1)), flat.unflatten(1, (groups, -1))
+    result = torch.bmm(d_out[0], flat[0].transpose(1, 2))
+    for d_sample, sample in zip(d_out[1:], flat[1:], strict=True):
+        result.baddbmm_(d_sample, sample.transpose(1, 2))
+    return result
+
+
+def _rows_by_group(rows: Tensor, groups: int) -> Tensor:
+    """[B, N, groups·C] as [groups, B·N, C]."""
+    return rows.flatten(0, 1).unflatten(1, (groups, -1)).transpose(0, 1)
+
+
 def _as_image(flat: Tensor) -> Tensor:
     """[B, C, N] as [B, C, 1, N], in the strides by which PyTorch knows a channels-last image."""
     return flat.unsqueeze(2)
-
-
-def _convolve(flat: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """A 1x1 convolution of [B, C_in, N] with [C_out, C_in / groups]."""
-    if _channels_last(flat):
-        return F.conv2d(_as_image(flat), weight[:, :, None, None], groups=groups).squeeze(2)
-    if groups == 1:
-        return torch.bmm(weight.expand(flat.shape[0], -1, -1), flat)
-    return torch.matmul(weight.unflatten(0, (groups, -1)), flat.unflatten(1, (groups, -1))).flatten(1, 2)
-
-
-def _convolve_back(d_out: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """The gradient of `_convolve`'s input."""
-    if _channels_last(d_out):
-        return F.conv_transpose2d(_as_image(d_out), weight[:, :, None, None], groups=groups).squeeze(2)
-    if groups == 1:
-        return torch.bmm(weight.t().expand(d_out.shape[0], -1, -1), d_out)
-    return torch.matmul(weight.unflatten(0, (groups, -1)).transpose(1, 2), d_out.unflatten(1, (groups, -1))).flatten(
-        1, 2
-    )
-
-
-def _weight_gradient(d_out: Tensor, flat: Tensor, groups: int) -> Tensor:
-    """The gradient of `_convolve`'s weight, [C_out, C_in / groups]."""
-    if _channels_last(flat):
-        shape = (d_out.shape[1], flat.shape[1] // groups, 1, 1)
-        return conv2d_weight(_as_image(flat), shape, _as_image(d_out), groups=groups).flatten(1)
-    if groups == 1:
-        result = torch.mm(d_out[0], flat[0].t())
-        for d_sample, sample in zip(d_out[1:], flat[1:], strict=True):
-            result.addmm_(d_sample, sample.t())
-        return result
-    products = torch.matmul(d_out.unflatten(1, (groups, -1)), flat.unflatten(1, (groups, -1)).transpose(2, 3))
-    return products.sum(0).flatten(0, 1)
 
 
 def _batch_norm(

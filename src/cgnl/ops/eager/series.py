@@ -81,7 +81,7 @@ def series(theta: Tensor, phi: Tensor, g: Tensor, kernel: KernelFunction, coeffi
     phi_envelope, theta_envelope = kernel.envelope(phi), kernel.envelope(theta)
     if phi_envelope is not None:
         g = g * phi_envelope
-    y = polynomial(theta, power_sums(phi, g, coefficients))
+    y = polynomial_map(theta, power_sums(phi, g, coefficients))
     return y if theta_envelope is None else y * theta_envelope
 
 
@@ -91,20 +91,33 @@ def power_sums(base: Tensor, weight: Tensor, coefficients: Sequence[float]) -> P
     product = weight
     for p, coefficient in enumerate(coefficients):
         if p:
-            product = product * base
-        sums.append(product.sum((-2, -1), keepdim=True) * coefficient if coefficient else None)
+            in_place = p > 1 and not torch.is_grad_enabled()
+            product = product.mul_(base) if in_place else product * base
+        # axis by axis: over both at once PyTorch sums a map that has the channels last without splitting it up
+        total = product.sum(-1, keepdim=True).sum(-2, keepdim=True) if coefficient else None
+        sums.append(None if total is None else total * coefficient)
     return sums
 
 
-def polynomial(base: Tensor, coefficients: PowerSums) -> Tensor:
-    """The polynomial in base with one set of coefficients a sample and group, by Horner's rule."""
+def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None) -> Tensor:
+    """The polynomial in base with one set of coefficients a sample and group, by Horner's rule.
+
+    A constant comes back as it is, to be broadcast, and leaves ``out`` alone.
+    """
     *lower, result = coefficients
     assert result is not None
-    if not lower:
-        return result.expand_as(base).clone()
     for coefficient in reversed(lower):
-        result = result * base if coefficient is None else torch.addcmul(coefficient, result, base)
+        if coefficient is None:
+            result = torch.mul(result, base, out=out)
+        else:
+            result = torch.addcmul(coefficient, result, base, out=out)
     return result
+
+
+def polynomial_map(base: Tensor, coefficients: PowerSums) -> Tensor:
+    """The polynomial as a map of base's shape and strides, also where it is constant."""
+    values = polynomial(base, coefficients)
+    return values if len(coefficients) > 1 else torch.zeros_like(base) + values
 
 
 def derivative(coefficients: PowerSums) -> PowerSums:
@@ -130,10 +143,10 @@ def series_gradients(
     """
     theta, phi, g = features
     d_theta, d_phi, d_g = out
-    torch.mul(dy, polynomial(theta, derivative(sums)), out=d_theta)
+    torch.mul(dy, polynomial(theta, derivative(sums), out=d_theta), out=d_theta)
     d_sums = power_sums(theta, dy, coefficients)
-    torch.mul(g, polynomial(phi, derivative(d_sums)), out=d_phi)
-    d_g.copy_(polynomial(phi, d_sums))
+    torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
+    d_g.copy_(polynomial(phi, d_sums, out=d_g))
 
 
 class _Series(torch.autograd.Function):
@@ -147,7 +160,7 @@ class _Series(torch.autograd.Function):
         sums = power_sums(phi.to(dtype), g.to(dtype), coefficients)
         ctx.save_for_backward(theta, phi, g, *(s for s in sums if s is not None))
         ctx.kernel, ctx.coefficients = kernel, coefficients
-        return polynomial(theta.to(dtype), sums)
+        return polynomial_map(theta.to(dtype), sums)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,7 +184,7 @@ def differentiable_gradients(
 ) -> list[Tensor | None]:
     """Gradients at the inputs that want one, with a graph of their own: for gradients of gradients."""
     wanted = [t for t in inputs if t is not None and t.requires_grad]
-    gradients = iter(torch.autograd.grad(function(*inputs), wanted, dy, create_graph=True))
+    gradients = iter(torch.autograd.grad(function(*inputs), wanted, dy, create_graph=True, allow_unused=True))
     return [next(gradients) if t is not None and t.requires_grad else None for t in inputs]
 
 
