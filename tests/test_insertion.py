@@ -303,6 +303,9 @@ import pickle, sys, torch
 from pathlib import Path
 from cgnl.insertion import inserted_blocks, remove_blocks
 
+def distance(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
 for name in sys.argv[1:]:
     if name.endswith(".pt"):
         model, x, expected, plain = torch.load(name, weights_only=False)
@@ -313,9 +316,10 @@ for name in sys.argv[1:]:
     seen = []
     for _ in range(2 + max(target._forward_hooks)):  # until one has surely had the chance to take the block's id
         target.register_forward_hook(lambda *_: seen.append(1))
-    assert torch.equal(model(x), expected), name
+    assert distance(plain, expected) > 1e-3, name
+    assert distance(model(x), expected) < 1e-5, name
     assert len(seen) == len(target._forward_hooks) - 1, name
-    assert torch.equal(remove_blocks(model)(x), plain), name
+    assert distance(remove_blocks(model)(x), plain) < 1e-5, name
 """
 
 
@@ -331,7 +335,13 @@ def test_block_fires_after_unpickling_in_a_fresh_process(tmp_path: Path) -> None
         files.append(tmp_path / f"{name}.pt")
         torch.save(content, files[-1])
     # The AudioNet class lives in this module.
-    subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, *map(str, files)], check=True, cwd=Path(__file__).parent)
+    result = subprocess.run(
+        [sys.executable, "-c", IN_A_FRESH_PROCESS, *map(str, files)],
+        cwd=Path(__file__).parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def _assert_same_step(model: nn.Module, other: Callable[[Tensor], Tensor], x: Tensor) -> None:
