@@ -9,7 +9,7 @@ import pytest
 
 from cgnl.recipes import channel_reduction, table2a, table2c, table3, table4b, table5
 from cgnl.recipes.image import recipe_cost
-from cgnl.recipes.recipe import RECIPES, RecipeEntry
+from cgnl.recipes import RECIPES, RecipeEntry
 
 MODULES = (table2a, table2c, table3, table4b, table5, channel_reduction)
 NAMES = [

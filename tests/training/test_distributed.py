@@ -44,7 +44,14 @@ def runs(class_folders, tmp_path_factory):
     extra.rename(folder / "moved.jpg")
     for processes in (1, 2):
         run = folder / str(processes)
-        command("train", "birds-resnet18-cgnl", f"--data.root={class_folders}", f"--run={run}", *SETTINGS, processes=processes)
+        command(
+            "train",
+            "birds-resnet18-cgnl",
+            f"--data.root={class_folders}",
+            f"--run={run}",
+            *SETTINGS,
+            processes=processes,
+        )
     yield folder
     (folder / "moved.jpg").rename(extra)
 

@@ -17,9 +17,8 @@ except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
 import cgnl
-from cgnl.recipes.recipe import Recipe
+from cgnl.training.recipe import Recipe
 
-Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _evaluate_recipe(arguments: Sequence[str]) -> None:
 
 
 def _evaluate_checkpoint(
-    checkpoint: Positional[Path],
+    checkpoint: tyro.conf.Positional[Path],
     data_root: Path | None = None,
     test_list: Path | None = None,
     batch_size: int | None = None,
@@ -118,8 +117,14 @@ def _evaluate_checkpoint(
     from cgnl.training.checkpoint import find_checkpoint, load_trained
 
     trained = load_trained(checkpoint)
-    changes = {"root": data_root, "test_list": test_list, "batch_size": batch_size, "workers": workers}
-    data = replace(trained.recipe.data, **{key: value for key, value in changes.items() if value is not None})
+    data = trained.recipe.data
+    data = replace(
+        data,
+        root=data_root or data.root,
+        test_list=test_list or data.test_list,
+        batch_size=batch_size or data.batch_size,
+        workers=data.workers if workers is None else workers,
+    )
     _print_evaluation(trained, data, out or find_checkpoint(checkpoint).parent / "evaluation")
 
 
@@ -144,8 +149,8 @@ def _print_evaluation(trained: Any, data: Any, out: Path | None) -> None:
 
 
 def predict(
-    checkpoint: Positional[Path],
-    images: Positional[tuple[Path, ...]],
+    checkpoint: tyro.conf.Positional[Path],
+    images: tyro.conf.Positional[tuple[Path, ...]],
     json: bool = False,
     top: int = 5,
 ) -> None:
@@ -186,8 +191,8 @@ def predict(
 
 
 def convert(
-    source: Positional[Path],
-    target: Positional[Path],
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50",
     block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl",
 ) -> None:
@@ -234,7 +239,7 @@ def demo(
 
 
 def toy_birds(
-    out: Positional[Path],
+    out: tyro.conf.Positional[Path],
     species: int = 20,
     train_images: int = 40,
     test_images: int = 20,
@@ -258,7 +263,7 @@ def toy_birds(
 
 
 def check(
-    root: Positional[Path],
+    root: tyro.conf.Positional[Path],
     list_file: Path | None = None,
     workers: int | None = None,
     out: Path | None = None,

@@ -6,7 +6,8 @@ CUB-200-2011. Groups against no groups at C/2: ``cub-resnet50-cgnl`` (8 groups) 
 """
 
 from cgnl.recipes.image import cub
-from cgnl.recipes.recipe import NetworkConfig, PaperRow, Recipe, register
+from cgnl.recipes.registry import PaperRow, register
+from cgnl.training.recipe import NetworkConfig, Recipe
 
 
 @register(

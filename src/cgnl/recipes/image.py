@@ -6,14 +6,7 @@ Sources: section 4.2 of the paper; batch, learning rate and epochs are those of 
 import dataclasses
 from typing import TYPE_CHECKING
 
-from cgnl.recipes.recipe import (
-    DataConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    Recipe,
-    ScheduleConfig,
-    TrainerConfig,
-)
+from cgnl.training.recipe import DataConfig, NetworkConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from cgnl.networks.image import NetworkCost

@@ -1,7 +1,8 @@
 """Table 2a: one CGNL block with each kernel function, ResNet-50 on CUB-200-2011."""
 
 from cgnl.recipes.image import cub
-from cgnl.recipes.recipe import NetworkConfig, PaperRow, Recipe, register
+from cgnl.recipes.registry import PaperRow, register
+from cgnl.training.recipe import NetworkConfig, Recipe
 
 
 @register(

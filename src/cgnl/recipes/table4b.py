@@ -4,7 +4,8 @@ The baselines, the rows with one CGNL block and ResNet-101 with five are recipes
 """
 
 from cgnl.recipes.image import cub
-from cgnl.recipes.recipe import NetworkConfig, PaperRow, Recipe, register
+from cgnl.recipes.registry import PaperRow, register
+from cgnl.training.recipe import NetworkConfig, Recipe
 
 
 @register(

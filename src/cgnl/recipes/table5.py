@@ -5,7 +5,8 @@ recipes train those weights on as the other rows do, which makes them the contro
 """
 
 from cgnl.recipes.image import imagenet
-from cgnl.recipes.recipe import NetworkConfig, PaperRow, Recipe, register
+from cgnl.recipes.registry import PaperRow, register
+from cgnl.training.recipe import NetworkConfig, Recipe
 
 
 @register(

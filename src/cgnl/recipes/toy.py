@@ -1,14 +1,7 @@
 """Recipes of our own for the drawn birds: small enough for a CPU."""
 
-from cgnl.recipes.recipe import (
-    DataConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    Recipe,
-    ScheduleConfig,
-    TrainerConfig,
-    register,
-)
+from cgnl.recipes.registry import register
+from cgnl.training.recipe import DataConfig, NetworkConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainerConfig
 
 
 def _birds(network: NetworkConfig) -> Recipe:

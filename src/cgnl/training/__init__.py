@@ -1,0 +1,44 @@
+"""Training, testing and using networks, on Lightning's Trainer.
+
+The Lightning modules and data modules are public: they work in a Trainer of one's own. Names are imported on first
+use, so that the recipe dataclass can be had without PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cgnl.training.callbacks import FiniteGuard, RunKeeper
+    from cgnl.training.checkpoint import TrainedNetwork, load_trained
+    from cgnl.training.classification import ClassificationModule
+    from cgnl.training.data import ImageData
+    from cgnl.training.evaluation import Evaluation, evaluate, predict
+    from cgnl.training.run import train
+
+_FILE_OF_NAME = {
+    **dict.fromkeys(["FiniteGuard", "RunKeeper"], "callbacks"),
+    **dict.fromkeys(["TrainedNetwork", "load_trained"], "checkpoint"),
+    "ClassificationModule": "classification",
+    "ImageData": "data",
+    **dict.fromkeys(["Evaluation", "evaluate", "predict"], "evaluation"),
+    "train": "run",
+}
+
+__all__ = [
+    "ClassificationModule",
+    "Evaluation",
+    "FiniteGuard",
+    "ImageData",
+    "RunKeeper",
+    "TrainedNetwork",
+    "evaluate",
+    "load_trained",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FILE_OF_NAME:
+        return getattr(import_module(f"cgnl.training.{_FILE_OF_NAME[name]}"), name)
+    raise AttributeError(f"module 'cgnl.training' has no attribute {name!r}")

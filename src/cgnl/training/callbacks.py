@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
 from cgnl.training.checkpoint import FORMAT
+from cgnl.training.data import ImageData
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -120,6 +121,7 @@ class RunKeeper(Checkpoint):
 
     Args:
         run: Folder of the run.
+        data: The data that a resumed run goes on with.
         description: What a checkpoint needs to be complete in itself: recipe, classes and normalisation.
         checkpoint_every_n_steps: Optimizer steps between two writes of ``last.ckpt`` within an epoch.
         log_every_n_steps: Steps between two lines of ``steps.csv``.
@@ -129,13 +131,14 @@ class RunKeeper(Checkpoint):
     def __init__(
         self,
         run: Path,
+        data: ImageData,
         description: Mapping[str, Any],
         *,
         checkpoint_every_n_steps: int,
         log_every_n_steps: int,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.run, self.description, self.say = run, dict(description), say
+        self.run, self.data, self.description, self.say = run, data, dict(description), say
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.log_every_n_steps = log_every_n_steps
         self.best = -math.inf
@@ -266,7 +269,7 @@ class RunKeeper(Checkpoint):
         run = checkpoint["cgnl"]
         self.best = run["best"]
         self._random_state = run["random_states"][trainer.global_rank]
-        trainer.datamodule.resume(run["epoch"], run["batch"])
+        self.data.resume(run["epoch"], run["batch"])
 
 
 def _gathered(trainer: pl.Trainer, state: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks import image
 from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoint_file
-from cgnl.recipes.recipe import NetworkConfig, Recipe, override
+from cgnl.training.recipe import NetworkConfig, Recipe, override
 
 FORMAT = 1
 """Version of the ``cgnl`` entry in our checkpoints."""

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from cgnl.insertion import inserted_blocks
-from cgnl.recipes.recipe import OptimizerConfig, ScheduleConfig
+from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 from cgnl.training.schedule import learning_rate_factor
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from cgnl.data.decoding import DataError
 from cgnl.data.images import BadFiles, ImageDataset, ImageList, check_missing, collate, read_images, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
-from cgnl.recipes.recipe import DataConfig
+from cgnl.training.recipe import DataConfig
 from cgnl.training.sampling import EpochBatches
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from cgnl.data.decoding import open_image
 from cgnl.data.images.reading import readable
 from cgnl.data.transforms import test_transform
-from cgnl.recipes.recipe import DataConfig, TrainerConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import ImageData
+from cgnl.training.recipe import DataConfig, TrainerConfig
 from cgnl.training.run import end_distributed, make_trainer, quieten
 
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from cgnl.data.decoding import DataError
 from cgnl.data.images import describe_in_flight
 from cgnl.networks.checkpoints import read_checkpoint_file
-from cgnl.recipes.recipe import Recipe, TrainerConfig, override, to_dict
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import AtomicCheckpointIO, build_network
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import ImageData
+from cgnl.training.recipe import Recipe, TrainerConfig, override, to_dict
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {
@@ -91,6 +91,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     console = Console()
     keeper = RunKeeper(
         run,
+        data,
         {"recipe": to_dict(recipe), "name": name, "classes": list(data.classes), **data.normalisation},
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
         log_every_n_steps=config.log_every_n_steps,

@@ -2,7 +2,7 @@
 
 import math
 
-from cgnl.recipes.recipe import ScheduleConfig
+from cgnl.training.recipe import ScheduleConfig
 
 
 def learning_rate_factor(

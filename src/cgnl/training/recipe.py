@@ -4,10 +4,9 @@ Nothing here imports PyTorch, so that ``cgnl --help`` and ``cgnl recipes --help`
 """
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -172,78 +171,6 @@ class Recipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """One row of one table of the paper.
-
-    Args:
-        table: The table as the paper numbers it, such as ``"2a"``.
-        row: The row's label in the paper, as printed.
-        top1: Top-1 accuracy in the paper (%).
-        top5: Top-5 accuracy in the paper (%), or None where none is printed.
-        released_top1: Top-1 accuracy that the authors' released code reports (%), where it does.
-        released_top5: Top-5 accuracy likewise (%).
-    """
-
-    table: str
-    row: str
-    top1: float | None = None
-    top5: float | None = None
-    released_top1: float | None = None
-    released_top5: float | None = None
-
-
-@dataclass(frozen=True)
-class RecipeEntry:
-    """A named recipe: the function that makes it and the rows of the paper that it serves."""
-
-    name: str
-    make: Callable[[], Recipe]
-    rows: tuple[PaperRow, ...]
-
-
-RECIPES: dict[str, RecipeEntry] = {}
-
-
-def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
-    """Put a function that makes a recipe into :data:`RECIPES`, under its own name with dashes.
-
-    Args:
-        rows: The rows of the paper that the recipe serves; none for a recipe that is ours.
-    """
-
-    def add(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
-        name = make.__name__.replace("_", "-")
-        assert name not in RECIPES, f"two recipes are named {name}"
-        RECIPES[name] = RecipeEntry(name, make, rows)
-        return make
-
-    return add
-
-
-def smoke(recipe: Recipe, root: Path, *, size: int = 64, batch_size: int = 4, steps: int = 2) -> Recipe:
-    """Shrink a recipe to seconds on a CPU: only pixels, images and steps change.
-
-    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
-    out, since there is nothing to download them for.
-
-    Args:
-        recipe: The recipe.
-        root: Folder of a small data set (drawn birds).
-        size: Input height and width (pixels).
-        batch_size: Images in a step.
-        steps: Optimizer steps.
-    """
-    replace = dataclasses.replace
-    resize = round(recipe.data.resize / recipe.data.size * size)
-    return replace(
-        recipe,
-        network=replace(recipe.network, weights=None),
-        data=replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size, workers=0),
-        trainer=replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu"),
-    )
-
-
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as nested dictionaries of plain values (for YAML, JSON and checkpoints)."""
 
@@ -275,16 +202,12 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
 
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(
-            f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping of fields, got {values!r}"
-        )
+        raise ValueError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping of fields, got {values!r}")
     fields = typing.get_type_hints(type(config))
     changed = {}
     for name, value in values.items():
         if name not in fields:
-            raise ValueError(
-                f"{source}: {prefix}{name} is no field of a recipe; fields here: {', '.join(fields)}"
-            )
+            raise ValueError(f"{source}: {prefix}{name} is no field of a recipe; fields here: {', '.join(fields)}")
         if dataclasses.is_dataclass(getattr(config, name)):
             changed[name] = _override(getattr(config, name), value, source, f"{prefix}{name}.")
         else:
@@ -302,11 +225,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         return _checked(inner, value, where)
     if origin is Literal:
         # YAML reads the precision 32 as a number
-        match = [
-            choice
-            for choice in args
-            if value == choice or (not isinstance(value, bool) and str(value) == choice)
-        ]
+        match = [choice for choice in args if value == choice or (not isinstance(value, bool) and str(value) == choice)]
         if not match:
             raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
         return match[0]
@@ -329,39 +248,3 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     elif type(value) is kind:
         return value
     raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
-
-
-def load_recipe(source: str) -> tuple[str, Recipe]:
-    """Return the recipe of that name, of a YAML file, or of a run folder's ``recipe.yaml``.
-
-    A YAML file holds the fields that it changes, nested as in :class:`Recipe`, and under ``recipe`` the name of
-    the recipe that it changes (none: the defaults).
-
-    Args:
-        source: A name out of :data:`RECIPES`, a file, or a folder.
-
-    Returns:
-        The recipe's name (a file's own name where it changes none) and the recipe.
-
-    Raises:
-        ValueError: No such recipe, or something in the file is wrong.
-    """
-    if source in RECIPES:
-        return source, RECIPES[source].make()
-    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        near = difflib.get_close_matches(source, RECIPES, n=3)
-        hint = f"; near names: {', '.join(near)}" if near else ""
-        raise ValueError(f"there is no recipe {source!r}{hint} (`cgnl recipes` lists all)")
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
-    base = values.pop("recipe", None) if isinstance(values, dict) else None
-    if base is not None and base not in RECIPES:
-        # a run of a YAML file keeps all fields, and that file's name
-        return str(base), override(Recipe(), values, str(path))
-    start = RECIPES[base].make() if base is not None else Recipe()
-    return (base or path.stem), override(start, values, str(path))

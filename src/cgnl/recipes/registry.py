@@ -1,0 +1,117 @@
+"""The register of recipes by name, their smoke variants, and recipes out of files."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cgnl.training.recipe import Recipe, override
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of one table of the paper.
+
+    Args:
+        table: The table as the paper numbers it, such as ``"2a"``.
+        row: The row's label in the paper, as printed.
+        top1: Top-1 accuracy in the paper (%).
+        top5: Top-5 accuracy in the paper (%), or None where none is printed.
+        released_top1: Top-1 accuracy that the authors' released code reports (%), where it does.
+        released_top5: Top-5 accuracy likewise (%).
+    """
+
+    table: str
+    row: str
+    top1: float | None = None
+    top5: float | None = None
+    released_top1: float | None = None
+    released_top5: float | None = None
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """A named recipe: the function that makes it and the rows of the paper that it serves."""
+
+    name: str
+    make: Callable[[], Recipe]
+    rows: tuple[PaperRow, ...]
+
+
+RECIPES: dict[str, RecipeEntry] = {}
+
+
+def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
+    """Put a function that makes a recipe into :data:`RECIPES`, under its own name with dashes.
+
+    Args:
+        rows: The rows of the paper that the recipe serves; none for a recipe that is ours.
+    """
+
+    def add(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
+        name = make.__name__.replace("_", "-")
+        assert name not in RECIPES, f"two recipes are named {name}"
+        RECIPES[name] = RecipeEntry(name, make, rows)
+        return make
+
+    return add
+
+
+def smoke(recipe: Recipe, root: Path, *, size: int = 64, batch_size: int = 4, steps: int = 2) -> Recipe:
+    """Shrink a recipe to seconds on a CPU: only pixels, images and steps change.
+
+    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
+    out, since there is nothing to download them for.
+
+    Args:
+        recipe: The recipe.
+        root: Folder of a small data set (drawn birds).
+        size: Input height and width (pixels).
+        batch_size: Images in a step.
+        steps: Optimizer steps.
+    """
+    replace = dataclasses.replace
+    resize = round(recipe.data.resize / recipe.data.size * size)
+    return replace(
+        recipe,
+        network=replace(recipe.network, weights=None),
+        data=replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size, workers=0),
+        trainer=replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu"),
+    )
+
+
+def load_recipe(source: str) -> tuple[str, Recipe]:
+    """Return the recipe of that name, of a YAML file, or of a run folder's ``recipe.yaml``.
+
+    A YAML file holds the fields that it changes, nested as in :class:`Recipe`, and under ``recipe`` the name of
+    the recipe that it changes (none: the defaults).
+
+    Args:
+        source: A name out of :data:`RECIPES`, a file, or a folder.
+
+    Returns:
+        The recipe's name (a file's own name where it changes none) and the recipe.
+
+    Raises:
+        ValueError: No such recipe, or something in the file is wrong.
+    """
+    if source in RECIPES:
+        return source, RECIPES[source].make()
+    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        near = difflib.get_close_matches(source, RECIPES, n=3)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise ValueError(f"there is no recipe {source!r}{hint} (`cgnl recipes` lists all)")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    base = values.pop("recipe", None) if isinstance(values, dict) else None
+    if base is not None and base not in RECIPES:
+        # a run of a YAML file keeps all fields, and that file's name
+        return str(base), override(Recipe(), values, str(path))
+    start = RECIPES[base].make() if base is not None else Recipe()
+    return (base or path.stem), override(start, values, str(path))

@@ -1,0 +1,111 @@
+"""The wheel is whole, and its core needs PyTorch alone."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cgnl
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_public_names_exist():
+    for name in cgnl.__all__:
+        assert getattr(cgnl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'CGNL4d'"):
+        _ = cgnl.CGNL4d
+
+
+def test_version_is_one():
+    assert f'version = "{cgnl.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.argv = ['cgnl', '--help']; import cgnl.cli\ntry: cgnl.cli.main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'lightning', 'torchvision', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+def test_constraints_pin_every_dependency():
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {name.lower().replace("_", "-") for name in pinned}
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    needed = {re.split(r"[>=\[]", line)[0].lower() for lines in lists for line in lines} - {"cgnl"}
+    assert {"torchvision", "lightning", "pytest"} <= needed
+    assert needed - pinned == set()
+
+
+def test_pre_commit_runs_what_ci_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_a_clean_environment_with_torch_alone(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".venv", ".git", "*.egg-info", "__pycache__", "build")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", source],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = (tmp_path / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    assert {"cgnl/py.typed", "cgnl/ops/naive.py", "cgnl/data/toy/__init__.py", "cgnl/cli/__init__.py"} <= names
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    core = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line]
+    assert core == ["Requires-Dist: torch>=2.11"]
+
+    # A clean environment: the wheel unpacked, and of the installed packages only what torch itself needs.
+    clean = tmp_path / "clean"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(clean)
+    blocked = ["torchvision", "lightning", "torchmetrics", "tyro", "rich", "yaml", "safetensors", "matplotlib", "PIL"]
+    code = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(name + " is not installed")
+sys.meta_path.insert(0, Blocked())
+import torch, cgnl
+assert cgnl.__file__.startswith({str(clean)!r}), cgnl.__file__
+host = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
+x = torch.randn(2, 3, 8, 8)
+before = host(x)
+cgnl.insert_blocks(host, {{"0": cgnl.CGNL2d}}, example_input=x)
+assert torch.equal(host(x), before)
+host(x).sum().backward()
+try:
+    import cgnl.networks.image
+except ImportError as error:
+    assert "cgnl[train]" in str(error), error
+else:
+    raise AssertionError("networks.image imported without torchvision")
+print("fine")
+"""
+    # -S keeps the editable install's finder out; site-packages are given by hand
+    import torch
+
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{clean}:{Path(torch.__file__).parent.parent}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"},
+    )
+    assert done.stdout == "fine\n", done.stderr
