@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -58,7 +59,7 @@ def test_rbf_series_error_falls_with_the_order():
         kernel = GaussianRBF(gamma=0.4, order=order, beta="exact")
         approximate = series(kernel, t, u) * kernel.envelope(t) * kernel.envelope(u)
         errors.append((approximate - torch.exp(-0.4 * (t - u) ** 2)).abs().max())
-    assert all(later < 0.6 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.6 * earlier for earlier, later in itertools.pairwise(errors))
 
 
 @pytest.mark.parametrize("beta", ["constant", "normalized"])

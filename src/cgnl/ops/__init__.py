@@ -275,6 +275,8 @@ def _check_block(
     ):
         if weight.shape != expected:
             raise ValueError(f"{name} {_shape(weight)} must have shape {expected} for x {_shape(x)}")
+        if weight.dtype != x.dtype and not eager.autocast_is_on(x):
+            raise ValueError(f"x is {x.dtype}, but {name} is {weight.dtype}")
 
 
 def _check_num_axes(name: str, tensor: Tensor) -> None:

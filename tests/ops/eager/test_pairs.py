@@ -1,10 +1,10 @@
 import pytest
-import tolerances
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tolerances
 from cgnl import ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 from cgnl.ops.eager import pairs

@@ -1,8 +1,8 @@
 import pytest
-import tolerances
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+import tolerances
 from cgnl import ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
 

@@ -6,6 +6,7 @@ Each operation returns the type in which it sums (`sum_dtype`); the caller casts
 from cgnl.ops.eager.block import cgnl_block, cgnl_block_batch_norm
 from cgnl.ops.eager.pairs import generalized_non_local, non_local
 from cgnl.ops.eager.series import (
+    autocast_is_on,
     autograd_function_can_run,
     compact_generalized_non_local,
     sum_dtype,
@@ -13,6 +14,7 @@ from cgnl.ops.eager.series import (
 )
 
 __all__ = [
+    "autocast_is_on",
     "autograd_function_can_run",
     "cgnl_block",
     "cgnl_block_batch_norm",

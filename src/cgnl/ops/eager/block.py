@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager.series import (
+    autocast_is_on,
     autograd_function_can_run,
     differentiable_gradients,
     polynomial_map,
@@ -95,9 +96,8 @@ def cgnl_block_batch_norm(
 
 def _feature_dtype(x: Tensor) -> torch.dtype:
     """The type of theta, phi and g: autocast's where it is on, else x's."""
-    device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type) if x.dtype != torch.float64 else x.dtype
+    if autocast_is_on(x) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
@@ -175,7 +175,9 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         settings: _Settings = ctx.settings
-        inputs, (features, *kept) = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        # read once: non-reentrant checkpointing gives them a single time
+        saved = ctx.saved_tensors
+        inputs, (features, *kept) = saved[:7], saved[7:]
         if torch.is_grad_enabled():
             recorded = differentiable_gradients(partial(_block, settings=settings), inputs, d_out)
             return (*recorded, None, None, None)

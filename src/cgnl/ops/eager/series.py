@@ -51,12 +51,15 @@ def scaled_coefficients(kernel: KernelFunction, factor: float) -> tuple[float, .
     return tuple(coefficients[: order + 1])
 
 
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    device_type = tensor.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Switches autocast off where it is on for the tensor's device."""
-    device_type = tensor.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False) if autocast_is_on(tensor) else nullcontext()
 
 
 def autograd_function_can_run(*tensors: Tensor) -> bool:
