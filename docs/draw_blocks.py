@@ -1,10 +1,11 @@
-"""Draws the diagrams of docs/blocks.md: `python docs/draw_blocks.py` writes docs/figures/*.svg.
+"""Draws the figures of docs/blocks.md: `python docs/draw_blocks.py` writes docs/figures/*.svg.
 
 The same matplotlib gives the same bytes. Text is drawn as paths, and the background is white, so that the figures
 look the same on light and dark pages. Colours are Okabe and Ito's, which colour-blind readers tell apart.
 """
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+
+GROUP_NORM_RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "group_norm.json"
 
 Point = tuple[float, float]
 
@@ -299,16 +302,45 @@ def _matrix(axes: Axes, corner: Point, size: float, count: int, marked_row: int)
             _cell(axes, left + column * cell, bottom + size - (row + 1) * cell, cell, fill)
 
 
+def draw_norms() -> Figure:
+    """What is left of the attention behind three norms, from benchmarks/results/group_norm.json."""
+    rows = json.loads(GROUP_NORM_RESULTS.read_text())["rows"]
+    figure, _ = canvas(900, 330)
+    panels = {
+        "branch_change": "change of the branch, s replaced by its sign",
+        "phi_gradient_over_theta": "gradient of $\\phi$'s weight over $\\theta$'s",
+    }
+    styles = {
+        "batch": ("BatchNorm", BLUE, "o"),
+        "batch, 1 sample": ("BatchNorm, one sample", ORANGE, "^"),
+        "group": ("GroupNorm", INK, "s"),
+    }
+    for left, (quantity, words) in zip((0.085, 0.565), panels.items(), strict=True):
+        axes = figure.add_axes((left, 0.27, 0.4, 0.6))
+        for norm, (label, color, marker) in styles.items():
+            chosen = [row for row in rows if row["norm"] == norm]
+            lows, medians, highs = zip(*(row[quantity] for row in chosen), strict=True)
+            scales = [row["weight_scale"] for row in chosen]
+            axes.fill_between(scales, lows, highs, color=color, alpha=0.15, lw=0)
+            axes.plot(scales, medians, color=color, marker=marker, label=label)
+        axes.set(xscale="log", yscale="log", ylim=(1e-7, 20), xlabel="standard deviation of the convolutions' weights")
+        axes.set_title(words, size=11)
+        axes.grid(color=PALE_GREY)
+    figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    return figure
+
+
 FIGURES = {
     "cgnl_block_with_groups": draw_grouped_block,
     "cgnl_block_workflow": draw_workflow,
     "residual_block_workflow": draw_residual_block,
     "what_is_related": draw_relations,
+    "norms": draw_norms,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the diagrams of docs/blocks.md.")
+    parser = argparse.ArgumentParser(description="Draw the figures of docs/blocks.md.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures", help="folder for the figures")
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     arguments = parser.parse_args()
