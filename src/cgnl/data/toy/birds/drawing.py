@@ -27,7 +27,8 @@ from cgnl.data.toy.birds.skeleton import (
 SUPERSAMPLING = 3
 # The rest of the bird is no part of CUB's list.
 _REGION_IDS = {**PART_IDS, "rest": 16}
-_EYE_RADIUS, _RING_RADIUS = 0.19, 0.40  # in radii of the head
+_EYE_RADIUS = 0.19  # in radii of the head
+_EYE_MARKS = {"ring": (0.40, 0.40), "almond": (0.62, 0.258)}  # half width and height
 _BAR_VARIANCE = 0.0128  # in squared body lengths
 
 
@@ -173,11 +174,15 @@ def _draw_leg(sheet: _Sheet, bones: Skeleton, far: bool) -> None:
     across = np.array([width, 0.0])
     knee = 0.45 * hip + 0.55 * ankle
     thigh = np.stack([hip - 2.2 * across, hip + 2.2 * across, knee + 0.8 * across, knee - 0.8 * across])
-    sheet.limb(np.stack([knee, ankle, foot]), width, colour, part)
-    feet = shade(bones.look.colours["feet"], 0.8 if far else 1.0)
+    lower_colour = shade(bones.look.colours["feet"], 0.8 if far else 1.0)
+    toe_colour = mix(colour, lower_colour, 0.5)
+    sheet.limb(np.stack([knee, ankle]), width, toe_colour, part)
     for toe in ((0.13, 0.035), (0.10, -0.005), (0.05, 0.05), (-0.08, 0.03)):
         tip = foot + bones.upright.matrix @ np.array(toe)
-        sheet.limb(np.stack([foot, tip]), 0.85 * width, feet, part)
+        sheet.limb(np.stack([foot, tip]), 0.75 * width, toe_colour, part)
+    middle = (ankle + foot) / 2
+    sheet.limb(np.stack([ankle, middle]), width, colour, part)
+    sheet.limb(np.stack([middle, foot]), width, lower_colour, part)
     sheet.fill(closed_curve(thigh, steps=4), shade(bones.look.colours["belly"], 0.72 if far else 0.92), "rest")
 
 
@@ -240,10 +245,10 @@ def _draw_body(sheet: _Sheet, bones: Skeleton, texture: np.random.Generator) -> 
     if look.belly_pattern:
         _draw_belly_pattern(paint, bones, texture)
     if look.throat_mark:
-        stripe = np.array([(-0.42, -0.15), (0.42, -0.15), (0.42, 0.15), (-0.42, 0.15)])
+        stripe = np.array([(-0.38, -0.16), (0.38, -0.16), (0.38, 0.16), (-0.38, 0.16)])
         if look.throat_mark == "along":
             stripe = stripe[:, ::-1]
-        paint.tint(bones.head(stripe + np.array([0.36, 0.88])), colours["markings"])
+        paint.tint(bones.head(stripe + np.array([0.33, 0.88])), colours["markings"])
     if look.eye_line:
         line = bones.head([(0.95, 0.02), (0.3, -0.16), (-0.7, -0.02)])
         paint.stroke(line, 0.16 * look.head_size * bones.unit, shade(colours["crown"], 0.55))
@@ -270,11 +275,11 @@ def _draw_eye(sheet: _Sheet, bones: Skeleton) -> None:
     colours, radius = bones.look.colours, bones.look.head_size * bones.unit
     eye = bones.head([EYE])[0]
     part = f"{bones.near} eye"
-    if bones.look.head_mark == "eye ring":
-        sheet.disc(eye, _RING_RADIUS * radius, colours["markings"], "rest")
-    elif bones.look.head_mark == "cheek":
-        cheek = 1.02 * math.sqrt(_RING_RADIUS**2 - _EYE_RADIUS**2)
-        sheet.disc(bones.head([(-0.22, 0.42)])[0], cheek * radius, colours["markings"], "rest")
+    if bones.look.eye_mark:
+        width, height = _EYE_MARKS[bones.look.eye_mark]
+        angle = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+        mark = np.stack([width * np.cos(angle), height * np.sin(angle)], axis=1)
+        sheet.fill(bones.head(bones.look.detail_size * mark + EYE), colours["markings"], "rest")
     sheet.disc(eye, _EYE_RADIUS * radius, colours[part], part)
     glint = eye + np.array([-0.06, -0.07]) * radius
     sheet.disc(glint, 0.06 * radius, (250, 250, 250), part)

@@ -39,18 +39,19 @@ class Look:
     """What a bird looks like: colours of its regions, shape of its body.
 
     Args:
-        colours: colour (0-255) of each region: every name in ``PART_NAMES``, "face", "feet" and "markings"
-            (the marks below).
+        colours: colour (0-255) of each region: every name in ``PART_NAMES`` (the legs: their upper half),
+            "face", "feet" (the lower half of the legs) and "markings" (the marks below).
         beak: shape of the beak; all shapes cover the same area.
         wing_bars: number of bars across the wing, 0 or 2 to 4, of the same total area and spread.
         belly_pattern: marks on breast and belly; spots and streaks cover the same area.
-        head_mark: a ring around the eye or a patch on the cheek, of the same area.
+        eye_mark: a ring around the eye or an almond through it, of the same area.
         throat_mark: a stripe across the throat or along it, of the same area.
         head_size: radius of the head, in body lengths.
         plumpness: factor on the height of the body.
         tail_length: in body lengths.
         tail_fork: 0 ends square, above 0 forked, below 0 rounded or pointed.
         crest: height of the crest, in radii of the head.
+        detail_size: factor on the size of the beak and of the mark around the eye.
         eye_line: whether a dark line runs through the eye.
         texture_seed: random state of the plumage's texture: one number gives the same feathers in every pose.
     """
@@ -59,13 +60,14 @@ class Look:
     beak: Literal["cone", "hook", "needle", "slim"] = "slim"
     wing_bars: int = 0
     belly_pattern: Literal["spots", "streaks"] | None = None
-    head_mark: Literal["eye ring", "cheek"] | None = None
+    eye_mark: Literal["ring", "almond"] | None = None
     throat_mark: Literal["across", "along"] | None = None
     head_size: float = 0.22
     plumpness: float = 1.0
     tail_length: float = 0.5
     tail_fork: float = 0.0
     crest: float = 0.0
+    detail_size: float = 1.0
     eye_line: bool = False
     texture_seed: int = 0
 
@@ -140,7 +142,7 @@ class Skeleton:
         self.head_centre = (0.40, -0.30 * look.plumpness - 0.35 * look.head_size)
         # The head keeps most of its own level while the body tilts, as birds do.
         self.head = self.body.inner(self.head_centre, raised=pose.head - 0.7 * pose.tilt, scale=look.head_size)
-        self.beak_base = self.head.inner((0.86, 0.10))
+        self.beak_base = self.head.inner((0.86, 0.10), scale=look.detail_size)
         self.wing = self.body.inner((0.27, -0.09 * self.plump), raised=0.02 - pose.wing)
         self.far_wing = self.body.inner((0.22, -0.14 * self.plump), raised=-0.12 - pose.wing)
         self.tail = self.body.inner((-0.46, 0.02), raised=-pose.tail)
@@ -216,8 +218,8 @@ class Skeleton:
             "forehead": self.head([(0.78, -0.38)])[0],
             f"{self.near} eye": eye,
             f"{self.far} eye": eye,
-            f"{self.near} leg": legs["near"][1:].mean(axis=0),
-            f"{self.far} leg": legs["far"][1:].mean(axis=0),
+            f"{self.near} leg": legs["near"][1:].T @ (0.75, 0.25),
+            f"{self.far} leg": legs["far"][1:].T @ (0.75, 0.25),
             f"{self.near} wing": self.wing([(-0.52, 0.04)])[0],
             f"{self.far} wing": self.far_wing([(-0.52, 0.04)])[0],
             "nape": self.head([(-0.82, 0.15)])[0],
@@ -228,7 +230,7 @@ class Skeleton:
 
 EYE = (0.36, -0.14)
 # Part of a beak lies under the feathers of the face, the more the thicker it is.
-_BEAK_SHARE_SEEN = {"cone": 0.955, "hook": 1.0, "needle": 1.02, "slim": 1.0}
+_BEAK_SHARE_SEEN = {"cone": 0.93, "hook": 0.96, "needle": 1.02, "slim": 1.0}
 _BEAK_AREA = 0.46  # in squared radii of the head
 
 
@@ -268,7 +270,7 @@ def extent(look: Look, pose: Pose) -> tuple[float, float, float, float]:
     """Return a box (left, top, right, bottom) in pixels that holds the bird whatever its beak."""
     bones = Skeleton(look, pose)
     points = [bones.outline(), *bones.tail_feathers(), bones.leg(far=False), bones.leg(far=True)]
-    points.append(bones.head([(0.86 + BEAK_REACH, 0.2), (-0.5, -1 - look.crest)]))
+    points.append(bones.head([(0.86 + BEAK_REACH * look.detail_size, 0.2), (-0.5, -1 - look.crest)]))
     points.append(wing_outline(bones.wing))
     if pose.wing > FAR_WING_SEEN:
         points.append(wing_outline(bones.far_wing))

@@ -59,6 +59,8 @@ class Species:
             plumpness=self.look.plumpness * rng.uniform(0.95, 1.06),
             head_size=self.look.head_size * rng.uniform(0.96, 1.04),
             tail_length=self.look.tail_length * rng.uniform(0.94, 1.06),
+            # More than the sizes of siblings' parts can differ when drawn in whole pixels.
+            detail_size=rng.uniform(0.86, 1.12),
             texture_seed=int(rng.integers(2**31)),
         )
 
@@ -83,12 +85,12 @@ _EMBER, _SKY = (238, 118, 24), (64, 156, 222)
 _GENERA = (
     _Genus(
         "Warbler",
-        "eye ring",
+        "eye",
         {"back": (112, 126, 62), "crown": (98, 110, 56), "face": (124, 134, 72), "breast": (206, 190, 88),
          "belly": (226, 208, 112), "throat": (214, 200, 104), "wing": (78, 86, 56), "tail": (84, 92, 52),
          "beak": (66, 62, 58), "leg": (120, 96, 84), "markings": _CREAM},
         {"tail_length": 0.46},
-        members={"Ringeye": {"head_mark": "eye ring"}, "Spotcheek": {"head_mark": "cheek"}},
+        members={"Ringeye": {"eye_mark": "ring"}, "Almondeye": {"eye_mark": "almond"}},
     ),
     _Genus(
         "Tanager",
