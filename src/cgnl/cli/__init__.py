@@ -20,7 +20,6 @@ import cgnl
 from cgnl.training.recipe import Recipe
 
 
-
 @dataclass(frozen=True)
 class TrainOptions(Recipe):
     """Train a recipe's network: every field of the recipe is an option."""

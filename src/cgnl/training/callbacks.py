@@ -102,7 +102,7 @@ class FiniteGuard(Callback):
 
     @staticmethod
     def _statistics(module: pl.LightningModule) -> list[Tensor]:
-        return list(module.network.buffers())
+        return list(module.buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count, for the checkpoint."""
@@ -251,14 +251,14 @@ class RunKeeper(Checkpoint):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what makes a checkpoint complete in itself and the state of the run."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        done = trainer.num_training_batches <= progress.processed
+        batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+        done = trainer.num_training_batches <= batches
         checkpoint["cgnl"] = {
             **self.description,
             "format": FORMAT,
             "epoch": trainer.current_epoch + done,
             "step": trainer.global_step,
-            "batch": 0 if done else progress.processed,
+            "batch": 0 if done else batches,
             "best": self.best,
             "world_size": trainer.world_size,
             "random_states": _gathered(trainer, torch.get_rng_state()),

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -153,7 +154,7 @@ class ClassificationModule(pl.LightningModule):
         self.top5.reset()
         return values
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer, with own learning rates for blocks and head, and its schedule in optimizer steps."""
         config = self.optimizer_config
         groups = [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -64,7 +64,7 @@ class ImageData(pl.LightningDataModule):
             )
         return images
 
-    def _read(self, split: str, list_file: Path | None, num_classes: int | None) -> ImageList:
+    def _read(self, split: Literal["train", "test"], list_file: Path | None, num_classes: int | None) -> ImageList:
         assert self.config.root is not None
         images = read_images(
             self.config.root,

@@ -1,0 +1,202 @@
+"""The command line as a user meets it: what it prints, its exit codes, and one plain sentence for each mistake."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from cgnl.cli import main
+from cgnl.recipes import RECIPES
+
+SMALL = ["--data.size=32", "--data.resize=36", "--data.batch-size=8", "--data.workers=0", "--trainer.max-epochs=1"]
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors of a command."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = exit.code or 0
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return code, output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def trained(class_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    main(
+        [
+            "train",
+            "birds-resnet18-cgnl",
+            f"--data.root={class_folders}",
+            "--data.format=auto",
+            f"--run={folder}",
+            *SMALL,
+        ]
+    )
+    return folder
+
+
+def test_evaluate_prints_accuracies_and_writes_tables(capsys, trained):
+    code, out, _ = run(capsys, "evaluate", trained)
+    assert code == 0
+    assert "top-1 " in out
+    assert "95 % interval" in out
+    assert "12 images" in out
+    assert {"predictions.csv", "per_class.csv", "confusions.csv"} == {
+        p.name for p in (trained / "evaluation").iterdir()
+    }
+
+
+def test_predict_prints_a_table_or_json(capsys, trained, class_folders):
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    code, out, _ = run(capsys, "predict", trained, image)
+    assert code == 0
+    assert out.count("%") == 3
+    code, out, _ = run(capsys, "predict", trained, image, image, "--json", "--top", "2")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["path"] for row in rows] == [str(image)] * 2
+    assert [set(entry) for entry in rows[0]["top"]] == [{"class", "probability"}] * 2
+
+
+def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"GIF89a")
+    code, out, err = run(capsys, "predict", trained, bad, class_folders / "val" / "class_0" / "0.jpg")
+    assert code == 2
+    assert str(bad) in err
+    assert "GIF" in err
+    assert out.count("%") == 3
+
+
+def test_convert_then_evaluate_a_recipe_with_converted_weights(capsys, trained, class_folders, tmp_path):
+    # a checkpoint as the released code writes them: blocks as elements of the stage, wrapped, in a legacy file
+    own = torch.load(trained / "last.ckpt", weights_only=True)["state_dict"]
+    state = {}
+    for key, value in own.items():
+        if key.startswith("network."):
+            key = key.removeprefix("network.").replace("layer3.1.", "layer3.2.")
+            for ours, theirs in {"theta": "t", "phi": "p", "g": "g", "z": "z", "norm": "bn"}.items():
+                key = key.replace(f"layer3.0.inserted_block.{ours}.", f"layer3.1.{theirs}.")
+            state[f"module.{key}"] = value
+    source, target = tmp_path / "released.pth.tar", tmp_path / "converted.safetensors"
+    torch.save({"state_dict": state, "epoch": 3}, source, _use_new_zipfile_serialization=False)
+    code, out, _ = run(capsys, "convert", source, target, "--arch", "resnet18", "--block", "cgnl")
+    assert code == 0
+    assert "groups=8" in out
+    code, direct, _ = run(capsys, "evaluate", trained / "last.ckpt", "--out", tmp_path / "direct")
+    options = [f"--data.root={class_folders}", "--data.format=auto", f"--network.weights={target}", *SMALL]
+    code, converted, _ = run(capsys, "evaluate", "birds-resnet18-cgnl", *options, "--out", tmp_path / "converted")
+    assert code == 0
+    predictions = [(tmp_path / name / "predictions.csv").read_text() for name in ("direct", "converted")]
+    assert predictions[0] == predictions[1]
+    code, _, err = run(capsys, "convert", source, target, "--arch", "resnet18", "--block", "none")
+    assert code == 2
+    assert "holds 1 block" in err
+
+
+def test_recipes_lists_every_recipe_by_table(capsys):
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0
+    for name in RECIPES:
+        assert f" {name} " in out
+    for table in ("2a", "2c", "3", "4b", "5"):
+        assert f"Table {table}" in out
+    assert "85.14/96.88" in out
+    assert "87.06/96.91" in out
+
+
+def test_the_smoke_option_needs_no_data(capsys, tmp_path):
+    code, out, _ = run(capsys, "train", "cub-resnet50-cgnl", "--smoke", "--run", tmp_path / "run")
+    assert code == 0
+    assert "last epoch: top-1" in out
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "cut.jpg"])
+def test_data_check_lists_what_is_bad(capsys, class_folders, tmp_path, name):
+    folders = shutil.copytree(class_folders, tmp_path / "folders")
+    path = folders / "train" / "class_0" / name
+    good = (folders / "val" / "class_0" / "0.jpg").read_bytes()
+    path.write_bytes(good if name == "0.jpg" else good[: len(good) // 2])
+    code, out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
+    assert code == (0 if name == "0.jpg" else 1)
+    assert (name in (tmp_path / "bad.csv").read_text()) == (name != "0.jpg")
+
+
+MISTAKES = {
+    "no such command": (["trian"], "no command 'trian'"),
+    "no such recipe": (["train", "cub-resnet50-cgml"], r"no recipe 'cub-resnet50-cgml'; near names: cub-resnet50-cgnl"),
+    "no data": (["train", "birds-resnet18"], "data.root is needed"),
+    "no such folder": (["train", "birds-resnet18", "--data.root=/no/such", "--data.format=auto"], "/no/such"),
+    "no such checkpoint": (["evaluate", "nothing.ckpt"], "nothing.ckpt does not exist"),
+    "an empty run": (["predict", "{tmp}", "x.jpg"], "holds neither best.ckpt nor last.ckpt"),
+    "no blocks there": (
+        [
+            "train",
+            "birds-resnet18-cgnl",
+            "--data.root={folders}",
+            "--data.format=auto",
+            "--network.num-blocks=7",
+            *SMALL,
+        ],
+        "num_blocks (7) must be 1 or 2 for resnet18",
+    ),
+    "groups that do not fit": (
+        ["train", "birds-resnet18-cgnl", "--data.root={folders}", "--data.format=auto", "--network.groups=7", *SMALL],
+        "must be divisible by groups (7)",
+    ),
+    "a batch larger than the data": (
+        [
+            "train",
+            "birds-resnet18",
+            "--data.root={folders}",
+            "--data.format=auto",
+            "--data.size=32",
+            "--data.resize=36",
+        ],
+        "24 samples, fewer than one step takes (data.batch_size 32)",
+    ),
+    "not CUB": (["train", "birds-resnet18", "--data.root={folders}"], "classes.txt does not exist"),
+    "weights that cannot be had": (
+        ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
+        "no.pth does not exist",
+    ),
+    "a full folder for the demo": (["demo", "--out", "{folders}"], "is not empty"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_ends_in_a_plain_sentence(capsys, class_folders, tmp_path, case):
+    arguments, message = MISTAKES[case]
+    filled = [argument.format(folders=class_folders, tmp=tmp_path) for argument in arguments]
+    if filled[0] == "train":
+        filled.append(f"--run={tmp_path / 'run'}")
+    code, _, err = run(capsys, *filled)
+    assert code == 2
+    assert message in err
+    assert err.startswith("cgnl: ")
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_pickle_with_code_is_refused(capsys, tmp_path, class_folders):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "trapped"), "w"))
+
+    torch.save({"state_dict": {}, "cgnl": Trap()}, tmp_path / "trap.ckpt")
+    code, _, err = run(capsys, "predict", tmp_path / "trap.ckpt", class_folders / "val" / "class_0" / "0.jpg")
+    assert code == 2
+    assert "refused" in err
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    # an error out of a library is not the user's
+    import cgnl.cli
+
+    monkeypatch.setitem(cgnl.cli.COMMANDS, "recipes", lambda: int("xxx"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["recipes"])

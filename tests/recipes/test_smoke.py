@@ -1,0 +1,78 @@
+"""Every recipe trains and tests in its smoke variant; one of each table in the short suite, all of them in the long."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+
+from cgnl.data.toy.birds import draw_birds
+from cgnl.insertion import inserted_blocks
+from cgnl.networks.image import block_places
+from cgnl.recipes import RECIPES, smoke
+from cgnl.training.checkpoint import load_trained
+from cgnl.training.run import train
+
+# the cheapest recipe of each table that no other table's choice stands for
+ONE_OF_EACH_TABLE = {
+    "cub-resnet50-cgnlx",  # 2a
+    "cub-resnet101-cgnl-g4",  # 2c
+    "cub-resnet50-residual",  # 3
+    "cub-resnet50-nl",  # 4b
+    "imagenet-resnet50-cgnl",  # 5
+    "cub-resnet50-cgnl-g1-quarter",  # text beside 2d
+    "birds-resnet18-cgnl",
+}
+
+
+def marked(name: str):
+    return pytest.param(name, marks=() if name in ONE_OF_EACH_TABLE else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    root = tmp_path_factory.mktemp("birds") / "set"
+    draw_birds(root, num_species=4, train_images=2, test_images=1, size=96, workers=1)
+    return root
+
+
+def test_the_choice_has_a_recipe_of_every_table():
+    tables = {row.table for entry in RECIPES.values() for row in entry.rows}
+    assert {row.table for name in ONE_OF_EACH_TABLE for row in RECIPES[name].rows} == tables
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_smoke_variant_shrinks_only_pixels_images_and_steps(name, tmp_path):
+    full = RECIPES[name].make()
+    small = smoke(full, tmp_path)
+    assert small.network == dataclasses.replace(full.network, weights=None)
+    assert (small.optimizer, small.schedule) == (full.optimizer, full.schedule)
+    changed = {
+        f"{part}.{field.name}"
+        for part in ("data", "trainer")
+        for field in dataclasses.fields(getattr(full, part))
+        if getattr(getattr(full, part), field.name) != getattr(getattr(small, part), field.name)
+    }
+    pixels_images_steps = {"data.root", "data.size", "data.resize", "data.batch_size", "trainer.max_steps"}
+    where = {"data.workers", "trainer.devices", "trainer.accelerator"}
+    assert changed <= pixels_images_steps | where
+    assert small.data.resize / small.data.size == pytest.approx(full.data.resize / full.data.size, abs=0.02)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in RECIPES])
+def test_a_recipe_trains_and_tests(name, birds, tmp_path):
+    recipe = smoke(RECIPES[name].make(), birds)
+    train(dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_epochs=1)), tmp_path / "run")
+    trained = load_trained(tmp_path / "run" / "last.ckpt")
+    assert trained.step == 2
+    blocks = inserted_blocks(trained.network)
+    network = recipe.network
+    assert list(blocks) == ([] if network.block == "none" else block_places(network.arch, network.num_blocks))
+    # two steps with a zero-initialised norm: the first moves the norm, the second what is before it
+    for block in blocks.values():
+        assert block.norm.weight.abs().max() > 0
+        assert torch.isfinite(block.theta.weight).all()
+    with (tmp_path / "run" / "epochs.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["train_loss"]) > 0
+    assert 0 <= float(row["test_top1"]) <= 100
