@@ -87,9 +87,9 @@ def test_convert_then_evaluate_a_recipe_with_converted_weights(capsys, trained, 
     code, out, _ = run(capsys, "convert", source, target, "--arch", "resnet18", "--block", "cgnl")
     assert code == 0
     assert "groups=8" in out
-    code, direct, _ = run(capsys, "evaluate", trained / "last.ckpt", "--out", tmp_path / "direct")
+    code, _direct, _ = run(capsys, "evaluate", trained / "last.ckpt", "--out", tmp_path / "direct")
     options = [f"--data.root={class_folders}", "--data.format=auto", f"--network.weights={target}", *SMALL]
-    code, converted, _ = run(capsys, "evaluate", "birds-resnet18-cgnl", *options, "--out", tmp_path / "converted")
+    code, _converted, _ = run(capsys, "evaluate", "birds-resnet18-cgnl", *options, "--out", tmp_path / "converted")
     assert code == 0
     predictions = [(tmp_path / name / "predictions.csv").read_text() for name in ("direct", "converted")]
     assert predictions[0] == predictions[1]
@@ -121,7 +121,7 @@ def test_data_check_lists_what_is_bad(capsys, class_folders, tmp_path, name):
     path = folders / "train" / "class_0" / name
     good = (folders / "val" / "class_0" / "0.jpg").read_bytes()
     path.write_bytes(good if name == "0.jpg" else good[: len(good) // 2])
-    code, out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
+    code, _out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
     assert code == (0 if name == "0.jpg" else 1)
     assert (name in (tmp_path / "bad.csv").read_text()) == (name != "0.jpg")
 

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from cgnl.recipes import channel_reduction, table2a, table2c, table3, table4b, table5
+from cgnl.recipes import RECIPES, RecipeEntry, channel_reduction, table2a, table2c, table3, table4b, table5
 from cgnl.recipes.image import recipe_cost
-from cgnl.recipes import RECIPES, RecipeEntry
 
 MODULES = (table2a, table2c, table3, table4b, table5, channel_reduction)
 NAMES = [
