@@ -7,13 +7,14 @@ pass. Run on a machine that does nothing else:
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from published import PublishedCGNL
-from timing import bytes_kept, common_arguments, ratios, side_by_side, spread, write_result
 from torch import Tensor, nn
 
 import cgnl
+from published import PublishedCGNL
+from timing import bytes_kept, common_arguments, ratios, side_by_side, spread, write_result
 
 SHAPES = ((4, 1024, 28, 28), (8, 512, 28, 28))
 GROUPS = 8
@@ -68,7 +69,7 @@ def main() -> None:
                 seconds = side_by_side(
                     {name: training_step(module, x) for name, module in modules.items()}, repeats=arguments.repeats
                 )
-                kept = {name: bytes_kept(lambda module=module: module(x)) for name, module in modules.items()}
+                kept = {name: bytes_kept(partial(module, x)) for name, module in modules.items()}
                 row = {
                     "shape": shape,
                     "memory_format": str(memory_format).removeprefix("torch."),

@@ -1,8 +1,8 @@
 """The CGNL block as the published formulation computes it: the baseline of the benchmarks.
 
 Three separate convolutions, a loop over groups, batched products of a 1 x M row and an M x 1 column, and for the RBF
-kernel function the powers of theta and phi stacked to [P + 1, M] (Eq. 11). Written from the paper, on its own: it shares
-no code with the package.
+kernel function the powers of theta and phi stacked to [P + 1, M] (Eq. 11). Written from the paper, on its own: it
+shares no code with the package.
 """
 
 import math

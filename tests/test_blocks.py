@@ -431,3 +431,19 @@ def test_default_kernel_is_the_papers_main_configuration():
     block = cgnl.CGNL2d(64)
     assert block.kernel == DotProduct()
     assert (block.inner_channels, block.groups, type(block.norm)) == (32, 8, nn.BatchNorm2d)
+
+
+def test_group_norm_divides_the_scalar_out_and_batch_norm_does_not(monkeypatch):
+    """The measured figure of benchmarks/group_norm.py, at an ordinary scale of the weights."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from group_norm import measure
+
+    (group_change, group_gradient), (batch_change, batch_gradient) = (
+        measure(norm, 0.2, 0) for norm in ("group", "batch")
+    )
+    (single_change, _) = measure("batch", 0.2, 0, batch=1)
+    assert group_change < 1e-3
+    assert group_gradient < 0.05
+    assert single_change < 1e-3
+    assert batch_change > 0.2
+    assert batch_gradient > 0.2

@@ -20,15 +20,14 @@ from cgnl.ops.eager.series import (
     autocast_is_on,
     autograd_function_can_run,
     differentiable_gradients,
-    polynomial_map,
-    power_sums,
     scaled_coefficients,
     series,
-    series_gradients,
-    split_groups,
     sum_dtype,
     with_gaps,
     without_autocast,
+    write_polynomial,
+    write_series,
+    write_series_gradients,
 )
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -116,12 +115,11 @@ def _block(
     dtype = sum_dtype(x.dtype)
     with without_autocast(x):
         theta, phi, g = (
-            split_groups(convolve(x.to(settings.feature_dtype), weight.to(settings.feature_dtype)), settings.groups)
+            convolve(x.to(settings.feature_dtype), weight.to(settings.feature_dtype)).flatten(2)
             for weight in (theta_weight, phi_weight, g_weight)
         )
-        y = series(theta, phi, g, settings.kernel, settings.coefficients).to(dtype)
-        y = y.flatten(1, 2).unflatten(2, x.shape[2:])
-        branch = convolve(y, z_weight.to(dtype), groups=settings.groups)
+        y = series(theta, phi, g, settings.groups, settings.kernel, settings.coefficients).to(dtype)
+        branch = convolve(y.unflatten(2, x.shape[2:]), z_weight.to(dtype), groups=settings.groups)
         if not settings.batch_norm:
             return branch
         weight, bias = (None if t is None else t.to(dtype) for t in (norm_weight, norm_bias))
@@ -150,9 +148,9 @@ class _Block(torch.autograd.Function):
             x_flat = x.flatten(2)
             weights = _joined(theta_weight, phi_weight, g_weight, settings.feature_dtype)
             features = _multiply(weights, x_flat.to(settings.feature_dtype))
-            theta, phi, g = _separated(features, settings.groups, dtype)
-            sums = power_sums(phi, g, settings.coefficients)
-            y = polynomial_map(theta, sums).flatten(1, 2)
+            y = _empty_map_like(features, theta_weight.shape[0], dtype)
+            theta, phi, g = features.chunk(3, dim=1)
+            sums = write_series(theta, phi, g, settings.groups, settings.coefficients, y)
             out = _multiply(_z_matrices(z_weight, settings.groups, dtype), y)
             if settings.batch_norm:
                 out, *statistics = _batch_norm(out, norm_weight, norm_bias, running_mean, running_var, settings)
@@ -190,9 +188,10 @@ class _Block(torch.autograd.Function):
         with without_autocast(x):
             x_flat = x.flatten(2)
             d_out = _with_strides_of(x_flat, d_out.flatten(2).to(dtype))
-            theta, phi, g = _separated(features, settings.groups, dtype)
+            theta, phi, g = features.chunk(3, dim=1)
             z_matrices = _z_matrices(z_weight, settings.groups, dtype)
-            y = polynomial_map(theta, sums).flatten(1, 2)
+            y = _empty_map_like(features, theta_weight.shape[0], dtype)
+            write_polynomial(theta, sums, y)
             d_branch = d_out
             if settings.batch_norm:
                 branch = _multiply(z_matrices, y)
@@ -207,14 +206,10 @@ class _Block(torch.autograd.Function):
                 d_z = _matrix_gradient(d_branch, y, settings.groups)
                 gradients[4] = d_z.to(z_weight.dtype).view_as(z_weight)
             if wants_features:
-                d_y = _multiply(z_matrices.transpose(1, 2), d_branch).unflatten(1, (settings.groups, -1))
+                d_y = _multiply(z_matrices.transpose(1, 2), d_branch)
                 d_features = torch.empty_like(features, dtype=dtype)
-                series_gradients(
-                    d_y,
-                    (theta, phi, g),
-                    sums,
-                    settings.coefficients,
-                    _separated(d_features, settings.groups, dtype),
+                write_series_gradients(
+                    d_y, (theta, phi, g), sums, settings.groups, settings.coefficients, d_features.chunk(3, dim=1)
                 )
                 product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
                 d_features = d_features.to(product_dtype)
@@ -243,14 +238,16 @@ def _z_matrices(z_weight: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     return z_weight.flatten(1).unflatten(0, (groups, -1)).to(dtype)
 
 
-def _separated(features: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """theta, phi and g, [B, G, c, N] each, of the joined map [B, 3C', N]."""
-    theta, phi, g = features.unflatten(1, (3, groups, -1)).to(dtype).unbind(1)
-    return theta, phi, g
-
-
 def _channels_last(flat: Tensor) -> bool:
     return flat.stride(1) == 1 and flat.shape[2] > 1
+
+
+def _empty_map_like(features: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """A map [B, channels, N] in the memory format of the other."""
+    batch, _, positions = features.shape
+    if _channels_last(features):
+        return features.new_empty(batch, positions, channels, dtype=dtype).transpose(1, 2)
+    return features.new_empty(batch, channels, positions, dtype=dtype)
 
 
 def _multiply(matrices: Tensor, flat: Tensor) -> Tensor:

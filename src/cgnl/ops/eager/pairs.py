@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.eager.series import split_groups, sum_dtype, without_autocast
+from cgnl.ops.eager.series import sum_dtype, without_autocast
 
 # Pairs that a chunk of rows of the exact form may hold: 2^22 float32 numbers are 16 MiB.
 MAX_PAIRS_IN_CHUNK = 2**22
@@ -21,7 +21,7 @@ def generalized_non_local(
 ) -> Tensor:
     """Eq. 8 in chunks of rows of the [M, M] matrix, each made again in the backward pass."""
     dtype = sum_dtype(theta.dtype)
-    theta_vec, phi_vec, g_vec = (split_groups(t, groups).flatten(2).to(dtype) for t in (theta, phi, g))
+    theta_vec, phi_vec, g_vec = (t.flatten(2).unflatten(1, (groups, -1)).flatten(2).to(dtype) for t in (theta, phi, g))
     if kernel.normalizes_features:
         theta_vec, phi_vec = F.normalize(theta_vec, dim=-1), F.normalize(phi_vec, dim=-1)
     g_vec = g_vec * factor

@@ -17,31 +17,29 @@ from torch.autograd import forward_ad
 
 from cgnl.kernel_functions import KernelFunction
 
-# Sums [B, G, 1, 1] by power; None for a power whose coefficient is zero.
+# Sums by power, [B, C', 1] with a group's sum at each of its channels; None for a power whose coefficient is zero.
 PowerSums = list[Tensor | None]
+
+# Elements of one map that are worked on together on a CPU.
+_ELEMENTS_IN_CACHE = 2**18
 
 
 def compact_generalized_non_local(
     theta: Tensor, phi: Tensor, g: Tensor, *, groups: int, kernel: KernelFunction, factor: float
 ) -> Tensor:
     """Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
-    theta_split, phi_split, g_split = (split_groups(t, groups) for t in (theta, phi, g))
+    maps = (theta.flatten(2), phi.flatten(2), g.flatten(2))
     coefficients = scaled_coefficients(kernel, factor)
     if kernel.is_plain_series and autograd_function_can_run(theta, phi, g):
-        y = _Series.apply(theta_split, phi_split, g_split, kernel, coefficients)
+        y = _Series.apply(*maps, groups, kernel, coefficients)
     else:
-        y = series(theta_split, phi_split, g_split, kernel, coefficients)
-    return y.flatten(1, 2).unflatten(2, theta.shape[2:])
+        y = series(*maps, groups, kernel, coefficients)
+    return y.unflatten(2, theta.shape[2:])
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums over the elements of a group run: float32 for the half types."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def split_groups(features: Tensor, groups: int) -> Tensor:
-    """[B, C', *S] as [B, G, c, N]."""
-    return features.flatten(2).unflatten(1, (groups, -1))
 
 
 def scaled_coefficients(kernel: KernelFunction, factor: float) -> tuple[float, ...]:
@@ -73,33 +71,48 @@ def autograd_function_can_run(*tensors: Tensor) -> bool:
     )
 
 
-def series(theta: Tensor, phi: Tensor, g: Tensor, kernel: KernelFunction, coefficients: Sequence[float]) -> Tensor:
-    """The operation on [B, G, c, N] as ordinary differentiable operations, for every kernel function."""
+def series(
+    theta: Tensor, phi: Tensor, g: Tensor, groups: int, kernel: KernelFunction, coefficients: Sequence[float]
+) -> Tensor:
+    """The operation on [B, C', N] as ordinary differentiable operations, for every kernel function."""
     dtype = sum_dtype(theta.dtype)
     theta, phi, g = theta.to(dtype), phi.to(dtype), g.to(dtype)
     if kernel.normalizes_features:
-        theta, phi = (
-            t / torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True).clamp_min(1e-12) for t in (theta, phi)
-        )
+        theta, phi = _normalized(theta, groups), _normalized(phi, groups)
     phi_envelope, theta_envelope = kernel.envelope(phi), kernel.envelope(theta)
     if phi_envelope is not None:
         g = g * phi_envelope
-    y = polynomial_map(theta, power_sums(phi, g, coefficients))
+    sums = power_sums(phi, g, groups, coefficients)
+    y = polynomial(theta, sums) if len(sums) > 1 else torch.zeros_like(theta) + polynomial(theta, sums)
     return y if theta_envelope is None else y * theta_envelope
 
 
-def power_sums(base: Tensor, weight: Tensor, coefficients: Sequence[float]) -> PowerSums:
-    """coefficients[p] · (sum over c and N of base^p weight), for each p."""
+def _normalized(features: Tensor, groups: int) -> Tensor:
+    """The map with l2 norm 1 in each group."""
+    split = features.unflatten(1, (groups, -1))
+    return (split / torch.linalg.vector_norm(split, dim=(2, 3), keepdim=True).clamp_min(1e-12)).flatten(1, 2)
+
+
+def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence[float]) -> PowerSums:
+    """coefficients[p] · (sum over a group's elements of base^p weight), for each p."""
     sums: PowerSums = []
     product = weight
     for p, coefficient in enumerate(coefficients):
         if p:
             in_place = p > 1 and not torch.is_grad_enabled()
             product = product.mul_(base) if in_place else product * base
-        # axis by axis: over both at once PyTorch sums a map that has the channels last without splitting it up
-        total = product.sum(-1, keepdim=True).sum(-2, keepdim=True) if coefficient else None
-        sums.append(None if total is None else total * coefficient)
+        sums.append(_group_sums(product, groups) * coefficient if coefficient else None)
     return sums
+
+
+def _group_sums(values: Tensor, groups: int) -> Tensor:
+    """Sums over the elements of each group, [B, C', 1] with the group's sum at each of its channels.
+
+    Axis by axis: over both at once PyTorch sums a map that has the channels last one number after the other, which
+    costs digits. And one sum a channel, because maps then meet it in long vectors whatever their memory format.
+    """
+    by_channel = values.sum(-1).unflatten(1, (groups, -1))
+    return by_channel.sum(-1, keepdim=True).expand_as(by_channel).flatten(1)[..., None]
 
 
 def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None) -> Tensor:
@@ -117,12 +130,6 @@ def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None)
     return result
 
 
-def polynomial_map(base: Tensor, coefficients: PowerSums) -> Tensor:
-    """The polynomial as a map of base's shape and strides, also where it is constant."""
-    values = polynomial(base, coefficients)
-    return values if len(coefficients) > 1 else torch.zeros_like(base) + values
-
-
 def derivative(coefficients: PowerSums) -> PowerSums:
     """The coefficients of the polynomial's derivative; zero for a constant."""
     if len(coefficients) == 1:
@@ -132,24 +139,55 @@ def derivative(coefficients: PowerSums) -> PowerSums:
     return [None if s is None else p * s for p, s in enumerate(coefficients) if p]
 
 
-def series_gradients(
+def write_series(
+    theta: Tensor, phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], out: Tensor
+) -> PowerSums:
+    """Writes y into ``out``, all [B, C', N], and returns the sums."""
+    parts = []
+    for part in batch_parts(theta):
+        sums = power_sums(phi[part].to(out.dtype), g[part].to(out.dtype), groups, coefficients)
+        out[part].copy_(polynomial(theta[part].to(out.dtype), sums, out=out[part]))
+        parts.append(sums)
+    return [None if sums[0] is None else torch.cat(sums) for sums in zip(*parts, strict=True)]
+
+
+def write_polynomial(base: Tensor, coefficients: PowerSums, out: Tensor) -> None:
+    """The polynomial's values into ``out``."""
+    for part in batch_parts(base):
+        own = [None if s is None else s[part] for s in coefficients]
+        out[part].copy_(polynomial(base[part].to(out.dtype), own, out=out[part]))
+
+
+def write_series_gradients(
     dy: Tensor,
     features: tuple[Tensor, Tensor, Tensor],
     sums: PowerSums,
+    groups: int,
     coefficients: Sequence[float],
     out: Sequence[Tensor],
 ) -> None:
-    """Writes the gradients of theta, phi and g, [B, G, c, N], into ``out``.
+    """Writes the gradients of theta, phi and g, [B, C', N], into ``out``.
 
-    With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of dy theta^p, and phi and g
-    get the polynomials in phi that these make.
+    With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of dy theta^p, and phi and g get the
+    polynomials in phi that these make.
     """
-    theta, phi, g = features
-    d_theta, d_phi, d_g = out
-    torch.mul(dy, polynomial(theta, derivative(sums), out=d_theta), out=d_theta)
-    d_sums = power_sums(theta, dy, coefficients)
-    torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
-    d_g.copy_(polynomial(phi, d_sums, out=d_g))
+    for part in batch_parts(dy):
+        theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
+        d_theta, d_phi, d_g = (d[part] for d in out)
+        own_sums = [None if s is None else s[part] for s in sums]
+        torch.mul(dy[part], polynomial(theta, derivative(own_sums), out=d_theta), out=d_theta)
+        d_sums = power_sums(theta, dy[part], groups, coefficients)
+        torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
+        d_g.copy_(polynomial(phi, d_sums, out=d_g))
+
+
+def batch_parts(features: Tensor) -> list[slice]:
+    """Slices of the batch to work on one after the other: on a CPU small enough that their maps stay in its cache."""
+    batch = features.shape[0]
+    step = batch
+    if features.device.type == "cpu":
+        step = max(1, _ELEMENTS_IN_CACHE // features[0].numel())
+    return [slice(start, start + step) for start in range(0, batch, step)]
 
 
 class _Series(torch.autograd.Function):
@@ -157,29 +195,30 @@ class _Series(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, theta: Tensor, phi: Tensor, g: Tensor, kernel: KernelFunction, coefficients: Sequence[float]
+        ctx: Any,
+        theta: Tensor,
+        phi: Tensor,
+        g: Tensor,
+        groups: int,
+        kernel: KernelFunction,
+        coefficients: Sequence[float],
     ) -> Tensor:
-        dtype = sum_dtype(theta.dtype)
-        sums = power_sums(phi.to(dtype), g.to(dtype), coefficients)
+        y = torch.empty_like(theta, dtype=sum_dtype(theta.dtype))
+        sums = write_series(theta, phi, g, groups, coefficients, y)
         ctx.save_for_backward(theta, phi, g, *(s for s in sums if s is not None))
-        ctx.kernel, ctx.coefficients = kernel, coefficients
-        return polynomial_map(theta.to(dtype), sums)
+        ctx.settings = groups, kernel, coefficients
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         theta, phi, g, *kept = ctx.saved_tensors
+        groups, _, coefficients = ctx.settings
         if torch.is_grad_enabled():
-            return (
-                *differentiable_gradients(
-                    lambda t, p, g: series(t, p, g, ctx.kernel, ctx.coefficients), (theta, phi, g), dy
-                ),
-                None,
-                None,
-            )
+            recorded = differentiable_gradients(lambda *maps: series(*maps, *ctx.settings), (theta, phi, g), dy)
+            return (*recorded, None, None, None)
         gradients = [torch.empty_like(t, dtype=dy.dtype) for t in (theta, phi, g)]
-        features = (theta.to(dy.dtype), phi.to(dy.dtype), g.to(dy.dtype))
-        series_gradients(dy, features, with_gaps(kept, ctx.coefficients), ctx.coefficients, gradients)
-        return (*(d.to(theta.dtype) for d in gradients), None, None)
+        write_series_gradients(dy, (theta, phi, g), with_gaps(kept, coefficients), groups, coefficients, gradients)
+        return (*(d.to(theta.dtype) for d in gradients), None, None, None)
 
 
 def differentiable_gradients(
