@@ -58,7 +58,7 @@ class Look:
 
     colours: Mapping[str, RGB]
     beak: Literal["cone", "hook", "needle", "slim"] = "slim"
-    wing_bars: int = 0
+    wing_bars: Literal[0, 2, 3, 4] = 0
     belly_pattern: Literal["spots", "streaks"] | None = None
     eye_mark: Literal["ring", "almond"] | None = None
     throat_mark: Literal["across", "along"] | None = None
