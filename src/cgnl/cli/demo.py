@@ -1,9 +1,10 @@
 """``cgnl demo``: drawn birds, a base network, two equal continuations of it, and a report of what came out."""
 
 import csv
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -36,12 +37,12 @@ class _Size:
     batch_size: int = 32
 
 
-_FULL = _Size(species=10, train_images=60, test_images=40, pixels=96, base_epochs=12, fork_epochs=6)
+_FULL = _Size(species=10, train_images=60, test_images=40, pixels=96, base_epochs=14, fork_epochs=8)
 _SMALLEST = _Size(species=4, train_images=6, test_images=4, pixels=64, base_epochs=1, fork_epochs=1, batch_size=8)
 
 
 def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
-    """Draw the birds, train, test, and write ``out/report.html``.
+    """Draw the birds, train, test, and write ``out/report.html`` and ``out/accuracies.json``.
 
     Args:
         out: Folder for everything; it must be new or empty.
@@ -83,6 +84,8 @@ def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
         console.print(f"  {_NAMES[key]:30} {_accuracy(result)}")
     path = out / "report.html"
     seconds = time.monotonic() - started
+    outcome = {_NAMES[key]: asdict(result) for key, result in results.items()}
+    (out / "accuracies.json").write_text(json.dumps({"seconds": round(seconds), "networks": outcome}, indent=2))
     report.write_page(path, _page(out, recipes, results, seconds, smallest))
     console.print(f"\n{_verdict(results)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
@@ -103,7 +106,7 @@ def _recipes(out: Path, size: _Size, seed: int) -> dict[str, Recipe]:
                 batch_size=size.batch_size,
             ),
             optimizer=replace(recipe.optimizer, lr=lr),
-            trainer=replace(recipe.trainer, max_epochs=epochs, seed=seed),
+            trainer=replace(recipe.trainer, max_epochs=epochs, seed=seed, test_every_n_epochs=min(2, epochs)),
         )
 
     base = out / "base" / "last.ckpt"
@@ -200,8 +203,10 @@ def _curves(out: Path, recipes: dict[str, Recipe]) -> Figure:
         epochs = [int(row["epoch"]) + 1 + (0 if key == "base" else offset) for row in rows]
         marker = "o" if len(rows) < 30 else ""
         for axes, column in ((loss, "train_loss"), (accuracy, "test_top1")):
-            values = [float(row[column]) for row in rows]
-            axes.plot(epochs, values, color=_COLOURS[key], marker=marker, markersize=3, label=_NAMES[key])
+            known = [
+                (epoch, float(row[column])) for epoch, row in zip(epochs, rows, strict=True) if row[column] != "nan"
+            ]
+            axes.plot(*zip(*known, strict=True), color=_COLOURS[key], marker=marker, markersize=3, label=_NAMES[key])
     loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="test top-1 (%)", ylim=(0, 100))
     for axes in (loss, accuracy):

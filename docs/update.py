@@ -1,0 +1,168 @@
+"""Writes the parts of the pages that are made from the recipes and from benchmarks/results/.
+
+    python docs/update.py
+
+Such a part stands between two comments, `<!-- made: NAME -->` and `<!-- end -->`; everything else is written by hand.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cgnl.recipes import RECIPES
+from cgnl.recipes.image import recipe_cost
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "paper-tables.md", ROOT / "docs" / "benchmarks.md")
+_PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def result(name: str) -> dict[str, Any]:
+    """Returns a record of benchmarks/results/."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table whose first column is text and whose other columns are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(name: str) -> str:
+    """Returns where a record comes from, as a line below its table."""
+    record = result(name)
+    machine = record["machine"]
+    return (
+        f"`{record['command']}`, {record['date']}, {machine['processor']}, {machine['threads']} threads, "
+        f"PyTorch {record['versions']['torch']}, commit {record['commit']}: `benchmarks/results/{name}.json`."
+    )
+
+
+def times(spread: dict[str, float]) -> str:
+    """Returns a ratio's median and quartiles."""
+    return f"{spread['median']:.2f} ({spread['lower_quartile']:.2f} to {spread['upper_quartile']:.2f})"
+
+
+def shape(values: Sequence[int]) -> str:
+    """Returns a shape as it is written in the pages."""
+    return "[" + ", ".join(map(str, values)) + "]"
+
+
+def memory_format(row: dict[str, Any]) -> str:
+    """Returns how a row's maps lie in memory."""
+    return {"contiguous_format": "channels first", "channels_last": "channels last"}[row["memory_format"]]
+
+
+def block() -> str:
+    """The block beside its convolutions and the published formulation."""
+    rows = [
+        (
+            f"{shape(row['shape'])}, {row['kernel']}, {memory_format(row)}",
+            times(row["ours_over_convolutions"]),
+            times(row["published_over_convolutions"]),
+            f"{row['bytes_kept_ours_over_published']:.2f}",
+        )
+        for row in result("block")["rows"]
+    ]
+    header = ("input, kernel function, memory", "ours / bare convolutions", "published / bare convolutions", "bytes kept, ours / published")
+    return table(header, rows) + "\n\n" + source("block")
+
+
+def network() -> str:
+    """ResNet-50 with a block against without."""
+    record = result("network")
+    rows = [
+        (f"{row['mode']}, {memory_format(row)}", times(row["with_block_over_plain"]), f"{1 + row['multiplications_added']:.3f}")
+        for row in record["rows"]
+    ]
+    return table(("ResNet-50 + 1 CGNL at 224 px", "time / plain", "multiplications / plain"), rows) + "\n\n" + source("network")
+
+
+def non_local() -> str:
+    """The dot-product non-local operation in two orders."""
+    timing, *memory = result("non_local")["rows"]
+    head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {times(timing['map_over_cheaper_order'])} times as long."
+    rows = [
+        (str(row["positions"]), *(f"{row['largest_tensor_bytes'][name] / 1e6:.0f} MB" for name in ("cheaper_order", "through_the_map")))
+        for row in memory
+    ]
+    return head + "\n\n" + table(("positions N", "largest tensor, ours", "largest tensor, N x N map"), rows) + "\n\n" + source("non_local")
+
+
+def reading() -> str:
+    """Reading images beside torchvision's ImageFolder."""
+    rows = [
+        (
+            f"{row['transform']}, {row['size']} px",
+            f"{row['images_per_second']['cgnl']['median']:.0f}",
+            f"{row['images_per_second']['ImageFolder']['median']:.0f}",
+            times(row["times_as_fast_as_ImageFolder"]),
+        )
+        for row in result("reading")["rows"]
+    ]
+    header = ("transform", "cgnl, images/s", "ImageFolder, images/s", "cgnl / ImageFolder")
+    return table(header, rows) + "\n\n" + source("reading")
+
+
+def demo() -> str:
+    """What the demo ended with."""
+    record = result("demo")
+    rows = [
+        (
+            row["network"],
+            f"{row['top1']:.1f} %",
+            f"{row['top1_interval'][0]:.1f} to {row['top1_interval'][1]:.1f} %",
+            f"{row['top5']:.1f} %",
+        )
+        for row in record["rows"]
+    ]
+    return table(("network", "top-1", "95 % interval", "top-5"), rows) + "\n\n" + source("demo")
+
+
+def recipes() -> str:
+    """Every row of the paper that has a recipe."""
+    parts = []
+    tables: dict[str, list[tuple[Any, str]]] = {}
+    for entry in RECIPES.values():
+        for row in entry.rows:
+            tables.setdefault(row.table, []).append((row, entry.name))
+    for name in sorted(tables):
+        rows = []
+        for row, recipe_name in tables[name]:
+            recipe = RECIPES[recipe_name].make()
+            cost = recipe_cost(recipe)
+            rows.append(
+                (
+                    row.row,
+                    f"`{recipe_name}`",
+                    _pair(row.top1, row.top5),
+                    _pair(row.released_top1, row.released_top5),
+                    "not run",
+                    f"{cost.parameters / 1e6:.1f} M",
+                    f"{cost.multiplications / 1e9:.1f} G",
+                )
+            )
+        header = ("row", "recipe", "paper", "released code", "ours", "parameters", "multiplications")
+        parts.append(f"### Table {name}\n\n{table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _pair(top1: float | None, top5: float | None) -> str:
+    return " / ".join(f"{value:.2f}" for value in (top1, top5) if value is not None)
+
+
+MADE: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (block, network, non_local, reading, demo, recipes)
+}
+
+
+def updated(text: str) -> str:
+    """Returns a page with its made parts made anew."""
+    return _PART.sub(lambda match: f"<!-- made: {match[1]} -->\n{MADE[match[1]]()}\n<!-- end -->", text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))
