@@ -66,7 +66,12 @@ def block() -> str:
         )
         for row in result("block")["rows"]
     ]
-    header = ("input, kernel function, memory", "ours / bare convolutions", "published / bare convolutions", "bytes kept, ours / published")
+    header = (
+        "input, kernel function, memory",
+        "ours / bare convolutions",
+        "published / bare convolutions",
+        "bytes kept, ours / published",
+    )
     return table(header, rows) + "\n\n" + source("block")
 
 
@@ -74,10 +79,18 @@ def network() -> str:
     """ResNet-50 with a block against without."""
     record = result("network")
     rows = [
-        (f"{row['mode']}, {memory_format(row)}", times(row["with_block_over_plain"]), f"{1 + row['multiplications_added']:.3f}")
+        (
+            f"{row['mode']}, {memory_format(row)}",
+            times(row["with_block_over_plain"]),
+            f"{1 + row['multiplications_added']:.3f}",
+        )
         for row in record["rows"]
     ]
-    return table(("ResNet-50 + 1 CGNL at 224 px", "time / plain", "multiplications / plain"), rows) + "\n\n" + source("network")
+    return (
+        table(("ResNet-50 + 1 CGNL at 224 px", "time / plain", "multiplications / plain"), rows)
+        + "\n\n"
+        + source("network")
+    )
 
 
 def non_local() -> str:
@@ -85,10 +98,19 @@ def non_local() -> str:
     timing, *memory = result("non_local")["rows"]
     head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {times(timing['map_over_cheaper_order'])} times as long."
     rows = [
-        (str(row["positions"]), *(f"{row['largest_tensor_bytes'][name] / 1e6:.0f} MB" for name in ("cheaper_order", "through_the_map")))
+        (
+            str(row["positions"]),
+            *(f"{row['largest_tensor_bytes'][name] / 1e6:.0f} MB" for name in ("cheaper_order", "through_the_map")),
+        )
         for row in memory
     ]
-    return head + "\n\n" + table(("positions N", "largest tensor, ours", "largest tensor, N x N map"), rows) + "\n\n" + source("non_local")
+    return (
+        head
+        + "\n\n"
+        + table(("positions N", "largest tensor, ours", "largest tensor, N x N map"), rows)
+        + "\n\n"
+        + source("non_local")
+    )
 
 
 def reading() -> str:

@@ -53,7 +53,11 @@ def train(arguments: Sequence[str]) -> None:
         recipe = _smoke(recipe, run)
 
     result = train(recipe, run, name=name, resume=options.resume)
-    if is_first_process() and result.last_top1 is not None and result.best_top1 is not None:
+    if not is_first_process():
+        return
+    if result.last_top1 is None or result.best_top1 is None:
+        print(f"nothing was tested in this run; its last checkpoint is {result.last}")
+    else:
         print(f"last epoch: top-1 {result.last_top1:.2f} %, top-5 {result.last_top5:.2f} %  {result.last}")
         print(f"best epoch (chosen on the test set): top-1 {result.best_top1:.2f} %  {result.best}")
 

@@ -153,7 +153,7 @@ class RunKeeper(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals, restore the random state of a resumed run, cut its logs back."""
         # here and not before: Lightning puts its own SIGTERM handler in place while it sets up
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, self._on_signal)
         if self._random_state is not None:
             torch.set_rng_state(self._random_state)
@@ -260,7 +260,6 @@ class RunKeeper(Checkpoint):
             "step": trainer.global_step,
             "batch": 0 if done else batches,
             "best": self.best,
-            "world_size": trainer.world_size,
             "random_states": _gathered(trainer, torch.get_rng_state()),
         }
 
@@ -268,7 +267,8 @@ class RunKeeper(Checkpoint):
         """Take the state of the run out of a checkpoint, and start the data where it stood."""
         run = checkpoint["cgnl"]
         self.best = run["best"]
-        self._random_state = run["random_states"][trainer.global_rank]
+        # on more processes than before, the samples are the same but dropout is not
+        self._random_state = run["random_states"][trainer.global_rank % len(run["random_states"])]
         self.data.resume(run["epoch"], run["batch"])
 
 

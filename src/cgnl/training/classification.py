@@ -3,6 +3,7 @@
 Shapes: B batch, K classes.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,18 +97,18 @@ class ClassificationModule(pl.LightningModule):
         if len(target) == 0:
             return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
         if self._mix is not None:
-            images, target = self._mixed(images, target, batch_idx)
+            images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
         loss = F.cross_entropy(self(images), target, label_smoothing=self.optimizer_config.label_smoothing)
         if loss.isfinite():
             self.train_loss.update(loss.detach(), weight=len(target))
         return loss
 
-    def _mixed(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        # Seeded by place in the run, so that a resumed run mixes as an uninterrupted one does.
+    def _mixed_at(self, images: Tensor, labels: Tensor, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Mix a batch; the draws depend on the seed and on epoch, batch and process alone, and leave no trace."""
         assert self._mix is not None
         with torch.random.fork_rng(devices=[]):
-            place = (self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
-            torch.manual_seed((place * 4099 + self.global_rank) % 2**63)
+            digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
+            torch.manual_seed(int.from_bytes(digest, "little"))
             return self._mix(images, labels)
 
     def on_train_epoch_end(self) -> None:
@@ -154,19 +155,21 @@ class ClassificationModule(pl.LightningModule):
         self.top5.reset()
         return values
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make the optimizer, with own learning rates for blocks and head, and its schedule in optimizer steps."""
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer, with learning rates of their own for blocks and head."""
         config = self.optimizer_config
         groups = [
             {"params": parameters, "lr": config.lr * factor}
             for parameters, factor in self._parameter_groups()
             if parameters
         ]
-        optimizer: torch.optim.Optimizer
         if config.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        else:
-            optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+            return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimizer and its schedule in optimizer steps."""
+        config, optimizer = self.optimizer_config, self.make_optimizer()
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate_factor(

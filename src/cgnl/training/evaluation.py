@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def evaluate(
     Args:
         trained: The network, out of :func:`cgnl.training.checkpoint.load_trained`.
         data: Where the images are; size and resize are those of the network's recipe unless changed here.
-        trainer: Devices and precision; by default the recipe's own.
+        trainer: Devices and precision; by default those of this machine and the recipe's precision.
         out: Folder for predictions.csv, per_class.csv, confusions.csv and the list of bad files; None for none.
 
     Returns:
@@ -93,9 +93,8 @@ def evaluate(
     module = ClassificationModule(
         trained.network, num_classes=len(trained.classes), channels_last=trained.recipe.trainer.channels_last
     )
-    runner = make_trainer(
-        trainer or trained.recipe.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+    here = replace(trained.recipe.trainer, devices=None, nodes=1, accelerator="auto", sync_batch_norm=False)
+    runner = make_trainer(trainer or here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     parts: Any = runner.predict(module, datamodule=images)
     top1, top5 = module.accuracies()
     rows = _gather(runner.world_size, parts)

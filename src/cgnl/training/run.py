@@ -12,6 +12,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 
 from cgnl.data.decoding import DataError
@@ -27,7 +28,7 @@ from cgnl.training.recipe import Recipe, TrainerConfig, override, to_dict
 _FREE_TO_CHANGE = {
     "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
     "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
-    "trainer.skip_limit", "network.weights", "network.new_classifier",
+    "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator", "network.weights", "network.new_classifier",
 }  # fmt: skip
 
 
@@ -139,19 +140,23 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
         options: More arguments of ``lightning.pytorch.Trainer``.
     """
     gpus = torch.cuda.is_available() and config.accelerator != "cpu"
-    # torchrun says how many processes it has started on this machine
-    devices = config.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or ("auto" if gpus else 1)
-    many = config.nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
+    devices, nodes = config.devices or ("auto" if gpus else 1), config.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        # torchrun says how many processes it has started, here and in all
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    many = nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
     if config.sync_batch_norm and many and not gpus:
         raise ValueError("trainer.sync_batch_norm needs GPUs: PyTorch has no SyncBatchNorm on CPUs")
     precision: Any = "32-true" if config.precision == "32" else config.precision
     return pl.Trainer(
         accelerator=config.accelerator,
         devices=devices,
-        num_nodes=config.nodes,
+        num_nodes=nodes,
         strategy="ddp" if many else "auto",
         precision=precision,
-        plugins=[AtomicCheckpointIO()],
+        # a job that is started again goes on by --resume, not by a checkpoint that Lightning hides somewhere
+        plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         sync_batchnorm=config.sync_batch_norm,

@@ -1,0 +1,85 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from cgnl.networks.image import resnet18
+from cgnl.training.classification import ClassificationModule
+from cgnl.training.recipe import OptimizerConfig
+
+
+def test_blocks_and_head_have_learning_rates_of_their_own():
+    network = resnet18("cgnl", num_classes=4)
+    config = OptimizerConfig(lr=0.1, block_lr_factor=3.0, head_lr_factor=5.0)
+    module = ClassificationModule(network, num_classes=4, optimizer=config)
+    rates = {}
+    for group in module.make_optimizer().param_groups:
+        rates |= {id(p): group["lr"] for p in group["params"]}
+    expected = {"fc.": 0.5, "layer3.0.inserted_block.": 0.3}
+    for name, parameter in network.named_parameters():
+        wanted = next((lr for prefix, lr in expected.items() if name.startswith(prefix)), 0.1)
+        assert rates[id(parameter)] == pytest.approx(wanted), name
+    assert len(rates) == len(list(network.parameters()))
+
+
+def test_frozen_parameters_are_not_optimized():
+    module = ClassificationModule(resnet18(num_classes=4), num_classes=4, freeze=("layer1", "conv1"))
+    optimized = {id(p) for g in module.make_optimizer().param_groups for p in g["params"]}
+    for name, parameter in module.network.named_parameters():
+        assert (id(parameter) in optimized) == (not name.startswith(("layer1.", "conv1."))), name
+
+
+def batch(size=4):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, 3, 8, 8, generator=generator)
+    return {"image": images, "label": torch.arange(size) % 3, "index": torch.arange(size)}
+
+
+def small(**options):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    return ClassificationModule(network, num_classes=3, **options)
+
+
+def test_the_loss_is_cross_entropy_with_label_smoothing():
+    module = small(optimizer=OptimizerConfig(label_smoothing=0.1))
+    data = batch()
+    logits = module.network(data["image"]).double()
+    target = torch.full((4, 3), 0.1 / 3, dtype=torch.double)
+    target[torch.arange(4), data["label"]] += 0.9
+    expected = -(target * (logits - logits.logsumexp(1, keepdim=True))).sum(1).mean()
+    assert module.training_step(data, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_mixing_depends_on_place_and_seed_only(options):
+    mixed = {}
+    for key, seed, state, place in (("first", 1, 5, 0), ("again", 1, 9, 0), ("later", 1, 5, 1), ("other", 2, 5, 0)):
+        module = small(seed=seed, **options)
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        images, labels = module._mixed_at(batch()["image"], batch()["label"], (0, place, 0))
+        assert torch.equal(torch.get_rng_state(), before), "the global random state stays as it was"
+        assert labels.shape == (4, 3)
+        torch.testing.assert_close(labels.sum(1), torch.ones(4))
+        mixed[key] = images.numpy().tobytes() + labels.numpy().tobytes()
+    assert mixed["first"] == mixed["again"]
+    assert len({mixed["first"], mixed["later"], mixed["other"]}) == 3
+
+
+def test_a_batch_without_a_readable_sample_has_zero_gradients():
+    module = small()
+    empty = {"image": torch.empty(0, 3, 0, 0), "label": torch.empty(0, dtype=torch.int64), "index": torch.empty(0)}
+    module.training_step(empty, 0).backward()
+    for parameter in module.network.parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+    assert module.validation_step(empty, 0) is None
+    assert module.predict_step(empty, 0)["classes"].shape == (0, 3)
+
+
+def test_adamw_is_an_option():
+    config = dataclasses.replace(OptimizerConfig(), name="adamw", weight_decay=0.2)
+    optimizer = small(optimizer=config).make_optimizer()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.2
