@@ -1,6 +1,6 @@
 """What does `cgnl demo` end with, and how long does it take?
 
-    python benchmarks/demo.py
+python benchmarks/demo.py
 """
 
 import json

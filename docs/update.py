@@ -96,7 +96,8 @@ def network() -> str:
 def non_local() -> str:
     """The dot-product non-local operation in two orders."""
     timing, *memory = result("non_local")["rows"]
-    head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {times(timing['map_over_cheaper_order'])} times as long."
+    ratio = times(timing["map_over_cheaper_order"])
+    head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {ratio} times as long."
     rows = [
         (
             str(row["positions"]),

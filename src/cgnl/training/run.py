@@ -28,7 +28,8 @@ from cgnl.training.recipe import Recipe, TrainerConfig, override, to_dict
 _FREE_TO_CHANGE = {
     "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
     "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
-    "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator", "network.weights", "network.new_classifier",
+    "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
+    "network.weights", "network.new_classifier",
 }  # fmt: skip
 
 
