@@ -104,14 +104,14 @@ class _Block(nn.Module):
     def _convolutions(self) -> tuple[nn.Module, ...]:
         return tuple(child for name, child in self.named_children() if name != "norm")
 
-    def _operation(self, x: Tensor) -> Tensor:
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """Y of x, [B, C', *S], through the convolutions as modules."""
         raise NotImplementedError
 
     def _branch(self, x: Tensor) -> Tensor:
         """conv_z(Y) of x, [B, C, *S], in the type in which the operation sums."""
-        y = self._operation(x)
         dtype = sum_dtype(x.dtype)
+        y = self._operation(x, dtype)
         weight = self.z.weight.to(dtype)
         with without_autocast(x):
             return _CONVOLVE[self.num_axes](y.to(dtype), weight, groups=self.z.groups)
@@ -197,7 +197,7 @@ class _GroupedBlock(_Block):
 
 
 class _CompactBlock(_GroupedBlock):
-    def _operation(self, x: Tensor) -> Tensor:
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return compact_generalized_non_local(
             self.theta(x),
             self.phi(x),
@@ -206,6 +206,7 @@ class _CompactBlock(_GroupedBlock):
             kernel=self.kernel,
             scale=self.scale,
             backend=self.backend,
+            out_dtype=out_dtype,
         )
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -312,7 +313,7 @@ class CGNL3d(_CompactBlock):
 
 
 class _ExactBlock(_GroupedBlock):
-    def _operation(self, x: Tensor) -> Tensor:
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return generalized_non_local(
             self.theta(x),
             self.phi(x),
@@ -321,6 +322,7 @@ class _ExactBlock(_GroupedBlock):
             kernel=self.kernel,
             scale=self.scale,
             backend=self.backend,
+            out_dtype=out_dtype,
         )
 
 
@@ -393,7 +395,7 @@ class _NonLocalBlock(_Block):
             self.concat = self._convolution(2 * self.inner_channels, 1)
         self._finish(norm, 1)
 
-    def _operation(self, x: Tensor) -> Tensor:
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         gaussian = self.pairwise == "gaussian"
         theta, phi = (x, x) if gaussian else (self.theta(x), self.phi(x))
         g = self.g(x)
@@ -407,6 +409,7 @@ class _NonLocalBlock(_Block):
             scale=self.scale,
             concat_weight=self.concat.weight if self.pairwise == "concatenation" else None,
             backend=self.backend,
+            out_dtype=out_dtype,
         )
 
     def extra_repr(self) -> str:
@@ -466,7 +469,7 @@ class _ResidualBlock(_Block):
         self.theta = self._convolution(self.channels, self.inner_channels)
         self._finish(norm, groups)
 
-    def _operation(self, x: Tensor) -> Tensor:
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return self.theta(x)
 
 

@@ -198,6 +198,7 @@ class _Block(torch.autograd.Function):
                 d_branch, d_norm_weight, d_norm_bias = _batch_norm_gradients(
                     d_out, branch, norm_weight, statistics, settings, ctx.needs_input_grad[5:7]
                 )
+                del branch  # maps are large: each is let go before the next is made
                 gradients[5:7] = [
                     None if d is None or t is None else d.to(t.dtype)
                     for d, t in ((d_norm_weight, norm_weight), (d_norm_bias, norm_bias))
@@ -205,12 +206,15 @@ class _Block(torch.autograd.Function):
             if ctx.needs_input_grad[4]:
                 d_z = _matrix_gradient(d_branch, y, settings.groups)
                 gradients[4] = d_z.to(z_weight.dtype).view_as(z_weight)
+            del y
             if wants_features:
                 d_y = _multiply(z_matrices.transpose(1, 2), d_branch)
+                del d_branch
                 d_features = torch.empty_like(features, dtype=dtype)
                 write_series_gradients(
                     d_y, (theta, phi, g), sums, settings.groups, settings.coefficients, d_features.chunk(3, dim=1)
                 )
+                del d_y
                 product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
                 d_features = d_features.to(product_dtype)
                 if any(ctx.needs_input_grad[1:4]):
