@@ -41,21 +41,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        except (OSError, RuntimeError) as error:
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            reason = _system_error(error)
+            if reason is None:
+                raise
             kept = " The previous checkpoint is untouched." if path.exists() else ""
-            raise CheckpointError(f"could not write the checkpoint {path}: {_reason(error)}.{kept}") from error
+            raise CheckpointError(f"could not write the checkpoint {path}: {reason.strerror}.{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; only tensors and plain values are accepted, whatever ``weights_only`` says."""
         return dict(read_checkpoint_file(path))
 
 
-def _reason(error: BaseException) -> str:
-    # torch.save wraps an OSError in "unexpected pos" while it closes its archive
-    while not isinstance(error, OSError) and error.__context__ is not None:
+def _system_error(error: BaseException | None) -> OSError | None:
+    # torch.save wraps an OSError while it closes its archive
+    while error is not None and not isinstance(error, OSError):
         error = error.__context__
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+    return error
 
 
 @dataclass(frozen=True)

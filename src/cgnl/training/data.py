@@ -1,5 +1,6 @@
 """The Lightning data module of images: read, cut, batched, and resumable in the middle of an epoch."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -151,7 +152,7 @@ class ImageData(pl.LightningDataModule):
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_signals_to_the_training_process,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             timeout=self.config.timeout if workers else 0,
@@ -165,8 +166,7 @@ class ImageData(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the training process decides when its readers end
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_training_process(worker: int) -> None:
+    # Ctrl-C and a job's end reach every process; the training process decides when its readers end
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """A whole training run out of a recipe: data, network, Lightning's Trainer, the run folder."""
 
 import logging
+import multiprocessing
 import os
 import warnings
 from dataclasses import dataclass
@@ -121,7 +122,12 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
-        raise DataError(f"a process that reads images died or hangs: {error}. {describe_in_flight(error)}") from error
+        reason = str(error).rstrip(". ")
+        raise DataError(f"a process that reads images died or hangs: {reason}. {describe_in_flight(error)}") from error
+    finally:
+        # a reader that hangs would be waited for when this process ends
+        for reader in multiprocessing.active_children():
+            reader.kill()
     end_distributed()
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
