@@ -115,7 +115,17 @@ def test_every_golden_file_of_a_block_is_used():
     assert {path.stem for path in GOLDEN.glob("*.safetensors")} == GOLDEN_BLOCKS.keys()
 
 
-@pytest.mark.parametrize("norm", ["batch", "sync_batch", "group", None, nn.Identity, nn.BatchNorm2d], ids=str)
+def norm_with_bias(channels):
+    norm = nn.BatchNorm2d(channels)
+    nn.init.ones_(norm.bias)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "norm",
+    ["batch", "sync_batch", "group", None, lambda channels: nn.Identity(), norm_with_bias],
+    ids=["batch", "sync_batch", "group", "none", "identity", "with-bias"],
+)
 @pytest.mark.parametrize("name", [name for name in EVERY_BLOCK if name.endswith("2d")])
 def test_starts_as_the_identity_and_can_learn(name, norm):
     block = EVERY_BLOCK[name][0](16, norm=norm)
