@@ -429,6 +429,10 @@ def test_gradient_of_a_gradient_through_the_module():
         (lambda: cgnl.CGNL2d(16)(torch.zeros(2, 8, 3, 3)), r"x \(2, 8, 3, 3\) has 8 channels, .* channels=16"),
         (lambda: cgnl.CGNL2d(16)(torch.zeros(16, 3, 3)), r"x \(16, 3, 3\) must be \[B, C, H, W\] for CGNL2d"),
         (lambda: cgnl.NonLocal3d(16)(torch.zeros(2, 16, 3, 3)), r"must be \[B, C, T, H, W\] for NonLocal3d"),
+        (
+            lambda: cgnl.CGNL1d(16)(torch.zeros(2, 16, 3).double()),
+            r"x is torch.float64, but theta_weight is torch.float32",
+        ),
         (lambda: cgnl.CGNL1d(16)(torch.zeros(1, 16, 1)), r"x \(1, 16, 1\) must have more than 1 value per channel"),
     ],
 )

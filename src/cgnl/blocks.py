@@ -34,7 +34,13 @@ from cgnl.ops import (
     non_local,
     scale_factor,
 )
-from cgnl.ops.eager import autograd_function_can_run, cgnl_block_batch_norm, sum_dtype, without_autocast
+from cgnl.ops.eager import (
+    autocast_is_on,
+    autograd_function_can_run,
+    cgnl_block_batch_norm,
+    sum_dtype,
+    without_autocast,
+)
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
@@ -232,6 +238,7 @@ class _CompactBlock(_GroupedBlock):
             or not (norm.training or norm.running_mean is None)
             or not _is_plain(norm)
             or not autograd_function_can_run(x, *self._weights())
+            or (x.dtype != self.theta.weight.dtype and not autocast_is_on(x))
         ):
             return super()._through_operations(x)
         if x.shape[0] * math.prod(x.shape[2:]) == 1:
