@@ -164,14 +164,44 @@ MISTAKES = {
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
         "no.pth does not exist",
     ),
-    "a full folder for the demo": (["demo", "--out", "{folders}"], "is not empty"),
+    "a full folder for the demo": (["demo", "--out", "{folders}"], "holds more than an earlier demo"),
+    "no test list": (
+        ["train", "birds-resnet18", "--data.root={folders}", "--data.format=list", "--data.train-list=x.txt", *SMALL],
+        "x.txt does not exist",
+    ),
+    "a network option for a checkpoint": (["evaluate", "{run}", "--network.groups=4"], "cannot be changed"),
+    "no top": (["predict", "{run}", "x.jpg", "--top=-1"], "top (-1) must be at least 1"),
+    "a recipe file with a wrong name": (["train", "{yaml}"], "there is no recipe 'cub-resnet50-cgml'; near names"),
+    "a crop larger than the image": (
+        ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", *SMALL, "--data.size=40"],
+        "size (40)",
+    ),
+}
+OUT_OF_RANGE = {
+    "--data.batch-size=0": "data.batch_size (0) must be at least 1",
+    "--data.workers=-1": "data.workers (-1) must be at least 0",
+    "--data.flip=2": "data.flip (2.0) must be between 0 and 1",
+    "--data.crop-area=1 0.5": "data.crop_area (1.0 0.5) must be two numbers above 0, the smaller one first",
+    "--optimizer.lr=0": "optimizer.lr (0.0) must be above 0",
+    "--optimizer.lr=nan": "optimizer.lr (nan) must be above 0",
+    "--optimizer.label-smoothing=2": "optimizer.label_smoothing (2.0) must be between 0 and 1",
+    "--schedule.warmup-epochs=-1": "schedule.warmup_epochs (-1.0) must be at least 0",
+    "--trainer.accumulate=0": "trainer.accumulate (0) must be at least 1",
+    "--trainer.log-every-n-steps=0": "trainer.log_every_n_steps (0) must be at least 1",
+    "--trainer.ema-decay=2": "trainer.ema_decay (2.0) must be between 0 and 1",
+    "--network.dropout=-0.1": "network.dropout (-0.1) must be between 0 and 1",
+    "--trainer.accelerator=gpu": "trainer.accelerator is gpu, but PyTorch finds no GPU here",
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_ends_in_a_plain_sentence(capsys, class_folders, tmp_path, case):
+def test_a_mistake_ends_in_a_plain_sentence(capsys, class_folders, trained, tmp_path, case):
     arguments, message = MISTAKES[case]
-    filled = [argument.format(folders=class_folders, tmp=tmp_path) for argument in arguments]
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("recipe: cub-resnet50-cgml")
+    places = {"folders": class_folders, "tmp": tmp_path / "empty", "run": trained, "yaml": recipe}
+    places["tmp"].mkdir()
+    filled = [argument.format(**places) for argument in arguments]
     if filled[0] == "train":
         filled.append(f"--run={tmp_path / 'run'}")
     code, _, err = run(capsys, *filled)
@@ -179,6 +209,40 @@ def test_a_mistake_ends_in_a_plain_sentence(capsys, class_folders, tmp_path, cas
     assert message in err
     assert err.startswith("cgnl: ")
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("option", OUT_OF_RANGE)
+def test_a_number_out_of_range_is_named(capsys, class_folders, tmp_path, option):
+    options = [f"--data.root={class_folders}", "--data.format=auto", f"--run={tmp_path / 'run'}", *SMALL]
+    code, _, err = run(capsys, "train", "birds-resnet18", *options, *option.split(" "))
+    assert code == 2
+    assert err == f"cgnl: {OUT_OF_RANGE[option]}\n"
+
+
+def test_list_files_train_evaluate_and_predict(capsys, class_folders, tmp_path):
+    for split, name in (("train", "train"), ("val", "test")):
+        files = sorted((class_folders / split).rglob("*.jpg"))
+        lines = [f"{path.relative_to(class_folders)} {path.parent.name[-1]}\r\n" for path in files]
+        (tmp_path / f"{name}.list").write_text("".join(lines))
+    lists = [f"--data.train-list={tmp_path / 'train.list'}", f"--data.test-list={tmp_path / 'test.list'}"]
+    options = [f"--data.root={class_folders}", "--data.format=list", f"--run={tmp_path / 'run'}", *SMALL]
+    code, out, err = run(capsys, "train", "birds-resnet18-cgnl", *options, *lists)
+    assert code == 0, err
+    assert "24 training and 12 test images of 3 classes" in out
+    code, out, _ = run(capsys, "evaluate", tmp_path / "run", "--data.batch-size=5")
+    assert code == 0
+    assert "12 images" in out
+    code, out, _ = run(capsys, "predict", tmp_path / "run", class_folders / "val" / "class_2" / "1.jpg")
+    assert code == 0
+    assert out.count("%") == 3
+    # a bad line in the test list is told before anything is trained, as is a list that is not given
+    with (tmp_path / "test.list").open("a") as file:
+        file.write("val/class_0/0.jpg 3\n")
+    code, _, err = run(capsys, "train", "birds-resnet18", *options[:2], f"--run={tmp_path / 'bad'}", *SMALL, *lists)
+    assert (code, "test.list, line 13: read label 3, expected 0 to 2" in err) == (2, True), err
+    code, _, err = run(capsys, "train", "birds-resnet18", *options[:2], f"--run={tmp_path / 'bad'}", *SMALL, lists[0])
+    assert (code, err) == (2, "cgnl: data.test_list is needed: the list file of the test images\n")
+    assert not (tmp_path / "bad" / "last.ckpt").exists()
 
 
 def test_a_pickle_with_code_is_refused(capsys, tmp_path, class_folders):

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ def tiny(folders, **trainer):
             recipe.data, root=folders, format="folders", size=32, resize=36, batch_size=8, workers=0
         ),
         optimizer=dataclasses.replace(recipe.optimizer, lr=0.01),
+        schedule=dataclasses.replace(recipe.schedule, kind="constant"),
         trainer=dataclasses.replace(recipe.trainer, **{"max_epochs": 1, **trainer}),
     )
 
@@ -98,6 +100,30 @@ def test_a_run_folder_is_not_overwritten_and_a_changed_recipe_does_not_resume(fi
     changed = dataclasses.replace(tiny(class_folders), optimizer=OptimizerConfig(lr=0.5))
     with pytest.raises(DataError, match=r"another recipe.*optimizer.lr was 0.01, now 0.5"):
         train(changed, run, resume=True)
+
+
+def test_the_end_of_a_cosine_cannot_move(class_folders, tmp_path):
+    recipe = override(tiny(class_folders), {"schedule": {"kind": "cosine"}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    with pytest.raises(DataError, match="the end of the cosine, was 1, now 2"):
+        train(override(recipe, {"trainer": {"max_epochs": 2}}, "test"), tmp_path / "run", resume=True)
+
+
+def test_resuming_does_not_need_the_start_weights(finished, class_folders, tmp_path):
+    _, run = finished
+    weights = shutil.copy(run / "last.ckpt", tmp_path / "weights.ckpt")
+    recipe = override(tiny(class_folders), {"network": {"weights": str(weights)}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    weights.unlink()
+    train(override(recipe, {"trainer": {"max_epochs": 2}}, "test"), tmp_path / "run", resume=True, progress=False)
+
+
+@pytest.mark.parametrize(("epochs", "tested"), [(3, [False, True, True]), (4, [False, True, False, True])])
+def test_the_last_epoch_is_tested_whatever_the_interval(class_folders, tmp_path, epochs, tested):
+    recipe = override(tiny(class_folders, max_epochs=epochs), {"trainer": {"test_every_n_epochs": 2}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    with (tmp_path / "run" / "epochs.csv").open(newline="") as file:
+        assert [row["test_top1"] != "nan" for row in csv.DictReader(file)] == tested
 
 
 def test_a_finished_run_resumes_for_more_epochs(finished, class_folders, tmp_path):
@@ -178,6 +204,7 @@ def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_p
         os.kill(int(child), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
+    assert "being read" in output
     assert "a process that reads images died or hangs" in output
     assert "Traceback" not in output
 
@@ -191,6 +218,9 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
     assert recipe.data.crop_area == (0.5, 1.0)
     assert recipe.network == RECIPES["cub-resnet50-cgnl"].make().network
     for text, message in (
+        ("recipe: cub-resnet50-cgml", "there is no recipe 'cub-resnet50-cgml'; near names: cub-resnet50-cgnl"),
+        ("recipe: [1]", "there is no recipe '[1]'"),
+        ("optimizer: {lr: 0}", "optimizer.lr (0.0) must be above 0"),
         ("optimiser: {lr: 1}", "optimiser is no field of a recipe; fields here: network, data"),
         ("data: {size: big}", "data.size must be of type int, got 'big'"),
         ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
@@ -199,7 +229,7 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("a: [", "cannot read the recipe"),
     ):
         path.write_text(text)
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        with pytest.raises(ValueError, match=re.escape(message)):
             load_recipe(str(path))
 
 

@@ -3,7 +3,9 @@
 A user's mistake ends in one plain sentence and exit code 2; a traceback is for bugs.
 """
 
+import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +19,8 @@ except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
 import cgnl
-from cgnl.training.recipe import Recipe
+from cgnl.training.processes import TrainingStopped, is_first_process
+from cgnl.training.recipe import DataConfig, Recipe, TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,10 @@ class TrainOptions(Recipe):
 
 @dataclass(frozen=True)
 class EvaluateOptions(Recipe):
-    """Test a recipe's network with its start weights (--network.weights), converted released ones for example."""
+    """Test a network: the options are those of its recipe."""
 
     out: Path | None = None
-    """Folder for predictions.csv, per_class.csv and confusions.csv."""
+    """Folder for predictions.csv, per_class.csv and confusions.csv; by default evaluation/ in the run's folder."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -46,13 +49,17 @@ def train(arguments: Sequence[str]) -> None:
     options = tyro.cli(TrainOptions, prog=f"cgnl train {name}", default=TrainOptions(**_parts(recipe)), args=rest)
     recipe = Recipe(**_parts(options))
     given = Path(arguments[0])
-    run = options.run or (given if (given / "recipe.yaml").is_file() else Path("runs") / name)
-    from cgnl.training.run import is_first_process, train
+    run = options.run or (given if given.is_dir() else Path("runs") / given.stem)
+    from cgnl.training.run import train
 
     if options.smoke:
         recipe = _smoke(recipe, run)
 
-    result = train(recipe, run, name=name, resume=options.resume)
+    try:
+        result = train(recipe, run, name=name, resume=options.resume)
+    except TrainingStopped as stopped:
+        print(f"cgnl: {stopped}; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
     if not is_first_process():
         return
     if result.last_top1 is None or result.best_top1 is None:
@@ -71,71 +78,44 @@ def _smoke(recipe: Recipe, run: Path) -> Recipe:
     from cgnl.recipes import smoke
 
     birds = run / "birds"
-    if not birds.exists():
+    if is_first_process() and not birds.exists():
         draw_birds(birds, num_species=4, train_images=2, test_images=1, size=96)
     return smoke(recipe, birds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Test a network: cgnl evaluate CHECKPOINT [--data-root FOLDER] [--out FOLDER], or a RECIPE with its options."""
-    if arguments and _names_recipe(arguments[0]):
-        _evaluate_recipe(arguments)
+    """Test a trained network, or a recipe's start weights: cgnl evaluate CHECKPOINT [--data.root FOLDER] ..."""
+    from cgnl.training.checkpoint import find_checkpoint, from_start_weights, load_trained
+
+    trained = None
+    if arguments and not arguments[0].startswith("-") and not _names_recipe(arguments[0]):
+        trained, rest = load_trained(arguments[0]), list(arguments[1:])
+        name, recipe = trained.name, dataclasses.replace(trained.recipe, trainer=_here(trained.recipe.trainer))
+        out = find_checkpoint(arguments[0]).parent / "evaluation"
     else:
-        tyro.cli(_evaluate_checkpoint, prog="cgnl evaluate", args=arguments)
-
-
-def _evaluate_recipe(arguments: Sequence[str]) -> None:
-    name, recipe, rest = _recipe_argument("evaluate", arguments)
+        name, recipe, rest = _recipe_argument("evaluate", arguments)
+        out = Path("runs") / Path(arguments[0]).stem / "evaluation"
     options = tyro.cli(
-        EvaluateOptions, prog=f"cgnl evaluate {name}", default=EvaluateOptions(**_parts(recipe)), args=rest
+        EvaluateOptions, prog=f"cgnl evaluate {arguments[0]}", default=EvaluateOptions(**_parts(recipe)), args=rest
     )
-    from cgnl.training.checkpoint import from_start_weights
-    from cgnl.training.data import ImageData
+    if trained is None:
+        from cgnl.training.data import ImageData
 
-    classes = ImageData(options.data).classes
-    recipe = Recipe(**_parts(options))
-    _print_evaluation(from_start_weights(recipe, name, classes), recipe.data, options.out)
-
-
-def _evaluate_checkpoint(
-    checkpoint: tyro.conf.Positional[Path],
-    data_root: Path | None = None,
-    test_list: Path | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    out: Path | None = None,
-) -> None:
-    """Test a trained network: top-1 and top-5 accuracy with 95 % intervals, every sample once.
-
-    Args:
-        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
-        data_root: Folder with the images; by default the one the network was trained on.
-        test_list: List file with lines `path label`, where the data set is one.
-        batch_size: Images at a time; by default that of the recipe.
-        workers: Processes that read images; by default that of the recipe.
-        out: Folder for predictions.csv, per_class.csv and confusions.csv; by default evaluation/ beside the checkpoint.
-    """
-    from dataclasses import replace
-
-    from cgnl.training.checkpoint import find_checkpoint, load_trained
-
-    trained = load_trained(checkpoint)
-    data = trained.recipe.data
-    data = replace(
-        data,
-        root=data_root or data.root,
-        test_list=test_list or data.test_list,
-        batch_size=batch_size or data.batch_size,
-        workers=data.workers if workers is None else workers,
-    )
-    _print_evaluation(trained, data, out or find_checkpoint(checkpoint).parent / "evaluation")
+        trained = from_start_weights(Recipe(**_parts(options)), name, ImageData(options.data).classes)
+    elif options.network != recipe.network:
+        raise ValueError("network options are those of the checkpoint and cannot be changed")
+    _print_evaluation(trained, options.data, options.trainer, options.out or out)
 
 
-def _print_evaluation(trained: Any, data: Any, out: Path | None) -> None:
+def _here(config: TrainerConfig) -> TrainerConfig:
+    """One device of this machine, wherever the network was trained."""
+    return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
+
+
+def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, out: Path) -> None:
     from cgnl.training.evaluation import evaluate
-    from cgnl.training.run import is_first_process
 
-    result = evaluate(trained, data, out=out)
+    result = evaluate(trained, data, trainer=trainer, out=out)
     if not is_first_process():
         return
     for name, value, (low, high) in (
@@ -144,11 +124,10 @@ def _print_evaluation(trained: Any, data: Any, out: Path | None) -> None:
     ):
         print(f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {result.count} images)")
     if result.bad:
-        print(f"{result.bad} images could not be read" + (f"; see {out / 'bad_files.csv'}" if out else ""))
+        print(f"{result.bad} images could not be read; see {out / 'bad_files.csv'}")
     for true, predicted, times in result.confused[:5]:
         print(f"{times:5} x {true} taken for {predicted}")
-    if out:
-        print(f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv")
+    print(f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv")
 
 
 def predict(
@@ -173,6 +152,8 @@ def predict(
 
     if not images:
         raise ValueError("images must name at least one image file")
+    if top < 1:
+        raise ValueError(f"top ({top}) must be at least 1")
     trained = load_trained(checkpoint)
     bad = 0
     for path in images:
@@ -287,19 +268,7 @@ def check(
         sys.exit(1)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "data": lambda arguments: _data(arguments),
-    "convert": convert,
-    "recipes": recipes,
-}
-_OWN_ARGUMENTS = ("train", "evaluate", "data")
-
-
-def _data(arguments: Sequence[str]) -> None:
+def data(arguments: Sequence[str]) -> None:
     """Draw data sets (toy-birds), or check one (check)."""
     tyro.extras.subcommand_cli_from_dict({"toy-birds": toy_birds, "check": check}, prog="cgnl data", args=arguments)
 
@@ -323,6 +292,18 @@ def _names_recipe(argument: str) -> bool:
     return argument in RECIPES or argument.endswith((".yaml", ".yml"))
 
 
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "data": data,
+    "convert": convert,
+    "recipes": recipes,
+}
+_PARSING_THEMSELVES = (train, evaluate, data)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -331,24 +312,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments and arguments[0] in _OWN_ARGUMENTS:
-            {"train": train, "evaluate": evaluate, "data": _data}[arguments[0]](arguments[1:])
-        elif arguments in (["--version"], ["version"]):
+        command = COMMANDS.get(arguments[0]) if arguments else None
+        if arguments == ["--version"]:
             print(cgnl.__version__)
-        elif not arguments or arguments[0] not in COMMANDS:
+        elif command is None:
             _usage(arguments)
+        elif command in _PARSING_THEMSELVES:
+            command(arguments[1:])
         else:
-            tyro.cli(COMMANDS[arguments[0]], prog=f"cgnl {arguments[0]}", args=arguments[1:])
+            tyro.cli(command, prog=f"cgnl {arguments[0]}", args=arguments[1:])
     except BrokenPipeError:
         # the reader of the output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (KeyboardInterrupt, TrainingStopped) as error:
+        number = error.signal_number if isinstance(error, TrainingStopped) else signal.SIGINT
+        print("cgnl: stopped", file=sys.stderr)
+        sys.exit(128 + number)
     except (ValueError, OSError, ImportError) as error:
         _fail(error)
-    except Exception as error:
-        if type(error).__name__ != "TrainingStopped":
-            raise
-        print(f"cgnl: {error}; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(128 + error.signal_number)  # type: ignore[attr-defined]
 
 
 def _usage(arguments: Sequence[str]) -> NoReturn:
@@ -357,7 +338,7 @@ def _usage(arguments: Sequence[str]) -> NoReturn:
         print(f"cgnl: no command {arguments[0]!r}\n", file=sys.stderr)
     stream = sys.stdout if asked else sys.stderr
     print("usage: cgnl COMMAND ...\n\nCompact generalized non-local networks.\n", file=stream)
-    for name, function in {**COMMANDS, "data": _data}.items():
+    for name, function in COMMANDS.items():
         print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
     print("\nOptions of a command: cgnl COMMAND --help", file=stream)
     sys.exit(0 if asked else 2)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from cgnl.training.run import train
 
 # Okabe and Ito's palette, which the common colour blindnesses tell apart
 _COLOURS = {"base": "#999999", "plain": "#0072B2", "cgnl": "#D55E00"}
+_WRITTEN = {"birds", "base", "plain", "cgnl", "accuracies.json", "report.html"}
 _NAMES = {"base": "base", "plain": "plain, continued", "cgnl": "with a CGNL block, continued"}
 
 
@@ -45,7 +47,7 @@ def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     """Draw the birds, train, test, and write ``out/report.html`` and ``out/accuracies.json``.
 
     Args:
-        out: Folder for everything; it must be new or empty.
+        out: Folder for everything; an earlier demo in it is replaced.
         seed: Seed of the drawing and of the training.
         smallest: Whether to make a run of seconds that only shows that all parts work.
 
@@ -53,10 +55,9 @@ def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
         The report.
 
     Raises:
-        DataError: The folder holds something already.
+        DataError: The folder holds something else.
     """
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: give another folder with --out, or remove it")
+    _clear(out)
     console, started = Console(), time.monotonic()
     size = _SMALLEST if smallest else _FULL
     console.print(
@@ -91,6 +92,17 @@ def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     return path
 
 
+def _clear(out: Path) -> None:
+    """Make way for a new demo where there is nothing but an earlier one."""
+    if not out.exists():
+        return
+    found = {path.name for path in out.iterdir()}
+    if found and ("birds" not in found or found - _WRITTEN):
+        raise DataError(f"{out} holds more than an earlier demo: give another folder with --out, or empty it")
+    for path in out.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _recipes(out: Path, size: _Size, seed: int) -> dict[str, Recipe]:
     plain, cgnl = (RECIPES[name].make() for name in ("birds-resnet18", "birds-resnet18-cgnl"))
 
@@ -106,7 +118,7 @@ def _recipes(out: Path, size: _Size, seed: int) -> dict[str, Recipe]:
                 batch_size=size.batch_size,
             ),
             optimizer=replace(recipe.optimizer, lr=lr),
-            trainer=replace(recipe.trainer, max_epochs=epochs, seed=seed, test_every_n_epochs=min(2, epochs)),
+            trainer=replace(recipe.trainer, max_epochs=epochs, seed=seed, devices=1, test_every_n_epochs=2),
         )
 
     base = out / "base" / "last.ckpt"

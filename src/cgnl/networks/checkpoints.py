@@ -150,9 +150,14 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # This project's training modules hold the network as `network`, beside the state of their metrics.
-    of_training = {key: value for key, value in state_dict.items() if key.startswith("network.")}
-    tensors = {key.removeprefix("network."): value for key, value in (of_training or state_dict).items()}
+    tensors = dict(state_dict)
+    if any(key.startswith("network.") for key in tensors):
+        # This project's training modules hold the network as `network`, beside the state of their metrics.
+        tensors = {
+            key.removeprefix("network."): value
+            for key, value in tensors.items()
+            if not key.startswith(("train_loss.", "test_loss.", "top1.", "top5."))
+        }
     if all(key.startswith("module.") for key in tensors):
         return {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors

@@ -2,13 +2,17 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
+try:
+    import yaml
+except ImportError as error:
+    raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
-from cgnl.training.recipe import Recipe, override
+from cgnl.training.recipe import Recipe, override, to_dict
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,30 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
         return source, RECIPES[source].make()
     path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        near = difflib.get_close_matches(source, RECIPES, n=3)
-        hint = f"; near names: {', '.join(near)}" if near else ""
-        raise ValueError(f"there is no recipe {source!r}{hint} (`cgnl recipes` lists all)")
+        raise ValueError(f"{_unknown(source)} (`cgnl recipes` lists all)")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
     base = values.pop("recipe", None) if isinstance(values, dict) else None
-    if base is not None and base not in RECIPES:
+    if base is None:
+        return path.stem, override(Recipe(), values, str(path))
+    if base in [*RECIPES]:
+        return base, override(RECIPES[base].make(), values, str(path))
+    if _is_whole(values):
         # a run of a YAML file keeps all fields, and that file's name
         return str(base), override(Recipe(), values, str(path))
-    start = RECIPES[base].make() if base is not None else Recipe()
-    return (base or path.stem), override(start, values, str(path))
+    raise ValueError(f"{path}: {_unknown(str(base))}")
+
+
+def _is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether the values leave no field to a default."""
+    return all(
+        isinstance(values.get(part), Mapping) and fields.keys() <= values[part].keys()
+        for part, fields in to_dict(Recipe()).items()
+    )
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, RECIPES, n=3)
+    return f"there is no recipe {name!r}" + (f"; near names: {', '.join(near)}" if near else "")

@@ -5,7 +5,11 @@ use, so that the recipe dataclass can be had without PyTorch.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+if _missing := [name for name in ("lightning", "torchmetrics", "torchvision") if find_spec(name) is None]:
+    raise ImportError(f"cgnl.training needs {', '.join(_missing)}: pip install 'cgnl[train]'")
 
 if TYPE_CHECKING:
     from cgnl.training.callbacks import FiniteGuard, RunKeeper

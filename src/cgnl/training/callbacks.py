@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cgnl.training.checkpoint import FORMAT
 from cgnl.training.data import ImageData
+from cgnl.training.processes import TrainingStopped, gathered
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -25,24 +26,11 @@ class NonFiniteError(ValueError):
     """Too many steps had a non-finite loss or gradient."""
 
 
-class TrainingStopped(Exception):
-    """The run was asked to stop by a signal and has saved its state.
-
-    Attributes:
-        signal_number: The signal.
-        step: Optimizer steps taken.
-    """
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
-        self.signal_number, self.step = signal_number, step
-
-
 class FiniteGuard(Callback):
     """Leaves out optimizer steps whose loss or gradient is not finite, norm statistics included.
 
     Each such step is counted and its samples are written to ``skipped_steps.csv``. With 16-bit mixed precision an
-    infinite gradient of a finite loss is the loss scaler's affair and not counted.
+    infinite gradient of a finite loss is the loss scaler's affair, unless it happens too often in a row.
 
     Args:
         run: Folder of the run.
@@ -53,6 +41,7 @@ class FiniteGuard(Callback):
     def __init__(self, run: Path, limit: int, name_samples: Callable[[Sequence[int]], list[str]]) -> None:
         self.run, self.limit, self.name_samples = run, limit, name_samples
         self.skipped = 0
+        self._scaled_down = 0
         self._finite_loss = True
         self._samples: list[int] = []
         self._buffers: list[Tensor] = []
@@ -72,10 +61,13 @@ class FiniteGuard(Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Empty the gradients of a bad step, so that the optimizer changes nothing."""
-        finite = self._finite_loss
-        if finite and trainer.precision != "16-mixed":
-            gradients = [p.grad for p in module.parameters() if p.grad is not None]
-            finite = bool(torch.nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        finite = bool(torch.nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
+        if self._finite_loss and trainer.precision == "16-mixed":
+            # the loss scaler leaves the step out and tries a smaller scale
+            self._scaled_down = 0 if finite else self._scaled_down + 1
+            finite = self._scaled_down <= self.limit
+        finite &= self._finite_loss
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
@@ -85,8 +77,11 @@ class FiniteGuard(Callback):
             for buffer, before in zip(self._statistics(module), self._buffers, strict=True):
                 buffer.copy_(before)
         self.skipped += 1
-        reason = "gradient" if self._finite_loss else "loss"
-        samples = self.name_samples(self._samples)
+        shares = gathered((self._finite_loss, self.name_samples(self._samples)))
+        # with several processes, those whose own loss is not finite; if there is none, all
+        blamed = [names for fine, names in shares if not fine]
+        reason = "loss" if blamed else "gradient"
+        samples = [name for names in blamed or [names for _, names in shares] for name in names]
         if trainer.is_global_zero:
             _append(
                 self.run / "skipped_steps.csv",
@@ -125,6 +120,7 @@ class RunKeeper(Checkpoint):
         description: What a checkpoint needs to be complete in itself: recipe, classes and normalisation.
         checkpoint_every_n_steps: Optimizer steps between two writes of ``last.ckpt`` within an epoch.
         log_every_n_steps: Steps between two lines of ``steps.csv``.
+        test_every_n_epochs: Epochs between two tests; the last epoch is always tested.
         say: Prints a line for people.
     """
 
@@ -136,15 +132,17 @@ class RunKeeper(Checkpoint):
         *,
         checkpoint_every_n_steps: int,
         log_every_n_steps: int,
+        test_every_n_epochs: int = 1,
         say: Callable[[str], None] = print,
     ) -> None:
         self.run, self.data, self.description, self.say = run, data, dict(description), say
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
-        self.log_every_n_steps = log_every_n_steps
+        self.log_every_n_steps, self.test_every_n_epochs = log_every_n_steps, test_every_n_epochs
         self.best = -math.inf
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._random_state: Tensor | None = None
+        self._random_state: Sequence[Tensor] | None = None
+        self._tested = False
         self._started = self._epoch_started = time.monotonic()
         self._images = 0
 
@@ -156,8 +154,11 @@ class RunKeeper(Checkpoint):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, self._on_signal)
         if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
+            _restore_random_state(self._random_state)
             self._random_state = None
+        elif trainer.global_rank:
+            # all processes have made the same weights; from here on each has dropout of its own
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         if trainer.is_global_zero:
             for name in ("steps.csv", "epochs.csv"):
                 _cut_back(self.run / name, trainer.global_step)
@@ -185,8 +186,15 @@ class RunKeeper(Checkpoint):
     # Steps and epochs
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._epoch_started = time.monotonic()
+        """Start the epoch's clock; have the last epoch tested whatever the interval."""
+        self._epoch_started = self._started = time.monotonic()
+        self._images, self._tested = 0, False
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if last else self.test_every_n_epochs
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Note that this epoch is tested."""
+        self._tested = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -222,7 +230,8 @@ class RunKeeper(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log the epoch and save the checkpoints."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        tested = "test/top1" in metrics and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        tested = self._tested
+        self.data.share_bad_files()
         names = ("train/loss", "test/loss", "test/top1", "test/top5")
         values = {name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in names}
         seconds = time.monotonic() - self._epoch_started
@@ -238,7 +247,10 @@ class RunKeeper(Checkpoint):
             ]
             if tested:
                 parts += [f"test top-1 {values['test/top1']:.2f} %", f"top-5 {values['test/top5']:.2f} %"]
-            self.say("  ".join([*parts, f"{seconds:.0f} s"]))
+            parts.append(f"{seconds:.0f} s")
+            if self.data.bad_count:
+                parts.append(f"{self.data.bad_count} unreadable images so far")
+            self.say("  ".join(parts))
         improved = tested and values["test/top1"] > self.best
         if improved:
             self.best = values["test/top1"]
@@ -260,7 +272,7 @@ class RunKeeper(Checkpoint):
             "step": trainer.global_step,
             "batch": 0 if done else batches,
             "best": self.best,
-            "random_states": _gathered(trainer, torch.get_rng_state()),
+            "random_states": gathered(_random_state()),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -272,12 +284,15 @@ class RunKeeper(Checkpoint):
         self.data.resume(run["epoch"], run["batch"])
 
 
-def _gathered(trainer: pl.Trainer, state: Tensor) -> list[Tensor]:
-    if trainer.world_size == 1:
-        return [state]
-    states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, state)
-    return states
+def _random_state() -> list[Tensor]:
+    """The states of the global generators that dropout draws from: the CPU's and, where there is one, the GPU's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def _restore_random_state(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states[1])
 
 
 class RunProgressBar(RichProgressBar):

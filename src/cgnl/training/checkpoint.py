@@ -119,9 +119,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     """
     path = find_checkpoint(path)
     checkpoint = read_checkpoint_file(path)
-    run = checkpoint.get("cgnl")
-    if not isinstance(run, Mapping) or run.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry of format {FORMAT})")
+    run = run_entry(checkpoint, path)
     recipe = override(Recipe(), run["recipe"], str(path))
     without_weights = override(recipe, {"network": {"weights": None}}, str(path))
     network = build_network(without_weights.network, len(run["classes"]))
@@ -138,6 +136,14 @@ def load_trained(path: str | Path) -> TrainedNetwork:
         run["epoch"],
         run["step"],
     )
+
+
+def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Return what ``cgnl train`` has put into a checkpoint, or say that it is another's."""
+    run = checkpoint.get("cgnl")
+    if not isinstance(run, Mapping) or run.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry of format {FORMAT})")
+    return run
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from cgnl.data.decoding import DataError
 from cgnl.insertion import inserted_blocks
 from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 from cgnl.training.schedule import learning_rate_factor
@@ -95,6 +96,11 @@ class ClassificationModule(pl.LightningModule):
         """Return the batch's mean loss; a batch without a readable sample gives a zero with zero gradients."""
         images, target = batch["image"], batch["label"]
         if len(target) == 0:
+            if any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()):
+                # the other processes wait for this one's statistics
+                raise DataError(
+                    f"no image of a whole batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}"
+                )
             return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
@@ -106,10 +112,14 @@ class ClassificationModule(pl.LightningModule):
     def _mixed_at(self, images: Tensor, labels: Tensor, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Mix a batch; the draws depend on the seed and on epoch, batch and process alone, and leave no trace."""
         assert self._mix is not None
-        with torch.random.fork_rng(devices=[]):
-            digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
-            torch.manual_seed(int.from_bytes(digest, "little"))
+        digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
+        # the CPU generator alone, which the transforms draw from: torch.manual_seed would reset those of GPUs too
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
+        try:
             return self._mix(images, labels)
+        finally:
+            torch.default_generator.set_state(state)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from cgnl.data.decoding import DataError
 from cgnl.data.images import BadFiles, ImageDataset, ImageList, check_missing, collate, read_images, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
+from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.recipe import DataConfig
 from cgnl.training.sampling import EpochBatches
 
@@ -47,6 +48,7 @@ class ImageData(pl.LightningDataModule):
         self._classes = tuple(classes) if classes is not None else None
         self._resume_at = (0, 0)
         self._bad: dict[str, BadFiles] = {}
+        self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
 
     @cached_property
     def train_images(self) -> ImageList:
@@ -67,6 +69,8 @@ class ImageData(pl.LightningDataModule):
 
     def _read(self, split: Literal["train", "test"], list_file: Path | None, num_classes: int | None) -> ImageList:
         assert self.config.root is not None
+        if list_file is None and "list" in (self.config.format, self._kind):
+            raise DataError(f"data.{split}_list is needed: the list file of the {split} images")
         images = read_images(
             self.config.root,
             split,
@@ -75,12 +79,17 @@ class ImageData(pl.LightningDataModule):
             num_classes=num_classes,
             missing_limit=1.0,
         )
-        self._bad[split] = BadFiles(images, self.run, limit=self.config.bad_limit)
-        if self.run is not None and images.missing:
-            self.run.mkdir(parents=True, exist_ok=True)
-            write_missing(self.run, [images])
+        folder = self.run if is_first_process() else None
+        self._bad[split] = BadFiles(images, folder, limit=self.config.bad_limit)
+        if folder is not None and images.missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_missing(folder, [images])
         check_missing(images, self.config.bad_limit)
         return images
+
+    @property
+    def _kind(self) -> str:
+        return "list" if self.config.train_list or self.config.test_list else self.config.format
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,9 +111,50 @@ class ImageData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """Count what could not be read; over the limit the run stops."""
-        training = self.trainer is not None and self.trainer.training
-        self._bad["train" if training else "test"].add(batch["bad"])
+        split = "train" if self.trainer is not None and self.trainer.training else "test"
+        self._unshared += [(split, row) for row in batch["bad"]]
+        self._bad[split].add(batch["bad"])
         return batch
+
+    def share_bad_files(self) -> None:
+        """Let every process know the bad files of all, so that each is listed once and the limit is that of the set."""
+        for share in gathered(self._unshared):
+            for split, row in share:
+                self._bad[split].add([row])
+        self._unshared.clear()
+
+    @property
+    def bad_count(self) -> int:
+        """Number of different images that could not be read so far."""
+        return sum(map(len, self._bad.values()))
+
+    def check(self) -> None:
+        """Read both lists and make both transforms, so that what is wrong with them shows before anything is built.
+
+        Raises:
+            DataError: Something is wrong with the data set.
+            ValueError: A size does not fit.
+        """
+        _ = self.train_images, self.test_images
+        self._transform(training=True)
+        self._transform(training=False)
+
+    def summary(self) -> str:
+        """Return what there is, in a line."""
+        missing = len(self.train_images.missing) + len(self.test_images.missing)
+        return (
+            f"{len(self.train_images)} training and {len(self.test_images)} test images of {len(self.classes)} classes"
+            + (f"; {missing} files are missing" + (f" (missing_files.csv in {self.run})" if self.run else ""))
+            * bool(missing)
+        )
+
+    def _transform(self, *, training: bool) -> Any:
+        config = self.config
+        if not training:
+            return test_transform(config.size, config.resize, **self.normalisation)
+        return train_transform(
+            config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **self.normalisation
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training images."""
@@ -124,14 +174,7 @@ class ImageData(pl.LightningDataModule):
             parts=self.accumulate,
         )
         batches.resume(*self._resume_at)
-        transform = train_transform(
-            config.size,
-            area=config.crop_area,
-            aspect=config.crop_aspect,
-            flip=config.flip,
-            **self.normalisation,
-        )
-        return self._loader(ImageDataset(self.train_images, transform, seed=self.seed), batches)
+        return self._loader(ImageDataset(self.train_images, self._transform(training=True), seed=self.seed), batches)
 
     def val_dataloader(self) -> DataLoader:
         """Return the test images, cut at the centre, each to one process only."""
@@ -140,8 +183,7 @@ class ImageData(pl.LightningDataModule):
         batches = EpochBatches(
             len(self.test_images.samples), per_process, training=False, rank=rank, world_size=world_size
         )
-        transform = test_transform(config.size, config.resize, **self.normalisation)
-        return self._loader(ImageDataset(self.test_images, transform), batches)
+        return self._loader(ImageDataset(self.test_images, self._transform(training=False)), batches)
 
     predict_dataloader = val_dataloader
 

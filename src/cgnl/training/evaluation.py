@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from cgnl.data.transforms import test_transform
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import ImageData
+from cgnl.training.processes import end_together, gathered, reporting_dead_readers
 from cgnl.training.recipe import DataConfig, TrainerConfig
-from cgnl.training.run import end_distributed, make_trainer, quieten
+from cgnl.training.run import make_trainer, quieten, uses_channels_last
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def evaluate(
     Args:
         trained: The network, out of :func:`cgnl.training.checkpoint.load_trained`.
         data: Where the images are; size and resize are those of the network's recipe unless changed here.
-        trainer: Devices and precision; by default those of this machine and the recipe's precision.
+        trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
         out: Folder for predictions.csv, per_class.csv, confusions.csv and the list of bad files; None for none.
 
     Returns:
@@ -90,33 +91,30 @@ def evaluate(
     """
     quieten()
     images = ImageData(data, run=out, classes=trained.classes)
+    here = trainer or TrainerConfig(devices=1, precision=trained.recipe.trainer.precision)
     module = ClassificationModule(
-        trained.network, num_classes=len(trained.classes), channels_last=trained.recipe.trainer.channels_last
+        trained.network, num_classes=len(trained.classes), channels_last=uses_channels_last(here)
     )
-    here = replace(trained.recipe.trainer, devices=None, nodes=1, accelerator="auto", sync_batch_norm=False)
     runner = make_trainer(trainer or here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    parts: Any = runner.predict(module, datamodule=images)
+    with reporting_dead_readers():
+        parts: Any = runner.predict(module, datamodule=images)
     top1, top5 = module.accuracies()
-    rows = _gather(runner.world_size, parts)
-    end_distributed()
+    rows = _rows(parts)
+    end_together()
     evaluation = _summary(images, rows, top1, top5)
     if out is not None and runner.is_global_zero:
         _write(out, images, rows, evaluation)
     return evaluation
 
 
-def _gather(world_size: int, parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[float]]]:
+def _rows(parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[float]]]:
     """Return sample number, top-5 classes and their probabilities of all processes' samples, in order."""
     mine = [
         row
         for part in parts
         for row in zip(part["index"].tolist(), part["classes"].tolist(), part["probabilities"].tolist(), strict=True)
     ]
-    if world_size == 1:
-        return sorted(mine)
-    shares: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(shares, mine)
-    return sorted(row for share in shares for row in share)
+    return sorted(row for share in gathered(mine) for row in share)
 
 
 def _summary(data: ImageData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:

@@ -4,6 +4,7 @@ Nothing here imports PyTorch, so that ``cgnl --help`` and ``cgnl recipes --help`
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+def _within(name: str, value: float | None, low: float, high: float = math.inf) -> None:
+    if value is not None and not low <= value <= high:
+        allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} ({value}) must be {allowed}")
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} ({value}) must be above 0")
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,12 @@ class NetworkConfig:
     """Start weights: the name of torchvision weights (IMAGENET1K_V1), a checkpoint file, or none."""
     new_classifier: bool = False
     """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
+
+    def __post_init__(self) -> None:
+        _within("network.num_blocks", self.num_blocks, 1)
+        _within("network.groups", self.groups, 1)
+        _within("network.channel_reduction", self.channel_reduction, 1)
+        _within("network.dropout", self.dropout, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,20 @@ class DataConfig:
     bad_limit: float = 0.05
     """Part of the data set that may be missing or unreadable before the run stops."""
 
+    def __post_init__(self) -> None:
+        for name in ("size", "resize", "batch_size", "timeout"):
+            _within(f"data.{name}", getattr(self, name), 1)
+        _within("data.num_classes", self.num_classes, 1)
+        _within("data.workers", self.workers, 0)
+        for name in ("flip", "bad_limit"):
+            _within(f"data.{name}", getattr(self, name), 0, 1)
+        for name in ("mixup", "cutmix"):
+            _within(f"data.{name}", getattr(self, name), 0)
+        for name in ("crop_area", "crop_aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"data.{name} ({low} {high}) must be two numbers above 0, the smaller one first")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -101,6 +133,14 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Largest 2-norm of the gradient; larger ones are scaled down."""
 
+    def __post_init__(self) -> None:
+        _positive("optimizer.lr", self.lr)
+        _within("optimizer.momentum", self.momentum, 0, 1)
+        for name in ("weight_decay", "block_lr_factor", "head_lr_factor"):
+            _within(f"optimizer.{name}", getattr(self, name), 0)
+        _within("optimizer.label_smoothing", self.label_smoothing, 0, 1)
+        _positive("optimizer.clip_norm", self.clip_norm)
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -118,6 +158,10 @@ class ScheduleConfig:
     """Epochs (from 0, warm-up counted in) at whose start the learning rate drops."""
     gamma: float = 0.1
     """Factor of each drop."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "warmup_start_lr", "gamma"):
+            _within(f"schedule.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -140,8 +184,8 @@ class TrainerConfig:
     """Number type of the network's forward and backward pass."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other, to save memory."""
-    channels_last: bool = True
-    """Keep feature maps in the channels-last memory format (faster on CPUs, on GPUs in half precision)."""
+    channels_last: bool | None = None
+    """Keep feature maps in the channels-last memory format; by default where it is faster (CPUs, GPUs in 16 bits)."""
     compile: bool = False
     """Compile the network with torch.compile."""
     ema_decay: float = 0.0
@@ -158,6 +202,17 @@ class TrainerConfig:
     """Epochs between two tests."""
     skip_limit: int = 20
     """Steps that may be left out because of a non-finite loss or gradient before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "nodes", "accumulate"):
+            _within(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("test_every_n_epochs", "checkpoint_every_n_steps", "log_every_n_steps"):
+            _within(f"trainer.{name}", getattr(self, name), 1)
+        _within("trainer.devices", self.devices, 1)
+        _within("trainer.max_steps", self.max_steps, -1)
+        _within("trainer.seed", self.seed, 0, 2**32 - 1)
+        _within("trainer.ema_decay", self.ema_decay, 0, 1)
+        _within("trainer.skip_limit", self.skip_limit, 0)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """A whole training run out of a recipe: data, network, Lightning's Trainer, the run folder."""
 
 import logging
-import multiprocessing
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import describe_in_flight
 from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
-from cgnl.training.checkpoint import AtomicCheckpointIO, build_network
+from cgnl.training.checkpoint import AtomicCheckpointIO, build_network, run_entry
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import ImageData
+from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
 from cgnl.training.recipe import Recipe, TrainerConfig, override, to_dict
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {
     "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
-    "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
+    "trainer.max_epochs", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
     "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
     "network.weights", "network.new_classifier",
 }  # fmt: skip
@@ -77,7 +76,10 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
     data = ImageData(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
-    network = build_network(recipe.network, len(data.classes))
+    data.check()
+    # a checkpoint to go on from replaces the start weights, which need not be there any more
+    start = recipe.network if checkpoint is None else replace(recipe.network, weights=None, new_classifier=False)
+    network = build_network(start, len(data.classes))
     module = ClassificationModule(
         network,
         num_classes=len(data.classes),
@@ -87,20 +89,24 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         cutmix=recipe.data.cutmix,
         seed=config.seed,
         freeze=config.freeze,
-        channels_last=config.channels_last,
+        channels_last=uses_channels_last(config),
     )
     if config.compile:
         network.compile()
     console = Console()
+    say = console.print if is_first_process() else lambda line: None
+    say(data.summary())
     keeper = RunKeeper(
         run,
         data,
         {"recipe": to_dict(recipe), "name": name, "classes": list(data.classes), **data.normalisation},
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
         log_every_n_steps=config.log_every_n_steps,
-        say=console.print if is_first_process() else lambda line: None,
+        test_every_n_epochs=config.test_every_n_epochs,
+        say=say,
     )
-    callbacks: list[Callback] = [FiniteGuard(run, config.skip_limit, data.names), keeper]
+    guard = FiniteGuard(run, config.skip_limit, data.names)
+    callbacks: list[Callback] = [guard, keeper]
     if config.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if progress and console.is_terminal:
@@ -117,18 +123,11 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         log_every_n_steps=config.log_every_n_steps,
         enable_progress_bar=progress and console.is_terminal,
     )
-    try:
+    with reporting_dead_readers():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        reason = str(error).rstrip(". ")
-        raise DataError(f"a process that reads images died or hangs: {reason}. {describe_in_flight(error)}") from error
-    finally:
-        # a reader that hangs would be waited for when this process ends
-        for reader in multiprocessing.active_children():
-            reader.kill()
-    end_distributed()
+    end_together()
+    if data.bad_count or guard.skipped:
+        say(f"{data.bad_count} unreadable images and {guard.skipped} steps were left out; lists are in {run}")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
         run / LAST,
@@ -139,6 +138,14 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     )
 
 
+def uses_channels_last(config: TrainerConfig) -> bool:
+    """Return whether the network works on channels-last maps: as asked for, or else where that is faster."""
+    if config.channels_last is not None:
+        return config.channels_last
+    on_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
+    return not on_gpu or config.precision != "32"
+
+
 def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
     """Make Lightning's Trainer for a recipe: devices, precision, DDP over torchrun or SLURM, atomic checkpoints.
 
@@ -147,6 +154,12 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
         options: More arguments of ``lightning.pytorch.Trainer``.
     """
     gpus = torch.cuda.is_available() and config.accelerator != "cpu"
+    if config.accelerator == "gpu" and not gpus:
+        raise ValueError("trainer.accelerator is gpu, but PyTorch finds no GPU here")
+    if gpus and config.devices and config.devices > torch.cuda.device_count():
+        raise ValueError(
+            f"trainer.devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs here"
+        )
     devices, nodes = config.devices or ("auto" if gpus else 1), config.nodes
     if "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun says how many processes it has started, here and in all
@@ -179,8 +192,13 @@ def _prepare(recipe: Recipe, run: Path, name: str, resume: bool) -> Path | None:
         raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
     checkpoint = last if resume and last.exists() else None
     if checkpoint is not None:
-        stored = read_checkpoint_file(checkpoint).get("cgnl", {}).get("recipe", {})
-        changed = _differences(to_dict(override(Recipe(), stored, str(checkpoint))), to_dict(recipe))
+        stored = override(Recipe(), run_entry(read_checkpoint_file(checkpoint), checkpoint)["recipe"], str(checkpoint))
+        changed = _differences(to_dict(stored), to_dict(recipe))
+        if stored.schedule.kind == "cosine" and stored.trainer.max_epochs != recipe.trainer.max_epochs:
+            changed.append(
+                f"trainer.max_epochs, the end of the cosine, was {stored.trainer.max_epochs}, "
+                f"now {recipe.trainer.max_epochs}"
+            )
         if changed:
             raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
     if is_first_process():
@@ -198,18 +216,6 @@ def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = ""
         elif value != given[key] and field not in _FREE_TO_CHANGE:
             found.append(f"{field} was {value}, now {given[key]}")
     return found
-
-
-def is_first_process() -> bool:
-    """Return whether this is the process that writes and prints, under torchrun and SLURM too."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))) == 0
-
-
-def end_distributed() -> None:
-    """Wait for the other processes and leave the group: one that ends first makes the others' last messages fail."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def quieten() -> None:
