@@ -39,7 +39,7 @@ class _Size:
     batch_size: int = 32
 
 
-_FULL = _Size(species=10, train_images=60, test_images=40, pixels=96, base_epochs=14, fork_epochs=8)
+_FULL = _Size(species=10, train_images=60, test_images=40, pixels=96, base_epochs=12, fork_epochs=8)
 _SMALLEST = _Size(species=4, train_images=6, test_images=4, pixels=64, base_epochs=1, fork_epochs=1, batch_size=8)
 
 

@@ -8,7 +8,8 @@ def _birds(network: NetworkConfig) -> Recipe:
     return Recipe(
         network=network,
         data=DataConfig(format="cub", size=112, resize=128, crop_area=(0.4, 1.0), batch_size=32, workers=2),
-        optimizer=OptimizerConfig(lr=0.05, weight_decay=5e-4),
+        # a block starts as the identity, so among trained weights it has the longer way to go
+        optimizer=OptimizerConfig(lr=0.05, weight_decay=5e-4, block_lr_factor=10),
         schedule=ScheduleConfig(kind="cosine", warmup_epochs=1),
         trainer=TrainerConfig(max_epochs=30),
     )

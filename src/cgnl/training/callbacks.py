@@ -167,7 +167,9 @@ class RunKeeper(Checkpoint):
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
-        self.say(f"{signal.Signals(number).name}: stopping after this step (again: stop at once, without saving)")
+        self.say(
+            f"{signal.Signals(number).name}: stopping after this step or test (again: stop at once, without saving)"
+        )
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
