@@ -462,3 +462,28 @@ def test_group_norm_divides_the_scalar_out_and_batch_norm_does_not(monkeypatch):
     assert single_change < 1e-3
     assert batch_change > 0.2
     assert batch_gradient > 0.2
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", ["dot", "rbf"])
+def test_same_bits_when_repeated_and_a_sample_alone_as_in_a_batch(kernel, memory_format):
+    torch.manual_seed(0)
+    block = cgnl.CGNL2d(64, groups=4, kernel=kernel)
+    nn.init.ones_(block.norm.weight)
+    nn.init.normal_(block.theta.weight)
+    x = torch.randn(5, 64, 9, 7).contiguous(memory_format=memory_format)
+
+    def step():
+        trained = copy.deepcopy(block)
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = trained(leaf)
+        y.square().sum().backward()
+        return [y.detach(), leaf.grad, *(parameter.grad for parameter in trained.parameters())]
+
+    assert all(torch.equal(a, b) for a, b in zip(step(), step(), strict=True))
+    block.eval()
+    with torch.no_grad():
+        whole = block(x)
+        for number in range(len(x)):
+            alone = block(x[number : number + 1])[0]
+            assert (alone - whole[number]).norm() <= tolerances.BATCH_OF_ONE * whole[number].norm()

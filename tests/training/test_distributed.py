@@ -2,12 +2,15 @@
 
 import csv
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_resume import compare, wait_for_lines
 
 SETTINGS = (
     "--data.format=folders --data.size=32 --data.resize=36 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
@@ -17,18 +20,24 @@ SETTINGS = (
 ).split()
 
 
-def command(*arguments: str, processes: int) -> str:
+def start(*arguments: str, processes: int) -> subprocess.Popen:
     # the dashes keep torchrun from taking --run for its own --run-path
     torchrun = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", "--"]
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", *(torchrun if processes > 1 else []), "cgnl", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+
+
+def command(*arguments: str, processes: int) -> str:
+    process = start(*arguments, processes=processes)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    return output
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -77,3 +86,27 @@ def test_two_processes_count_each_test_image_once(runs):
     alone, pair = (rows(runs / f"evaluation{n}" / "predictions.csv") for n in (1, 2))
     assert len(alone) == 11
     assert [(row["path"], row["class1"]) for row in alone] == [(row["path"], row["class1"]) for row in pair]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_end_with_the_same_bits_and_list_a_bad_file_once(class_folders, tmp_path):
+    folders = shutil.copytree(class_folders, tmp_path / "folders")
+    bad = folders / "train" / "class_0" / "0.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    # the whole network trains, block and dropout included, in accumulated parts
+    options = ["birds-resnet18-cgnl", f"--data.root={folders}", *SETTINGS[:-7], "--trainer.accumulate=2"]
+    options += ["--network.dropout=0.5", "--trainer.checkpoint-every-n-steps=2"]
+    command("train", *options, f"--run={tmp_path / 'reference'}", processes=2)
+    run = tmp_path / "run"
+    process = start("train", *options, f"--run={run}", processes=2)
+    wait_for_lines(process, run / "steps.csv", 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    command("train", *options, f"--run={run}", "--resume", processes=2)
+    compare(run, tmp_path / "reference")
+    assert [row["path"] for row in rows(run / "bad_files.csv")] == [str(bad)]
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    assert state["state_dict"]["network.layer3.0.inserted_block.norm.weight"].abs().max() > 0
+    states = state["cgnl"]["random_states"]
+    assert len(states) == 2
+    assert not torch.equal(states[0][0], states[1][0]), "each process has dropout of its own"

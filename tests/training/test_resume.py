@@ -1,16 +1,22 @@
 """A run that is killed and resumed ends with the same bits as one that was never interrupted."""
 
 import csv
+import dataclasses
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from cgnl.recipes import RECIPES, override
+from cgnl.training.processes import TrainingStopped
+from cgnl.training.run import train
 
 SETTINGS = (
     "--network.dropout=0.5 --data.format=folders --data.size=32 --data.resize=36 --data.batch-size=4 "
@@ -114,3 +120,45 @@ def test_a_signal_stops_after_the_step_and_resuming_is_bitwise_the_same(
     assert 8 <= stopped_at <= 12
     finish(start(class_folders, run, "--data.workers=2", "--resume"))
     compare(run, reference)
+
+
+OPTIONS = {
+    "accumulation, AdamW and an average": {
+        "optimizer": {"name": "adamw"},
+        "trainer": {"accumulate": 2, "ema_decay": 0.9},
+    },
+    "bf16, cutmix, frozen parts and clipping": {
+        "optimizer": {"clip_norm": 0.5},
+        "trainer": {"precision": "bf16-mixed", "freeze": ["conv1", "bn1"]},
+        "data": {"cutmix": 1.0, "mixup": 0.2},
+    },
+    "a cosine after a warm-up": {"schedule": {"kind": "cosine", "warmup_epochs": 1.5}},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_stopped_and_resumed_with_options_is_bitwise_the_same(class_folders, tmp_path, options):
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
+    data = dataclasses.replace(recipe.data, root=class_folders, format="folders", size=32, resize=36)
+    small = {
+        "data": {"batch_size": 4, "workers": 0},
+        "optimizer": {"lr": 0.01},
+        "trainer": {"max_epochs": 2, "log_every_n_steps": 1},
+    }
+    recipe = override(override(dataclasses.replace(recipe, data=data), small, "test"), OPTIONS[options], "test")
+    train(recipe, tmp_path / "reference", progress=False)
+
+    def stop() -> None:
+        log = tmp_path / "run" / "steps.csv"
+        while not log.exists() or len(log.read_text().splitlines()) < 3:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(TrainingStopped) as stopped:
+        train(recipe, tmp_path / "run", progress=False)
+    thread.join()
+    assert stopped.value.step < 12
+    train(recipe, tmp_path / "run", resume=True, progress=False)
+    compare(tmp_path / "run", tmp_path / "reference")

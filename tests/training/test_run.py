@@ -8,17 +8,19 @@ import subprocess
 import sys
 import time
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 from scipy.stats import binomtest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from cgnl.data.decoding import DataError, open_image
 from cgnl.data.transforms import test_transform as centre_crop
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES, OptimizerConfig, Recipe, load_recipe, override
-from cgnl.training.checkpoint import load_trained
+from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.evaluation import evaluate, predict, wilson_interval
 from cgnl.training.run import train
 
@@ -158,6 +160,48 @@ def test_options_train(class_folders, tmp_path, changes):
     rows = list(csv.DictReader((tmp_path / "run" / "epochs.csv").open(newline="")))
     assert float(rows[0]["train_loss"]) > 0
     load_trained(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_a_plain_one(class_folders, tmp_path):
+    losses = []
+    for compiled in (False, True):
+        run = tmp_path / str(compiled)
+        train(tiny(class_folders, compile=compiled), run, progress=False)
+        with (run / "epochs.csv").open(newline="") as file:
+            losses.append(float(next(csv.DictReader(file))["train_loss"]))
+        load_trained(run)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_clipping_bounds_the_step(class_folders, tmp_path):
+    # one step of plain SGD moves the weights by lr times the clipped gradient at most
+    recipe = override(
+        tiny(class_folders, max_steps=1),
+        {"optimizer": {"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}, "data": {"batch_size": 24}},
+        "test",
+    )
+    recipe = override(recipe, {"optimizer": {"block_lr_factor": 1.0}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    moved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    torch.manual_seed(0)
+    pl.seed_everything(recipe.trainer.seed, verbose=False)
+    start = build_network(recipe.network, 3).state_dict()
+    squares = sum(
+        (moved[f"network.{name}"] - value).square().sum()
+        for name, value in start.items()
+        if value.is_floating_point() and "running" not in name
+    )
+    assert 0.009 < float(squares) ** 0.5 < 0.0101
+
+
+def test_tensorboard_has_the_curves(finished):
+    _, run = finished
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"train/loss", "test/top1", "test/top5", "lr"} <= set(events.Tags()["scalars"])
+    with (run / "epochs.csv").open(newline="") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
 
 
 def test_ema_checkpoints_hold_the_average(class_folders, tmp_path):
