@@ -110,14 +110,13 @@ def _rounded(value: float) -> float:
 
 
 def _commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unknown"
+    """The commit, marked where the code differs from it; results that were written before do not count."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+    if commit.returncode:
+        return "unknown"
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "..", ":!results"], cwd=here)
+    return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def _processor() -> str:
