@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cgnl.data.decoding import DataError
 from cgnl.networks.image import resnet18
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.recipe import OptimizerConfig
@@ -76,6 +77,13 @@ def test_a_batch_without_a_readable_sample_has_zero_gradients():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
     assert module.validation_step(empty, 0) is None
     assert module.predict_step(empty, 0)["classes"].shape == (0, 3)
+
+
+def test_a_batch_too_small_for_batch_norm_is_named():
+    module = ClassificationModule(resnet18("cgnl", num_classes=3), num_classes=3)
+    data = {"image": torch.randn(1, 3, 32, 32), "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
+    with pytest.warns(UserWarning, match="one sample"), pytest.raises(DataError, match="1 image of 32 x 32 pixels"):
+        module.training_step(data, 0)
 
 
 def test_adamw_is_an_option():

@@ -13,7 +13,7 @@ import torch
 from test_resume import compare, wait_for_lines
 
 SETTINGS = (
-    "--data.format=folders --data.size=32 --data.resize=36 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
+    "--data.format=folders --data.size=48 --data.resize=54 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
     "--trainer.max-epochs=2 --trainer.log-every-n-steps=1 --trainer.seed=3 "
     # each process has statistics of its own in a BatchNorm that trains
     "--trainer.freeze conv1 bn1 layer1 layer2 layer3 layer4"

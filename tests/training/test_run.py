@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -245,8 +246,7 @@ def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_p
     while not (tmp_path / "run" / "steps.csv").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
-    for child in children.stdout.split():
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output

@@ -104,7 +104,16 @@ class ClassificationModule(pl.LightningModule):
             return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
-        loss = F.cross_entropy(self(images), target, label_smoothing=self.optimizer_config.label_smoothing)
+        try:
+            logits = self(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                f"a batch of {len(images)} image of {images.shape[2]} x {images.shape[3]} pixels is too small for "
+                "BatchNorm: raise data.batch_size or data.size"
+            ) from error
+        loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
         if loss.isfinite():
             self.train_loss.update(loss.detach(), weight=len(target))
         return loss
