@@ -758,3 +758,17 @@ def test_remove_from_a_part_of_the_network_is_refused() -> None:
     with pytest.raises(ValueError, match="outside this Sequential"):
         cgnl.remove_blocks(model.layer3)
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks", "message"),
+    [
+        (3, {"0": cgnl.CGNL2d}, "model must be a torch.nn.Module, not int"),
+        (nn.Sequential(nn.Conv2d(3, 16, 1)), {}, "blocks must map at least one module path"),
+        (nn.Sequential(nn.Conv2d(3, 16, 1)), ["0"], "blocks must map at least one module path"),
+        (nn.Sequential(nn.Conv2d(3, 16, 1)), {"0": cgnl.CGNL2d(16)}, "the class CGNL2d itself, not a block"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(model, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        cgnl.insert_blocks(model, blocks, example_input=torch.randn(2, 3, 8, 8))

@@ -94,6 +94,16 @@ def insert_blocks(
     """
     if layout not in ("channels_first", "channels_last"):
         raise ValueError(f"layout ({layout!r}) must be 'channels_first' or 'channels_last'")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(blocks, Mapping) or not blocks:
+        raise ValueError('blocks must map at least one module path to a callable, such as {"layer3.4": cgnl.CGNL2d}')
+    for path, make_block in blocks.items():
+        if isinstance(make_block, nn.Module):
+            raise ValueError(
+                f"blocks[{path!r}] must be a callable that takes the number of channels and returns the block, such as "
+                f"the class {type(make_block).__name__} itself, not a block"
+            )
     if not isinstance(example_input, Tensor | tuple | dict):
         raise ValueError(
             "example_input must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "

@@ -237,6 +237,11 @@ def test_list_files_train_evaluate_and_predict(capsys, class_folders, tmp_path):
     code, out, _ = run(capsys, "predict", tmp_path / "run", class_folders / "val" / "class_2" / "1.jpg")
     assert code == 0
     assert out.count("%") == 3
+    # a label far above the others, in a list that does not say how many classes there are
+    (tmp_path / "far.list").write_text((tmp_path / "train.list").read_text() + "train/class_0/0.jpg 5000000\n")
+    far = [f"--data.train-list={tmp_path / 'far.list'}", lists[1]]
+    code, _, err = run(capsys, "train", "birds-resnet18", *options[:2], f"--run={tmp_path / 'far'}", *SMALL, *far)
+    assert (code, "far.list, line 25: read label 5000000, but only 4 different labels occur" in err) == (2, True), err
     # a bad line in the test list is told before anything is trained, as is a list that is not given
     with (tmp_path / "test.list").open("a") as file:
         file.write("val/class_0/0.jpg 3\n")

@@ -129,6 +129,20 @@ def test_the_last_epoch_is_tested_whatever_the_interval(class_folders, tmp_path,
         assert [row["test_top1"] != "nan" for row in csv.DictReader(file)] == tested
 
 
+def test_a_run_does_not_go_on_with_other_classes_or_images(finished, class_folders, tmp_path):
+    _, run = finished
+    for split in ("train", "val"):
+        for number in range(3):
+            name = "zebra" if number == 2 else f"class_{number}"
+            shutil.copytree(class_folders / split / f"class_{number}", tmp_path / "renamed" / split / name)
+    with pytest.raises(DataError, match=r"trained on other classes .* classes class_2, zebra differ"):
+        train(tiny(tmp_path / "renamed", max_epochs=3), run, resume=True, progress=False)
+    fewer = shutil.copytree(class_folders, tmp_path / "fewer")
+    (fewer / "train" / "class_0" / "0.jpg").unlink()
+    with pytest.raises(DataError, match=r"was trained on 24 images, but .* has 23"):
+        train(tiny(fewer, max_epochs=3), run, resume=True, progress=False)
+
+
 def test_a_finished_run_resumes_for_more_epochs(finished, class_folders, tmp_path):
     _, run = finished
     copy = shutil.copytree(run, tmp_path / "copy")

@@ -63,7 +63,7 @@ def train(arguments: Sequence[str]) -> None:
     if not is_first_process():
         return
     if result.last_top1 is None or result.best_top1 is None:
-        print(f"nothing was tested in this run; its last checkpoint is {result.last}")
+        print(f"nothing was left to train and test; the last checkpoint is {result.last}")
     else:
         print(f"last epoch: top-1 {result.last_top1:.2f} %, top-5 {result.last_top5:.2f} %  {result.last}")
         print(f"best epoch (chosen on the test set): top-1 {result.best_top1:.2f} %  {result.best}")
@@ -224,7 +224,7 @@ def demo(
 
 def toy_birds(
     out: tyro.conf.Positional[Path],
-    species: int = 20,
+    num_species: int = 20,
     train_images: int = 40,
     test_images: int = 20,
     size: int = 160,
@@ -234,7 +234,7 @@ def toy_birds(
 
     Args:
         out: Folder to write.
-        species: Number of species (classes).
+        num_species: Number of species (classes).
         train_images: Training images of each species.
         test_images: Test images of each species.
         size: Height and width of the images (pixels).
@@ -242,8 +242,9 @@ def toy_birds(
     """
     from cgnl.data.toy.birds import draw_birds
 
-    draw_birds(out, num_species=species, train_images=train_images, test_images=test_images, size=size, seed=seed)
-    print(f"{out}: {species} species, {species * train_images} training and {species * test_images} test images")
+    draw_birds(out, num_species=num_species, train_images=train_images, test_images=test_images, size=size, seed=seed)
+    images = f"{num_species * train_images} training and {num_species * test_images} test images"
+    print(f"{out}: {num_species} species, {images}")
 
 
 def check(
@@ -278,7 +279,11 @@ def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recip
     from cgnl.recipes import RECIPES, load_recipe
 
     if not arguments or arguments[0].startswith("-"):
-        print(f"usage: cgnl {command} RECIPE [options]\n\nRECIPE is one of these names, a YAML file, or a run folder:")
+        source = "CHECKPOINT" if command == "evaluate" else "RECIPE"
+        print(f"usage: cgnl {command} {source} [options]\n")
+        if command == "evaluate":
+            print("CHECKPOINT is a file or a run folder; a RECIPE in its place tests its --network.weights.\n")
+        print("RECIPE is one of these names, a YAML file, or a run folder:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print(f"\nOptions of one: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)

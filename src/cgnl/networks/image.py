@@ -289,7 +289,7 @@ def _load(network: nn.Module, checkpoint: _Checkpoint) -> None:
     if wrong:
         hint = ""
         if all(phrase.startswith("fc.") for phrase in wrong):
-            hint = " Only the classifier differs: new_classifier=True starts a new one."
+            hint = " Only the classifier differs: new_classifier=True (--network.new-classifier) starts a new one."
         elif any(f".{BLOCK_NAME}." in phrase for phrase in wrong):
             found = block_settings(state_dict)
             hint = f" The blocks in the file: {', '.join(f'{key}={value!r}' for key, value in found.items())}."

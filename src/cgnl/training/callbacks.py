@@ -92,7 +92,8 @@ class FiniteGuard(Callback):
             raise NonFiniteError(
                 f"{self.skipped} steps had a non-finite loss or gradient, more than trainer.skip_limit "
                 f"({self.limit}) allows; the last at step {trainer.global_step}, with {', '.join(samples[:4])}. "
-                f"All are in {self.run / 'skipped_steps.csv'}; {self.run / LAST} is the last good checkpoint."
+                f"All are in {self.run / 'skipped_steps.csv'}; "
+                + (f"{self.run / LAST} is the last checkpoint." if (self.run / LAST).exists() else "none is saved yet.")
             )
 
     @staticmethod
@@ -251,7 +252,7 @@ class RunKeeper(Checkpoint):
                 parts += [f"test top-1 {values['test/top1']:.2f} %", f"top-5 {values['test/top5']:.2f} %"]
             parts.append(f"{seconds:.0f} s")
             if self.data.bad_count:
-                parts.append(f"{self.data.bad_count} unreadable images so far")
+                parts.append(f"unreadable images so far: {self.data.bad_count}")
             self.say("  ".join(parts))
         improved = tested and values["test/top1"] > self.best
         if improved:

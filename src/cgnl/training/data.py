@@ -61,9 +61,12 @@ class ImageData(pl.LightningDataModule):
         images = self._read("test", self.config.test_list, len(self.classes))
         if images.kind != "list" and images.classes != self.classes:
             new = [name for name in images.classes if name not in self.classes]
+            gone = [name for name in self.classes if name not in images.classes]
+            lists = [
+                f"{what}: {', '.join(names[:5])}" for what, names in (("not expected", new), ("lacking", gone)) if names
+            ]
             raise DataError(
-                f"{images.root} has {len(images.classes)} classes where {len(self.classes)} are expected"
-                + (f"; not expected: {', '.join(new[:5])}" if new else "")
+                f"{images.root} has other classes than expected; {'; '.join(lists) or 'their order differs'}"
             )
         return images
 
@@ -144,7 +147,7 @@ class ImageData(pl.LightningDataModule):
         missing = len(self.train_images.missing) + len(self.test_images.missing)
         return (
             f"{len(self.train_images)} training and {len(self.test_images)} test images of {len(self.classes)} classes"
-            + (f"; {missing} files are missing" + (f" (missing_files.csv in {self.run})" if self.run else ""))
+            + (f"; missing files: {missing}" + (f" (missing_files.csv in {self.run})" if self.run else ""))
             * bool(missing)
         )
 

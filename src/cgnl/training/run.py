@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,13 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         TrainingStopped: A signal stopped the run; its state is saved.
     """
     quieten()
-    checkpoint = _prepare(recipe, run, name, resume)
+    checkpoint = _checkpoint_to_resume(recipe, run, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
     data = ImageData(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
     data.check()
+    if checkpoint is not None:
+        _check_same_data(checkpoint, data)
     # a checkpoint to go on from replaces the start weights, which need not be there any more
     start = recipe.network if checkpoint is None else replace(recipe.network, weights=None, new_classifier=False)
     network = build_network(start, len(data.classes))
@@ -94,12 +97,21 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     if config.compile:
         network.compile()
     console = Console()
-    say = console.print if is_first_process() else lambda line: None
+    say = partial(console.print, soft_wrap=True, highlight=False) if is_first_process() else lambda line: None
+    if is_first_process():
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
     say(data.summary())
     keeper = RunKeeper(
         run,
         data,
-        {"recipe": to_dict(recipe), "name": name, "classes": list(data.classes), **data.normalisation},
+        {
+            "recipe": to_dict(recipe),
+            "name": name,
+            "classes": list(data.classes),
+            "num_images": len(data.train_images),
+            **data.normalisation,
+        },
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
         log_every_n_steps=config.log_every_n_steps,
         test_every_n_epochs=config.test_every_n_epochs,
@@ -126,8 +138,10 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     with reporting_dead_readers():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     end_together()
-    if data.bad_count or guard.skipped:
-        say(f"{data.bad_count} unreadable images and {guard.skipped} steps were left out; lists are in {run}")
+    left_out = [f"unreadable images: {data.bad_count}"] * bool(data.bad_count)
+    left_out += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
+    if left_out:
+        say(f"left out: {', '.join(left_out)} (lists are in {run})")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
         run / LAST,
@@ -185,8 +199,8 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
     )
 
 
-def _prepare(recipe: Recipe, run: Path, name: str, resume: bool) -> Path | None:
-    """Check the run folder, write the recipe into it, return the checkpoint to go on from."""
+def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | None:
+    """Check the run folder, return the checkpoint to go on from."""
     last = run / LAST
     if last.exists() and not resume:
         raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
@@ -201,10 +215,21 @@ def _prepare(recipe: Recipe, run: Path, name: str, resume: bool) -> Path | None:
             )
         if changed:
             raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
-    if is_first_process():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
     return checkpoint
+
+
+def _check_same_data(checkpoint: Path, data: ImageData) -> None:
+    """Refuse to go on with other classes or another number of images than the run began with."""
+    entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
+    if tuple(entry["classes"]) != data.classes:
+        other = sorted(set(data.classes) ^ set(entry["classes"]))
+        what = f"classes {', '.join(other[:5])}" if other else "the order of the classes"
+        raise DataError(f"{checkpoint} was trained on other classes than {data.config.root} has: {what} differ")
+    if entry["num_images"] != len(data.train_images):
+        raise DataError(
+            f"{checkpoint} was trained on {entry['num_images']} images, but {data.config.root} has "
+            f"{len(data.train_images)}: the run cannot go on where it stood"
+        )
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
@@ -229,6 +254,7 @@ def quieten() -> None:
         r".*Trying to infer the `batch_size`.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*resuming from a checkpoint that ended before the epoch ended.*",
         r".*custom batch sampler `EpochBatches`.*",
         r".*You called `self.log\('.*but have no logger configured.*",
     ):

@@ -316,6 +316,13 @@ def _check_labels(list_file: Path, labels: list[tuple[int, int]], num_classes: i
                 f"{list_file}, line {line}: read label {label}, expected {expected}."
                 + (" No line has label 0: the labels seem to count from 1." if from_one else "")
             )
+    occurring = len({label for _, label in labels})
+    if num_classes is None and highest + 1 > 2 * occurring:
+        line = next(line for line, label in labels if label == highest)
+        raise DataError(
+            f"{list_file}, line {line}: read label {highest}, but only {occurring} different labels occur. "
+            "Give the number of classes if the others just have no images."
+        )
     if num_classes is None and lowest >= 1:
         line = next(line for line, label in labels if label == lowest)
         raise DataError(
