@@ -1,12 +1,20 @@
-"""From an RGB image to a network's normalised input, for training and for testing.
+"""From an RGB image or the frames of a video to a network's normalised input, for training and for testing.
 
 Images become tensors before they are resized: PyTorch resizes 8-bit tensors with the same antialiased
 bilinear filter as Pillow (values differ by rounding only) in well under half the time.
+
+Clips stay 8-bit until they are on the device that the network runs on, and stay as they were decoded in memory
+(channels last): only what is cut out is resized, and nothing is transposed.
+
+Shapes: T frames, H height, W width.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,20 +51,7 @@ def train_transform(
     Raises:
         ValueError: a size below 1, or a range that is empty or not positive.
     """
-    _check_size("size", size)
-    for name, (low, high) in (("area", area), ("aspect", aspect)):
-        if not 0 < low <= high:
-            raise ValueError(f"{name} ({low}, {high}) must be two positive numbers, the lower one first")
-    if area[0] > 1:
-        raise ValueError(f"area ({area[0]}, {area[1]}) must begin at 1 or below: no crop exceeds the image")
-    return v2.Compose(
-        [
-            v2.PILToTensor(),
-            v2.RandomResizedCrop(size, scale=area, ratio=aspect, antialias=True),
-            v2.RandomHorizontalFlip(flip),
-            *_normalise(mean, std),
-        ]
-    )
+    return v2.Compose([v2.PILToTensor(), *_random_crop(size, area, aspect, flip), *_normalise(mean, std)])
 
 
 def test_transform(
@@ -141,6 +136,145 @@ def test_geometry(height: int, width: int, size: int, resize: int) -> Geometry:
 
 
 test_geometry.__test__ = False  # type: ignore[attr-defined]
+
+
+def clip_train_transform(
+    size: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.25),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+) -> v2.Compose:
+    """Random crop, resized to a square, and random flip as in :func:`train_transform`, the same for all frames.
+
+    Args:
+        size: height and width of the output (pixels).
+        area: range of the crop's area, as a part of the frame's.
+        aspect: range of the crop's width over its height.
+        flip: probability of the flip.
+
+    Returns:
+        A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, size, size].
+
+    Raises:
+        ValueError: a size below 1, or a range that is empty or not positive.
+
+    Example:
+        >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
+        torch.Size([3, 8, 112, 112])
+    """
+    return v2.Compose([_channels_second, *_random_crop(size, area, aspect, flip), _channels_first])
+
+
+def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:
+    """Resize the shorter side, then crop a square from the middle if a size is given.
+
+    Args:
+        resize: length of the shorter side (pixels).
+        size: height and width of the crop (pixels); None leaves the whole frames, for :func:`crop_offsets`.
+
+    Returns:
+        A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, H', W'].
+
+    Raises:
+        ValueError: a size below 1, or a crop larger than the resized frame.
+
+    Example:
+        >>> clip_test_transform(128)(np.zeros((8, 240, 320, 3), np.uint8)).shape
+        torch.Size([3, 8, 128, 170])
+    """
+    _check_crop(resize if size is None else size, resize)
+    crop = [] if size is None else [v2.CenterCrop(size)]
+    return v2.Compose([_channels_second, v2.Resize(resize, antialias=True), *crop, _channels_first])
+
+
+def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
+    """Return where square test crops begin: one in the middle, or three along the longer side.
+
+    Args:
+        height: of the frames (pixels).
+        width: of the frames (pixels).
+        size: height and width of a crop (pixels).
+        num_crops: 1 or 3.
+
+    Returns:
+        Top and left of each crop (pixels): the middle, or the beginning, middle and end of the longer side in the
+        middle of the other.
+
+    Raises:
+        ValueError: another number of crops, or one larger than the frames.
+
+    Example:
+        >>> crop_offsets(256, 340, size=256, num_crops=3)
+        [(0, 0), (0, 42), (0, 84)]
+    """
+    if num_crops not in (1, 3):
+        raise ValueError(f"num_crops ({num_crops}) must be 1 or 3")
+    _check_size("size", size)
+    if min(height, width) < size:
+        raise ValueError(f"size ({size}) must be at most height ({height}) and width ({width}), which it is cut from")
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    if num_crops == 1:
+        return [(top, left)]
+    if height > width:
+        return [(offset, left) for offset in (0, top, height - size)]
+    return [(top, offset) for offset in (0, left, width - size)]
+
+
+def normalise_clip(
+    clip: Tensor,
+    *,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Tensor:
+    """Turn 8-bit clips into a network's input; meant for the device that the network runs on.
+
+    Args:
+        clip: uint8 [..., 3, T, H, W].
+        mean: of each channel (RGB, values from 0 to 1), subtracted.
+        std: of each channel, divided by.
+
+    Returns:
+        float32 [..., 3, T, H, W] on the same device, in the same order in memory.
+
+    Raises:
+        ValueError: another dtype than uint8.
+
+    Example:
+        >>> normalise_clip(torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)).flatten()
+        tensor([2.2489, 2.4286, 2.6400])
+    """
+    if clip.dtype != torch.uint8:
+        raise ValueError(f"clip must be uint8, not {clip.dtype}")
+    shift, scale = _constants(mean, std, clip.device)
+    return clip.float().sub_(shift).div_(scale)
+
+
+@cache  # copied to a device only once: a copy makes the processor wait for all that the device has still to do
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        shift, scale = (255 * torch.tensor(values, device=device)[:, None, None, None] for values in (mean, std))
+    return shift, scale
+
+
+def _channels_second(frames: np.ndarray | Tensor) -> Tensor:
+    return torch.as_tensor(frames).movedim(-1, 1)
+
+
+def _channels_first(frames: Tensor) -> Tensor:
+    return frames.movedim(1, 0)
+
+
+def _random_crop(
+    size: int, area: tuple[float, float], aspect: tuple[float, float], flip: float
+) -> tuple[v2.Transform, v2.Transform]:
+    _check_size("size", size)
+    for name, (low, high) in (("area", area), ("aspect", aspect)):
+        if not 0 < low <= high:
+            raise ValueError(f"{name} ({low}, {high}) must be two positive numbers, the lower one first")
+    if area[0] > 1:
+        raise ValueError(f"area ({area[0]}, {area[1]}) must begin at 1 or below: no crop exceeds the image")
+    return v2.RandomResizedCrop(size, scale=area, ratio=aspect, antialias=True), v2.RandomHorizontalFlip(flip)
 
 
 def _normalise(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:

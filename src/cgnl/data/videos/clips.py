@@ -1,0 +1,142 @@
+"""Which frames make a clip: functions from a video's number of frames to numbers of frames.
+
+A clip is ``length`` frames, every ``step``-th one of a stretch of ``length * step`` consecutive frames (32 of 64 in
+the paper). Numbers past the end of a video wrap around, so that a video shorter than the stretch loops.
+
+Source: the paper, which follows Wang et al. 2018, "Non-local neural networks".
+"""
+
+import math
+
+import numpy as np
+import torch
+
+
+def training_clip(frames: int, length: int, step: int, start: int) -> np.ndarray:
+    """Return the frames of the clip that starts at a frame.
+
+    Args:
+        frames: number of frames of the video.
+        length: number of frames of the clip, T.
+        step: distance between two of them.
+        start: the first one.
+
+    Returns:
+        Numbers of frames, int64 [T], from 0 to ``frames - 1``.
+
+    Raises:
+        ValueError: a number below 1, or a start that is no frame of the video.
+
+    Example:
+        >>> training_clip(10, length=4, step=2, start=5)
+        array([5, 7, 9, 1])
+    """
+    _check(frames=frames, length=length, step=step)
+    if not 0 <= start < frames:
+        raise ValueError(f"start ({start}) must be at least 0 and below frames ({frames})")
+    return _clips(frames, np.array([start]), length, step)[0]
+
+
+def random_clip(frames: int, length: int, step: int) -> np.ndarray:
+    """Return a clip with a random start: from 0 to ``frames - length * step``, or 0 where the video is shorter.
+
+    The start is drawn from torch's global generator.
+
+    Args:
+        frames: number of frames of the video.
+        length: number of frames of the clip, T.
+        step: distance between two of them.
+
+    Returns:
+        Numbers of frames, int64 [T].
+
+    Raises:
+        ValueError: a number below 1.
+
+    Example:
+        >>> random_clip(3, length=4, step=2)
+        array([0, 2, 1, 0])
+    """
+    _check(frames=frames, length=length, step=step)
+    start = int(torch.randint(_last_start(frames, length, step) + 1, ()))
+    return training_clip(frames, length, step, start)
+
+
+def test_clips(frames: int, num_clips: int, length: int, step: int) -> np.ndarray:
+    """Return clips that start evenly spaced: clip j at floor(frames * j / num_clips); one clip alone is centred.
+
+    The formula would put a single clip at the beginning, where many videos only fade in; it is taken from the middle
+    instead, at floor((frames - length * step) / 2), or 0 where the video is shorter.
+
+    Args:
+        frames: number of frames of the video.
+        num_clips: number of clips.
+        length: number of frames of a clip, T.
+        step: distance between two of them.
+
+    Returns:
+        Numbers of frames, int64 [num_clips, T].
+
+    Raises:
+        ValueError: a number below 1.
+
+    Example:
+        >>> test_clips(9, num_clips=2, length=3, step=2)
+        array([[0, 2, 4],
+               [4, 6, 8]])
+        >>> test_clips(9, num_clips=1, length=3, step=2)
+        array([[1, 3, 5]])
+    """
+    _check(frames=frames, num_clips=num_clips, length=length, step=step)
+    if num_clips == 1:
+        return _clips(frames, np.array([_last_start(frames, length, step) // 2]), length, step)
+    return _clips(frames, frames * np.arange(num_clips) // num_clips, length, step)
+
+
+test_clips.__test__ = False  # type: ignore[attr-defined]  # no test, though pytest would take the name for one
+
+
+def timeline_clips(frames: int, fps: float, length: int, step: int) -> np.ndarray:
+    """Return one clip for each second of a video, centred on the middle of that second.
+
+    A clip that would begin before the video or end after it is moved to lie inside, so that it does not mix the end
+    with the beginning; only a video shorter than a clip loops.
+
+    Args:
+        frames: number of frames of the video.
+        fps: frames per second.
+        length: number of frames of a clip, T.
+        step: distance between two of them.
+
+    Returns:
+        Numbers of frames, int64 [seconds, T]; a part of a second at the end counts as one.
+
+    Raises:
+        ValueError: a number below 1, or an fps that is not above 0 (a folder of frames does not tell it).
+
+    Example:
+        >>> timeline_clips(11, fps=4, length=2, step=2)
+        array([[0, 2],
+               [4, 6],
+               [7, 9]])
+    """
+    _check(frames=frames, length=length, step=step)
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps ({fps}) must be above 0")
+    middles = (np.arange(math.ceil(frames / fps)) + 0.5) * fps
+    starts = np.floor(middles - length * step / 2).astype(np.int64)
+    return _clips(frames, starts.clip(0, _last_start(frames, length, step)), length, step)
+
+
+def _clips(frames: int, starts: np.ndarray, length: int, step: int) -> np.ndarray:
+    return (starts[:, None] + step * np.arange(length)) % frames
+
+
+def _last_start(frames: int, length: int, step: int) -> int:
+    return max(frames - length * step, 0)
+
+
+def _check(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} ({value}) must be at least 1")
