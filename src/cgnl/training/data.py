@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import BadFiles, ImageDataset, ImageList, check_missing, collate, read_images, write_missing
+from cgnl.data.images import ImageDataset, collate, read_images
+from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.recipe import DataConfig
@@ -51,12 +52,12 @@ class ImageData(pl.LightningDataModule):
         self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
 
     @cached_property
-    def train_images(self) -> ImageList:
+    def train_images(self) -> SampleList:
         """The training images, read on first use."""
         return self._read("train", self.config.train_list, self.config.num_classes)
 
     @cached_property
-    def test_images(self) -> ImageList:
+    def test_images(self) -> SampleList:
         """The test images, read on first use; their classes must be those of the training images."""
         images = self._read("test", self.config.test_list, len(self.classes))
         if images.kind != "list" and images.classes != self.classes:
@@ -70,7 +71,7 @@ class ImageData(pl.LightningDataModule):
             )
         return images
 
-    def _read(self, split: Literal["train", "test"], list_file: Path | None, num_classes: int | None) -> ImageList:
+    def _read(self, split: Literal["train", "test"], list_file: Path | None, num_classes: int | None) -> SampleList:
         assert self.config.root is not None
         if list_file is None and "list" in (self.config.format, self._kind):
             raise DataError(f"data.{split}_list is needed: the list file of the {split} images")

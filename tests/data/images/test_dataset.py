@@ -13,18 +13,19 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from cgnl.data.images import ImageDataset, ImageList, ImageSample, collate, describe_in_flight
+from cgnl.data.images import ImageDataset, collate, describe_in_flight
+from cgnl.data.lists import Sample, SampleList
 from cgnl.data.transforms import train_transform
 
 
-def make_images(root: Path, number: int = 8) -> ImageList:
+def make_images(root: Path, number: int = 8) -> SampleList:
     rng = np.random.default_rng(0)
     samples = []
     for index in range(number):
         path = root / f"bird {index}.png"
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
-        samples.append(ImageSample(path, index % 3))
-    return ImageList(root, tuple(samples), ("a", "b", "c"), "list")
+        samples.append(Sample(path, index % 3))
+    return SampleList(root, tuple(samples), ("a", "b", "c"), "list")
 
 
 def test_samples_have_the_pixels_and_labels_of_their_files(tmp_path):
@@ -74,7 +75,7 @@ def test_random_draws_depend_on_seed_epoch_and_index_alone(tmp_path):
 
 def test_equal_images_are_cut_differently(tmp_path):
     sample = make_images(tmp_path, 1).samples[0]
-    dataset = ImageDataset(ImageList(tmp_path, (sample,) * 30, ("a",), "list"), train_transform(8), seed=0)
+    dataset = ImageDataset(SampleList(tmp_path, (sample,) * 30, ("a",), "list"), train_transform(8), seed=0)
     cuts = [dataset[epoch, index]["image"] for epoch in range(2) for index in range(30)]
     assert len({cut.numpy().tobytes() for cut in cuts}) > 50
 

@@ -7,7 +7,6 @@ import pytest
 
 from cgnl.data.decoding import DataError
 from cgnl.data.images import (
-    ImageSample,
     read_class_folders,
     read_cub,
     read_cub_boxes,
@@ -15,6 +14,7 @@ from cgnl.data.images import (
     read_image_list,
     read_images,
 )
+from cgnl.data.lists import Sample
 
 CUB = {
     "classes.txt": ["1 001.Black_footed_Albatross", "2 002.Laysan_Albatross", "3 003.Sooty_Albatross"],
@@ -51,14 +51,14 @@ def test_cub(tmp_path, newline):
     train = read_images(tmp_path, "train")
     assert train.kind == "cub"
     assert train.samples == (
-        ImageSample(images / "001.Black_footed_Albatross/a.jpg", 0),
-        ImageSample(images / "002.Laysan_Albatross/d.jpg", 1),
+        Sample(images / "001.Black_footed_Albatross/a.jpg", 0),
+        Sample(images / "002.Laysan_Albatross/d.jpg", 1),
     )
     assert train.classes == ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
     for split in ("test", "val"):
         assert read_images(tmp_path, split).samples == (
-            ImageSample(images / "001.Black_footed_Albatross/b c.jpg", 0),
-            ImageSample(images / "003.Sooty_Albatross/e.jpg", 2),
+            Sample(images / "001.Black_footed_Albatross/b c.jpg", 0),
+            Sample(images / "003.Sooty_Albatross/e.jpg", 2),
         )
 
 
@@ -159,7 +159,7 @@ def test_list_files(tmp_path, text):
     images = read_images(tmp_path, list_file=make_list(tmp_path, text))
     assert images.kind == "list"
     assert images.samples == tuple(
-        ImageSample(tmp_path / name, label) for name, label in (("a.jpg", 0), ("b.jpg", 1), ("c.jpg", 1))
+        Sample(tmp_path / name, label) for name, label in (("a.jpg", 0), ("b.jpg", 1), ("c.jpg", 1))
     )
     assert images.classes == ("0", "1")
 
@@ -299,7 +299,7 @@ def test_folders_of_classes(tmp_path):
         ("train/b/1.jpg", 1),
     ]
     for split in ("val", "test"):
-        assert read_images(tmp_path, split).samples == (ImageSample(tmp_path / "val/b/9.bmp", 1),)
+        assert read_images(tmp_path, split).samples == (Sample(tmp_path / "val/b/9.bmp", 1),)
 
 
 def test_a_class_that_training_does_not_have(tmp_path):

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cgnl.data.decoding import decoded_size
-from cgnl.data.images.bad_files import write_rows
-from cgnl.data.images.reading import Format, ImageList, Split, read_images, readable
+from cgnl.data.images.reading import Format, read_images
+from cgnl.data.lists import SampleList, Split, readable, write_rows
 from cgnl.data.scanning import scan
 
 _SHOWN = 50
@@ -152,7 +152,7 @@ def _splits(root: Path, list_file: str | os.PathLike[str] | None) -> dict[str, S
     return {"train": "train", "test": "test"} if (root / "images.txt").exists() or not found else found
 
 
-def _report(name: str, images: ImageList, bad: dict[Path, str]) -> SplitReport:
+def _report(name: str, images: SampleList, bad: dict[Path, str]) -> SplitReport:
     counts = [0] * len(images.classes)
     unreadable = 0
     for sample in images.samples:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from cgnl.data.decoding import BadFileError, open_image
-from cgnl.data.images.reading import ImageList
+from cgnl.data.lists import SampleList
 
 _MAX_WORKERS = 256
 
@@ -29,7 +29,7 @@ _datasets: weakref.WeakSet["ImageDataset"] = weakref.WeakSet()
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Reads, transforms and labels the images of an :class:`ImageList`.
+    """Reads, transforms and labels the images of a :class:`cgnl.data.lists.SampleList`.
 
     A key is ``(epoch, index)``, or an index alone for epoch 0. Whatever the transform draws from torch's or
     Python's global random generator on the CPU is a function of seed, epoch and index alone: the same in any
@@ -41,13 +41,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: of the random draws.
 
     Example:
-        >>> from cgnl.data.images import ImageSample
-        >>> images = ImageList(Path("."), (ImageSample(Path("no.jpg"), 3),), tuple("abcd"), "list")
+        >>> from cgnl.data.lists import Sample
+        >>> images = SampleList(Path("."), (Sample(Path("no.jpg"), 3),), tuple("abcd"), "list")
         >>> ImageDataset(images, transform=list)[0]
         {'image': None, 'label': 3, 'index': 0, 'path': PosixPath('no.jpg'), 'error': 'does not exist'}
     """
 
-    def __init__(self, images: ImageList, transform: Callable[[Image.Image], Any], *, seed: int = 0) -> None:
+    def __init__(self, images: SampleList, transform: Callable[[Image.Image], Any], *, seed: int = 0) -> None:
         self.transform = transform
         self.seed = seed
         # Arrays instead of the samples themselves: reading Python objects in a forked worker changes their

@@ -6,21 +6,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images.reading import ImageList, readable
+from cgnl.data.lists.samples import SampleList
+from cgnl.data.lists.text import readable
 
 
 class BadFiles:
     """Counts the files of one data set that cannot be read, and names each once in ``bad_files.csv``.
 
     Args:
-        images: the data set.
+        samples: the data set.
         folder: where ``bad_files.csv`` is kept; what it names already is not written again. None writes
             nothing.
         limit: part of the data set that may be bad.
     """
 
-    def __init__(self, images: ImageList, folder: str | os.PathLike[str] | None, *, limit: float = 0.05) -> None:
-        self.images, self.limit = images, limit
+    def __init__(self, samples: SampleList, folder: str | os.PathLike[str] | None, *, limit: float = 0.05) -> None:
+        self.samples, self.limit = samples, limit
         self.file = None if folder is None else Path(folder, "bad_files.csv")
         self._bad: set[int] = set()
 
@@ -32,7 +33,7 @@ class BadFiles:
         """Count the bad files of a batch.
 
         Args:
-            bad: (index, path, reason) of each, as :func:`collate` lists them.
+            bad: (index, path, reason) of each, as a batch's ``bad`` lists them.
 
         Raises:
             DataError: more files are bad than the limit allows.
@@ -43,23 +44,23 @@ class BadFiles:
         self._bad.update(index for index, *_ in new)
         if self.file is not None:
             write_rows(self.file, [(path, reason) for _, path, reason in new])
-        if len(self._bad) > self.limit * len(self.images):
+        if len(self._bad) > self.limit * len(self.samples):
             _, path, reason = new[-1]
             raise DataError(
-                f"{len(self._bad)} of {len(self.images)} files of {self.images.root} cannot be read, more "
+                f"{len(self._bad)} of {len(self.samples)} files of {self.samples.root} cannot be read, more "
                 f"than the limit of {self.limit:.1%}; the last: {path} {reason}."
                 + (f" All are listed in {self.file}." if self.file else "")
             )
 
 
-def write_missing(folder: str | os.PathLike[str], lists: Iterable[ImageList]) -> None:
+def write_missing(folder: str | os.PathLike[str], lists: Iterable[SampleList]) -> None:
     """List the missing files of data sets in ``missing_files.csv``, if there are any.
 
     Args:
         folder: the run's folder.
         lists: the data sets.
     """
-    rows = [(path, "does not exist") for images in lists for path in images.missing]
+    rows = [(path, "does not exist") for samples in lists for path in samples.missing]
     if rows:
         write_rows(Path(folder, "missing_files.csv"), rows)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import BadFiles, ImageList, ImageSample, write_missing
+from cgnl.data.lists import BadFiles, Sample, SampleList, write_missing
 
 
-def make_list(number: int, *missing: str) -> ImageList:
-    samples = tuple(ImageSample(Path(f"root/{index}.jpg"), 0) for index in range(number))
-    return ImageList(Path("root"), samples, ("a",), "list", tuple(Path("root", name) for name in missing))
+def make_list(number: int, *missing: str) -> SampleList:
+    samples = tuple(Sample(Path(f"root/{index}.jpg"), 0) for index in range(number))
+    return SampleList(Path("root"), samples, ("a",), "list", tuple(Path("root", name) for name in missing))
 
 
 def rows(file: Path) -> list[list[str]]:

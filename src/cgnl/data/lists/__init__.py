@@ -1,0 +1,26 @@
+"""What image and video data sets share: samples with labels, list files, folders of classes, accounts of bad files."""
+
+from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
+from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed
+from cgnl.data.lists.samples import Sample, SampleList, Split, check_missing
+from cgnl.data.lists.text import Inside, integer, read_table, readable, shown, text_lines
+
+__all__ = [
+    "BadFiles",
+    "Inside",
+    "Sample",
+    "SampleList",
+    "Split",
+    "check_missing",
+    "class_folders",
+    "files_below",
+    "integer",
+    "labelled_lines",
+    "listed",
+    "read_table",
+    "readable",
+    "shown",
+    "text_lines",
+    "write_missing",
+    "write_rows",
+]
