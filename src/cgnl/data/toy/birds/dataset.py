@@ -1,11 +1,8 @@
 """The drawn birds as files, in the exact layout of CUB-200-2011."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cgnl.data.decoding import DataError
 from cgnl.data.toy.birds.scene import Scene, draw_scene
 from cgnl.data.toy.birds.skeleton import PART_NAMES
 from cgnl.data.toy.birds.species import Species, catalogue
+from cgnl.data.toy.folder import count_workers, replacing
 
 # Written last: a folder that has it is a whole set.
 _SETTINGS_FILE = "toy_birds.json"
@@ -104,12 +101,9 @@ def draw_birds(
     """
     settings = _Settings(num_species, train_images, test_images, size, seed)
     species = catalogue(num_species)
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
-        raise ValueError(f"workers ({workers}) must be at least 1")
+    workers = count_workers(workers)
     items = _list_items(species, settings)
-    with _replacing(Path(root)) as folder:
+    with replacing(Path(root), "birds", _SETTINGS_FILE, _CONTENTS) as folder:
         for directory in sorted({Path(item.path).parent for item in items}):
             (folder / "images" / directory).mkdir(parents=True)
         draw = partial(_draw_item, folder, settings)
@@ -194,29 +188,3 @@ def _write_lists(folder: Path, species: list[Species], items: list[_Item], annot
     write("bounding_boxes.txt", (f"{item.image_id} {box}" for item, box in zip(items, boxes, strict=True)))
     write("parts/parts.txt", (f"{i} {name}" for i, name in enumerate(PART_NAMES, start=1)))
     write("parts/part_locs.txt", part_lines())
-
-
-@contextmanager
-def _replacing(root: Path) -> Iterator[Path]:
-    """Give a folder beside root to write into; it takes root's place if all went well and vanishes if not."""
-    _refuse_foreign(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        folder = Path(scratch) / "new"
-        folder.mkdir()
-        yield folder
-        _refuse_foreign(root)
-        if root.exists():
-            root.rename(Path(scratch) / "old")
-        folder.rename(root)
-
-
-def _refuse_foreign(root: Path) -> None:
-    if root.is_symlink() or (root.exists() and not root.is_dir()):
-        raise DataError(f"{root} must be a folder to draw the birds into, and it is a file or a link.")
-    names = {path.name for path in root.iterdir()} if root.exists() else set()
-    if names and not (_SETTINGS_FILE in names and names <= _CONTENTS):
-        raise DataError(
-            f"{root} holds {len(names)} files or folders that are not a drawn set of birds. "
-            "Name a new or an empty folder."
-        )
