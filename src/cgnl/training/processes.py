@@ -65,7 +65,7 @@ def reporting_dead_readers() -> Iterator[None]:
     except RuntimeError as error:
         if not any(text in str(error) for text in ("DataLoader worker (pid", "DataLoader timed out")):
             raise
-        from cgnl.data.images import describe_in_flight
+        from cgnl.data.records import describe_in_flight
 
         reason = str(error).rstrip(". ")
         raise DataError(f"a process that reads images died or hangs: {reason}. {describe_in_flight(error)}") from error

@@ -13,8 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from cgnl.data.images import ImageDataset, collate, describe_in_flight
+from cgnl.data.images import ImageDataset, collate
 from cgnl.data.lists import Sample, SampleList
+from cgnl.data.records import describe_in_flight
 from cgnl.data.transforms import train_transform
 
 

@@ -5,7 +5,7 @@ A reader finds paths and labels and checks all of them before a network is built
 """
 
 from cgnl.data.images.checking import ImageReport, SplitReport, check_images
-from cgnl.data.images.dataset import ImageDataset, collate, describe_in_flight
+from cgnl.data.images.dataset import ImageDataset, collate
 from cgnl.data.images.reading import (
     read_class_folders,
     read_cub,
@@ -21,7 +21,6 @@ __all__ = [
     "SplitReport",
     "check_images",
     "collate",
-    "describe_in_flight",
     "read_class_folders",
     "read_cub",
     "read_cub_boxes",

@@ -1,0 +1,142 @@
+"""What data sets of files share: reproducible records, bad files named, and which file each worker reads."""
+
+import hashlib
+import os
+import random
+import re
+import struct
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.lists import SampleList
+
+_MAX_WORKERS = 256
+
+
+_datasets: weakref.WeakSet["FileDataset"] = weakref.WeakSet()
+
+
+class FileDataset(Dataset[dict[str, Any]], ABC):
+    """Reads the files of a :class:`cgnl.data.lists.SampleList` into records; what is read is left to a subclass.
+
+    A key is ``(epoch, index)``, or an index alone for epoch 0. Whatever is drawn from torch's or Python's global
+    random generator on the CPU while a file is read is a function of seed, epoch and index alone: the same in any
+    order, in any worker and after a resume. Both generators are left as they were.
+
+    Args:
+        samples: what to read.
+        seed: of the random draws.
+    """
+
+    def __init__(self, samples: SampleList, *, seed: int = 0) -> None:
+        self.seed = seed
+        # Arrays instead of the samples themselves: reading Python objects in a forked worker changes their
+        # reference counts, and so copies the pages that hold them into each worker.
+        self._paths = np.array([os.fsencode(sample.path) for sample in samples.samples])
+        self._labels = np.array([sample.label for sample in samples.samples], dtype=np.int64)
+        # What each worker reads: its process id and the sample's number. In shared memory, so that the sample
+        # that killed a worker can still be named.
+        self._in_flight = torch.full((_MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
+        _datasets.add(self)
+
+    @abstractmethod
+    def read(self, index: int) -> dict[str, Any]:
+        """Return what a sample's record holds besides ``label`` and ``index``.
+
+        Raises:
+            BadFileError: the file cannot be read.
+        """
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._labels)
+
+    def path(self, index: int) -> Path:
+        """Return the file of a sample."""
+        return Path(os.fsdecode(self._paths[index]))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Read one sample.
+
+        Args:
+            key: ``(epoch, index)`` or ``index``.
+
+        Returns:
+            ``label``, ``index`` and what was read; if the file cannot be read, ``image`` is None, and ``path`` and
+            ``error`` tell which and why.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = {"label": int(self._labels[index]), "index": index}
+        worker = get_worker_info()
+        if worker is not None:
+            self._in_flight[worker.id % _MAX_WORKERS] = torch.tensor([os.getpid(), index])
+        try:
+            with _random_state_of(self.seed, epoch, index):
+                return {**self.read(index), **record}
+        except BadFileError as error:
+            return {"image": None, **record, "path": error.path, "error": error.reason}
+        finally:
+            if worker is not None:
+                self._in_flight[worker.id % _MAX_WORKERS, 1] = -1
+
+
+def describe_in_flight(error: BaseException | None = None) -> str:
+    """Say which files the data loaders' workers are reading, or were when they died; each is told once.
+
+    Args:
+        error: what the data loader raised; if it names dead processes, only their files are given.
+
+    Returns:
+        One sentence.
+    """
+    dead = {int(number) for pids in re.findall(r"pid(?:\(s\))? ([0-9, ]+)", str(error)) for number in pids.split(",")}
+    reading = [
+        (pid, dataset.path(index)) for dataset in _datasets for pid, index in dataset._in_flight.tolist() if index >= 0
+    ]
+    for dataset in _datasets:
+        dataset._in_flight.fill_(-1)  # or a later failure in the same process would be told with this one
+    paths = [path for pid, path in reading if pid in dead] or [path for _, path in reading]
+    return f"The file being read: {', '.join(map(str, paths))}." if paths else "No file was being read."
+
+
+@contextmanager
+def _random_state_of(*numbers: int) -> Iterator[None]:
+    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little")
+    # The CPU generator alone: torch.manual_seed would reset those of all GPUs too.
+    generator, python_state = torch.default_generator, random.getstate()
+    torch_state = generator.get_state()
+    generator.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(torch_state)
+        random.setstate(python_state)
+
+
+def sort_out(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Take the samples that could be read, and begin a batch of them.
+
+    Args:
+        records: samples of a :class:`FileDataset`, B of which could be read.
+
+    Returns:
+        The records that could be read, and ``label`` [B], ``index`` [B] and ``bad``, a list of (index, path, reason)
+        of the others.
+    """
+    good = [record for record in records if "error" not in record]
+    return good, {
+        "label": torch.tensor([record["label"] for record in good], dtype=torch.int64),
+        "index": torch.tensor([record["index"] for record in good], dtype=torch.int64),
+        "bad": [(record["index"], record["path"], record["error"]) for record in records if "error" in record],
+    }
