@@ -134,6 +134,28 @@ def insert_blocks(
     return model
 
 
+def attach_without_hook(module: nn.Module, block: nn.Module) -> None:
+    """Make a block a module's child ``inserted_block``, for a network that runs the block itself.
+
+    :func:`inserted_blocks` lists it and :func:`remove_blocks` takes it out, like one of :func:`insert_blocks`.
+
+    Args:
+        module: The module that the block stands after; one without a block.
+        block: The block.
+    """
+    module.add_module(BLOCK_NAME, block)
+    setattr(module, _HANDLE_NAME, None)
+
+
+def block_without_hook(module: nn.Module) -> nn.Module | None:
+    """Return the block of a module that :func:`attach_without_hook` put there, None where there is none.
+
+    Args:
+        module: Any module.
+    """
+    return module.get_submodule(BLOCK_NAME) if getattr(module, _HANDLE_NAME, False) is None else None
+
+
 def remove_blocks(model: ModelT) -> ModelT:
     """Take all inserted blocks out, so that the host is as it was before :func:`insert_blocks`.
 
@@ -175,8 +197,8 @@ def inserted_blocks(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         For each path that a block stands after, the block; in the order of ``model.named_modules()``.
     """
-    hooks = ((path, module, _hook_of(module)) for path, module in model.named_modules())
-    return {path: hook.block_after(module) for path, module, hook in hooks if hook is not None}
+    blocks = ((path, _block_after(module)) for path, module in model.named_modules())
+    return {path: block for path, block in blocks if block is not None}
 
 
 class _BlockHook:
@@ -223,6 +245,11 @@ def _hook_of(module: nn.Module) -> _BlockHook | None:
     return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _BlockHook)), None)
 
 
+def _block_after(module: nn.Module) -> nn.Module | None:
+    hook = _hook_of(module)
+    return block_without_hook(module) if hook is None else hook.block_after(module)
+
+
 def _target(model: nn.Module, path: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
@@ -235,7 +262,7 @@ def _target(model: nn.Module, path: str) -> nn.Module:
             wrapper = "torch.compile"
         if wrapper is not None:
             raise ValueError(f"model: insert blocks before {wrapper}, not into its result")
-    if _hook_of(modules[path]) is not None:
+    if _block_after(modules[path]) is not None:
         raise ValueError(f"blocks[{path!r}]: a block is already inserted there")
     return modules[path]
 
@@ -385,6 +412,9 @@ def _attach(target: nn.Module, block: nn.Module, layout: Layout, owner: nn.Modul
 def _detach(model: nn.Module, target: nn.Module) -> None:
     hook = _hook_of(target)
     if hook is None:
+        if block_without_hook(target) is not None:
+            delattr(target, BLOCK_NAME)
+            delattr(target, _HANDLE_NAME)
         return
     block = hook.block_after(target)
     owner = next(module for module in model.modules() if module._modules.get(hook.name) is block)

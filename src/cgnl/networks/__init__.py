@@ -1,12 +1,12 @@
-"""Networks with blocks at the paper's places, and checkpoints of them; both rooms are imported on first use."""
+"""Networks with blocks at the paper's places, and checkpoints of them; each part is imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgnl.networks import checkpoints, image
+    from cgnl.networks import checkpoints, image, video
 
-__all__ = ["checkpoints", "image"]
+__all__ = ["checkpoints", "image", "video"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cgnl.blocks import CGNL2d, NonLocal2d, Norm, ResidualBlock2d
+from cgnl.blocks import CGNL2d, CGNL3d, NonLocal2d, NonLocal3d, Norm, ResidualBlock2d, ResidualBlock3d
 from cgnl.insertion import BLOCK_NAME, insert_blocks
 from cgnl.kernel_functions import GaussianRBF, KernelFunction
 from cgnl.networks.checkpoints import (
@@ -38,6 +38,7 @@ except ImportError as error:
 _logger = logging.getLogger(__name__)
 
 MakeBlock = Callable[[int], nn.Module]
+Weights: TypeAlias = str | os.PathLike[str] | models.WeightsEnum | None
 
 # Residual blocks (from 0) that the blocks follow, by number of blocks. The paper fixes res4 for one block and
 # "every other" residual block of res3 and res4 for five; ResNet-18 has only two residual blocks a stage.
@@ -49,7 +50,14 @@ _PLACES = {
     "resnet152": {1: ["layer3.34"], 5: ["layer2.3", "layer2.7", "layer3.11", "layer3.23", "layer3.35"]},
 }
 ARCHITECTURES = tuple(_PLACES)
-BLOCKS = ("nl", "cgnl", "cgnlx", "residual")
+# The classes behind the names, for images and for videos.
+_BLOCK_TYPES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "nl": (NonLocal2d, NonLocal3d),
+    "cgnl": (CGNL2d, CGNL3d),
+    "cgnlx": (CGNL2d, CGNL3d),
+    "residual": (ResidualBlock2d, ResidualBlock3d),
+}
+BLOCKS = tuple(_BLOCK_TYPES)
 
 
 class DropoutLinear(nn.Linear):
@@ -71,7 +79,7 @@ class DropoutLinear(nn.Linear):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [B, K] of the features ``x`` [B, in_features]."""
+        """Return the logits [..., K] of the features ``x`` [..., in_features]."""
         return super().forward(F.dropout(x, self.dropout, self.training))
 
     def extra_repr(self) -> str:
@@ -109,7 +117,7 @@ def resnet(
     num_blocks: int = 1,
     *,
     num_classes: int | None = None,
-    weights: str | os.PathLike[str] | models.WeightsEnum | None = None,
+    weights: Weights = None,
     new_classifier: bool = False,
     groups: int = 8,
     kernel: str | KernelFunction = "dot",
@@ -163,29 +171,24 @@ def resnet(
     >>> network.layer3[0].inserted_block.theta.weight.shape
     torch.Size([128, 256, 1, 1])
     """
-    make_block = _make_block(block, groups, kernel, norm, scale, channel_reduction, pairwise, subsample)
+    make_block = block_maker(
+        block,
+        groups=groups,
+        kernel=kernel,
+        norm=norm,
+        scale=scale,
+        channel_reduction=channel_reduction,
+        pairwise=pairwise,
+        subsample=subsample,
+    )
     places = block_places(arch, num_blocks if make_block else 1)
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes ({num_classes}) must be at least 1")
-    checkpoint = _read_weights(arch, weights)
-    classes_in_weights = 1000 if checkpoint is None else _num_classes(checkpoint)
-    num_classes = num_classes or classes_in_weights
-
-    network: models.ResNet = models.get_model(arch, num_classes=num_classes)
-    network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
+    network, checkpoint = backbone(arch, num_classes, weights, dropout)
     if make_block:
         # Any size does to find the channel counts; 32 pixels leave one position in the last stage.
         example = torch.zeros(1, 3, 32, 32, device=network.conv1.weight.device)
         insert_blocks(network, dict.fromkeys(places, make_block), example_input=example)
     if checkpoint is not None:
-        if new_classifier or (checkpoint.by_name and num_classes != classes_in_weights):
-            # As in the released code. Without weights PyTorch's own start is kept: these logits are too large
-            # for features that are not trained.
-            nn.init.kaiming_normal_(network.fc.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(network.fc.bias)
-            checkpoint.state_dict["fc.weight"] = network.fc.weight.detach()
-            checkpoint.state_dict["fc.bias"] = network.fc.bias.detach()
-        _load(network, checkpoint)
+        load_weights(network, checkpoint, new_classifier)
     return network
 
 
@@ -196,8 +199,9 @@ resnet101 = partial(resnet, "resnet101")
 resnet152 = partial(resnet, "resnet152")
 
 
-def _make_block(
+def block_maker(
     block: str | MakeBlock | None,
+    *,
     groups: int,
     kernel: str | KernelFunction,
     norm: Norm,
@@ -205,28 +209,51 @@ def _make_block(
     channel_reduction: int,
     pairwise: Pairwise,
     subsample: bool,
+    bias: bool = False,
+    of_videos: bool = False,
 ) -> MakeBlock | None:
+    """Return the function from the channel count to a new block, or None for no block.
+
+    Args:
+        block: As in :func:`resnet`, like all that follow but the last two.
+        groups: Groups G of a CGNL block; of a residual block's conv_z.
+        kernel: Kernel function of a "cgnl" block.
+        norm: Norm of the block.
+        scale: Scale of a CGNL block's sums; whether an NL block divides its logits by sqrt(C').
+        channel_reduction: C/C'.
+        pairwise: Pairwise function of an NL block.
+        subsample: Whether an NL block max-pools phi and g.
+        bias: Whether an NL block's theta, phi and g have biases.
+        of_videos: Whether blocks take videos [B, C, T, H, W] and not images [B, C, H, W].
+
+    Returns:
+        The function; one that was given as ``block`` comes back as it is.
+
+    Raises:
+        ValueError: A name is unknown, or the scale is none of that block's.
+    """
     if block is None or block == "none":
         return None
     if not isinstance(block, str):
         return block
     if block not in BLOCKS:
         raise ValueError(f"block ({block!r}) must be None, one of {', '.join(BLOCKS)}, or a function")
+    block_type = _BLOCK_TYPES[block][of_videos]
     block_of: Callable[..., nn.Module]
     if block == "nl":
         if isinstance(scale, str):
             raise ValueError(f"scale ({scale!r}) must be None, True or False for block 'nl'")
-        block_of = partial(NonLocal2d, pairwise=pairwise, scale=scale is not False, subsample=subsample)
+        block_of = partial(block_type, pairwise=pairwise, scale=scale is not False, subsample=subsample, bias=bias)
     elif block == "residual":
         if scale is not None:
             raise ValueError(f"scale ({scale!r}) must be None for block 'residual', which has no sums")
-        block_of = partial(ResidualBlock2d, groups=groups)
+        block_of = partial(block_type, groups=groups)
     else:
         if isinstance(scale, bool):
             raise ValueError(f"scale ({scale}) must be None, 'sqrt' or 'mean' for block {block!r}")
         if block == "cgnlx" and not isinstance(kernel, GaussianRBF):
             kernel = GaussianRBF()
-        block_of = partial(CGNL2d, groups=groups, kernel=kernel, scale=scale)
+        block_of = partial(block_type, groups=groups, kernel=kernel, scale=scale)
 
     def make(channels: int) -> nn.Module:
         if channel_reduction < 1 or channels % channel_reduction:
@@ -236,7 +263,7 @@ def _make_block(
     return make
 
 
-class _Checkpoint(NamedTuple):
+class Checkpoint(NamedTuple):
     """Tensors under our names, where they come from (for messages), and whether torchvision names them."""
 
     state_dict: dict[str, Tensor]
@@ -244,7 +271,34 @@ class _Checkpoint(NamedTuple):
     by_name: bool
 
 
-def _read_weights(arch: str, weights: str | os.PathLike[str] | models.WeightsEnum | None) -> _Checkpoint | None:
+def backbone(
+    arch: str, num_classes: int | None, weights: Weights, dropout: float
+) -> tuple[models.ResNet, Checkpoint | None]:
+    """Return a new ResNet without blocks, and the weights that are still to be loaded into it.
+
+    Args:
+        arch: As in :func:`resnet`, like all that follow.
+        num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
+        weights: A name, an enum member or a file.
+        dropout: Dropout probability before the classifier.
+
+    Returns:
+        The network with a new classifier, and what :func:`load_weights` takes, None where there is nothing.
+
+    Raises:
+        ValueError: An argument has a value that it must not have.
+        CheckpointError: The weights cannot be had.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes ({num_classes}) must be at least 1")
+    checkpoint = _read_weights(arch, weights)
+    num_classes = num_classes or (1000 if checkpoint is None else _num_classes(checkpoint))
+    network: models.ResNet = models.get_model(arch, num_classes=num_classes)
+    network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
+    return network, checkpoint
+
+
+def _read_weights(arch: str, weights: Weights) -> Checkpoint | None:
     if weights is None:
         return None
     enum = models.get_model_weights(arch)
@@ -253,10 +307,10 @@ def _read_weights(arch: str, weights: str | os.PathLike[str] | models.WeightsEnu
         if name in enum.__members__:
             weights = enum[name]
         elif Path(weights).suffix or Path(weights).exists():
-            return _Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
+            return Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
     if not isinstance(weights, enum):
         raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {arch}")
-    return _Checkpoint(_download(weights), str(weights), by_name=True)
+    return Checkpoint(_download(weights), str(weights), by_name=True)
 
 
 def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
@@ -271,20 +325,42 @@ def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
         ) from error
 
 
-def _num_classes(checkpoint: _Checkpoint) -> int:
+def _num_classes(checkpoint: Checkpoint) -> int:
     classifier = checkpoint.state_dict.get("fc.weight")
     if classifier is None or classifier.ndim != 2:
         raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or no matrix.")
     return classifier.shape[0]
 
 
-def _load(network: nn.Module, checkpoint: _Checkpoint) -> None:
-    state_dict, source, _ = checkpoint
+def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: bool) -> None:
+    """Load weights into a network with blocks, an image network's blocks also into a video network's.
+
+    Args:
+        network: A ResNet with a classifier ``fc``; changed in place.
+        checkpoint: What :func:`backbone` read.
+        new_classifier: Whether to start a new classifier; named weights of other classes get one in any case.
+
+    Raises:
+        CheckpointError: The weights do not fit; every key that does not is listed.
+    """
+    state_dict, source, by_name = checkpoint
     expected = network.state_dict()
-    new_blocks = {key: value for key, value in expected.items() if f".{BLOCK_NAME}." in key}
-    if new_blocks and not any(f".{BLOCK_NAME}." in key for key in state_dict):
+    classifier = network.get_submodule("fc")
+    assert isinstance(classifier, nn.Linear)
+    if new_classifier or (by_name and classifier.out_features != _num_classes(checkpoint)):
+        # As in the released code. Without weights PyTorch's own start is kept: these logits are too large
+        # for features that are not trained.
+        nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(classifier.bias)
+        state_dict = {**state_dict, "fc.weight": expected["fc.weight"], "fc.bias": expected["fc.bias"]}
+    in_blocks = {key for key in expected if f".{BLOCK_NAME}." in key}
+    if in_blocks and not any(f".{BLOCK_NAME}." in key for key in state_dict):
         _logger.info("%s has no blocks: the new ones start as the identity", source)
-        state_dict = {**state_dict, **new_blocks}
+        state_dict = {**state_dict, **{key: expected[key] for key in in_blocks}}
+    state_dict = {
+        key: value[:, :, None] if key in in_blocks and (value.ndim, expected[key].ndim) == (4, 5) else value
+        for key, value in state_dict.items()
+    }
     wrong = mismatches(state_dict, expected)
     if wrong:
         hint = ""
