@@ -1,0 +1,123 @@
+"""Frames of videos by number: of video files, and of folders with a picture for each frame.
+
+The processes that decode videos import this module, so it imports no torch.
+
+Shapes: T frames wanted, H height, W width.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from cgnl.data.videos.frame_folders import probe_folder, read_folder
+from cgnl.data.videos.streams import probe_stream, read_stream
+
+Backend = Literal["pyav", "torchcodec"]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video.
+
+    Args:
+        frames: number of frames, as counted.
+        fps: frames per second on average; 0 if unknown, as it is for a folder of frames.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        promised: number of frames that the container announces; None if it announces none.
+    """
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    promised: int | None
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Count the frames of a video and look at its first one.
+
+    The frames are counted by their packets, without decoding them, wherever the packets tell; else all are decoded.
+
+    Args:
+        path: a video file, or a folder of frames.
+
+    Returns:
+        What is known of it.
+
+    Raises:
+        BadFileError: the path is no video that is opened, or holds no frame that can be decoded.
+    """
+    return VideoInfo(*(probe_folder(path) if Path(path).is_dir() else probe_stream(path, decode_all=False)))
+
+
+def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
+    """Decode a whole video and count the frames that come out.
+
+    Args:
+        path: a video file, or a folder of frames.
+
+    Returns:
+        What is known of it; ``frames`` is less than for :func:`probe` where frames are damaged.
+
+    Raises:
+        BadFileError: as for :func:`probe`; and a picture in a folder of frames cannot be decoded.
+    """
+    if Path(path).is_dir():
+        info = probe(path)
+        read_folder(path, range(info.frames), keep=False)
+        return info
+    return VideoInfo(*probe_stream(path, decode_all=True))
+
+
+def read_frames(
+    path: str | os.PathLike[str], indices: Sequence[int], *, backend: Backend = "pyav"
+) -> tuple[np.ndarray, int]:
+    """Read frames of a video by number, decoding only the stretches that are wanted.
+
+    Frame i is the i-th that a decode of the whole first video stream shows; in a damaged file those that cannot be
+    decoded keep their numbers.
+
+    Args:
+        path: a video file, or a folder of frames.
+        indices: T numbers of frames, from 0, in any order; repeats are allowed.
+        backend: what decodes video files.
+
+    Returns:
+        uint8 [T, H, W, 3] RGB, upright; and the number of wanted frames that could not be decoded or lie past the
+        end, each of which is replaced by the nearest one that could.
+
+    Raises:
+        BadFileError: the path is no video that is opened, or none of its frames can be decoded.
+        ValueError: no index, a negative one, or an unknown backend.
+    """
+    check_backend(backend)
+    numbers = [int(index) for index in indices]
+    if not numbers:
+        raise ValueError("indices must name at least one frame")
+    if min(numbers) < 0:
+        raise ValueError(f"indices ({min(numbers)}) must be at least 0")
+    wanted = sorted(set(numbers))
+    if Path(path).is_dir():
+        frames, lost = read_folder(path, wanted)
+    elif backend == "torchcodec":
+        from cgnl.data.videos.torchcodec_backend import read_stream as read_stream_by_torchcodec
+
+        frames, lost = read_stream_by_torchcodec(path, wanted)
+    else:
+        frames, lost = read_stream(path, wanted)
+    if numbers != wanted:
+        row = {number: row for row, number in enumerate(wanted)}
+        frames = frames[[row[number] for number in numbers]]
+    missing = set(lost)
+    return np.ascontiguousarray(frames), sum(number in missing for number in numbers)
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that does not exist."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")

@@ -1,0 +1,92 @@
+"""Videos as folders with a picture for each frame.
+
+Shapes: T frames wanted, H height, W width.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cgnl.data.decoding import BadFileError, open_image
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+
+
+def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the pictures of a folder in natural order of names: ``img_2`` comes before ``img_10``.
+
+    Args:
+        folder: the folder; what it holds besides JPEG, PNG, WebP and BMP files is passed over.
+
+    Returns:
+        The files.
+
+    Raises:
+        BadFileError: the folder cannot be read or holds no picture.
+    """
+    try:
+        files = [path for path in Path(folder).iterdir() if path.suffix.lower() in _SUFFIXES]
+    except OSError as error:
+        raise BadFileError(folder, f"cannot be read: {error.strerror}") from None
+    files = [path for path in files if not path.name.startswith(".")]
+    if not files:
+        raise BadFileError(folder, "is a folder without frames (JPEG, PNG, WebP or BMP files)")
+    return sorted(files, key=lambda path: _natural(path.name))
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # Every other part is a number, so that numbers are compared with numbers only.
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))], name
+
+
+def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, int | None]:
+    """Count the frames of a folder and look at the first.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        Frames, frames per second (0: unknown), width and height (pixels), and the number promised (None).
+
+    Raises:
+        BadFileError: the folder holds no picture, or the first cannot be decoded.
+    """
+    files = frame_files(folder)
+    return len(files), 0.0, *open_image(files[0]).size, None
+
+
+def read_folder(
+    folder: str | os.PathLike[str], wanted: Sequence[int], *, keep: bool = True
+) -> tuple[np.ndarray, list[int]]:
+    """Read frames of a folder.
+
+    Args:
+        folder: the folder.
+        wanted: numbers of frames, ascending, without repeats.
+        keep: whether the frames are kept and returned, or only decoded.
+
+    Returns:
+        The frames [T, H, W, 3] (RGB, uint8), and the numbers past the end, for which it is the last frame.
+
+    Raises:
+        BadFileError: a picture cannot be decoded, or is of another size than the first of the folder.
+    """
+    files = frame_files(folder)
+    first = open_image(files[0])
+    last = len(files) - 1
+    frames = np.empty((len(wanted) if keep else 0, first.height, first.width, 3), np.uint8)
+    for row, number in enumerate(wanted):
+        file = files[min(number, last)]
+        image = open_image(file)
+        if image.size != first.size:
+            raise BadFileError(
+                file,
+                f"is {image.width} x {image.height} pixels, but the first frame of its folder is "
+                f"{first.width} x {first.height}",
+            )
+        if keep:
+            frames[row] = np.asarray(image)
+    return frames, [number for number in wanted if number > last]

@@ -1,0 +1,361 @@
+"""Exact frames of video streams, by number, decoding only the stretches that are wanted.
+
+The packets of a stream tell which frame is when (their presentation time stamps, pts) and where decoding can begin
+(key frames), without any decoding. From the last key frame at or before a wanted frame the packets are decoded until
+the frame with the right pts comes out. Whatever does not go by that plan ends in a decode of the stream from its start.
+
+Shapes: T frames wanted, H height, W width.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.sidedata.sidedata import Type
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.videos.containers import open_video
+
+# One packet of these holds one frame; others have packets without a frame (VP8's alternate references).
+_FRAME_IN_EACH_PACKET = {
+    "av1", "flv", "h263", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2",
+    "msmpeg4", "vp9", "wmv1", "wmv2",
+}  # fmt: skip
+
+
+class UnexpectedFrameError(Exception):
+    """The decoder does not give the frames that the packets announce."""
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """Which packets hold which frames.
+
+    Args:
+        packets: of the stream, in the order in which they are decoded.
+        times: pts of the frames in the order in which they are shown; frame i has ``times[i]``.
+        keys: (pts, place among the packets) of the key frames, both ascending.
+        regular: whether the packets tell the number and order of the frames reliably.
+    """
+
+    packets: list[Packet]
+    times: list[int]
+    keys: list[tuple[int, int]]
+    regular: bool
+
+
+def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex:
+    """Work out from its packets which frames a stream has.
+
+    Args:
+        packets: all packets of the stream, from its start.
+        stream: the stream.
+
+    Returns:
+        The index.
+    """
+    kept = list(packets)
+    times = sorted(packet.pts for packet in kept if packet.pts is not None and not packet.is_discard)
+    keys: list[tuple[int, int]] = []
+    latest = None
+    for place, packet in enumerate(kept):
+        if packet.pts is None:
+            continue
+        # A key frame that is shown before what was decoded earlier is no place to begin.
+        if packet.is_keyframe and (latest is None or packet.pts > latest):
+            keys.append((packet.pts, place))
+        latest = packet.pts if latest is None else max(latest, packet.pts)
+    context = stream.codec_context
+    regular = (
+        bool(times)
+        and context.name in _FRAME_IN_EACH_PACKET
+        and len({packet.pts for packet in kept}) == len(kept)
+        and all(packet.pts is not None and not packet.is_corrupt for packet in kept)
+        and bool(keys)
+        and keys[0] == (min(packet.pts for packet in kept if packet.pts is not None), 0)
+    )
+    if regular and context.name == "mpeg4":
+        # MPEG-4 part 2 spends at least a bit on each macroblock; what is smaller is a place holder without a frame, as
+        # encoders write for a repeated frame or after two frames in one packet.
+        macroblocks = -(-context.width // 16) * -(-context.height // 16)
+        regular = all(packet.size >= macroblocks // 8 for packet in kept)
+    return PacketIndex(kept, times, keys, regular)
+
+
+def demux(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """Yield the packets of a stream that hold data, up to the end of the file or the first that cannot be read."""
+    try:
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except av.FFmpegError:
+        return
+
+
+def decode(packets: Iterable[Packet], stream: VideoStream) -> Iterator[VideoFrame]:
+    """Decode packets one after the other, passing over those that cannot be decoded.
+
+    Args:
+        packets: from a key frame on.
+        stream: the stream they belong to.
+
+    Yields:
+        All frames, in the order in which they are shown.
+    """
+    for packet in packets:
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError:
+            continue
+        yield from frames
+    try:
+        yield from stream.decode(None)
+    except av.FFmpegError:
+        return
+
+
+def read_stretches(
+    stream: VideoStream, index: PacketIndex, wanted: Sequence[int], take: Callable[[int, VideoFrame], None]
+) -> list[int]:
+    """Decode the wanted frames of a regular stream, and little more.
+
+    Args:
+        stream: the stream, opened with the decoder option ``err_detect=explode``.
+        index: its packets.
+        wanted: numbers of frames, ascending, without repeats.
+        take: is called with the number of each wanted frame and the frame; past the end it is the last frame.
+
+    Returns:
+        The numbers past the end.
+
+    Raises:
+        UnexpectedFrameError: the frames that come out are not those that the index announces.
+    """
+    context = stream.codec_context
+    last = len(index.times) - 1
+    missing: dict[int, list[int]] = {}
+    for number in wanted:
+        missing.setdefault(index.times[min(number, last)], []).append(number)
+    times = frozenset(missing)
+    key_times = [time for time, _ in index.keys]
+    place = 0
+    first_time: int | None = None
+
+    def give(frames: Iterable[VideoFrame]) -> None:
+        nonlocal first_time
+        for frame in frames:
+            if frame.pts is None or frame.is_corrupt:
+                raise UnexpectedFrameError
+            if first_time is not None and frame.pts >= first_time:
+                # Decoding began here: right only if the frame stands for itself.
+                if frame.pts != first_time or not frame.key_frame or frame.pict_type != PictureType.I:
+                    raise UnexpectedFrameError
+                first_time = None
+            for number in missing.pop(frame.pts, ()):
+                take(number, frame)
+
+    try:
+        for time in sorted(times):
+            key_time, key_place = index.keys[bisect_right(key_times, time) - 1]
+            if time in missing and key_place > place:
+                context.flush_buffers()
+                place, first_time = key_place, key_time
+            while time in missing and place < len(index.packets):
+                packet = index.packets[place]
+                # Frames that no other frame refers to and nobody wants are passed over.
+                context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+                give(stream.decode(packet))
+                place += 1
+        if missing:
+            give(stream.decode(None))
+    except av.FFmpegError:
+        raise UnexpectedFrameError from None
+    if missing:
+        raise UnexpectedFrameError
+    return [number for number in wanted if number > last]
+
+
+def read_from_start(
+    numbered: Iterable[tuple[int, VideoFrame]], wanted: Sequence[int], take: Callable[[int, VideoFrame], None]
+) -> list[int]:
+    """Take the wanted frames out of a decode of the whole stream, and the nearest one for each that is not there.
+
+    Args:
+        numbered: frames with their numbers.
+        wanted: numbers of frames, ascending, without repeats.
+        take: is called with each wanted number and its frame, or the nearest; never if there is no frame at all.
+
+    Returns:
+        The wanted numbers that are not there.
+    """
+    left = list(reversed(wanted))
+    lost: list[int] = []
+    last: tuple[int, VideoFrame] | None = None
+    for number, frame in numbered:
+        if last is not None and number <= last[0]:
+            continue
+        while left and left[-1] < number:
+            near = frame if last is None or number - left[-1] < left[-1] - last[0] else last[1]
+            lost.append(left.pop())
+            take(lost[-1], near)
+        if left and left[-1] == number:
+            take(left.pop(), frame)
+        if not left:
+            return lost
+        last = number, frame
+    for number in reversed(left):
+        lost.append(number)
+        if last is not None:
+            take(number, last[1])
+    return lost
+
+
+class Canvas:
+    """The wanted frames of one video as an array of upright RGB pixels, filled in any order.
+
+    Args:
+        stream: where the frames come from; all are brought to its size, should some differ.
+        wanted: numbers of the frames, without repeats.
+    """
+
+    def __init__(self, stream: VideoStream, wanted: Sequence[int]) -> None:
+        self._size = stream.codec_context.width, stream.codec_context.height
+        self._row = {number: row for row, number in enumerate(wanted)}
+        self._pixels = np.empty((len(wanted), self._size[1], self._size[0], 3), np.uint8)
+        self._reformatter = VideoReformatter()
+        self._matrix: np.ndarray | None = None
+
+    def take(self, number: int, frame: VideoFrame) -> None:
+        """Convert a frame and keep its pixels."""
+        width, height = self._size
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
+        plane = rgb.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        self._pixels[self._row[number]] = rows[:, : width * 3].reshape(height, width, 3)
+        self._matrix = display_matrix(frame)
+
+    def upright(self) -> np.ndarray:
+        """Return the pixels [T, H, W, 3], turned as the video says."""
+        return self._pixels if self._matrix is None else turned(self._pixels, self._matrix)
+
+
+def display_matrix(frame: VideoFrame) -> np.ndarray | None:
+    """Return the matrix [2, 2] by which a frame's positions are to be turned for display; None if not at all."""
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    return None if data is None else np.sign(np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2])
+
+
+def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn frames by quarters and mirror them.
+
+    Args:
+        pixels: [T, H, W, 3].
+        matrix: signs [2, 2] of the matrix M in (x', y') = (x, y) M, with y pointing down. One that is no quarter turn
+            and no mirror leaves the frames as they are.
+
+    Returns:
+        [T, H, W, 3] or [T, W, H, 3].
+
+    Example:
+        >>> turned(np.arange(6).reshape(1, 1, 6, 1)[..., :2, :], np.array([[0, 1], [-1, 0]])).shape
+        (1, 2, 1, 1)
+    """
+    (a, b), (c, d) = matrix.tolist()
+    if a and d and not (b or c):
+        return pixels[:, ::d, ::a]
+    if b and c and not (a or d):
+        return pixels.transpose(0, 2, 1, 3)[:, ::b, ::c]
+    return pixels
+
+
+def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+    """Read frames of a video file.
+
+    Args:
+        path: the file.
+        wanted: numbers of frames, ascending, without repeats.
+
+    Returns:
+        The frames [T, H, W, 3] (RGB, uint8, upright), and the wanted numbers for which it is the nearest frame.
+
+    Raises:
+        BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
+    """
+    with open_video(path, options={"err_detect": "explode"}) as (container, stream):
+        index = index_packets(demux(container, stream), stream)
+        if index.regular:
+            canvas = Canvas(stream, wanted)
+            try:
+                lost = read_stretches(stream, index, wanted, canvas.take)
+                return canvas.upright(), lost
+            except UnexpectedFrameError:
+                pass
+    times = index.times if index.regular else None
+    with open_video(path) as (container, stream):
+        canvas = Canvas(stream, wanted)
+        try:
+            lost = read_from_start(_numbered(decode(demux(container, stream), stream), times), wanted, canvas.take)
+        except UnexpectedFrameError:
+            lost = None
+    if lost is None:
+        with open_video(path) as (container, stream):
+            canvas = Canvas(stream, wanted)
+            lost = read_from_start(_numbered(decode(demux(container, stream), stream), None), wanted, canvas.take)
+    return canvas.upright(), lost
+
+
+def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator[tuple[int, VideoFrame]]:
+    """Number frames by their time, so that those which are lost leave a gap; without times, as they come."""
+    if times is None:
+        yield from enumerate(frames)
+        return
+    number_of_time = {time: number for number, time in enumerate(times)}
+    for frame in frames:
+        if frame.pts not in number_of_time:
+            raise UnexpectedFrameError
+        yield number_of_time[frame.pts], frame
+
+
+def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
+    """Count the frames of a video file, and see what else its container tells.
+
+    Args:
+        path: the file.
+        decode_all: decode every frame, instead of trusting the packets where they can be trusted.
+
+    Returns:
+        Frames, frames per second, width and height (pixels, upright), and the frames that the container promises.
+
+    Raises:
+        BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
+    """
+    with open_video(path) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        promised: int | None = stream.frames
+        if not promised:
+            duration = None
+            if stream.duration is not None and stream.time_base is not None:
+                duration = float(stream.duration * stream.time_base)
+            elif container.duration is not None:
+                duration = container.duration / av.time_base
+            promised = round(duration * fps) if duration and fps else None
+        index = index_packets(demux(container, stream), stream)
+        if promised and stream.frames:
+            promised -= sum(packet.is_discard for packet in index.packets)
+        width, height = stream.codec_context.width, stream.codec_context.height
+    with open_video(path) as (container, stream):
+        frames = decode(demux(container, stream), stream)
+        first = next(frames, None)
+        if first is None:
+            raise BadFileError(path, "holds no frame that can be decoded")
+        matrix = display_matrix(first)
+        counted = index.regular and not decode_all
+        number = len(index.times) if counted else 1 + sum(1 for _ in frames)
+    if matrix is not None:
+        height, width = turned(np.empty((1, height, width, 0), np.uint8), matrix).shape[1:3]
+    return number, fps, width, height, promised
