@@ -1,11 +1,22 @@
-"""The transforms against Pillow's resizing and against arithmetic done here."""
+"""The transforms against Pillow's resizing, against those of single frames and against arithmetic done here."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_geometry, test_transform, train_transform
+from cgnl.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    clip_test_transform,
+    clip_train_transform,
+    crop_offsets,
+    normalise_clip,
+    test_geometry,
+    test_transform,
+    train_transform,
+)
 
 
 def picture(height: int, width: int) -> Image.Image:
@@ -100,6 +111,100 @@ def test_areas_above_one_are_drawn_again():
     assert areas[1].mean() == pytest.approx(0.434, abs=0.03)
 
 
+def moving(number: int, height: int, width: int) -> np.ndarray:
+    """Frames [T, H, W, 3] that differ."""
+    return np.stack([np.asarray(picture(height, width)) // 2 + 13 * frame for frame in range(number)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 90), (64, 201)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_clip_is_cut_as_each_of_its_frames_would_be(height, width, kind):
+    """The same draws as for an image, one cut for all frames; only the rounding to 8 bits lies between."""
+    frames = moving(5, height, width)
+    seen = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        clip = clip_train_transform(56)(kind(frames))
+        assert clip.shape == (3, 5, 56, 56)
+        assert clip.dtype == torch.uint8
+        for number, frame in enumerate(frames):
+            torch.manual_seed(seed)
+            image = unnormalised(train_transform(56)(Image.fromarray(frame)))
+            assert np.abs(clip[:, number].numpy().transpose(1, 2, 0) - image).max() < 0.01
+        seen.add(clip.numpy().tobytes())
+    assert len(seen) == 6
+
+
+def test_settings_of_a_clips_random_cut():
+    frames = moving(2, 40, 40)
+    whole = clip_train_transform(40, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0)(frames)
+    np.testing.assert_array_equal(whole.numpy(), frames.transpose(3, 0, 1, 2))
+    flipped = clip_train_transform(40, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=1.0)(frames)
+    np.testing.assert_array_equal(flipped.numpy(), frames[:, :, ::-1].transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 90), (64, 64), (75, 75), (40, 33)])
+def test_test_clips_are_pillows_resize_of_each_frame(height, width):
+    frames = moving(3, height, width)
+    clip, middle = clip_test_transform(64)(frames), clip_test_transform(64, 56)(frames)
+    assert clip.dtype == middle.dtype == torch.uint8
+    ratio = 64 / min(height, width)
+    size = int(width * ratio + 1e-9), int(height * ratio + 1e-9)
+    assert clip.shape == (3, 3, size[1], size[0])
+    for number, frame in enumerate(frames):
+        expected = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(clip[:, number].numpy().transpose(1, 2, 0) - expected).max() <= 1
+        image = unnormalised(test_transform(56, 64)(Image.fromarray(frame)))
+        assert np.abs(middle[:, number].numpy().transpose(1, 2, 0) - image).max() < 0.01
+
+
+def test_frames_are_not_transposed_in_memory():
+    frames = moving(4, 48, 64)
+    for transform in (clip_train_transform(32, flip=0.0), clip_test_transform(32), clip_test_transform(48)):
+        assert transform(frames).movedim(0, -1).is_contiguous()
+    assert normalise_clip(clip_test_transform(32)(frames)).movedim(0, -1).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "one", "three"),
+    [
+        (256, 340, 256, (0, 42), [(0, 0), (0, 42), (0, 84)]),
+        (341, 256, 256, (42, 0), [(0, 0), (42, 0), (85, 0)]),
+        (256, 256, 256, (0, 0), [(0, 0), (0, 0), (0, 0)]),
+        (256, 340, 224, (16, 58), [(16, 0), (16, 58), (16, 116)]),
+    ],
+)
+def test_crops_lie_along_the_longer_side(height, width, size, one, three):
+    assert crop_offsets(height, width, size, 1) == [one]
+    assert crop_offsets(height, width, size, 3) == three
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(65, 90, 64), (67, 64, 64), (100, 101, 56), (59, 58, 56)])
+def test_the_crop_in_the_middle_is_that_of_images(height, width, size):
+    frames = moving(1, height, width)
+    [(top, left)] = crop_offsets(height, width, size, 1)
+    expected = v2.functional.center_crop(torch.from_numpy(frames).movedim(-1, 1), [size, size])
+    np.testing.assert_array_equal(frames[:, top : top + size, left : left + size].transpose(0, 3, 1, 2), expected)
+    assert crop_offsets(height, width, size, 3)[1] == (top, left)
+
+
+def test_clips_are_normalised_as_images_are():
+    clips = torch.randint(0, 256, (2, 3, 4, 5, 6), dtype=torch.uint8)
+    before = clips.clone()
+    output = normalise_clip(clips)
+    assert output.dtype == torch.float32
+    normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    for number in range(4):
+        torch.testing.assert_close(output[:, :, number], normalise(clips[:, :, number]), atol=1e-6, rtol=1e-5)
+    other = normalise_clip(clips[0], mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0))
+    torch.testing.assert_close(other[1], clips[0, 1] / 255 * 2 - 1)
+    torch.testing.assert_close(other[2], clips[0, 2] / 510 - 0.5)
+    assert torch.equal(clips, before)
+    with torch.inference_mode():
+        normalise_clip(clips[0], std=(1.0, 1.0, 1.0))
+    assert not normalise_clip(clips[0], std=(1.0, 1.0, 1.0)).is_inference()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -109,6 +214,13 @@ def test_areas_above_one_are_drawn_again():
         (lambda: train_transform(8, aspect=(0.0, 1.0)), r"aspect \(0.0, 1.0\)"),
         (lambda: test_transform(64, 56), r"resize \(56\) must be at least size \(64\)"),
         (lambda: test_geometry(0, 5, 4, 4), r"height \(0\)"),
+        (lambda: clip_train_transform(0), r"size \(0\)"),
+        (lambda: clip_train_transform(8, area=(0.5, 0.1)), r"area \(0.5, 0.1\)"),
+        (lambda: clip_test_transform(0), r"resize \(0\)"),
+        (lambda: clip_test_transform(56, 64), r"resize \(56\) must be at least size \(64\)"),
+        (lambda: crop_offsets(64, 64, 64, 2), r"num_crops \(2\) must be 1 or 3"),
+        (lambda: crop_offsets(64, 60, 64, 3), r"size \(64\) must be at most height \(64\) and width \(60\)"),
+        (lambda: normalise_clip(torch.zeros(3, 1, 1, 1)), r"clip must be uint8, not torch.float32"),
     ],
 )
 def test_wrong_arguments(make, message):

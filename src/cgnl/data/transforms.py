@@ -183,7 +183,9 @@ def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:
         >>> clip_test_transform(128)(np.zeros((8, 240, 320, 3), np.uint8)).shape
         torch.Size([3, 8, 128, 170])
     """
-    _check_crop(resize if size is None else size, resize)
+    _check_size("resize", resize)
+    if size is not None:
+        _check_crop(size, resize)
     crop = [] if size is None else [v2.CenterCrop(size)]
     return v2.Compose([_channels_second, v2.Resize(resize, antialias=True), *crop, _channels_first])
 

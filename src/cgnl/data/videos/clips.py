@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-def training_clip(frames: int, length: int, step: int, start: int) -> np.ndarray:
+def clip_from(frames: int, length: int, step: int, start: int) -> np.ndarray:
     """Return the frames of the clip that starts at a frame.
 
     Args:
@@ -28,7 +28,7 @@ def training_clip(frames: int, length: int, step: int, start: int) -> np.ndarray
         ValueError: a number below 1, or a start that is no frame of the video.
 
     Example:
-        >>> training_clip(10, length=4, step=2, start=5)
+        >>> clip_from(10, length=4, step=2, start=5)
         array([5, 7, 9, 1])
     """
     _check(frames=frames, length=length, step=step)
@@ -37,7 +37,7 @@ def training_clip(frames: int, length: int, step: int, start: int) -> np.ndarray
     return _clips(frames, np.array([start]), length, step)[0]
 
 
-def random_clip(frames: int, length: int, step: int) -> np.ndarray:
+def training_clip(frames: int, length: int, step: int) -> np.ndarray:
     """Return a clip with a random start: from 0 to ``frames - length * step``, or 0 where the video is shorter.
 
     The start is drawn from torch's global generator.
@@ -54,19 +54,41 @@ def random_clip(frames: int, length: int, step: int) -> np.ndarray:
         ValueError: a number below 1.
 
     Example:
-        >>> random_clip(3, length=4, step=2)
+        >>> training_clip(3, length=4, step=2)
         array([0, 2, 1, 0])
     """
     _check(frames=frames, length=length, step=step)
     start = int(torch.randint(_last_start(frames, length, step) + 1, ()))
-    return training_clip(frames, length, step, start)
+    return clip_from(frames, length, step, start)
+
+
+def centre_clip(frames: int, length: int, step: int) -> np.ndarray:
+    """Return the clip in the middle: from floor((frames - length * step) / 2), or from 0 where the video is shorter.
+
+    Args:
+        frames: number of frames of the video.
+        length: number of frames of the clip, T.
+        step: distance between two of them.
+
+    Returns:
+        Numbers of frames, int64 [T].
+
+    Raises:
+        ValueError: a number below 1.
+
+    Example:
+        >>> centre_clip(9, length=3, step=2)
+        array([1, 3, 5])
+    """
+    _check(frames=frames, length=length, step=step)
+    return clip_from(frames, length, step, _last_start(frames, length, step) // 2)
 
 
 def test_clips(frames: int, num_clips: int, length: int, step: int) -> np.ndarray:
     """Return clips that start evenly spaced: clip j at floor(frames * j / num_clips); one clip alone is centred.
 
-    The formula would put a single clip at the beginning, where many videos only fade in; it is taken from the middle
-    instead, at floor((frames - length * step) / 2), or 0 where the video is shorter.
+    The formula would put a single clip at the beginning, where many videos only fade in; it is :func:`centre_clip`
+    instead.
 
     Args:
         frames: number of frames of the video.
@@ -84,12 +106,10 @@ def test_clips(frames: int, num_clips: int, length: int, step: int) -> np.ndarra
         >>> test_clips(9, num_clips=2, length=3, step=2)
         array([[0, 2, 4],
                [4, 6, 8]])
-        >>> test_clips(9, num_clips=1, length=3, step=2)
-        array([[1, 3, 5]])
     """
     _check(frames=frames, num_clips=num_clips, length=length, step=step)
     if num_clips == 1:
-        return _clips(frames, np.array([_last_start(frames, length, step) // 2]), length, step)
+        return centre_clip(frames, length, step)[None]
     return _clips(frames, frames * np.arange(num_clips) // num_clips, length, step)
 
 

@@ -1,0 +1,285 @@
+"""Reading videos into batches of clips: reproducible, each decoded once, and open about what cannot be read.
+
+Clips are uint8 [3, T, H, W] and lie in memory as they were decoded, channels last: no one transposes them on the way
+to the network, whose convolutions may want just that order.
+
+Shapes: B batch, T frames of a clip, U frames of a video that its test clips need, V views, H height, W width.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.lists import SampleList
+from cgnl.data.records import FileDataset, sort_out
+from cgnl.data.transforms import clip_test_transform, clip_train_transform, crop_offsets
+from cgnl.data.videos.clips import centre_clip, test_clips, training_clip
+from cgnl.data.videos.decoding import Backend, VideoInfo
+from cgnl.data.videos.guarded import GuardedReader
+
+# Decoded frames that are held at once while a video's test frames are read (bytes); 500 of 340 x 256 fit.
+_AT_ONCE = 1 << 27
+
+
+class VideoDataset(FileDataset):
+    """Reads, cuts and labels clips of the videos of a :class:`cgnl.data.lists.SampleList`.
+
+    Keys and random draws (those of the clip's start and of the transform) are as
+    :class:`cgnl.data.records.FileDataset` says. Frames are decoded in a child of the process that asks for them, so
+    that a decoder that crashes or hangs makes one bad sample. A record holds ``label``, ``index``, ``lost`` (the
+    number of wanted frames that could not be decoded, each replaced by the nearest that could) and
+
+    - of one clip: ``image``, uint8 [3, T, H, W];
+    - of several: ``frames``, uint8 [3, U, H, W], each frame once, and ``clips``, int64 [num_clips, T], the places in
+      ``frames`` of each clip's frames. :func:`views` cuts them.
+
+    :func:`training_dataset` and :func:`evaluation_dataset` make the two that are usually wanted.
+
+    Args:
+        videos: what to read.
+        infos: of each video what :func:`cgnl.data.videos.index.index_videos` found out: its length, or why it cannot
+            be read.
+        clips: from the number of frames of a video to the numbers of the wanted frames, [T] for one clip or
+            [num_clips, T].
+        transform: from frames, uint8 [T, H, W, 3], to uint8 [3, T, H', W'].
+        seed: of the random draws.
+        backend: what decodes.
+        timeout: seconds that reading one clip, or a video's test frames, may take.
+
+    Raises:
+        ValueError: a video is not in ``infos``.
+    """
+
+    def __init__(
+        self,
+        videos: SampleList,
+        infos: Mapping[Path, VideoInfo | str],
+        clips: Callable[[int], np.ndarray],
+        transform: Callable[[np.ndarray], Tensor],
+        *,
+        seed: int = 0,
+        backend: Backend = "pyav",
+        timeout: float = 60.0,
+    ) -> None:
+        super().__init__(videos, seed=seed)
+        self.clips, self.transform, self.backend, self.timeout = clips, transform, backend, timeout
+        unknown = next((sample.path for sample in videos.samples if sample.path not in infos), None)
+        if unknown is not None:
+            raise ValueError(f"infos must name every video, but lacks {unknown}")
+        found = [infos[sample.path] for sample in videos.samples]
+        # As the paths, not as objects; a bad video has no frames.
+        self._sizes = np.array(
+            [(0, 0, 0) if isinstance(info, str) else (info.frames, info.height, info.width) for info in found],
+            dtype=np.int64,
+        ).reshape(-1, 3)
+        self._errors = {index: info for index, info in enumerate(found) if isinstance(info, str)}
+        # By process, as a forked worker must not use (nor end) the child of the process it was forked from.
+        self._readers: dict[int, GuardedReader] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the child processes behind when the data set goes to another process."""
+        return {**self.__dict__, "_readers": {}}
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Return ``lost``, and ``image`` or ``frames`` and ``clips``, of one sample."""
+        path = self.path(index)
+        if index in self._errors:
+            raise BadFileError(path, self._errors[index])
+        num_frames, height, width = self._sizes[index].tolist()
+        numbers = self.clips(num_frames)
+        if numbers.ndim == 1:
+            frames, lost = self._reader().read(path, numbers.tolist())
+            return {"image": self.transform(frames), "lost": lost}
+        return read_clips(self._reader(), path, numbers, self.transform, frame_bytes=3 * height * width)
+
+    def _reader(self) -> GuardedReader:
+        process = os.getpid()
+        if process not in self._readers:
+            self._readers[process] = GuardedReader(backend=self.backend, timeout=self.timeout)
+        return self._readers[process]
+
+
+def training_dataset(
+    videos: SampleList,
+    infos: Mapping[Path, VideoInfo | str],
+    *,
+    length: int = 32,
+    step: int = 2,
+    size: int = 224,
+    area: tuple[float, float] = (0.08, 1.25),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    seed: int = 0,
+    backend: Backend = "pyav",
+    timeout: float = 60.0,
+) -> VideoDataset:
+    """Return a data set of one random clip of each video, with one random crop and flip for all its frames.
+
+    Args:
+        videos: what to read.
+        infos: of each video its length, or why it cannot be read.
+        length: number of frames of a clip, T.
+        step: distance between two of them.
+        size: height and width of a clip (pixels).
+        area: range of the crop's area, as a part of the frame's.
+        aspect: range of the crop's width over its height.
+        flip: probability of the flip.
+        seed: of the random draws.
+        backend: what decodes.
+        timeout: seconds that reading one clip may take.
+
+    Raises:
+        ValueError: a number or range that makes no sense.
+    """
+    transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
+    clips = partial(training_clip, length=length, step=step)
+    return VideoDataset(videos, infos, clips, transform, seed=seed, backend=backend, timeout=timeout)
+
+
+def evaluation_dataset(
+    videos: SampleList,
+    infos: Mapping[Path, VideoInfo | str],
+    *,
+    length: int = 32,
+    step: int = 2,
+    num_clips: int = 10,
+    num_crops: int = 3,
+    size: int = 256,
+    resize: int = 256,
+    backend: Backend = "pyav",
+    timeout: float = 60.0,
+) -> VideoDataset:
+    """Return a data set of what testing each video needs.
+
+    With one clip and one crop a record holds that view, as ``image``. Otherwise it holds ``frames`` (resized, not
+    cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` and ``size``.
+
+    Args:
+        videos: what to read.
+        infos: of each video its length, or why it cannot be read.
+        length: number of frames of a clip, T.
+        step: distance between two of them.
+        num_clips: clips of each video.
+        num_crops: crops of each clip, 1 or 3.
+        size: height and width of a crop (pixels).
+        resize: length of the shorter side before the crop (pixels).
+        backend: what decodes.
+        timeout: seconds that reading one video may take.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+    crop_offsets(resize, resize, size, num_crops)
+    if (num_clips, num_crops) == (1, 1):
+        clips: Callable[[int], np.ndarray] = partial(centre_clip, length=length, step=step)
+        return VideoDataset(videos, infos, clips, clip_test_transform(resize, size), backend=backend, timeout=timeout)
+    clips = partial(test_clips, num_clips=num_clips, length=length, step=step)
+    return VideoDataset(videos, infos, clips, clip_test_transform(resize), backend=backend, timeout=timeout)
+
+
+def read_clips(
+    reader: GuardedReader,
+    path: str | os.PathLike[str],
+    numbers: np.ndarray,
+    transform: Callable[[np.ndarray], Tensor],
+    *,
+    frame_bytes: int,
+) -> dict[str, Any]:
+    """Read the frames of several clips of one video, each of them once.
+
+    Args:
+        reader: what decodes them.
+        path: the video.
+        numbers: of the clips' frames, int64 [num_clips, T].
+        transform: from frames, uint8 [U, H, W, 3], to uint8 [3, U, H', W'].
+        frame_bytes: size of a decoded frame; large videos are decoded and resized piece by piece.
+
+    Returns:
+        ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in
+        ``frames``; ``lost``, the number of them that could not be decoded.
+
+    Raises:
+        BadFileError: the video cannot be read.
+    """
+    wanted, places = np.unique(numbers, return_inverse=True)
+    pieces, lost = [], 0
+    for piece in np.array_split(wanted, math.ceil(len(wanted) * frame_bytes / _AT_ONCE)):
+        decoded, missed = reader.read(path, piece.tolist())
+        pieces.append(transform(decoded).movedim(0, -1))
+        lost += missed
+    frames = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    clips = torch.from_numpy(places.reshape(numbers.shape))
+    return {"frames": frames.movedim(-1, 0), "clips": clips, "lost": lost}
+
+
+def views(frames: Tensor, clips: Tensor, *, num_crops: int, size: int, chunk: int) -> Iterator[Tensor]:
+    """Cut the views of one video, some at a time: all crops of the first clip, then those of the second, ...
+
+    Args:
+        frames: uint8 [3, U, H, W], on any device.
+        clips: int64 [num_clips, T], places in ``frames``.
+        num_crops: crops of each clip, as :func:`cgnl.data.transforms.crop_offsets` says.
+        size: height and width of a crop (pixels).
+        chunk: number of views at a time; the last chunk may be smaller.
+
+    Yields:
+        uint8 [V, 3, T, size, size], where V is at most ``chunk``.
+
+    Raises:
+        ValueError: a chunk below 1, or crops that the frames do not hold.
+
+    Example:
+        >>> clips = torch.tensor([[0, 1], [1, 2]])
+        >>> frames = torch.zeros(3, 3, 8, 12, dtype=torch.uint8)
+        >>> [tuple(part.shape) for part in views(frames, clips, num_crops=3, size=8, chunk=4)]
+        [(4, 3, 2, 8, 8), (2, 3, 2, 8, 8)]
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk ({chunk}) must be at least 1")
+    height, width = frames.shape[-2:]
+    offsets = crop_offsets(height, width, size, num_crops)
+    crops = [frames[:, :, top : top + size, left : left + size].movedim(0, -1) for top, left in offsets]
+    places = [(clip, crop) for clip in clips.to(frames.device) for crop in crops]
+    for begin in range(0, len(places), chunk):
+        some = places[begin : begin + chunk]
+        # one copy of the pixels, in the order of their memory
+        cut = frames.new_empty(len(some), clips.shape[1], size, size, 3)
+        for view, (clip, crop) in zip(cut, some, strict=True):
+            torch.index_select(crop, 0, clip, out=view)
+        yield cut.movedim(-1, 1)
+
+
+def collate_videos(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of the videos that could be read, and list the others.
+
+    Args:
+        records: samples of one :class:`VideoDataset`.
+
+    Returns:
+        ``label`` [B], ``index`` [B], ``lost`` [B], ``bad``, a list of (index, path, reason), and
+
+        - of one clip each: ``image``, uint8 [B, 3, T, H, W];
+        - of several: ``frames``, a list of B tensors uint8 [3, U, H, W], and ``clips``, int64 [B, num_clips, T].
+
+        If no video could be read, there is an ``image`` where B is 0, and so are T, H and W.
+    """
+    good, batch = sort_out(records)
+    batch["lost"] = torch.tensor([record["lost"] for record in good], dtype=torch.int64)
+    if not good:
+        return {"image": torch.empty(0, 3, 0, 0, 0, dtype=torch.uint8), **batch}
+    if "image" in good[0]:
+        # stacked in the order of their memory
+        return {"image": torch.stack([record["image"].movedim(0, -1) for record in good]).movedim(-1, 1), **batch}
+    return {
+        "frames": [record["frames"] for record in good],
+        "clips": torch.stack([record["clips"] for record in good]),
+        **batch,
+    }
