@@ -131,7 +131,14 @@ def play_of(class_id: int, group: int, clip: int) -> Play:
 
 
 def render(
-    class_id: int, group: int, clip: int, *, frames: int = 80, size: tuple[int, int] = (160, 120), seed: int = 0
+    class_id: int,
+    group: int,
+    clip: int,
+    *,
+    frames: int = 80,
+    size: tuple[int, int] = (160, 120),
+    seed: int = 0,
+    every: int = 1,
 ) -> np.ndarray:
     """Return one video of a set, drawn in memory: uint8 [T, H, W, 3], before it is encoded.
 
@@ -142,11 +149,14 @@ def render(
         frames: length of the longest video; this one has up to 8 frames fewer.
         size: width and height in pixels.
         seed: random state of the whole set.
+        every: draw the frames 0, every, 2 every, ... only.
 
-    >>> render(1, 1, 1, size=(64, 48)).shape[1:]
-    (48, 64, 3)
+    >>> render(1, 1, 1, size=(64, 48), every=40).shape
+    (2, 48, 64, 3)
     """
-    return _draw(class_id, group, clip, frames, size, seed)[0]
+    if every < 1:
+        raise ValueError(f"every ({every}) must be at least 1")
+    return _draw(class_id, group, clip, frames, size, seed, every)[0]
 
 
 def timeline_of(class_id: int, group: int, clip: int, *, frames: int = 80, seed: int = 0) -> Timeline:
@@ -206,7 +216,7 @@ def _clip_rng(class_id: int, group: int, clip: int, seed: int) -> np.random.Gene
 
 
 def _draw(
-    class_id: int, group: int, clip: int, frames: int, size: tuple[int, int], seed: int
+    class_id: int, group: int, clip: int, frames: int, size: tuple[int, int], seed: int, every: int = 1
 ) -> tuple[np.ndarray, np.random.Generator]:
     """Return a video and the random state after it was drawn."""
     _check_frames(frames)
@@ -215,7 +225,7 @@ def _draw(
     timeline = sample_timeline(frames, rng)
     # No class has number 0: figures and landscapes depend on nothing that videos do.
     group_rng = np.random.default_rng([seed, 0, group])
-    return draw_video(play_of(class_id, group, clip), timeline, size, group_rng, rng), rng
+    return draw_video(play_of(class_id, group, clip), timeline, size, group_rng, rng, every), rng
 
 
 def _list_items(actions: Iterable[Action], settings: _Settings) -> list[_Item]:

@@ -76,6 +76,7 @@ def draw_video(
     size: tuple[int, int],
     group_rng: np.random.Generator,
     clip_rng: np.random.Generator,
+    every: int = 1,
 ) -> np.ndarray:
     """Draw one video.
 
@@ -85,6 +86,7 @@ def draw_video(
         size: width and height in pixels.
         group_rng: state of the drawing of what all clips of a group share.
         clip_rng: the same for this clip alone.
+        every: draw the frames 0, every, 2 every, ... only.
 
     Returns:
         Frames, uint8 [T, H, W, 3].
@@ -97,26 +99,27 @@ def draw_video(
     setting = _sample_setting(timeline.frames, clip_rng)
     landscape = landscape.point(_gain(setting.light))
     movers = sample_distractors(aspect, clip_rng)
-    frames = np.empty((timeline.frames, height, width, 3), dtype=np.uint8)
-    for t in range(timeline.frames):
+    numbers = range(0, timeline.frames, every)
+    frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
+    for i, t in enumerate(numbers):
         view = _view(setting, t)
         image = _photograph(landscape, view, aspect, large)
         canvas = Canvas(image, view)
         for draw in movers:
             draw(canvas, t)
         _draw_players(canvas, play, timeline, setting, look, aspect, t)
-        frames[t] = np.asarray(image.reduce(_SUPERSAMPLING))
+        frames[i] = np.asarray(image.reduce(_SUPERSAMPLING))
     return frames
 
 
 def _sample_setting(frames: int, rng: np.random.Generator) -> _Setting:
     camera = np.stack(
-        [rng.uniform(0.2, 1.0, 3) * (0.05, 0.03, 0.06), rng.uniform(0.02, 0.1, 3), rng.uniform(0, 2 * math.pi, 3)]
+        [rng.uniform(0.2, 1.0, 3) * (0.12, 0.05, 0.13), rng.uniform(0.03, 0.1, 3), rng.uniform(0, 2 * math.pi, 3)]
     )
     return _Setting(
         mirror=int(rng.choice((-1, 1))),
-        place=rng.uniform(-0.1, 0.1),
-        unit=rng.uniform(0.57, 0.64),
+        place=rng.uniform(-0.22, 0.22),
+        unit=rng.uniform(0.5, 0.64),
         drift=rng.uniform(0.0, 0.06),
         paces=rng.uniform((0.08, 0.35, 0.35), (0.16, 0.7, 0.7)),
         phases=rng.uniform(0, 2 * math.pi, 3),
