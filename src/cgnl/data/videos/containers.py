@@ -79,14 +79,11 @@ def container_format(path: str | os.PathLike[str], head: bytes) -> str:
 
 
 @contextmanager
-def open_video(
-    path: str | os.PathLike[str], *, options: dict[str, str] | None = None
-) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video file and find its first video stream; no other file or address is ever opened.
 
     Args:
         path: a regular local file.
-        options: of the decoder, as FFmpeg names them.
 
     Yields:
         The container, and its first video stream that is no cover picture, to be decoded with one thread.
@@ -128,7 +125,7 @@ def open_video(
             for other in container.streams:
                 if other.index != stream.index:
                     other.discard = Discard.all
-            context.options = {**limits, **(options or {})}
+            context.options = limits
             # One worker process a core reads videos; threads of their decoders would only take turns.
             context.thread_count = 1
             yield container, stream

@@ -8,13 +8,15 @@ Shapes: T frames wanted, H height, W width.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
 
+from cgnl.data.videos import streams
 from cgnl.data.videos.frame_folders import probe_folder, read_folder
-from cgnl.data.videos.streams import probe_stream, read_stream
 
 Backend = Literal["pyav", "torchcodec"]
 
@@ -52,7 +54,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         BadFileError: the path is no video that is opened, or holds no frame that can be decoded.
     """
-    return VideoInfo(*(probe_folder(path) if Path(path).is_dir() else probe_stream(path, decode_all=False)))
+    return VideoInfo(*(probe_folder(path) if Path(path).is_dir() else streams.probe_stream(path, decode_all=False)))
 
 
 def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
@@ -71,7 +73,7 @@ def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
         info = probe(path)
         read_folder(path, range(info.frames), keep=False)
         return info
-    return VideoInfo(*probe_stream(path, decode_all=True))
+    return VideoInfo(*streams.probe_stream(path, decode_all=True))
 
 
 def read_frames(
@@ -93,23 +95,13 @@ def read_frames(
 
     Raises:
         BadFileError: the path is no video that is opened, or none of its frames can be decoded.
+        ImportError: the backend is not installed or does not work.
         ValueError: no index, a negative one, or an unknown backend.
     """
-    check_backend(backend)
-    numbers = [int(index) for index in indices]
-    if not numbers:
-        raise ValueError("indices must name at least one frame")
-    if min(numbers) < 0:
-        raise ValueError(f"indices ({min(numbers)}) must be at least 0")
+    numbers = checked_indices(indices)
+    read_stream = import_backend(checked_backend(backend)).read_stream
     wanted = sorted(set(numbers))
-    if Path(path).is_dir():
-        frames, lost = read_folder(path, wanted)
-    elif backend == "torchcodec":
-        from cgnl.data.videos.torchcodec_backend import read_stream as read_stream_by_torchcodec
-
-        frames, lost = read_stream_by_torchcodec(path, wanted)
-    else:
-        frames, lost = read_stream(path, wanted)
+    frames, lost = read_folder(path, wanted) if Path(path).is_dir() else read_stream(path, wanted)
     if numbers != wanted:
         row = {number: row for row, number in enumerate(wanted)}
         frames = frames[[row[number] for number in numbers]]
@@ -117,7 +109,31 @@ def read_frames(
     return np.ascontiguousarray(frames), sum(number in missing for number in numbers)
 
 
-def check_backend(backend: str) -> None:
-    """Refuse a backend that does not exist."""
+def checked_indices(indices: Sequence[int]) -> list[int]:
+    """Return frame numbers as plain integers; raise ValueError if there are none, or negative ones."""
+    numbers = [int(index) for index in indices]
+    if not numbers:
+        raise ValueError("indices must name at least one frame")
+    if min(numbers) < 0:
+        raise ValueError(f"indices ({min(numbers)}) must be at least 0")
+    return numbers
+
+
+def checked_backend(backend: str) -> Backend:
+    """Return the name of a backend; raise ValueError if there is no such backend."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
+    return backend  # type: ignore[return-value]
+
+
+def import_backend(backend: Backend) -> ModuleType:
+    """Return the module that reads video files; raise ImportError if what it needs is not installed."""
+    if backend == "pyav":
+        return streams
+    try:
+        return import_module("cgnl.data.videos.torchcodec_streams")
+    except (ImportError, RuntimeError, OSError) as error:  # without a fitting FFmpeg it is a RuntimeError
+        raise ImportError(
+            "backend='torchcodec' needs the package torchcodec and the FFmpeg libraries it is made for "
+            f"({type(error).__name__}); backend='pyav' needs neither"
+        ) from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
 from av.sidedata.sidedata import Type
 from av.video.frame import PictureType, VideoFrame
@@ -76,6 +77,8 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex
     regular = (
         bool(times)
         and context.name in _FRAME_IN_EACH_PACKET
+        # AVI stores no presentation times, and what FFmpeg works out for these is wrong.
+        and not (stream.container.format.name == "avi" and context.name in ("h264", "hevc"))
         and len({packet.pts for packet in kept}) == len(kept)
         and all(packet.pts is not None and not packet.is_corrupt for packet in kept)
         and bool(keys)
@@ -89,7 +92,7 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex
     return PacketIndex(kept, times, keys, regular)
 
 
-def demux(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Packet]:
+def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """Yield the packets of a stream that hold data, up to the end of the file or the first that cannot be read."""
     try:
         yield from (packet for packet in container.demux(stream) if packet.size)
@@ -125,7 +128,7 @@ def read_stretches(
     """Decode the wanted frames of a regular stream, and little more.
 
     Args:
-        stream: the stream, opened with the decoder option ``err_detect=explode``.
+        stream: the stream, just opened.
         index: its packets.
         wanted: numbers of frames, ascending, without repeats.
         take: is called with the number of each wanted frame and the frame; past the end it is the last frame.
@@ -145,12 +148,14 @@ def read_stretches(
     key_times = [time for time, _ in index.keys]
     place = 0
     first_time: int | None = None
+    latest: int | None = None
 
     def give(frames: Iterable[VideoFrame]) -> None:
-        nonlocal first_time
+        nonlocal first_time, latest
         for frame in frames:
-            if frame.pts is None or frame.is_corrupt:
+            if frame.pts is None or frame.is_corrupt or (latest is not None and frame.pts <= latest):
                 raise UnexpectedFrameError
+            latest = frame.pts
             if first_time is not None and frame.pts >= first_time:
                 # Decoding began here: right only if the frame stands for itself.
                 if frame.pts != first_time or not frame.key_frame or frame.pict_type != PictureType.I:
@@ -286,7 +291,7 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np
     Raises:
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
     """
-    with open_video(path, options={"err_detect": "explode"}) as (container, stream):
+    with open_video(path) as (container, stream):
         index = index_packets(demux(container, stream), stream)
         if index.regular:
             canvas = Canvas(stream, wanted)
@@ -329,24 +334,19 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         decode_all: decode every frame, instead of trusting the packets where they can be trusted.
 
     Returns:
-        Frames, frames per second, width and height (pixels, upright), and the frames that the container promises.
+        Frames, frames per second, width and height (pixels, upright), and the frames that the container promises: as
+        stored there; else what duration times rate makes, where that differs by over a tenth; else None.
 
     Raises:
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        promised: int | None = stream.frames
-        if not promised:
-            duration = None
-            if stream.duration is not None and stream.time_base is not None:
-                duration = float(stream.duration * stream.time_base)
-            elif container.duration is not None:
-                duration = container.duration / av.time_base
-            promised = round(duration * fps) if duration and fps else None
+        promised: int | None = stream.frames or None
         index = index_packets(demux(container, stream), stream)
-        if promised and stream.frames:
+        if promised:
             promised -= sum(packet.is_discard for packet in index.packets)
+        estimated = None if promised else _estimated_frames(container, stream, fps)
         width, height = stream.codec_context.width, stream.codec_context.height
     with open_video(path) as (container, stream):
         frames = decode(demux(container, stream), stream)
@@ -356,6 +356,14 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         matrix = display_matrix(first)
         counted = index.regular and not decode_all
         number = len(index.times) if counted else 1 + sum(1 for _ in frames)
+    if estimated is not None and abs(estimated - number) > number / 10:
+        promised = estimated
     if matrix is not None:
         height, width = turned(np.empty((1, height, width, 0), np.uint8), matrix).shape[1:3]
     return number, fps, width, height, promised
+
+
+def _estimated_frames(container: InputContainer, stream: VideoStream, fps: float) -> int | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return round(float(stream.duration * stream.time_base) * fps) or None
+    return None if container.duration is None else round(container.duration / av.time_base * fps) or None

@@ -1,0 +1,245 @@
+"""Reading videos in a process of its own, whatever they do to a decoder.
+
+The reader works where multiprocessing does not, in the (daemonic) workers of a data loader: the process is started as a
+program. Requests and replies are lines of JSON through its standard input and output, frames come through a file in
+memory that both have opened; nothing that the decoding process says is unpickled.
+"""
+
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.videos.decoding import Backend, checked_backend, checked_indices, import_backend, read_frames
+
+_START_SECONDS = 120.0
+_MAX_REPLY = 1 << 20
+_NONSENSE = "makes the process that decodes it answer nonsense"
+
+
+class GuardedReader:
+    """Reads frames as :func:`cgnl.data.videos.read_frames` does, in a process that may crash or hang.
+
+    The process is started with the first video and again after one that ends it; it ends with the process that reads
+    through it. After a fork or in a copy the reader starts a process of its own. One thread may use it at a time.
+
+    Args:
+        backend: what decodes video files.
+        timeout: seconds that one call may take.
+
+    Raises:
+        ValueError: an unknown backend, or a timeout that is not positive.
+    """
+
+    def __init__(self, *, backend: Backend = "pyav", timeout: float = 60.0) -> None:
+        checked_backend(backend)
+        if timeout <= 0:
+            raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
+        self.backend = backend
+        self.timeout = timeout
+        self._child: _Child | None = None
+
+    def read(self, path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[np.ndarray, int]:
+        """Read frames of a video by number.
+
+        Args:
+            path: a video file, or a folder of frames.
+            indices: T numbers of frames, from 0, in any order; repeats are allowed.
+
+        Returns:
+            uint8 [T, H, W, 3] RGB, upright; and the number of wanted frames that could not be decoded.
+
+        Raises:
+            BadFileError: as :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
+            ImportError: the backend is not installed or does not work.
+            ValueError: no index, or a negative one.
+            RuntimeError: the process does not start.
+        """
+        numbers = checked_indices(indices)
+        if self._child is None or self._child.owner != os.getpid():
+            self._child = _Child(self.backend, self.timeout)
+        try:
+            return self._child.read(path, numbers)
+        except BadFileError:
+            raise
+        except _EndedError as error:
+            self.close()
+            raise BadFileError(path, str(error)) from None
+        except BaseException:
+            self.close()  # a reply that nobody has read must not be taken for the next one
+            raise
+
+    def close(self) -> None:
+        """End the process; the next call to :meth:`read` starts another."""
+        if self._child is not None and self._child.owner == os.getpid():
+            self._child.stop()
+        self._child = None
+
+    def __enter__(self) -> "GuardedReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_child", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_child": None}
+
+
+class _EndedError(Exception):
+    """The process ended or was ended; the message continues a sentence that begins with the path."""
+
+
+class _Child:
+    """A process that reads videos, and what is shared with it."""
+
+    def __init__(self, backend: str, timeout: float) -> None:
+        self.owner = os.getpid()
+        self.timeout = timeout
+        self._frames = _memory_file()
+        self._unread = b""
+        # -P: a file in the working folder must not stand in for a module. A session of its own: Ctrl-C in the terminal
+        # is for the process that reads through this one.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(self._frames), backend, repr(timeout)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=[self._frames],
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            ready = self._reply(_START_SECONDS)
+        except _EndedError as error:
+            self.stop()
+            raise RuntimeError(f"the process that reads videos does not start: it {error}") from None
+        if "lacks" in ready:
+            self.stop()
+            raise ImportError(str(ready["lacks"]))
+
+    def read(self, path: str | os.PathLike[str], numbers: list[int]) -> tuple[np.ndarray, int]:
+        request = json.dumps({"path": os.fsencode(path).hex(), "indices": numbers}).encode() + b"\n"
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(request)
+        except BrokenPipeError:
+            raise _EndedError(self._death()) from None
+        reply = self._reply(self.timeout)
+        try:
+            if "bad" in reply:
+                raise BadFileError(os.fsdecode(bytes.fromhex(reply["path"])), str(reply["bad"]))
+            height, width, lost = (int(reply[key]) for key in ("height", "width", "lost"))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, BadFileError):
+                raise
+            raise _EndedError(_NONSENSE) from None
+        size = len(numbers) * height * width * 3
+        if min(height, width) < 1 or size > os.fstat(self._frames).st_size:
+            raise _EndedError(_NONSENSE)
+        frames = np.empty((len(numbers), height, width, 3), np.uint8)
+        # Read rather than mapped: a mapping would end this process, too, should the other cut the file short.
+        _whole(os.preadv, self._frames, frames)
+        return frames, lost
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        os.close(self._frames)
+
+    def _reply(self, timeout: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._unread and len(self._unread) < _MAX_REPLY:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _EndedError(f"takes longer than {timeout:g} seconds to decode")
+            if poll.poll(math.ceil(left * 1000)):
+                data = os.read(pipe, 1 << 16)
+                if not data:
+                    raise _EndedError(self._death())
+                self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
+            raise _EndedError(_NONSENSE)
+        return reply
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"ends the process that decodes it ({how})"
+
+
+def _memory_file() -> int:
+    """Open a file without a name that is kept in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("frames")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _whole(transfer: Callable[[int, list[memoryview], int], int], file: int, frames: np.ndarray) -> None:
+    """Read or write an array from the beginning of a file, in as many calls as it takes."""
+    view = frames.data.cast("B")
+    done = 0
+    while done < len(view):
+        count = transfer(file, [view[done:]], done)
+        if not count:
+            raise _EndedError(_NONSENSE)
+        done += count
+
+
+def _serve(frames_file: int, backend: Backend, timeout: float) -> None:
+    """Answer requests until there are no more; the frames of each go to a file."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    # What libraries print must not get among the replies.
+    os.dup2(2, 1)
+    reply: dict[str, Any] = {}
+    try:
+        import_backend(backend)
+    except ImportError as error:
+        reply = {"lacks": str(error)}
+    replies.write(json.dumps(reply).encode() + b"\n")
+    for line in requests:
+        # A decoder that hangs cannot see that its parent is gone.
+        signal.setitimer(signal.ITIMER_REAL, timeout + 10)
+        request = json.loads(line)
+        path = os.fsdecode(bytes.fromhex(request["path"]))
+        try:
+            frames, lost = read_frames(path, request["indices"], backend=backend)
+        except BadFileError as error:
+            reply = {"path": os.fsencode(error.path).hex(), "bad": error.reason}
+        except MemoryError:
+            reply = {"path": request["path"], "bad": "needs more memory to be decoded than there is"}
+        else:
+            _whole(os.pwritev, frames_file, frames)
+            reply = {"height": frames.shape[1], "width": frames.shape[2], "lost": lost}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        replies.write(json.dumps(reply).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))  # type: ignore[arg-type]
