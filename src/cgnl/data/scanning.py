@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cgnl.data.decoding import BadFileError
 
@@ -29,11 +29,13 @@ class Scanned(Generic[T]):
         path: the file.
         value: what the function returned; None if it failed.
         error: why it failed, as the rest of a sentence that begins with the path; None if it did not.
+        answered: False if the process died or took too long, so that the function itself said nothing.
     """
 
     path: Path
     value: T | None
     error: str | None
+    answered: bool = True
 
 
 @dataclass
@@ -49,14 +51,14 @@ class _Worker:
         if path is not None:
             self.connection.send(path)
 
-    def death(self) -> tuple[Path, None, str]:
+    def death(self) -> Scanned[Any]:
         self.process.join()
         code = self.process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self.connection.close()
         if self.path is None:
             raise RuntimeError(f"a process that reads files ended before it got one ({how})")
-        return self.path, None, f"ends the process that decodes it ({how})"
+        return Scanned(self.path, None, f"ends the process that decodes it ({how})", answered=False)
 
     def stop(self) -> None:
         self.process.kill()
@@ -107,7 +109,7 @@ def scan(
                         message = worker.connection.recv()
                     except (EOFError, OSError):
                         pool.remove(worker)
-                        yield Scanned(*worker.death())
+                        yield worker.death()
                         continue
                     if worker.path is not None:
                         yield Scanned(worker.path, *message)
@@ -115,10 +117,47 @@ def scan(
                 elif time.monotonic() >= worker.deadline and worker.path is not None:
                     pool.remove(worker)
                     worker.stop()
-                    yield Scanned(worker.path, None, f"takes longer than {timeout:g} seconds to decode")
+                    error = f"takes longer than {timeout:g} seconds to decode"
+                    yield Scanned(worker.path, None, error, answered=False)
     finally:
         for worker in pool:
             worker.stop()
+
+
+def scan_with_bar(
+    function: Callable[[Path], T],
+    paths: Sequence[Path],
+    description: str,
+    *,
+    workers: int | None = None,
+    timeout: float = 60.0,
+    progress: bool = True,
+) -> Iterator[Scanned[T]]:
+    """Call a function on each file as :func:`scan` does, behind a progress bar on the standard error output.
+
+    Args:
+        function: as for :func:`scan`.
+        paths: the files.
+        description: what is done, in front of the bar.
+        workers: as for :func:`scan`.
+        timeout: seconds that one file may take.
+        progress: whether the bar is shown.
+
+    Yields:
+        What became of each file, in the order in which they are done.
+    """
+    # Imported here, as the processes that read files import this module and show nothing.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task(description, total=len(paths))
+        bad = 0
+        for result in scan(function, paths, workers=workers, timeout=timeout):
+            bad += result.error is not None
+            bar.update(task, advance=1, description=f"{description}, {bad} bad")
+            yield result
 
 
 def _start(function: Callable[[Path], T]) -> _Worker:
@@ -143,4 +182,6 @@ def _serve(connection: Connection, function: Callable[[Path], T]) -> None:
         try:
             connection.send((function(path), None))
         except BadFileError as error:
-            connection.send((None, error.reason))
+            # The path may be a folder, and the error that of a file in it.
+            reason = error.reason if error.path == path else f"holds a bad file: {error}"
+            connection.send((None, reason))

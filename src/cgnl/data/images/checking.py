@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cgnl.data.decoding import decoded_size
 from cgnl.data.images.reading import Format, read_images
 from cgnl.data.lists import SampleList, Split, readable, write_rows
-from cgnl.data.scanning import scan
+from cgnl.data.scanning import scan_with_bar
 
 _SHOWN = 50
 
@@ -121,16 +120,14 @@ def check_images(
     }
     paths = sorted({sample.path for images in lists.values() for sample in images.samples})
     sizes: dict[Path, tuple[int, int]] = {}
-    bad = {path: "does not exist" for images in lists.values() for path in images.missing}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("checking images", total=len(paths))
-        for result in scan(decoded_size, paths, workers=workers, timeout=timeout):
-            if result.value is not None:
-                sizes[result.path] = result.value
-            else:
-                bad[result.path] = result.error or ""
-            bar.update(task, advance=1, description=f"checking images, {len(bad)} bad")
+    bad = {path: images.why_missing(path) for images in lists.values() for path in images.missing}
+    for result in scan_with_bar(
+        decoded_size, paths, "checking images", workers=workers, timeout=timeout, progress=progress
+    ):
+        if result.value is not None:
+            sizes[result.path] = result.value
+        else:
+            bad[result.path] = result.error or ""
     rows = tuple(sorted(bad.items()))
     if out is not None:
         Path(out).unlink(missing_ok=True)

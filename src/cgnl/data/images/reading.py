@@ -15,9 +15,11 @@ from cgnl.data.lists import (
     Split,
     check_missing,
     class_folders,
+    exists,
     integer,
     labelled_lines,
     listed,
+    read_classes,
     read_table,
     readable,
     shown,
@@ -116,18 +118,13 @@ def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList
     Source: Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
     """
     root = Path(root)
-    class_file, label_file = root / "classes.txt", root / "image_class_labels.txt"
-    names = read_table(class_file, "<class id> <name>", readable)
-    expected_ids = range(1, len(names) + 1)
-    for number, (line, _) in names.items():
-        if number not in expected_ids:
-            raise DataError(f"{class_file}, line {line}: read class id {number}, expected 1 to {len(names)} once each.")
-    classes = tuple(names[number][1] for number in expected_ids)
-
+    label_file = root / "image_class_labels.txt"
+    classes = read_classes(root / "classes.txt")
+    expected_ids = range(1, len(classes) + 1)
     labels = read_table(label_file, "<image id> <class id>", integer)
     for line, label in labels.values():
         if label not in expected_ids:
-            raise DataError(f"{label_file}, line {line}: read class id {label}, expected 1 to {len(names)}.")
+            raise DataError(f"{label_file}, line {line}: read class id {label}, expected 1 to {len(classes)}.")
     splits = read_table(root / "train_test_split.txt", "<image id> <1 for training, 0 for testing>", _flag)
 
     image_file = root / "images.txt"
@@ -140,7 +137,7 @@ def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList
         path = inside(relative, line)
         if splits[image_id][1] != (split == "train"):
             continue
-        if path.exists():
+        if exists(path):
             samples.append(Sample(path, labels[image_id][1] - 1))
         else:
             missing.append(path)

@@ -1,9 +1,9 @@
 """What image and video data sets share: samples with labels, list files, folders of classes, accounts of bad files."""
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
-from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed
+from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed, read_classes
 from cgnl.data.lists.samples import Sample, SampleList, Split, check_missing
-from cgnl.data.lists.text import Inside, integer, read_table, readable, shown, text_lines
+from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, shown, text_lines
 
 __all__ = [
     "BadFiles",
@@ -13,10 +13,12 @@ __all__ = [
     "Split",
     "check_missing",
     "class_folders",
+    "exists",
     "files_below",
     "integer",
     "labelled_lines",
     "listed",
+    "read_classes",
     "read_table",
     "readable",
     "shown",

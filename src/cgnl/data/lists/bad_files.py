@@ -60,7 +60,7 @@ def write_missing(folder: str | os.PathLike[str], lists: Iterable[SampleList]) -
         folder: the run's folder.
         lists: the data sets.
     """
-    rows = [(path, "does not exist") for samples in lists for path in samples.missing]
+    rows = [(path, samples.why_missing(path)) for samples in lists for path in samples.missing]
     if rows:
         write_rows(Path(folder, "missing_files.csv"), rows)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cgnl.data.decoding import DataError, resolve_inside
 from cgnl.data.lists.samples import Sample, SampleList, Split
-from cgnl.data.lists.text import integer, readable, shown, text_lines
+from cgnl.data.lists.text import exists, integer, read_table, readable, shown, text_lines
 
 
 def labelled_lines(
-    list_file: Path, separators: str = " \t", expected: str = "path label"
+    list_file: Path, separators: str = " \t", expected: str = "path label", first: int = 0
 ) -> Iterator[tuple[int, str, int]]:
     """Read lines that end with a label.
 
@@ -20,6 +20,7 @@ def labelled_lines(
         list_file: the file; what comes before the label may hold separators.
         separators: characters that may stand before the label.
         expected: the form of a line, for the message.
+        first: the lowest label, for the message.
 
     Yields:
         Line number from 1, the text before the label, and the label.
@@ -35,7 +36,7 @@ def labelled_lines(
             label = integer(row[2])
         except ValueError:
             raise DataError(
-                f"{list_file}, line {line}: read the label {shown(row[2])}, expected a whole number from 0."
+                f"{list_file}, line {line}: read the label {shown(row[2])}, expected a whole number from {first}."
             ) from None
         yield line, row[1], label
 
@@ -70,7 +71,7 @@ def listed(
         num_classes = len(classes)
     _check_labels(list_file, [(line, label) for line, _, label in rows], num_classes)
     named = [Sample(path, label) for _, path, label in rows]
-    missing = {sample.path for sample in named if not sample.path.exists()}
+    missing = {sample.path for sample in named if not exists(sample.path)}
     if classes is None:
         num_classes = num_classes or max((sample.label for sample in named), default=-1) + 1
         classes = _names_from_folders(named, num_classes)
@@ -114,6 +115,26 @@ def _names_from_folders(samples: Iterable[Sample], num_classes: int) -> tuple[st
     if len(names) == len(folders) and len(set(names.values())) == len(names):
         return tuple(names.get(label, str(label)) for label in range(num_classes))
     return tuple(map(str, range(num_classes)))
+
+
+def read_classes(class_file: Path) -> tuple[str, ...]:
+    """Read lines ``<class id> <name>``, ids from 1.
+
+    Args:
+        class_file: the file.
+
+    Returns:
+        The names in the order of their ids.
+
+    Raises:
+        DataError: a line is malformed, or the ids are not 1 to their number once each.
+    """
+    names = read_table(class_file, "<class id> <name>", readable)
+    expected = range(1, len(names) + 1)
+    for number, (line, _) in names.items():
+        if number not in expected:
+            raise DataError(f"{class_file}, line {line}: read class id {number}, expected 1 to {len(names)} once each.")
+    return tuple(names[number][1] for number in expected)
 
 
 def class_folders(root: Path, split: Split, suffixes: Collection[str]) -> SampleList:
@@ -167,7 +188,7 @@ def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator
         suffixes: of the files that are given, in lower case.
 
     Yields:
-        The files that are not hidden.
+        The files that are not hidden, and links to folders in their place: these are not followed.
 
     Raises:
         DataError: a symbolic link leads out of the root.
@@ -180,7 +201,7 @@ def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(root, path, suffixes)
-        elif path.suffix.lower() in suffixes:
+        elif path.suffix.lower() in suffixes or entry.is_dir():  # a link to a folder, which is no file to read
             if entry.is_symlink():
                 resolve_inside(root, str(path.relative_to(root)), source=folder)
             yield path

@@ -1,6 +1,7 @@
 """The samples of a data set: files and their classes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,9 @@ class SampleList:
         samples: the files that exist, with their labels.
         classes: a name for each label.
         kind: the layout it was read from, ``list`` or ``cub`` for example.
-        missing: files that the data set names but that do not exist.
+        missing: files that the data set names but that cannot be used: they do not exist, if ``reasons`` says
+            nothing else.
+        reasons: what else is wrong with a missing file, as the rest of a sentence that begins with its path.
     """
 
     root: Path
@@ -39,10 +42,15 @@ class SampleList:
     classes: tuple[str, ...]
     kind: str
     missing: tuple[Path, ...] = ()
+    reasons: Mapping[Path, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of files that exist."""
         return len(self.samples)
+
+    def why_missing(self, path: Path) -> str:
+        """Return why a missing file cannot be used, as the rest of a sentence that begins with its path."""
+        return self.reasons.get(path, "does not exist")
 
 
 def check_missing(samples: SampleList, limit: float) -> None:
@@ -57,8 +65,10 @@ def check_missing(samples: SampleList, limit: float) -> None:
     """
     total = len(samples.samples) + len(samples.missing)
     if len(samples.missing) > limit * total:
-        some = ", ".join(map(str, samples.missing[:3])) + (", ..." if len(samples.missing) > 3 else "")
+        some = ", ".join(
+            f"{path} {samples.reasons[path]}" if path in samples.reasons else str(path) for path in samples.missing[:3]
+        )
         raise DataError(
             f"{len(samples.missing)} of {total} files of {samples.root} are missing, more than the limit of "
-            f"{limit:.1%}: {some}"
+            f"{limit:.1%}: {some}" + (", ..." if len(samples.missing) > 3 else "")
         )

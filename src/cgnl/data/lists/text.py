@@ -21,7 +21,7 @@ class Inside:
     def __call__(self, relative: str, line: int) -> Path:
         path = self._checked(relative, line)
         in_latin1 = readable(relative)
-        if in_latin1 != relative and not path.exists():
+        if in_latin1 != relative and not exists(path):
             # The list is in Latin-1, but the names on disk may be in UTF-8.
             return self._checked(in_latin1, line)
         return path
@@ -29,11 +29,26 @@ class Inside:
     def _checked(self, relative: str, line: int) -> Path:
         parent, _, name = relative.rpartition("/")
         path = self.root / relative
-        if parent not in self._known or name in ("", "..") or "\0" in name or path.is_symlink():
+        if parent not in self._known or name in ("", "..") or "\0" in name or _is_link(path):
             resolve_inside(self.root, relative, source=self.source, line=line)
             resolve_inside(self.root, parent or ".", source=self.source, line=line)
             self._known.add(parent)
         return path
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # a name that is too long for the file system
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is such a file; of a name that no file can have, there is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:

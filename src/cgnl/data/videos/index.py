@@ -1,0 +1,182 @@
+"""Length and size of the videos of a data set, found once and kept in a file beside them."""
+
+import csv
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgnl.data.scanning import scan_with_bar
+from cgnl.data.videos.decoding import VideoInfo, probe
+
+_logger = logging.getLogger(__name__)
+
+NAME = "video_index.csv"
+_TITLE = "# cgnl video index, version 1"
+_HEADER = ["path", "bytes", "mtime_ns", "frames", "fps", "width", "height", "promised", "error"]
+# A killed process loses no more than this; writing a large index takes a second or two.
+_SECONDS_BETWEEN_WRITES = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """By what a change of a video is seen: bytes of a file or entries of a folder, and when it was changed."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    state: _State | None
+    info: VideoInfo | str
+
+
+def index_videos(
+    videos: Sequence[Path],
+    root: str | os.PathLike[str],
+    *,
+    file: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    timeout: float = 60.0,
+    progress: bool = True,
+) -> dict[Path, VideoInfo | str]:
+    """Look into every video, in several processes, and keep what was found for the next time.
+
+    The index is ``video_index.csv`` in the root, or ``file`` where the root cannot be written to. It is written every
+    half minute, as a whole and under its name at once, so that a process that is killed or two at the same time leave
+    a good one. A video is looked into again only if its size or time of change differs.
+
+    Args:
+        videos: video files and folders of frames, all below the root.
+        root: the folder of the data set.
+        file: where the index is kept otherwise; None keeps none then.
+        workers: number of processes; by default one for each core.
+        timeout: seconds that one video may take.
+        progress: whether a progress bar is shown on the standard error output.
+
+    Returns:
+        For each video what is known of it, or why it cannot be read, as the rest of a sentence that begins with its
+        path.
+
+    Raises:
+        ValueError: a video that is not below the root.
+    """
+    root = Path(root)
+    names = {path: _name(path, root) for path in videos}
+    places = [root / NAME] + ([Path(file)] if file is not None else [])
+    indexes = [_read(place) for place in places]
+    states = {path: _state(path) for path in names}
+    found: dict[Path, VideoInfo | str] = {}
+    for path, state in states.items():
+        for index in indexes:
+            entry = index.get(names[path])
+            if entry is not None and state is not None and entry.state == state:
+                found[path] = entry.info
+    new: dict[str, _Entry] = {}
+    written = time.monotonic()
+    try:
+        rest = [path for path in names if path not in found]
+        for result in scan_with_bar(
+            probe, rest, "looking into videos", workers=workers, timeout=timeout, progress=progress and bool(rest)
+        ):
+            info = found[result.path] = result.error or "" if result.value is None else result.value
+            # One that crashed its process or took too long may have done so for want of memory or time: without a
+            # state its row fits no file, and it is tried again the next time.
+            new[names[result.path]] = _Entry(states[result.path] if result.answered else None, info)
+            if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                _keep(places, new)
+                written = time.monotonic()
+    finally:
+        if new:
+            _keep(places, new)
+    return {path: found[path] for path in names}
+
+
+def _name(path: Path, root: Path) -> str:
+    if not path.is_relative_to(root):
+        raise ValueError(f"videos ({path}) must be below root ({root})")
+    return path.relative_to(root).as_posix()
+
+
+def _state(path: Path) -> _State | None:
+    """None if the path cannot be read now, so that what is found of it is not kept."""
+    try:
+        stat = path.stat()
+        size = sum(1 for _ in os.scandir(path)) if path.is_dir() else stat.st_size
+    except OSError:
+        return None
+    return _State(size, stat.st_mtime_ns) if os.access(path, os.R_OK) else None
+
+
+def _read(file: Path, *, quiet: bool = False) -> dict[str, _Entry]:
+    """Read an index; without one, or with one that cannot be used, nothing is known."""
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+            if opened.readline().rstrip("\r\n") != _TITLE:
+                raise ValueError("it is of another version or none at all")
+            rows = csv.reader(opened)
+            if next(rows, None) != _HEADER:
+                raise ValueError("its header is damaged")
+            return dict(map(_parsed, rows))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, csv.Error) as error:
+        if not quiet:
+            reason = error.strerror if isinstance(error, OSError) else error
+            _logger.warning("%s cannot be used (%s): the videos are looked into anew", file, reason)
+        return {}
+
+
+def _parsed(row: list[str]) -> tuple[str, _Entry]:
+    if len(row) != len(_HEADER):
+        raise ValueError(f"a line has {len(row)} columns instead of {len(_HEADER)}")
+    name, size, mtime_ns, frames, fps, width, height, promised, error = row
+    state = _State(int(size), int(mtime_ns)) if size else None
+    if error:
+        return name, _Entry(state, error)
+    info = VideoInfo(int(frames), float(fps), int(width), int(height), int(promised) if promised else None)
+    if min(info.frames, info.width, info.height) < 1 or not 0 <= info.fps < math.inf:
+        raise ValueError("a line holds numbers of no video")
+    return name, _Entry(state, info)
+
+
+def _row(name: str, entry: _Entry) -> list[object]:
+    state: list[object] = ["", ""] if entry.state is None else [entry.state.size, entry.state.mtime_ns]
+    if isinstance(entry.info, str):
+        return [name, *state, "", "", "", "", "", entry.info]
+    info = entry.info
+    promised = "" if info.promised is None else info.promised
+    return [name, *state, info.frames, repr(info.fps), info.width, info.height, promised, ""]
+
+
+def _keep(places: Sequence[Path], new: Mapping[str, _Entry]) -> None:
+    """Add rows to the first index that can be written; without any, what was found is not kept."""
+    problems = []
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # What another process has written in the meantime stays.
+            _write(place, {**_read(place, quiet=True), **new})
+            return
+        except OSError as error:
+            problems.append(f"{place}: {error.strerror}")
+    _logger.warning("the index of the videos is not kept (%s)", "; ".join(problems))
+
+
+def _write(file: Path, entries: Mapping[str, _Entry]) -> None:
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
+            opened.write(f"{_TITLE}\n")
+            writer = csv.writer(opened, lineterminator="\n")
+            writer.writerow(_HEADER)
+            writer.writerows(_row(name, entries[name]) for name in sorted(entries))
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

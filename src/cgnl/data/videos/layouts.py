@@ -1,0 +1,303 @@
+"""The layouts of video data sets on disk: UCF101, Kinetics, Mini-Kinetics, list files, folders of classes."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from cgnl.data.decoding import BadFileError, DataError, resolve_inside
+from cgnl.data.lists import (
+    Inside,
+    Sample,
+    SampleList,
+    Split,
+    check_missing,
+    class_folders,
+    exists,
+    integer,
+    labelled_lines,
+    listed,
+    read_classes,
+    shown,
+    text_lines,
+)
+from cgnl.data.videos.frame_folders import frame_files
+from cgnl.data.videos.kinetics import COLUMNS, csv_files, id_lists, read_kinetics, read_mini_kinetics
+
+Format = Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"]
+
+# Files in class folders that are meant as videos; those that hold something else will be named as bad.
+_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv"}
+_SEPARATORS = " \t,"
+
+
+def read_videos(
+    root: str | os.PathLike[str],
+    split: Split = "train",
+    *,
+    format: Format = "auto",
+    list_file: str | os.PathLike[str] | None = None,
+    annotations: str | os.PathLike[str] | None = None,
+    fold: int = 1,
+    num_classes: int | None = None,
+    missing_limit: float = 0.05,
+) -> SampleList:
+    """Read one split of a video data set in any of the known layouts.
+
+    Args:
+        root: the folder that holds the videos, and whose paths those of lists start from.
+        split: ``train``, ``test`` or ``val``; where a data set has only one of the last two, either means it.
+        format: the layout; ``auto`` takes a list with a list file, else looks into ``annotations`` and ``root``.
+        list_file: lines ``path label`` (``list``: of files, or of folders of frames) or ``folder frames label``
+            (``frame_list``), labels from 0; the split is then whatever the file lists.
+        annotations: UCF101: the folder of its lists. Kinetics: a csv file, or a folder of them. Mini-Kinetics: the
+            folder of the id lists and csv files. By default they are looked for in ``root``.
+        fold: which of the three splits of UCF101.
+        num_classes: number of classes K, where the data set must have just that many.
+        missing_limit: part of the named videos that may be missing.
+
+    Returns:
+        Samples whose files exist, and the names of the missing ones.
+
+    Raises:
+        DataError: the layout is not recognised, a line or label is wrong, a path leads out of the root, or
+            more videos are missing than allowed.
+        ValueError: a list file with a format that has none or the other way round, or a fold that does not exist.
+    """
+    if fold not in (1, 2, 3):
+        raise ValueError(f"fold ({fold}) must be 1, 2 or 3")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder.")
+    if annotations is not None:
+        annotations = Path(annotations).expanduser()
+        if not annotations.exists():
+            raise DataError(f"{annotations}, which should hold the annotations, does not exist.")
+    if format == "auto":
+        format = _recognise_list(Path(list_file)) if list_file is not None else _recognise(root, annotations)
+    if (format in ("list", "frame_list")) != (list_file is not None):
+        raise ValueError(
+            f"list_file ({list_file}) must be given with format list or frame_list and no other; the format is {format}"
+        )
+    if list_file is not None:
+        read = read_video_list if format == "list" else read_frame_list
+        videos = read(list_file, root, num_classes=num_classes)
+    elif format == "folders":
+        videos = class_folders(root, split, _SUFFIXES)
+    elif format == "ucf101":
+        videos = read_ucf101(root, split, lists=_folder_of("ucf101", root, annotations), fold=fold)
+    elif format == "mini_kinetics":
+        videos = read_mini_kinetics(root, split, _folder_of("mini_kinetics", root, annotations))
+    elif annotations is not None and annotations.is_file():
+        videos = read_kinetics(root, split, [annotations])
+    else:
+        videos = read_kinetics(root, split, csv_files(_folder_of("kinetics", root, annotations)))
+    if num_classes not in (None, len(videos.classes)):
+        raise DataError(f"{root} has {len(videos.classes)} classes, but {num_classes} are expected.")
+    if not videos.samples and not videos.missing:
+        raise DataError(f"{list_file or root} names no videos for the {split} split.")
+    check_missing(videos, missing_limit)
+    return videos
+
+
+_Annotated = Literal["mini_kinetics", "ucf101", "kinetics"]
+_LOOKED_FOR: Mapping[_Annotated, str] = {
+    "mini_kinetics": "train_ytid_list.txt and val_ytid_list.txt (Mini-Kinetics)",
+    "ucf101": "classInd.txt (UCF101)",
+    "kinetics": f"a csv file with `{','.join(COLUMNS)}` (Kinetics)",
+}
+
+
+def _annotation_folders(root: Path, annotations: Path | None) -> tuple[Path, ...]:
+    base = root if annotations is None else annotations
+    return base, base / "ucfTrainTestlist", base / "annotations"
+
+
+def _has(format: _Annotated, folder: Path) -> bool:
+    if format == "mini_kinetics":
+        return any(file.exists() for file in id_lists(folder).values())
+    return (folder / "classInd.txt").exists() if format == "ucf101" else bool(csv_files(folder))
+
+
+def _folder_of(format: _Annotated, root: Path, annotations: Path | None) -> Path:
+    folders = _annotation_folders(root, annotations)
+    for folder in folders:
+        if _has(format, folder):
+            return folder
+    raise DataError(f"{_LOOKED_FOR[format]} was looked for in {', '.join(map(str, folders))}, but is not there.")
+
+
+def _recognise(root: Path, annotations: Path | None) -> Format:
+    if annotations is not None and annotations.is_file():
+        return "kinetics"
+    folders = _annotation_folders(root, annotations)
+    # Mini-Kinetics before Kinetics, whose csv files lie in its folder too.
+    for format in _LOOKED_FOR:
+        if any(_has(format, folder) for folder in folders):
+            return format
+    if annotations is None and (root / "train").is_dir():
+        return "folders"
+    raise DataError(
+        f"{root} is no known video data set. Looked for {'; '.join(_LOOKED_FOR.values())} in "
+        f"{', '.join(map(str, folders))}"
+        + (f"; for {root / 'train'} (folders of classes)" if annotations is None else "")
+        + "; and no list file is given."
+    )
+
+
+def _recognise_list(list_file: Path) -> Format:
+    rows = [text for _, text in text_lines(list_file)]
+    return "frame_list" if rows and all(_frame_row(text) for text in rows) else "list"
+
+
+def _frame_row(text: str) -> re.Match[str] | None:
+    return re.fullmatch(rf"(.+?)[{_SEPARATORS}]+([0-9]{{1,9}})[{_SEPARATORS}]+(-?[0-9]+)", text)
+
+
+def read_ucf101(
+    root: str | os.PathLike[str],
+    split: Split = "train",
+    *,
+    lists: str | os.PathLike[str],
+    fold: int = 1,
+) -> SampleList:
+    """Read one of the three splits of UCF101.
+
+    The label is the number of the video's folder in ``classInd.txt``; the names of files tell no class, as those of
+    HandstandPushups begin with ``v_HandStandPushups``.
+
+    Args:
+        root: the folder with the class folders, in itself or in ``UCF-101/`` or ``UCF101/``.
+        split: ``train``, or ``test`` (``val`` means the same).
+        lists: the folder with ``classInd.txt``, ``trainlist01.txt`` (``path label``, labels from 1), ``testlist01.txt``
+            (the path alone) and so on.
+        fold: 1, 2 or 3.
+
+    Returns:
+        Samples in the order of the list, labels from 0.
+
+    Raises:
+        DataError: a line is malformed, names an unknown class or a label other than that of its folder, or a path
+            leads out of the root.
+
+    Source: Soomro et al., "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", 2012.
+    """
+    root, class_file = Path(root), Path(lists, "classInd.txt")
+    classes = read_classes(class_file)
+    labels = {name: label for label, name in enumerate(classes)}
+    if len(labels) < len(classes):
+        raise DataError(f"{class_file} gives a class name twice.")
+    list_file = Path(lists, f"{'train' if split == 'train' else 'test'}list{fold:02d}.txt")
+    inside = Inside(_ucf101_videos(root), list_file)
+    samples, missing = [], []
+    for line, relative, given in _ucf101_lines(list_file, with_label=split == "train"):
+        path = inside(relative, line)
+        folder = relative.split("/")[0]
+        if folder not in labels:
+            raise DataError(
+                f"{list_file}, line {line}: the folder {shown(folder)} is no class of {class_file}, "
+                "expected `<class>/<video>`."
+            )
+        if given not in (None, labels[folder] + 1):
+            raise DataError(
+                f"{list_file}, line {line}: read label {given}, but {class_file.name} numbers {folder} "
+                f"{labels[folder] + 1}."
+            )
+        if exists(path):
+            samples.append(Sample(path, labels[folder]))
+        else:
+            missing.append(path)
+    return SampleList(root, tuple(samples), classes, "ucf101", tuple(missing))
+
+
+def _ucf101_videos(root: Path) -> Path:
+    for name in ("UCF-101", "UCF101"):
+        if (root / name).is_dir():
+            return resolve_inside(root, name, source=root)
+    return root
+
+
+def _ucf101_lines(list_file: Path, *, with_label: bool) -> list[tuple[int, str, int | None]]:
+    if with_label:
+        return [(line, path, label) for line, path, label in labelled_lines(list_file, first=1)]
+    rows: list[tuple[int, str, int | None]] = []
+    for line, text in text_lines(list_file):
+        path, _, label = text.partition(" ")
+        try:
+            rows.append((line, path, integer(label) if label else None))
+        except ValueError:
+            raise DataError(f"{list_file}, line {line}: read {shown(text)}, expected the path alone.") from None
+    return rows
+
+
+def read_video_list(
+    list_file: str | os.PathLike[str], video_root: str | os.PathLike[str], num_classes: int | None = None
+) -> SampleList:
+    """Read a list file with lines ``path label``, separated by spaces, a comma or a tab; labels from 0.
+
+    Args:
+        list_file: the file; a path is that of a video file or of a folder of frames, and may hold spaces and commas,
+            as the label is what follows the last one.
+        video_root: the folder that the paths start from.
+        num_classes: number of classes K; by default one more than the largest label.
+
+    Returns:
+        Samples in the order of the file.
+
+    Raises:
+        DataError: a line has no label, or one that is no whole number or not from 0 to K - 1; labels count
+            from 1; or a path leads out of the root.
+    """
+    list_file, video_root = Path(list_file), Path(video_root)
+    inside = Inside(video_root, list_file)
+    rows = [(line, inside(path, line), label) for line, path, label in labelled_lines(list_file, _SEPARATORS)]
+    return listed(list_file, video_root, rows, num_classes=num_classes)
+
+
+def read_frame_list(
+    list_file: str | os.PathLike[str], video_root: str | os.PathLike[str], num_classes: int | None = None
+) -> SampleList:
+    """Read a list file with lines ``folder frames label`` of folders with a picture for each frame.
+
+    Args:
+        list_file: the file; separators and labels as for :func:`read_video_list`.
+        video_root: the folder that the paths start from.
+        num_classes: number of classes K; by default one more than the largest label.
+
+    Returns:
+        Samples in the order of the file; a folder with another number of pictures than the list says counts as
+        missing, and ``reasons`` tells both.
+
+    Raises:
+        DataError: as :func:`read_video_list`; or the number of frames is none.
+    """
+    list_file, video_root = Path(list_file), Path(video_root)
+    inside = Inside(video_root, list_file)
+    expected = "folder frames label"
+    rows, numbers = [], {}
+    for line, text, label in labelled_lines(list_file, _SEPARATORS, expected):
+        row = _frame_row(f"{text} {label}")
+        if row is None:
+            raise DataError(f"{list_file}, line {line}: read {shown(f'{text} {label}')}, expected `{expected}`.")
+        path = inside(row[1], line)
+        numbers[path] = int(row[2])
+        rows.append((line, path, label))
+    videos = replace(listed(list_file, video_root, rows, num_classes=num_classes), kind="frame_list")
+    reasons = {}
+    for sample in videos.samples:
+        if (reason := _wrong_folder(sample.path, numbers[sample.path])) is not None:
+            reasons[sample.path] = reason
+    samples = tuple(sample for sample in videos.samples if sample.path not in reasons)
+    return replace(videos, samples=samples, missing=(*videos.missing, *reasons), reasons=reasons)
+
+
+def _wrong_folder(path: Path, number: int) -> str | None:
+    if not path.is_dir():
+        return "is not a folder of frames"
+    try:
+        found = len(frame_files(path))
+    except BadFileError as error:
+        return error.reason
+    return None if found == number else f"holds {found} frames, but the list says {number}"
