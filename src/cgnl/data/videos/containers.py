@@ -103,6 +103,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
                 format=name,
                 options=limits,
                 container_options={"format_whitelist": name, "protocol_whitelist": "none"},
+                metadata_errors="replace",
                 buffer_size=_BUFFER,
                 io_open=_refuse,
             )

@@ -85,10 +85,10 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex
         and keys[0] == (min(packet.pts for packet in kept if packet.pts is not None), 0)
     )
     if regular and context.name == "mpeg4":
-        # MPEG-4 part 2 spends at least a bit on each macroblock; what is smaller is a place holder without a frame, as
-        # encoders write for a repeated frame or after two frames in one packet.
+        # MPEG-4 part 2 spends at least a bit on each macroblock; what is hardly more than a header is a place holder
+        # without a frame, as encoders write for a repeated frame or after two frames in one packet.
         macroblocks = -(-context.width // 16) * -(-context.height // 16)
-        regular = all(packet.size >= macroblocks // 8 for packet in kept)
+        regular = all(packet.size > 8 + macroblocks // 8 for packet in kept)
     return PacketIndex(kept, times, keys, regular)
 
 
@@ -232,6 +232,7 @@ class Canvas:
         self._size = stream.codec_context.width, stream.codec_context.height
         self._row = {number: row for row, number in enumerate(wanted)}
         self._pixels = np.empty((len(wanted), self._size[1], self._size[0], 3), np.uint8)
+        self.empty = True
         self._reformatter = VideoReformatter()
         self._matrix: np.ndarray | None = None
 
@@ -243,6 +244,7 @@ class Canvas:
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
         self._pixels[self._row[number]] = rows[:, : width * 3].reshape(height, width, 3)
         self._matrix = display_matrix(frame)
+        self.empty = False
 
     def upright(self) -> np.ndarray:
         """Return the pixels [T, H, W, 3], turned as the video says."""
@@ -311,6 +313,8 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np
         with open_video(path) as (container, stream):
             canvas = Canvas(stream, wanted)
             lost = read_from_start(_numbered(decode(demux(container, stream), stream), None), wanted, canvas.take)
+    if canvas.empty:
+        raise BadFileError(path, "holds no frame that can be decoded")
     return canvas.upright(), lost
 
 
@@ -335,7 +339,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
 
     Returns:
         Frames, frames per second, width and height (pixels, upright), and the frames that the container promises: as
-        stored there; else what duration times rate makes, where that differs by over a tenth; else None.
+        stored there; else what duration times rate makes, where that is over a quarter more than there are; else None.
 
     Raises:
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
@@ -356,7 +360,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         matrix = display_matrix(first)
         counted = index.regular and not decode_all
         number = len(index.times) if counted else 1 + sum(1 for _ in frames)
-    if estimated is not None and abs(estimated - number) > number / 10:
+    if estimated is not None and estimated > 1.25 * number:
         promised = estimated
     if matrix is not None:
         height, width = turned(np.empty((1, height, width, 0), np.uint8), matrix).shape[1:3]
