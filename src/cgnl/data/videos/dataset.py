@@ -41,7 +41,7 @@ class VideoDataset(FileDataset):
     - of several: ``frames``, uint8 [3, U, H, W], each frame once, and ``clips``, int64 [num_clips, T], the places in
       ``frames`` of each clip's frames. :func:`views` cuts them.
 
-    :func:`training_dataset` and :func:`evaluation_dataset` make the two that are usually wanted.
+    :func:`training_videos` and :func:`test_videos` make the two that are usually wanted.
 
     Args:
         videos: what to read.
@@ -70,7 +70,9 @@ class VideoDataset(FileDataset):
         timeout: float = 60.0,
     ) -> None:
         super().__init__(videos, seed=seed)
-        self.clips, self.transform, self.backend, self.timeout = clips, transform, backend, timeout
+        self.clips, self.transform = clips, transform
+        # It starts a process of its own in each worker.
+        self._reader = GuardedReader(backend=backend, timeout=timeout)
         unknown = next((sample.path for sample in videos.samples if sample.path not in infos), None)
         if unknown is not None:
             raise ValueError(f"infos must name every video, but lacks {unknown}")
@@ -81,12 +83,6 @@ class VideoDataset(FileDataset):
             dtype=np.int64,
         ).reshape(-1, 3)
         self._errors = {index: info for index, info in enumerate(found) if isinstance(info, str)}
-        # By process, as a forked worker must not use (nor end) the child of the process it was forked from.
-        self._readers: dict[int, GuardedReader] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the child processes behind when the data set goes to another process."""
-        return {**self.__dict__, "_readers": {}}
 
     def read(self, index: int) -> dict[str, Any]:
         """Return ``lost``, and ``image`` or ``frames`` and ``clips``, of one sample."""
@@ -96,18 +92,12 @@ class VideoDataset(FileDataset):
         num_frames, height, width = self._sizes[index].tolist()
         numbers = self.clips(num_frames)
         if numbers.ndim == 1:
-            frames, lost = self._reader().read(path, numbers.tolist())
+            frames, lost = self._reader.read(path, numbers.tolist())
             return {"image": self.transform(frames), "lost": lost}
-        return read_clips(self._reader(), path, numbers, self.transform, frame_bytes=3 * height * width)
-
-    def _reader(self) -> GuardedReader:
-        process = os.getpid()
-        if process not in self._readers:
-            self._readers[process] = GuardedReader(backend=self.backend, timeout=self.timeout)
-        return self._readers[process]
+        return read_clips(self._reader, path, numbers, self.transform, frame_bytes=3 * height * width)
 
 
-def training_dataset(
+def training_videos(
     videos: SampleList,
     infos: Mapping[Path, VideoInfo | str],
     *,
@@ -140,22 +130,23 @@ def training_dataset(
         ValueError: a number or range that makes no sense.
     """
     transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
+    centre_clip(1, length, step)  # called for what it refuses, which should show before a video is read
     clips = partial(training_clip, length=length, step=step)
     return VideoDataset(videos, infos, clips, transform, seed=seed, backend=backend, timeout=timeout)
 
 
-def evaluation_dataset(
+def test_videos(
     videos: SampleList,
     infos: Mapping[Path, VideoInfo | str],
     *,
-    length: int = 32,
-    step: int = 2,
-    num_clips: int = 10,
-    num_crops: int = 3,
-    size: int = 256,
-    resize: int = 256,
-    backend: Backend = "pyav",
-    timeout: float = 60.0,
+    length: int = 32,  # noqa: PT028
+    step: int = 2,  # noqa: PT028
+    num_clips: int = 10,  # noqa: PT028
+    num_crops: int = 3,  # noqa: PT028
+    size: int = 256,  # noqa: PT028
+    resize: int = 256,  # noqa: PT028
+    backend: Backend = "pyav",  # noqa: PT028
+    timeout: float = 60.0,  # noqa: PT028
 ) -> VideoDataset:
     """Return a data set of what testing each video needs.
 
@@ -177,12 +168,18 @@ def evaluation_dataset(
     Raises:
         ValueError: a number that makes no sense.
     """
+    whole, cropped = clip_test_transform(resize), clip_test_transform(resize, size)
+    # called for what they refuse, which should show before a video is read
     crop_offsets(resize, resize, size, num_crops)
+    test_clips(1, num_clips, length, step)
     if (num_clips, num_crops) == (1, 1):
         clips: Callable[[int], np.ndarray] = partial(centre_clip, length=length, step=step)
-        return VideoDataset(videos, infos, clips, clip_test_transform(resize, size), backend=backend, timeout=timeout)
+        return VideoDataset(videos, infos, clips, cropped, backend=backend, timeout=timeout)
     clips = partial(test_clips, num_clips=num_clips, length=length, step=step)
-    return VideoDataset(videos, infos, clips, clip_test_transform(resize), backend=backend, timeout=timeout)
+    return VideoDataset(videos, infos, clips, whole, backend=backend, timeout=timeout)
+
+
+test_videos.__test__ = False  # type: ignore[attr-defined]  # no test, though pytest would take the name for one
 
 
 def read_clips(
@@ -267,7 +264,7 @@ def collate_videos(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ``label`` [B], ``index`` [B], ``lost`` [B], ``bad``, a list of (index, path, reason), and
 
         - of one clip each: ``image``, uint8 [B, 3, T, H, W];
-        - of several: ``frames``, a list of B tensors uint8 [3, U, H, W], and ``clips``, int64 [B, num_clips, T].
+        - of several: ``videos``, a list of B times ``frames``, uint8 [3, U, H, W], and ``clips``, int64 [num_clips, T].
 
         If no video could be read, there is an ``image`` where B is 0, and so are T, H and W.
     """
@@ -278,8 +275,4 @@ def collate_videos(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if "image" in good[0]:
         # stacked in the order of their memory
         return {"image": torch.stack([record["image"].movedim(0, -1) for record in good]).movedim(-1, 1), **batch}
-    return {
-        "frames": [record["frames"] for record in good],
-        "clips": torch.stack([record["clips"] for record in good]),
-        **batch,
-    }
+    return {"videos": [{key: record[key] for key in ("frames", "clips")} for record in good], **batch}
