@@ -1,5 +1,6 @@
 """Broken, foreign and hostile files: each is refused or counted, and nothing besides the file is ever opened."""
 
+import contextlib
 import ctypes
 import http.server
 import os
@@ -96,9 +97,12 @@ def test_over_100_megapixels_is_refused_before_decoding(tmp_path):
     assert (data.count(in_container), data.count(in_pictures)) == (1, 2)
     huge = struct.pack(">HH", 20000, 20000)
     path.write_bytes(data.replace(in_container, huge).replace(in_pictures, huge))
-    refused(path, "20000 x 20000 pixels, more than 100 megapixels")
+    refused(path, "100 megapixels")
     path.write_bytes(data.replace(in_pictures, huge))
-    refused(path, "20000 x 20000 pixels, more than 100 megapixels|no frame that can be decoded")
+    refused(path, "100 megapixels")
+    fits = struct.pack(">HH", 640, 480)  # the same change, to a size that is allowed
+    path.write_bytes(data.replace(in_container, fits).replace(in_pictures, fits))
+    assert read_frames(path, [0])[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_a_quicktime_file_that_refers_to_another(tmp_path):
     refused(path, "holds no frame that can be decoded")
     assert not opened.any()
     options = {"enable_drefs": "1", "use_absolute_path": "1"}
-    with av.open(str(path), options=options) as container:
+    with contextlib.suppress(av.FFmpegError), av.open(str(path), options=options) as container:
         next(container.decode(video=0))
     assert opened.any(), "the reference leads nowhere, so the test proves nothing"
 

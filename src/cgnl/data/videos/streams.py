@@ -21,7 +21,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from cgnl.data.decoding import BadFileError
+from cgnl.data.decoding import MAX_PIXELS, BadFileError
 from cgnl.data.videos.containers import open_video
 
 # One packet of these holds one frame; others have packets without a frame (VP8's alternate references).
@@ -29,6 +29,9 @@ _FRAME_IN_EACH_PACKET = {
     "av1", "flv", "h263", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2",
     "msmpeg4", "vp9", "wmv1", "wmv2",
 }  # fmt: skip
+
+# Decoders refuse larger frames before they decode them, without saying why.
+_NO_FRAME = f"holds no frame that can be decoded (of at most {MAX_PIXELS // 10**6} megapixels)"
 
 
 class UnexpectedFrameError(Exception):
@@ -314,7 +317,7 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np
             canvas = Canvas(stream, wanted)
             lost = read_from_start(_numbered(decode(demux(container, stream), stream), None), wanted, canvas.take)
     if canvas.empty:
-        raise BadFileError(path, "holds no frame that can be decoded")
+        raise BadFileError(path, _NO_FRAME)
     return canvas.upright(), lost
 
 
@@ -356,7 +359,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         frames = decode(demux(container, stream), stream)
         first = next(frames, None)
         if first is None:
-            raise BadFileError(path, "holds no frame that can be decoded")
+            raise BadFileError(path, _NO_FRAME)
         matrix = display_matrix(first)
         counted = index.regular and not decode_all
         number = len(index.times) if counted else 1 + sum(1 for _ in frames)
