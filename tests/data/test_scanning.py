@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cgnl.data.decoding import BadFileError
-from cgnl.data.scanning import scan
+from cgnl.data.scanning import scan, scan_with_bar
 
 
 def act(path: Path) -> int:
@@ -22,6 +22,8 @@ def act(path: Path) -> int:
         time.sleep(600)
     if "bad" in path.name:
         raise BadFileError(path, "is bad")
+    if "folder" in path.name:
+        raise BadFileError(path / "1.jpg", "is bad")
     return len(path.name)
 
 
@@ -52,6 +54,7 @@ def test_every_file_is_accounted_for(workers, of_other_tests):
         "hang": "takes longer than 3 seconds to decode",
         "bad": "is bad",
     }
+    assert {name for name, result in results.items() if not result.answered} == set(errors) - {"bad"}
     assert not set(multiprocessing.active_children()) - of_other_tests
 
 
@@ -60,6 +63,23 @@ def test_no_process_is_left_when_the_scan_is_given_up(of_other_tests):
     next(results)
     results.close()
     assert not set(multiprocessing.active_children()) - of_other_tests
+
+
+def test_an_error_of_a_file_in_a_folder_names_the_file():
+    (result,) = scan(act, [Path("folder")], workers=1)
+    assert result.path == Path("folder")
+    assert result.error == "holds a bad file: folder/1.jpg is bad"
+    assert result.answered
+
+
+def test_a_bar_counts_what_is_done_and_what_is_bad(capfd):
+    paths = [Path("a"), Path("bad")]
+    assert {result.path for result in scan_with_bar(act, paths, "looking", workers=1)} == set(paths)
+    shown = capfd.readouterr().err
+    assert "looking, 1 bad" in shown
+    assert "2/2" in shown
+    assert len(list(scan_with_bar(act, paths, "looking", workers=1, progress=False))) == 2
+    assert capfd.readouterr().err == ""
 
 
 def test_no_files_start_no_process():

@@ -4,7 +4,7 @@ A reader finds paths and labels and checks all of them before a network is built
 :class:`ImageDataset`, which reports a file it cannot read and never puts another sample in its place.
 """
 
-from cgnl.data.images.checking import ImageReport, SplitReport, check_images
+from cgnl.data.images.checking import ImageReport, check_images
 from cgnl.data.images.dataset import ImageDataset, collate
 from cgnl.data.images.reading import (
     read_class_folders,
@@ -18,7 +18,6 @@ from cgnl.data.images.reading import (
 __all__ = [
     "ImageDataset",
     "ImageReport",
-    "SplitReport",
     "check_images",
     "collate",
     "read_class_folders",

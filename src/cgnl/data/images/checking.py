@@ -5,32 +5,11 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from cgnl.data.decoding import decoded_size
 from cgnl.data.images.reading import Format, read_images
-from cgnl.data.lists import SampleList, Split, readable, write_rows
+from cgnl.data.lists import SampleList, Split
+from cgnl.data.reports import SplitReport, missing_of, paths_of, printed, read_splits, report_of, write_anew
 from cgnl.data.scanning import scan_with_bar
-
-_SHOWN = 50
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What one split of a data set holds.
-
-    Args:
-        name: of the split.
-        per_class: (name, number of files that can be read) of each class.
-        unreadable: number of files that cannot be read.
-        missing: number of files that are named but do not exist.
-    """
-
-    name: str
-    per_class: tuple[tuple[str, int], ...]
-    unreadable: int
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -52,34 +31,14 @@ class ImageReport:
     sizes: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
-        counts = Table("split", "images", "classes", "images per class", "unreadable", "missing")
-        for split in self.splits:
-            numbers = [number for _, number in split.per_class if number]
-            counts.add_row(
-                split.name,
-                str(sum(numbers)),
-                f"{len(numbers)} of {len(split.per_class)}",
-                f"{min(numbers)} to {max(numbers)}" if numbers else "",
-                str(split.unreadable),
-                str(split.missing),
+        contents = []
+        if self.sizes:
+            widths, heights = zip(*self.sizes, strict=True)
+            contents.append(
+                f"width {min(widths)} to {max(widths)}, median {statistics.median_low(widths)}; "
+                f"height {min(heights)} to {max(heights)}, median {statistics.median_low(heights)} pixels"
             )
-        console = Console(width=None if os.isatty(1) else 120)
-        with console.capture() as captured:
-            console.print(readable(f"{self.root} (layout: {self.kind})"), markup=False, highlight=False, soft_wrap=True)
-            console.print(counts)
-            if self.sizes:
-                widths, heights = zip(*self.sizes, strict=True)
-                console.print(
-                    f"width {min(widths)} to {max(widths)}, median {statistics.median_low(widths)}; "
-                    f"height {min(heights)} to {max(heights)}, median {statistics.median_low(heights)} pixels",
-                    highlight=False,
-                )
-            for path, reason in self.bad[:_SHOWN]:
-                console.print(readable(f"{path} {reason}"), markup=False, highlight=False, soft_wrap=True)
-            if len(self.bad) > _SHOWN:
-                console.print(f"... and {len(self.bad) - _SHOWN} more", highlight=False)
-            console.print("nothing is bad" if not self.bad else f"{len(self.bad)} bad files", highlight=False)
-        return captured.get().rstrip()
+        return printed(f"{self.root} (layout: {self.kind})", "images", self.splits, contents, self.bad)
 
 
 def check_images(
@@ -114,47 +73,26 @@ def check_images(
         DataError: the layout or a list is wrong, so that the files are not known.
     """
     root = Path(root).expanduser()
-    lists = {
-        name: read_images(root, split, format=format, list_file=list_file, num_classes=num_classes, missing_limit=1.0)
-        for name, split in _splits(root, list_file).items()
-    }
-    paths = sorted({sample.path for images in lists.values() for sample in images.samples})
+
+    def read(split: Split) -> SampleList:
+        return read_images(root, split, format=format, list_file=list_file, num_classes=num_classes, missing_limit=1.0)
+
+    splits = read_splits(read, root, list_file)
     sizes: dict[Path, tuple[int, int]] = {}
-    bad = {path: images.why_missing(path) for images in lists.values() for path in images.missing}
+    bad = missing_of(splits)
     for result in scan_with_bar(
-        decoded_size, paths, "checking images", workers=workers, timeout=timeout, progress=progress
+        decoded_size, paths_of(splits), "checking images", workers=workers, timeout=timeout, progress=progress
     ):
         if result.value is not None:
             sizes[result.path] = result.value
         else:
             bad[result.path] = result.error or ""
     rows = tuple(sorted(bad.items()))
-    if out is not None:
-        Path(out).unlink(missing_ok=True)
-        write_rows(Path(out), rows)
+    write_anew(out, rows)
     return ImageReport(
         root,
-        next(iter(lists.values())).kind,
-        tuple(_report(name, images, bad) for name, images in lists.items()),
+        next(iter(splits.values())).kind,
+        tuple(report_of(name, images, bad) for name, images in splits.items()),
         rows,
         tuple(sizes[path] for path in sorted(sizes)),
     )
-
-
-def _splits(root: Path, list_file: str | os.PathLike[str] | None) -> dict[str, Split]:
-    if list_file is not None:
-        return {Path(list_file).name: "train"}
-    folders: tuple[Split, ...] = ("train", "val", "test")
-    found: dict[str, Split] = {split: split for split in folders if (root / split).is_dir()}
-    return {"train": "train", "test": "test"} if (root / "images.txt").exists() or not found else found
-
-
-def _report(name: str, images: SampleList, bad: dict[Path, str]) -> SplitReport:
-    counts = [0] * len(images.classes)
-    unreadable = 0
-    for sample in images.samples:
-        if sample.path in bad:
-            unreadable += 1
-        else:
-            counts[sample.label] += 1
-    return SplitReport(name, tuple(zip(images.classes, counts, strict=True)), unreadable, len(images.missing))

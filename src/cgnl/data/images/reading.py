@@ -9,6 +9,7 @@ import numpy as np
 
 from cgnl.data.decoding import DataError, resolve_inside
 from cgnl.data.lists import (
+    IMAGE_SUFFIXES,
     Inside,
     Sample,
     SampleList,
@@ -27,11 +28,6 @@ from cgnl.data.lists import (
 )
 
 Format = Literal["auto", "cub", "list", "folders"]
-
-# Files in class folders that are meant as images. TIFF, GIF and the like cannot be read, so each of them will
-# be named as bad; leaving them out here would drop samples without a word.
-_READ = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"}
-_NOT_READ = {".tif", ".tiff", ".gif", ".eps", ".avif", ".heic", ".heif", ".svg"}
 
 
 def read_images(
@@ -251,7 +247,7 @@ def read_class_folders(root: str | os.PathLike[str], split: Split = "train") -> 
         DataError: there is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
             symbolic link leads out of the root.
     """
-    return class_folders(Path(root), split, {*_READ, *_NOT_READ, ""})
+    return class_folders(Path(root), split, IMAGE_SUFFIXES | {""})
 
 
 def _flag(text: str) -> bool:

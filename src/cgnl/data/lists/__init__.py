@@ -3,9 +3,12 @@
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
 from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed, read_classes
 from cgnl.data.lists.samples import Sample, SampleList, Split, check_missing
+from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, shown, text_lines
 
 __all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
     "BadFiles",
     "Inside",
     "Sample",

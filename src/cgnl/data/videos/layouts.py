@@ -9,6 +9,7 @@ from typing import Literal
 
 from cgnl.data.decoding import BadFileError, DataError, resolve_inside
 from cgnl.data.lists import (
+    VIDEO_SUFFIXES,
     Inside,
     Sample,
     SampleList,
@@ -28,8 +29,6 @@ from cgnl.data.videos.kinetics import COLUMNS, csv_files, id_lists, read_kinetic
 
 Format = Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"]
 
-# Files in class folders that are meant as videos; those that hold something else will be named as bad.
-_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv"}
 _SEPARATORS = " \t,"
 
 
@@ -85,7 +84,7 @@ def read_videos(
         read = read_video_list if format == "list" else read_frame_list
         videos = read(list_file, root, num_classes=num_classes)
     elif format == "folders":
-        videos = class_folders(root, split, _SUFFIXES)
+        videos = class_folders(root, split, VIDEO_SUFFIXES)
     elif format == "ucf101":
         videos = read_ucf101(root, split, lists=_folder_of("ucf101", root, annotations), fold=fold)
     elif format == "mini_kinetics":
@@ -140,10 +139,9 @@ def _recognise(root: Path, annotations: Path | None) -> Format:
     if annotations is None and (root / "train").is_dir():
         return "folders"
     raise DataError(
-        f"{root} is no known video data set. Looked for {'; '.join(_LOOKED_FOR.values())} in "
-        f"{', '.join(map(str, folders))}"
-        + (f"; for {root / 'train'} (folders of classes)" if annotations is None else "")
-        + "; and no list file is given."
+        f"{root} is no known video data set: no list file is given, and none of these is there: "
+        f"{'; '.join(_LOOKED_FOR.values())} in {', '.join(map(str, folders))}"
+        + (f"; {root / 'train'} (folders of classes)." if annotations is None else ".")
     )
 
 

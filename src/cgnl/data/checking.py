@@ -1,0 +1,84 @@
+"""``cgnl data check``: decode every file of a data set, of images or of videos."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from cgnl.data.decoding import DataError
+from cgnl.data.images.checking import ImageReport, check_images
+from cgnl.data.lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, text_lines
+
+if TYPE_CHECKING:
+    from cgnl.data.videos.checking import VideoReport
+
+_CUB = ("images.txt", "CUB_200_2011/images.txt")
+
+
+def check_data(
+    root: str | os.PathLike[str],
+    *,
+    list_file: str | os.PathLike[str] | None = None,
+    annotations: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    workers: int | None = None,
+    timeout: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Union[ImageReport, "VideoReport"]:
+    """Decode every file of a data set, and list what is bad; whether it holds images or videos is found out.
+
+    Args:
+        root: the data set, in any layout of :func:`cgnl.data.images.read_images` or
+            :func:`cgnl.data.videos.layouts.read_videos`.
+        list_file: lines ``path label``, or ``folder frames label`` of folders of frames; only these are checked then.
+        annotations: where the lists of a video data set are.
+        num_classes: number of classes, where it must be just that.
+        workers: number of processes; by default one for each core.
+        timeout: seconds that one file may take; by default 60 for an image and 600 for a video.
+        out: a CSV file that is written anew with the path and reason of each bad file.
+        progress: whether a progress bar is shown on the standard error output.
+
+    Returns:
+        What the data set holds and what is bad in it; as a string, tables to read.
+
+    Raises:
+        DataError: the layout or a list is wrong, so that the files are not known.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder.")
+    if annotations is None and _holds_images(root, None if list_file is None else Path(list_file)):
+        return check_images(
+            root,
+            list_file=list_file,
+            num_classes=num_classes,
+            workers=workers,
+            timeout=timeout or 60.0,
+            out=out,
+            progress=progress,
+        )
+    # Imported here, as images are checked where PyAV is not installed too.
+    from cgnl.data.videos.checking import check_videos
+
+    return check_videos(
+        root,
+        list_file=list_file,
+        annotations=annotations,
+        num_classes=num_classes,
+        workers=workers,
+        timeout=timeout or 600.0,
+        out=out,
+        progress=progress,
+    )
+
+
+def _holds_images(root: Path, list_file: Path | None) -> bool:
+    if list_file is not None:
+        first = next((text for _, text in text_lines(list_file)), "")
+        return Path(first.rpartition(" ")[0] or first.rpartition("\t")[0]).suffix.lower() in IMAGE_SUFFIXES
+    if any((root / name).exists() for name in _CUB):
+        return True
+    if not (root / "train").is_dir():
+        return False
+    file = next(files_below(root, root / "train", IMAGE_SUFFIXES | VIDEO_SUFFIXES), None)
+    return file is not None and file.suffix.lower() in IMAGE_SUFFIXES

@@ -1,0 +1,154 @@
+"""``cgnl data check`` for videos: decode every frame of a data set, and say what is bad and what there is."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from cgnl.data.lists import SampleList, Split
+from cgnl.data.reports import SplitReport, missing_of, paths_of, printed, read_splits, report_of, write_anew
+from cgnl.data.scanning import scan_with_bar
+from cgnl.data.videos.decoding import VideoInfo, decode_all
+from cgnl.data.videos.layouts import Format, read_videos
+
+_ROWS = 10
+_BAR = 30
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What a data set holds and what is bad in it; as a string, tables to read.
+
+    Args:
+        root: the data set.
+        kind: its layout.
+        splits: what each split holds.
+        bad: (path, reason) of each video that is missing or cannot be read.
+        damaged: (path, reason) of each video that can be read, but gives another number of frames than its container
+            promises.
+        infos: of each video that can be read, damaged or not; ``frames`` are those that were decoded.
+    """
+
+    root: Path
+    kind: str
+    splits: tuple[SplitReport, ...]
+    bad: tuple[tuple[Path, str], ...]
+    damaged: tuple[tuple[Path, str], ...]
+    infos: tuple[VideoInfo, ...]
+
+    def __str__(self) -> str:
+        timed = [info for info in self.infos if info.fps]
+        contents: list[str | Table] = []
+        if self.infos:
+            contents = [
+                _most_common("size (pixels)", (f"{info.width} x {info.height}" for info in self.infos)),
+                _most_common("frames per second", (f"{info.fps:.4g}" if info.fps else "?" for info in self.infos)),
+                _doubling("length (frames)", [info.frames for info in self.infos], lambda edge: f"{edge - 1:g}"),
+            ]
+        if timed:
+            contents.append(_doubling("length (seconds)", [info.frames / info.fps for info in timed], "{:g}".format))
+        title = f"{self.root} (layout: {self.kind})"
+        return printed(title, "videos", self.splits, contents, self.bad, self.damaged)
+
+
+def check_videos(
+    root: str | os.PathLike[str],
+    *,
+    format: Format = "auto",
+    annotations: str | os.PathLike[str] | None = None,
+    fold: int = 1,
+    list_file: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    workers: int | None = None,
+    timeout: float = 600.0,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> VideoReport:
+    """Decode every frame of a video data set, in several processes, and list what is bad.
+
+    A video that crashes its decoder or holds it up is named like any other, and the check goes on.
+
+    Args:
+        root: the data set, as for :func:`cgnl.data.videos.layouts.read_videos`.
+        format: its layout.
+        annotations: where its lists are.
+        fold: which of the three splits of UCF101.
+        list_file: lines ``path label`` or ``folder frames label``; only these videos are checked then.
+        num_classes: number of classes, where it must be just that.
+        workers: number of processes; by default one for each core.
+        timeout: seconds that one video may take.
+        out: a CSV file that is written anew with the path and reason of each bad or damaged video.
+        progress: whether a progress bar is shown on the standard error output.
+
+    Returns:
+        Counts for each split and class, lengths, rates and sizes, the bad videos and the damaged ones.
+
+    Raises:
+        DataError: the layout or a list is wrong, so that the videos are not known.
+    """
+    root = Path(root).expanduser()
+
+    def read(split: Split) -> SampleList:
+        return read_videos(
+            root,
+            split,
+            format=format,
+            list_file=list_file,
+            annotations=annotations,
+            fold=fold,
+            num_classes=num_classes,
+            missing_limit=1.0,
+        )
+
+    splits = read_splits(read, root, list_file)
+    infos: dict[Path, VideoInfo] = {}
+    bad = missing_of(splits)
+    for result in scan_with_bar(
+        decode_all, paths_of(splits), "checking videos", workers=workers, timeout=timeout, progress=progress
+    ):
+        if result.value is not None:
+            infos[result.path] = result.value
+        else:
+            bad[result.path] = result.error or ""
+    damaged = {
+        path: f"gives {info.frames} frames, but promises {info.promised}"
+        for path, info in infos.items()
+        if info.promised not in (None, info.frames)
+    }
+    write_anew(out, sorted({**bad, **damaged}.items()))
+    return VideoReport(
+        root,
+        next(iter(splits.values())).kind,
+        tuple(report_of(name, videos, bad) for name, videos in splits.items()),
+        tuple(sorted(bad.items())),
+        tuple(sorted(damaged.items())),
+        tuple(infos[path] for path in sorted(infos)),
+    )
+
+
+def _most_common(title: str, values: Iterable[str]) -> Table:
+    counts = Counter(values).most_common()
+    rows = counts[:_ROWS]
+    if len(counts) > _ROWS:
+        rows.append((f"{len(counts) - _ROWS} others", sum(number for _, number in counts[_ROWS:])))
+    return _bars(title, rows)
+
+
+def _doubling(title: str, values: Iterable[float], last: Callable[[float], str]) -> Table:
+    """Count values from a power of 2 up to the next, whose name as the last of the bin is ``last``'s."""
+    counts = Counter(math.floor(math.log2(value)) for value in values)
+    edges = [(2.0**power, 2.0 ** (power + 1), counts[power]) for power in range(min(counts), max(counts) + 1)]
+    return _bars(title, [(f"{low:g} to {last(high)}", number) for low, high, number in edges])
+
+
+def _bars(title: str, rows: Iterable[tuple[str, int]]) -> Table:
+    rows = list(rows)
+    highest = max(number for _, number in rows)
+    table = Table(title, "videos", "")
+    for name, number in rows:
+        table.add_row(name, str(number), "█" * math.ceil(_BAR * number / highest))
+    return table

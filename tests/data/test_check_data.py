@@ -1,0 +1,77 @@
+"""``check_data`` finds out by itself whether a data set holds images or videos."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cgnl.data.checking import check_data
+from cgnl.data.decoding import DataError
+from cgnl.data.images import ImageReport
+from cgnl.data.videos.checking import VideoReport
+
+
+def make_images(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(root / name)
+    return root
+
+
+def make_empty(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def check(root: Path, **options) -> ImageReport | VideoReport:
+    return check_data(root, workers=1, progress=False, **options)
+
+
+def test_folders_of_classes(tmp_path):
+    images = make_images(tmp_path / "images", "train/a/1.png", "val/a/2.png")
+    make_empty(images, "train/a/.hidden.mp4", "train/a/0.txt")
+    report = check(images)
+    assert isinstance(report, ImageReport)
+    assert len(report.sizes) == 2
+    videos = make_empty(tmp_path / "videos", "train/a/1.mp4", "val/a/2.mp4")
+    report = check(videos)
+    assert isinstance(report, VideoReport)
+    assert {path.name for path, _ in report.bad} == {"1.mp4", "2.mp4"}
+
+
+def test_lists(tmp_path):
+    make_images(tmp_path, "x/a b.png", "frames/1.png", "frames/2.png")
+    file = tmp_path / "my.list"
+    for line, kind in (("x/a b.png 0", ImageReport), ("frames 2 0", VideoReport), ("frames 0", VideoReport)):
+        file.write_text(f"{line}\n")
+        report = check(tmp_path, list_file=file)
+        assert isinstance(report, kind)
+        assert report.bad == ()
+
+
+def test_annotations_are_those_of_videos(tmp_path):
+    make_images(tmp_path, "train/a/1.png")
+    file = tmp_path / "lists.csv"
+    file.write_text("label,youtube_id,time_start,time_end,split\na,abc,0,10,train\na,def,0,10,val\n")
+    report = check(tmp_path, annotations=file)
+    assert isinstance(report, VideoReport)
+    assert [split.missing for split in report.splits] == [1, 1]
+
+
+def test_what_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="none is not a folder"):
+        check(tmp_path / "none")
+    with pytest.raises(DataError, match="is no known video data set"):
+        check(tmp_path)
+    make_empty(tmp_path, "CUB_200_2011/images.txt")
+    with pytest.raises(DataError, match=r"Did you mean .*CUB_200_2011\?"):
+        check(tmp_path)
+
+
+def test_images_are_checked_without_the_packages_of_videos(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cgnl.data.videos.checking", None)
+    assert isinstance(check(make_images(tmp_path, "train/a/1.png", "val/a/1.png")), ImageReport)
