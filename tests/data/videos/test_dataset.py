@@ -119,6 +119,11 @@ def test_random_draws_depend_on_seed_epoch_and_index_alone(videos):
     assert not torch.equal(small(videos, seed=6)[2]["image"], by_key[0, 2])
 
 
+def test_equal_videos_are_cut_differently(folder):
+    dataset = small(listed(folder, [folder / "clip 2.mp4"] * 8))
+    assert len({dataset[epoch, index]["image"].numpy().tobytes() for epoch in range(2) for index in range(8)}) == 16
+
+
 def test_the_global_random_state_is_left_alone(videos):
     dataset = small(videos)
     torch.manual_seed(3)
@@ -243,15 +248,18 @@ def test_bad_videos_are_named_and_never_replaced(tmp_path, folder, workers, make
     assert len(account) == 2
 
 
-def test_frames_that_cannot_be_decoded_are_counted(tmp_path):
-    path = encode(tmp_path / "long.avi", "mpeg4", frames=40)
+def test_frames_that_cannot_be_decoded_are_counted(tmp_path, monkeypatch):
+    path = encode(tmp_path / "short.avi", "mpeg4", frames=40)
     videos = listed(tmp_path, [path])
     infos = {path: VideoInfo(frames=60, fps=25.0, width=96, height=64, promised=60)}
-    record = test_videos(videos, infos, length=4, step=3, num_clips=6, size=48, resize=48)[0]
+    dataset = test_videos(videos, infos, length=4, step=3, num_clips=6, size=64, resize=64)
+    [batch] = batches(dataset, [[(0, 0)]], workers=0)
     wanted = np.unique(test_clips(60, 6, 4, 3))
-    assert record["lost"] == (wanted >= 40).sum() > 0
-    [batch] = batches(test_videos(videos, infos, length=4, step=3, num_clips=6), [[(0, 0)]], 0)
-    assert batch["lost"].tolist() == [record["lost"]]
+    assert batch["lost"].tolist() == [(wanted >= 40).sum()]
+    frames = batch["videos"][0]["frames"].permute(1, 2, 3, 0).numpy()
+    assert [number_of(frame) for frame in frames] == np.minimum(wanted, 39).tolist()
+    monkeypatch.setattr(module, "_AT_ONCE", 5 * 96 * 64 * 3)
+    assert dataset[0]["lost"] == (wanted >= 40).sum() > 5
 
 
 class StopDecoder:
