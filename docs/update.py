@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.recipes import RECIPES
-from cgnl.recipes.image import recipe_cost
+from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "paper-tables.md", ROOT / "docs" / "benchmarks.md")

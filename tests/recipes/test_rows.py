@@ -1,4 +1,4 @@
-"""The recipes of the image rows against the paper's tables, typed here a second time."""
+"""The recipes of the image and video rows against the paper's tables, typed here a second time."""
 
 import inspect
 import re
@@ -7,10 +7,23 @@ import sys
 
 import pytest
 
-from cgnl.recipes import RECIPES, RecipeEntry, channel_reduction, table2a, table2c, table3, table4b, table5
-from cgnl.recipes.image import recipe_cost
+from cgnl.recipes import (
+    RECIPES,
+    RecipeEntry,
+    VideoRecipe,
+    channel_reduction,
+    table2a,
+    table2b,
+    table2c,
+    table2d,
+    table3,
+    table4a,
+    table4b,
+    table5,
+)
+from cgnl.recipes.cost import recipe_cost
 
-MODULES = (table2a, table2c, table3, table4b, table5, channel_reduction)
+MODULES = (table2a, table2b, table2c, table2d, table3, table4a, table4b, table5, channel_reduction)
 NAMES = [
     name.replace("_", "-")
     for module in MODULES
@@ -25,6 +38,30 @@ PAPER = {
         85.14 96.88 cub-resnet50-cgnl
         84.10 95.78 cub-resnet50-cgnlx
         84.01 96.08 cub-resnet50-cgnl-embedded-gaussian""",
+    "2b": """
+        81.62 94.62 ucf101-resnet50
+        82.88 95.74 ucf101-resnet50-nl
+        83.38 95.42 ucf101-resnet50-cgnl""",
+    "2d": """
+        75.54 92.16 mini-kinetics-resnet50
+        77.16 93.56 mini-kinetics-resnet50-cgnl-g1
+        77.56 93.00 mini-kinetics-resnet50-cgnl-g4
+        77.76 93.18 mini-kinetics-resnet50-cgnl
+        77.44 93.18 mini-kinetics-resnet101
+        78.79 93.64 mini-kinetics-resnet101-cgnl-g1
+        79.06 93.54 mini-kinetics-resnet101-cgnl-g4
+        79.54 93.84 mini-kinetics-resnet101-cgnl""",
+    "4a": """
+        75.54 92.16 mini-kinetics-resnet50
+        76.53 92.90 mini-kinetics-resnet50-nl
+        77.76 93.18 mini-kinetics-resnet50-cgnl
+        77.53 94.00 mini-kinetics-resnet50-nl5
+        78.79 94.37 mini-kinetics-resnet50-cgnl5
+        77.44 93.18 mini-kinetics-resnet101
+        78.02 93.86 mini-kinetics-resnet101-nl
+        79.54 93.84 mini-kinetics-resnet101-cgnl
+        79.21 93.21 mini-kinetics-resnet101-nl5
+        79.88 93.37 mini-kinetics-resnet101-cgnl5""",
     "2c": """
         85.05 96.70 cub-resnet101
         86.17 97.82 cub-resnet101-cgnl-g1
@@ -78,7 +115,7 @@ def number(value: float | None) -> str:
     return "None" if value is None else f"{value:.2f}"
 
 
-def test_every_row_of_the_image_tables_has_its_recipe() -> None:
+def test_every_row_of_the_tables_has_its_recipe() -> None:
     served: dict[str, list[list[str]]] = {table: [] for table in PAPER}
     for name in NAMES:
         for row in RECIPES[name].rows:
@@ -112,8 +149,9 @@ def test_a_docstring_says_what_the_recipe_is(entry: RecipeEntry) -> None:
     assert f"``cgnl train {entry.name} --data.root" in doc
     cost = recipe_cost(recipe)
     parameters, multiplications = f"{cost.parameters / 1e6:.1f} M", f"{cost.multiplications / 1e9:.1f} G"
+    sample = "a clip" if isinstance(recipe, VideoRecipe) else "an image"
     assert (
-        f"Cost: {parameters} parameters, {multiplications} multiplications an image, {recipe.trainer.max_epochs} epochs"
+        f"Cost: {parameters} parameters, {multiplications} multiplications {sample}, {recipe.trainer.max_epochs} epochs"
     ) in doc
 
 
@@ -129,7 +167,7 @@ def test_the_network_is_the_one_of_the_row(entry: RecipeEntry) -> None:
         if match := re.search(r"(\d+) groups?$", row.row):
             assert network.groups == int(match[1])
         elif "CGNL" in row.row:
-            assert network.groups == 8
+            assert network.groups == (1 if row.table == "2b" else 8)
         if match := re.search(r"inner channels C(?:/(\d))?", row.row):
             assert network.channel_reduction == int(match[1] or 1)
 
@@ -155,6 +193,32 @@ def test_training_is_the_released_one(name: str, epochs: int, warmup: int, miles
     imagenet = RECIPES["imagenet-resnet50-cgnl"].make()
     assert (imagenet.data.size, imagenet.data.resize) == (224, 256)
     assert imagenet.schedule == RECIPES["cub-resnet50-cgnl"].make().schedule
+
+
+def test_videos_are_trained_and_tested_as_in_the_non_local_paper() -> None:
+    names = [name for name in NAMES if name.startswith(("ucf101", "mini-kinetics"))]
+    assert len(names) == 17
+    for name in names:
+        recipe = RECIPES[name].make()
+        assert isinstance(recipe, VideoRecipe)
+        assert recipe.data.format == ("ucf101" if name.startswith("ucf101") else "mini_kinetics")
+        assert (recipe.data.num_frames, recipe.data.frame_step, recipe.data.size, recipe.data.resize) == (
+            32,
+            2,
+            224,
+            256,
+        )
+        assert (recipe.data.test_clips, recipe.data.test_crops, recipe.data.batch_size) == (10, 3, 64)
+        assert (recipe.data.crop_area, recipe.data.flip) == ((0.08, 1.25), 0.5)
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.norm_weight_decay) == (
+            0.01,
+            1e-4,
+            0,
+        )
+        assert (recipe.schedule.warmup_epochs, recipe.trainer.max_epochs) == (10, 110)
+        assert (recipe.network.temporal_strides, recipe.network.dropout) == ((2, 2, 2), 0.5)
+        assert recipe.network.head == "fully_convolutional"
+        assert (recipe.network.subsample, recipe.network.bias) == (True, True)
 
 
 def test_recipes_do_not_import_torch() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 
+from cgnl.data.toy.actions import draw_actions
 from cgnl.data.toy.birds import draw_birds
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import block_places
@@ -21,7 +22,11 @@ ONE_OF_EACH_TABLE = {
     "cub-resnet50-nl",  # 4b
     "imagenet-resnet50-cgnl",  # 5
     "cub-resnet50-cgnl-g1-quarter",  # text beside 2d
+    "ucf101-resnet50-cgnl",  # 2b
+    "mini-kinetics-resnet50-cgnl-g4",  # 2d
+    "mini-kinetics-resnet50-nl",  # 4a
     "birds-resnet18-cgnl",
+    "actions-resnet18-cgnl",
 }
 
 
@@ -33,6 +38,13 @@ def marked(name: str):
 def birds(tmp_path_factory):
     root = tmp_path_factory.mktemp("birds") / "set"
     draw_birds(root, num_species=4, train_images=2, test_images=1, size=96, workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def actions(tmp_path_factory):
+    root = tmp_path_factory.mktemp("actions") / "set"
+    draw_actions(root, num_classes=4, groups=3, clips_per_group=1, size=(96, 72), workers=1)
     return root
 
 
@@ -54,14 +66,17 @@ def test_a_smoke_variant_shrinks_only_pixels_images_and_steps(name, tmp_path):
         if getattr(getattr(full, part), field.name) != getattr(getattr(small, part), field.name)
     }
     pixels_images_steps = {"data.root", "data.size", "data.resize", "data.batch_size", "trainer.max_steps"}
+    if full.task == "video":
+        pixels_images_steps |= {"data.format", "data.num_frames", "data.frame_step", "data.test_clips"}
     where = {"data.workers", "trainer.devices", "trainer.accelerator"}
     assert changed <= pixels_images_steps | where
     assert small.data.resize / small.data.size == pytest.approx(full.data.resize / full.data.size, abs=0.02)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in RECIPES])
-def test_a_recipe_trains_and_tests(name, birds, tmp_path):
-    recipe = smoke(RECIPES[name].make(), birds)
+def test_a_recipe_trains_and_tests(name, request, tmp_path):
+    full = RECIPES[name].make()
+    recipe = smoke(full, request.getfixturevalue("actions" if full.task == "video" else "birds"))
     train(dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_epochs=1)), tmp_path / "run")
     trained = load_trained(tmp_path / "run" / "last.ckpt")
     assert trained.step == 2

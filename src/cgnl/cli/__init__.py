@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn
@@ -20,34 +20,48 @@ except ImportError:
 
 import cgnl
 from cgnl.training.processes import TrainingStopped, is_first_process
-from cgnl.training.recipe import DataConfig, Recipe, TrainerConfig
+from cgnl.training.recipe import DataConfig, NetworkConfig, Recipe, TrainerConfig
 
 
 @dataclass(frozen=True)
-class TrainOptions(Recipe):
-    """Train a recipe's network: every field of the recipe is an option."""
+class RunOptions:
+    """What `cgnl train` takes besides a recipe's fields."""
 
     run: Path | None = None
     """Folder for checkpoints, logs and lists; by default runs/ and the recipe's name."""
     resume: bool = False
     """Go on from the run's last.ckpt (from the beginning, where there is none yet)."""
     smoke: bool = False
-    """See the recipe work in seconds on a CPU, on birds drawn into the run folder: fewer pixels, images and steps."""
+    """See the recipe work in seconds on a CPU, on data drawn into the run folder: fewer pixels, samples and steps."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(Recipe):
-    """Test a network: the options are those of its recipe."""
+class TestOptions:
+    """What `cgnl evaluate` takes besides a recipe's fields."""
 
     out: Path | None = None
     """Folder for predictions.csv, per_class.csv and confusions.csv; by default evaluation/ in the run's folder."""
 
 
+def _parse(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:
+    """Parse options that are the fields of a recipe, whichever its kind, and those of ``more``."""
+    about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[command.split()[0]]
+    # the fields of a dataclass come from its last base first
+    kind = make_dataclass("Options", (), bases=(more, type(recipe)), frozen=True)
+    return tyro.cli(
+        kind,
+        prog=f"cgnl {command}",
+        description=f"{about}: every field of the recipe is an option.",
+        default=kind(**_parts(recipe)),
+        args=arguments,
+    )
+
+
 def train(arguments: Sequence[str]) -> None:
     """Train a recipe's network: cgnl train RECIPE [--data.root FOLDER] [--run FOLDER] [--resume] ..."""
     name, recipe, rest = _recipe_argument("train", arguments)
-    options = tyro.cli(TrainOptions, prog=f"cgnl train {name}", default=TrainOptions(**_parts(recipe)), args=rest)
-    recipe = Recipe(**_parts(options))
+    options = _parse(f"train {name}", RunOptions, recipe, rest)
+    recipe = dataclasses.replace(recipe, **_parts(options))
     given = Path(arguments[0])
     run = options.run or (given if given.is_dir() else Path("runs") / given.stem)
     from cgnl.training.run import train
@@ -74,13 +88,19 @@ def _parts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _smoke(recipe: Recipe, run: Path) -> Recipe:
-    from cgnl.data.toy.birds import draw_birds
     from cgnl.recipes import smoke
 
-    birds = run / "birds"
-    if is_first_process() and not birds.exists():
-        draw_birds(birds, num_species=4, train_images=2, test_images=1, size=96)
-    return smoke(recipe, birds)
+    drawn = run / ("actions" if recipe.task == "video" else "birds")
+    if is_first_process() and not drawn.exists():
+        if recipe.task == "video":
+            from cgnl.data.toy.actions import draw_actions
+
+            draw_actions(drawn, num_classes=4, groups=3, clips_per_group=1, size=(96, 72))
+        else:
+            from cgnl.data.toy.birds import draw_birds
+
+            draw_birds(drawn, num_species=4, train_images=2, test_images=1, size=96)
+    return smoke(recipe, drawn)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -95,16 +115,24 @@ def evaluate(arguments: Sequence[str]) -> None:
     else:
         name, recipe, rest = _recipe_argument("evaluate", arguments)
         out = Path("runs") / Path(arguments[0]).stem / "evaluation"
-    options = tyro.cli(
-        EvaluateOptions, prog=f"cgnl evaluate {arguments[0]}", default=EvaluateOptions(**_parts(recipe)), args=rest
-    )
+    options = _parse(f"evaluate {arguments[0]}", TestOptions, recipe, rest)
     if trained is None:
-        from cgnl.training.data import ImageData
+        from cgnl.training.video_data import make_data
 
-        trained = from_start_weights(Recipe(**_parts(options)), name, ImageData(options.data).classes)
+        start = dataclasses.replace(recipe, **_parts(options))
+        trained = from_start_weights(start, name, make_data(options.data).classes)
     elif options.network != recipe.network:
-        raise ValueError("network options are those of the checkpoint and cannot be changed")
+        trained = _with_head_of(trained, options.network)
     _print_evaluation(trained, options.data, options.trainer, options.out or out)
+
+
+def _with_head_of(trained: Any, network: NetworkConfig) -> Any:
+    """The network with another way to test it; what has weights cannot be changed."""
+    head = getattr(network, "head", None)
+    if head is None or dataclasses.replace(trained.recipe.network, head=head) != network:
+        raise ValueError("network options are those of the checkpoint and cannot be changed, except a video's head")
+    trained.network.head = head
+    return trained
 
 
 def _here(config: TrainerConfig) -> TrainerConfig:
@@ -118,13 +146,14 @@ def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, ou
     result = evaluate(trained, data, trainer=trainer, out=out)
     if not is_first_process():
         return
+    noun = {"image": "images", "video": "videos"}[trained.recipe.task]
     for name, value, (low, high) in (
         ("top-1", result.top1, result.top1_interval),
         ("top-5", result.top5, result.top5_interval),
     ):
-        print(f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {result.count} images)")
+        print(f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {result.count} {noun})")
     if result.bad:
-        print(f"{result.bad} images could not be read; see {out / 'bad_files.csv'}")
+        print(f"{result.bad} {noun} could not be read; see {out / 'bad_files.csv'}")
     for true, predicted, times in result.confused[:5]:
         print(f"{times:5} x {true} taken for {predicted}")
     print(f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv")
@@ -132,33 +161,39 @@ def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, ou
 
 def predict(
     checkpoint: tyro.conf.Positional[Path],
-    images: tyro.conf.Positional[tuple[Path, ...]],
+    files: tyro.conf.Positional[tuple[Path, ...]],
     json: bool = False,
     top: int = 5,
+    timeline: Path | None = None,
 ) -> None:
-    """Print the most probable classes of images.
+    """Print the most probable classes of images or videos.
 
     Args:
         checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
-        images: Image files.
-        json: Print one JSON object for each image instead of a table.
+        files: Image files; for a video network video files, or folders of frames.
+        json: Print one JSON object for each file instead of a table.
         top: Number of classes.
+        timeline: CSV file for the most probable classes of each second of the videos.
     """
     import json as json_module
 
     from cgnl.data.decoding import DataError
     from cgnl.training.checkpoint import load_trained
-    from cgnl.training.evaluation import predict
+    from cgnl.training.evaluation import predict, predict_timeline, write_timeline
 
-    if not images:
-        raise ValueError("images must name at least one image file")
+    if not files:
+        raise ValueError("files must name at least one image or video")
     if top < 1:
         raise ValueError(f"top ({top}) must be at least 1")
     trained = load_trained(checkpoint)
-    bad = 0
-    for path in images:
+    if timeline is not None and trained.recipe.task != "video":
+        raise ValueError(f"timeline ({timeline}) needs a video network, and {checkpoint} holds an image network")
+    bad, seconds = 0, []
+    for path in files:
         try:
             best = predict(trained, path, top=top)
+            if timeline is not None:
+                seconds += [(path, *row) for row in predict_timeline(trained, path, top=top)]
         except DataError as error:
             bad += 1
             print(f"cgnl: {error}", file=sys.stderr)
@@ -170,6 +205,9 @@ def predict(
             print(path)
             for name, p in best:
                 print(f"  {100 * p:6.2f} %  {name}")
+    if timeline is not None:
+        write_timeline(timeline, seconds)
+        print(f"written: {timeline}", file=sys.stderr)
     if bad:
         sys.exit(2)
 
@@ -206,20 +244,27 @@ def recipes(smoke: bool = False) -> None:
 
 
 def demo(
-    out: Path = Path("demo"),
+    out: Path | None = None,
+    video: bool = False,
     seed: int = 0,
     smallest: bool = False,
 ) -> None:
-    """Draw birds, train a network on them with and without a CGNL block, and write a report.
+    """Draw data, train a network on it with and without a CGNL block, and write a report.
 
     Args:
-        out: Folder for the birds, the runs and report.html.
+        out: Folder for the data, the runs and report.html; by default demo, or demo-video.
+        video: Drawn actions and video networks instead of drawn birds and image networks.
         seed: Seed of the drawing and of the training.
         smallest: A run of seconds that only shows that all parts work; its accuracies mean nothing.
     """
-    from cgnl.cli.demo import run_demo
+    if video:
+        from cgnl.cli.demo_video import run_video_demo
 
-    run_demo(out, seed=seed, smallest=smallest)
+        run_video_demo(out or Path("demo-video"), seed=seed, smallest=smallest)
+    else:
+        from cgnl.cli.demo import run_demo
+
+        run_demo(out or Path("demo"), seed=seed, smallest=smallest)
 
 
 def toy_birds(
@@ -247,31 +292,70 @@ def toy_birds(
     print(f"{out}: {num_species} species, {images}")
 
 
+def toy_actions(
+    out: tyro.conf.Positional[Path],
+    num_classes: int = 10,
+    groups: int = 25,
+    clips_per_group: int = 4,
+    size: tuple[int, int] = (160, 120),
+    container: Literal["avi", "mp4", "both"] = "avi",
+    seed: int = 0,
+) -> None:
+    """Draw a data set of actions in the layout of UCF101.
+
+    Args:
+        out: Folder to write.
+        num_classes: Number of classes, which come in pairs.
+        groups: Groups of clips that share a figure and a place; training and test lists share no group.
+        clips_per_group: Clips of each class in a group.
+        size: Width and height of the videos (pixels).
+        container: mpeg4 in .avi (as UCF101), h264 in .mp4, or both by turns.
+        seed: Seed of the drawing; the same seed gives the same pixels.
+    """
+    from cgnl.data.toy.actions import draw_actions
+
+    draw_actions(
+        out,
+        num_classes=num_classes,
+        groups=groups,
+        clips_per_group=clips_per_group,
+        size=size,
+        container=container,
+        seed=seed,
+    )
+    print(f"{out}: {num_classes} classes, {num_classes * groups * clips_per_group} videos in {groups} groups")
+
+
 def check(
     root: tyro.conf.Positional[Path],
     list_file: Path | None = None,
+    annotations: Path | None = None,
+    fold: int = 1,
     workers: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Open every file of an image data set and list what is bad.
+    """Open every file of a data set of images or videos and list what is bad.
 
     Args:
-        root: Folder of the data set, or image root of a list file.
-        list_file: List file with lines `path label`.
+        root: Folder of the data set, or root of a list file.
+        list_file: List file with lines `path label` (or `folder frames label`).
+        annotations: Lists of a video data set where they are not in its folder.
+        fold: Split of UCF101: 1, 2 or 3.
         workers: Processes; by default one for each core.
         out: CSV file for the bad files.
     """
-    from cgnl.data.images import check_images
+    from cgnl.data.checking import check_data
 
-    report = check_images(root, list_file=list_file, workers=workers, out=out)
+    report = check_data(root, list_file=list_file, annotations=annotations, fold=fold, workers=workers, out=out)
     print(report)
     if report.bad:
         sys.exit(1)
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Draw data sets (toy-birds), or check one (check)."""
-    tyro.extras.subcommand_cli_from_dict({"toy-birds": toy_birds, "check": check}, prog="cgnl data", args=arguments)
+    """Draw data sets (toy-birds, toy-actions), or check one (check)."""
+    commands: dict[str, Callable[..., Any]] = {"toy-birds": toy_birds, "toy-actions": toy_actions, "check": check}
+    tyro.extras.subcommand_cli_from_dict(commands, prog="cgnl data", args=arguments)
 
 
 def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, list[str]]:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cgnl.recipes import RECIPES, PaperRow, RecipeEntry
-from cgnl.recipes.image import recipe_cost
+from cgnl.recipes.cost import recipe_cost
 
 
 def list_recipes(*, smoke: bool) -> None:

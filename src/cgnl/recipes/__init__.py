@@ -1,6 +1,17 @@
 """Recipes: one module per paper table, a function per row; each returns a :class:`Recipe`."""
 
-from cgnl.recipes import channel_reduction, table2a, table2c, table3, table4b, table5, toy  # noqa: F401 (they register)
+from cgnl.recipes import (  # noqa: F401 (they register)
+    channel_reduction,
+    table2a,
+    table2b,
+    table2c,
+    table2d,
+    table3,
+    table4a,
+    table4b,
+    table5,
+    toy,
+)
 from cgnl.recipes.registry import RECIPES, PaperRow, RecipeEntry, load_recipe, register, smoke
 from cgnl.training.recipe import (
     DataConfig,
@@ -9,6 +20,9 @@ from cgnl.training.recipe import (
     Recipe,
     ScheduleConfig,
     TrainerConfig,
+    VideoDataConfig,
+    VideoNetworkConfig,
+    VideoRecipe,
     override,
     to_dict,
 )
@@ -23,6 +37,9 @@ __all__ = [
     "RecipeEntry",
     "ScheduleConfig",
     "TrainerConfig",
+    "VideoDataConfig",
+    "VideoNetworkConfig",
+    "VideoRecipe",
     "load_recipe",
     "override",
     "register",

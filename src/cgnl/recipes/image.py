@@ -4,12 +4,8 @@ Sources: section 4.2 of the paper; batch, learning rate and epochs are those of 
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from cgnl.training.recipe import DataConfig, NetworkConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainerConfig
-
-if TYPE_CHECKING:
-    from cgnl.networks.image import NetworkCost
 
 _WARMUP_EPOCHS = 10
 _MILESTONES = (31, 61, 81)
@@ -50,22 +46,3 @@ def _recipe(network: NetworkConfig, data: DataConfig) -> Recipe:
         ),
         trainer=TrainerConfig(max_epochs=warmup + _EPOCHS),
     )
-
-
-def recipe_cost(recipe: Recipe) -> "NetworkCost":
-    """Count the parameters of a recipe's network and its multiplications for one image of the recipe's size.
-
-    Without ``data.num_classes`` CUB counts 200 classes and everything else ImageNet's 1000.
-
-    Args:
-        recipe: The recipe; its start weights are not looked at.
-
-    Returns:
-        The two counts; see :func:`cgnl.networks.image.network_cost`.
-    """
-    from cgnl.networks.image import network_cost, resnet
-
-    settings = dataclasses.asdict(dataclasses.replace(recipe.network, weights=None))
-    num_classes = recipe.data.num_classes or (200 if recipe.data.format == "cub" else 1000)
-    size = recipe.data.size
-    return network_cost(lambda: resnet(**settings, num_classes=num_classes), (1, 3, size, size))

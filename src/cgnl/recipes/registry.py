@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
-from cgnl.training.recipe import Recipe, override, to_dict
+from cgnl.training.recipe import Recipe, VideoRecipe, from_dict, override, to_dict
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,28 @@ def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], R
 
 
 def smoke(recipe: Recipe, root: Path, *, size: int = 64, batch_size: int = 4, steps: int = 2) -> Recipe:
-    """Shrink a recipe to seconds on a CPU: only pixels, images and steps change.
+    """Shrink a recipe to seconds on a CPU: only pixels, frames, samples, views and steps change.
 
     The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
     out, since there is nothing to download them for.
 
     Args:
         recipe: The recipe.
-        root: Folder of a small data set (drawn birds).
+        root: Folder of a small data set (drawn birds, or drawn actions for a video recipe).
         size: Input height and width (pixels).
-        batch_size: Images in a step.
+        batch_size: Images or clips in a step.
         steps: Optimizer steps.
     """
     replace = dataclasses.replace
     resize = round(recipe.data.resize / recipe.data.size * size)
+    data = replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size, workers=0)
+    if isinstance(recipe, VideoRecipe):
+        # the drawn actions come in the layout of UCF101
+        data = replace(data, format="ucf101", num_frames=8, frame_step=8, test_clips=2)
     return replace(
         recipe,
         network=replace(recipe.network, weights=None),
-        data=replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size, workers=0),
+        data=data,
         trainer=replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu"),
     )
 
@@ -91,7 +95,7 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
     """Return the recipe of that name, of a YAML file, or of a run folder's ``recipe.yaml``.
 
     A YAML file holds the fields that it changes, nested as in :class:`Recipe`, and under ``recipe`` the name of
-    the recipe that it changes (none: the defaults).
+    the recipe that it changes (none: the defaults, those of :class:`VideoRecipe` with ``task: video``).
 
     Args:
         source: A name out of :data:`RECIPES`, a file, or a folder.
@@ -113,20 +117,22 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
         raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
     base = values.pop("recipe", None) if isinstance(values, dict) else None
     if base is None:
-        return path.stem, override(Recipe(), values, str(path))
+        return path.stem, from_dict(values, str(path))
     if base in [*RECIPES]:
         return base, override(RECIPES[base].make(), values, str(path))
     if _is_whole(values):
         # a run of a YAML file keeps all fields, and that file's name
-        return str(base), override(Recipe(), values, str(path))
+        return str(base), from_dict(values, str(path))
     raise ValueError(f"{path}: {_unknown(str(base))}")
 
 
 def _is_whole(values: Mapping[str, Any]) -> bool:
     """Whether the values leave no field to a default."""
+    kind = VideoRecipe() if values.get("task") == "video" else Recipe()
     return all(
         isinstance(values.get(part), Mapping) and fields.keys() <= values[part].keys()
-        for part, fields in to_dict(Recipe()).items()
+        for part, fields in to_dict(kind).items()
+        if part != "task"
     )
 
 

@@ -1,7 +1,17 @@
-"""Recipes of our own for the drawn birds: small enough for a CPU."""
+"""Recipes of our own for the drawn birds and actions: small enough for a CPU."""
 
 from cgnl.recipes.registry import register
-from cgnl.training.recipe import DataConfig, NetworkConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainerConfig
+from cgnl.training.recipe import (
+    DataConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+    TrainerConfig,
+    VideoDataConfig,
+    VideoNetworkConfig,
+    VideoRecipe,
+)
 
 
 def _birds(network: NetworkConfig) -> Recipe:
@@ -33,3 +43,47 @@ def birds_resnet18_cgnl() -> Recipe:
     Cost: 11.3 M parameters; minutes on a CPU.
     """
     return _birds(NetworkConfig(arch="resnet18", block="cgnl", dropout=0.0))
+
+
+def _actions(network: VideoNetworkConfig) -> VideoRecipe:
+    return VideoRecipe(
+        network=network,
+        data=VideoDataConfig(
+            format="ucf101",
+            num_frames=8,
+            frame_step=8,
+            size=64,
+            resize=72,
+            crop_area=(0.5, 1.0),
+            batch_size=16,
+            test_clips=2,
+            test_crops=1,
+        ),
+        optimizer=OptimizerConfig(lr=0.05, weight_decay=5e-4, block_lr_factor=10),
+        schedule=ScheduleConfig(kind="cosine", warmup_epochs=1),
+        trainer=TrainerConfig(max_epochs=30),
+    )
+
+
+@register()
+def actions_resnet18() -> VideoRecipe:
+    """A plain C2D-ResNet-18 on 8 frames of the drawn actions, from scratch.
+
+    Command: ``cgnl data toy-actions actions && cgnl train actions-resnet18 --data.root actions``
+    Cost: 11.2 M parameters; minutes on a CPU.
+    """
+    return _actions(
+        VideoNetworkConfig(arch="resnet18", block="none", dropout=0.0, temporal_strides=(1, 1, 2)),
+    )
+
+
+@register()
+def actions_resnet18_cgnl() -> VideoRecipe:
+    """C2D-ResNet-18 with one CGNL block on 8 frames of the drawn actions, from scratch.
+
+    Command: ``cgnl data toy-actions actions && cgnl train actions-resnet18-cgnl --data.root actions``
+    Cost: 11.3 M parameters; minutes on a CPU.
+    """
+    return _actions(
+        VideoNetworkConfig(arch="resnet18", block="cgnl", dropout=0.0, temporal_strides=(1, 1, 2)),
+    )

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from cgnl.training.checkpoint import TrainedNetwork, load_trained
     from cgnl.training.classification import ClassificationModule
     from cgnl.training.data import ImageData
-    from cgnl.training.evaluation import Evaluation, evaluate, predict
+    from cgnl.training.evaluation import Evaluation, evaluate, predict, predict_timeline
     from cgnl.training.run import train
+    from cgnl.training.video_data import VideoData
 
 _FILE_OF_NAME = {
     **dict.fromkeys(["FiniteGuard", "RunKeeper"], "callbacks"),
     **dict.fromkeys(["TrainedNetwork", "load_trained"], "checkpoint"),
     "ClassificationModule": "classification",
     "ImageData": "data",
-    **dict.fromkeys(["Evaluation", "evaluate", "predict"], "evaluation"),
+    **dict.fromkeys(["Evaluation", "evaluate", "predict", "predict_timeline"], "evaluation"),
     "train": "run",
+    "VideoData": "video_data",
 }
 
 __all__ = [
@@ -35,9 +37,11 @@ __all__ = [
     "ImageData",
     "RunKeeper",
     "TrainedNetwork",
+    "VideoData",
     "evaluate",
     "load_trained",
     "predict",
+    "predict_timeline",
     "train",
 ]
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
 from cgnl.training.checkpoint import FORMAT
-from cgnl.training.data import ImageData
+from cgnl.training.data import SampleData
 from cgnl.training.processes import TrainingStopped, gathered
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -128,7 +128,7 @@ class RunKeeper(Checkpoint):
     def __init__(
         self,
         run: Path,
-        data: ImageData,
+        data: SampleData,
         description: Mapping[str, Any],
         *,
         checkpoint_every_n_steps: int,
@@ -214,11 +214,11 @@ class RunKeeper(Checkpoint):
             # Lightning's step output is the loss over the parts of an accumulated batch
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else math.nan
             rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-            module.log("images_per_second", speed, prog_bar=True)
+            module.log("samples_per_second", speed, prog_bar=True)
             if trainer.is_global_zero:
                 _append(
                     self.run / "steps.csv",
-                    ["step", "epoch", "loss", "lr", "images_per_second"],
+                    ["step", "epoch", "loss", "lr", "samples_per_second"],
                     [step, trainer.current_epoch, repr(loss), repr(rates[0]), f"{speed:.1f}"],
                 )
             for logger in trainer.loggers:
@@ -252,7 +252,7 @@ class RunKeeper(Checkpoint):
                 parts += [f"test top-1 {values['test/top1']:.2f} %", f"top-5 {values['test/top5']:.2f} %"]
             parts.append(f"{seconds:.0f} s")
             if self.data.bad_count:
-                parts.append(f"unreadable images so far: {self.data.bad_count}")
+                parts.append(f"unreadable {self.data.noun}s so far: {self.data.bad_count}")
             self.say("  ".join(parts))
         improved = tested and values["test/top1"] > self.best
         if improved:
@@ -310,8 +310,8 @@ class RunProgressBar(RichProgressBar):
         metrics = super().get_metrics(trainer, module)
         metrics.pop("v_num", None)
         shown: dict[str, Any] = {}
-        if "images_per_second" in metrics:
-            shown["images/s"] = f"{metrics.pop('images_per_second'):.0f}"
+        if "samples_per_second" in metrics:
+            shown["samples/s"] = f"{metrics.pop('samples_per_second'):.0f}"
         step, now = trainer.global_step, time.monotonic()
         if self._first is None or step < self._first[0]:
             self._first = step, now

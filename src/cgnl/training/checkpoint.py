@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cgnl.networks import image
 from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoint_file
-from cgnl.training.recipe import NetworkConfig, Recipe, override
+from cgnl.networks.image import resnet
+from cgnl.networks.video import c2d_resnet
+from cgnl.training.recipe import NetworkConfig, Recipe, VideoNetworkConfig, from_dict, override
 
-FORMAT = 1
+FORMAT = 2
 """Version of the ``cgnl`` entry in our checkpoints."""
 
 
@@ -87,25 +88,17 @@ class TrainedNetwork:
 
 
 def build_network(config: NetworkConfig, num_classes: int) -> nn.Module:
-    """Build the image network that a recipe describes.
+    """Build the image or video network that a recipe describes.
 
     Args:
         config: The network's part of a recipe.
         num_classes: Number of classes.
     """
-    return getattr(image, config.arch)(
-        None if config.block == "none" else config.block,
-        config.num_blocks,
-        num_classes=num_classes,
-        weights=config.weights,
-        groups=config.groups,
-        kernel=config.kernel if config.block == "cgnl" else None,
-        norm=config.norm,
-        scale=config.scale,
-        channel_reduction=config.channel_reduction,
-        dropout=config.dropout,
-        new_classifier=config.new_classifier and config.weights is not None,
-    )
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    if config.weights is None:
+        settings["new_classifier"] = False
+    build = c2d_resnet if isinstance(config, VideoNetworkConfig) else resnet
+    return build(**settings, num_classes=num_classes)
 
 
 def load_trained(path: str | Path) -> TrainedNetwork:
@@ -120,7 +113,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     path = find_checkpoint(path)
     checkpoint = read_checkpoint_file(path)
     run = run_entry(checkpoint, path)
-    recipe = override(Recipe(), run["recipe"], str(path))
+    recipe = from_dict(run["recipe"], str(path))
     without_weights = override(recipe, {"network": {"weights": None}}, str(path))
     network = build_network(without_weights.network, len(run["classes"]))
     prefix = "network."

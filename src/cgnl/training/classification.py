@@ -4,7 +4,7 @@ Shapes: B batch, K classes.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cgnl.data.decoding import DataError
@@ -21,12 +22,14 @@ from cgnl.insertion import inserted_blocks
 from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 from cgnl.training.schedule import learning_rate_factor
 
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
 
 class ClassificationModule(pl.LightningModule):
     """Trains a network that gives logits [B, K] with cross entropy, and tests it with top-1 and top-5 accuracy.
 
-    Batches are dictionaries with ``image`` [B, 3, H, W], ``label`` [B] and ``index`` [B] (the number of each
-    sample in its data set), as :class:`cgnl.data.images.ImageDataset` and its ``collate`` make them.
+    Batches are dictionaries with ``image`` [B, 3, H, W], or clips [B, 3, T, H, W], ``label`` [B] and ``index`` [B]
+    (the number of each sample in its data set), as the data modules of images and videos give them.
 
     Args:
         network: The network.
@@ -87,9 +90,11 @@ class ClassificationModule(pl.LightningModule):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [B, K] of images [B, 3, H, W]."""
+        """Return the logits [B, K] of images [B, 3, H, W] or clips [B, 3, T, H, W]."""
         if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(
+                memory_format=torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+            )
         return self.network(images)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -99,7 +104,7 @@ class ClassificationModule(pl.LightningModule):
             if any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()):
                 # the other processes wait for this one's statistics
                 raise DataError(
-                    f"no image of a whole batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}"
+                    f"no sample of a whole batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}"
                 )
             return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
         if self._mix is not None:
@@ -110,7 +115,7 @@ class ClassificationModule(pl.LightningModule):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise DataError(
-                f"a batch of {len(images)} image of {images.shape[2]} x {images.shape[3]} pixels is too small for "
+                f"a batch of {len(images)} sample of {' x '.join(map(str, images.shape[2:]))} is too small for "
                 "BatchNorm: raise data.batch_size or data.size"
             ) from error
         loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
@@ -126,7 +131,9 @@ class ClassificationModule(pl.LightningModule):
         state = torch.default_generator.get_state()
         torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
         try:
-            return self._mix(images, labels)
+            # the class alone tells torchvision that a fifth axis is meant
+            mixed, target = self._mix(tv_tensors.Video(images) if images.ndim == 5 else images, labels)
+            return mixed.as_subclass(Tensor), target
         finally:
             torch.default_generator.set_state(state)
 
@@ -158,14 +165,25 @@ class ClassificationModule(pl.LightningModule):
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return the samples' numbers, their five most probable classes [B, 5] and the probabilities [B, 5].
 
-        Updates the accuracies as well, so that :meth:`accuracies` gives them over all processes afterwards.
+        The probabilities of a video are the mean over its views. Updates the accuracies as well, so that
+        :meth:`accuracies` gives them over all processes afterwards.
         """
-        logits = self(batch["image"]).float() if len(batch["label"]) else torch.zeros(0, self.num_classes)
-        probabilities, classes = logits.softmax(-1).topk(min(5, self.num_classes))
-        if len(logits):
-            self.top1.update(logits, batch["label"])
-            self.top5.update(logits, batch["label"])
+        if len(batch["label"]) == 0:
+            all_probabilities = torch.zeros(0, self.num_classes)
+        elif "views" in batch:
+            all_probabilities = torch.stack([self.mean_probabilities(views) for views in batch["views"]])
+        else:
+            all_probabilities = self(batch["image"]).float().softmax(-1)
+        probabilities, classes = all_probabilities.topk(min(5, self.num_classes))
+        if len(batch["label"]):
+            self.top1.update(all_probabilities, batch["label"])
+            self.top5.update(all_probabilities, batch["label"])
         return {"index": batch["index"], "classes": classes, "probabilities": probabilities}
+
+    def mean_probabilities(self, views: Iterable[Tensor]) -> Tensor:
+        """Return the mean probabilities [K] over the views of a video, given in parts [V, 3, T, H, W]."""
+        parts = [self(part).float().softmax(-1) for part in views]
+        return torch.cat(parts).mean(0)
 
     def accuracies(self) -> tuple[float, float]:
         """Return top-1 and top-5 accuracy (%) over all processes since the last call."""
@@ -177,14 +195,21 @@ class ClassificationModule(pl.LightningModule):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer, with learning rates of their own for blocks and head."""
         config = self.optimizer_config
-        groups = [
-            {"params": parameters, "lr": config.lr * factor}
-            for parameters, factor in self._parameter_groups()
-            if parameters
-        ]
+        norms = {id(p) for module in self.network.modules() if isinstance(module, _NORMS) for p in module.parameters()}
+        decay, norm_decay = config.weight_decay, config.norm_weight_decay
+        groups = []
+        for parameters, factor in self._parameter_groups():
+            group = {"lr": config.lr * factor, "weight_decay": decay}
+            if norm_decay is None:
+                groups.append({"params": parameters, **group})
+            else:
+                groups.append({"params": [p for p in parameters if id(p) not in norms], **group})
+                of_norms = [p for p in parameters if id(p) in norms]
+                groups.append({"params": of_norms, **group, "weight_decay": norm_decay})
+        groups = [group for group in groups if group["params"]]
         if config.name == "adamw":
-            return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+            return torch.optim.AdamW(groups)
+        return torch.optim.SGD(groups, momentum=config.momentum)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and its schedule in optimizer steps."""

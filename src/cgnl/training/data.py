@@ -1,41 +1,52 @@
-"""The Lightning data module of images: read, cut, batched, and resumable in the middle of an epoch."""
+"""Lightning data modules: read, cut, batched, and resumable in the middle of an epoch."""
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import ImageDataset, collate, read_images
+from cgnl.data.images import ImageDataset, read_images
+from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.recipe import DataConfig
 from cgnl.training.sampling import EpochBatches
 
+Split = Literal["train", "test"]
+# kinds of data sets whose classes have no names of their own
+_LIST_KINDS = ("list", "frame_list")
+ConfigT = TypeVar("ConfigT", bound=DataConfig)
 
-class ImageData(pl.LightningDataModule):
-    """Training and test images of a recipe.
+
+class SampleData(pl.LightningDataModule, Generic[ConfigT]):
+    """Training and test samples of a recipe: what the data modules of images and of videos share.
 
     Args:
-        config: Where the images are, how they are cut, and how many go into one step.
+        config: Where the samples are, how they are cut, and how many go into one step.
         seed: Seed of the order and of the random crops.
         accumulate: Parts that a batch is computed in.
         run: Folder in which missing and bad files are listed; None lists them nowhere.
-        classes: Names of the classes that the test images must have; by default those of the training images.
+        classes: Names of the classes that the test samples must have; by default those of the training samples.
 
     Raises:
         DataError: Anything wrong with the data set; nothing is trained then.
     """
 
+    noun: str
+    """What one sample is, "image" or "video"."""
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    """Makes a batch of samples."""
+
     def __init__(
         self,
-        config: DataConfig,
+        config: ConfigT,
         *,
         seed: int = 0,
         accumulate: int = 1,
@@ -44,61 +55,62 @@ class ImageData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if config.root is None:
-            raise ValueError("data.root is needed: the folder with the images")
+            raise ValueError(f"data.root is needed: the folder with the {self.noun}s")
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
         self._resume_at = (0, 0)
         self._bad: dict[str, BadFiles] = {}
         self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
 
+    # What images and videos differ in
+
+    def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+        """Read the list of a split."""
+        raise NotImplementedError
+
+    def _dataset(self, split: Split, *, training: bool) -> Dataset[Any]:
+        """Return the samples of a split, cut at random in training."""
+        raise NotImplementedError
+
+    # Lists
+
     @cached_property
-    def train_images(self) -> SampleList:
-        """The training images, read on first use."""
+    def train_samples(self) -> SampleList:
+        """The training samples, read on first use."""
         return self._read("train", self.config.train_list, self.config.num_classes)
 
     @cached_property
-    def test_images(self) -> SampleList:
-        """The test images, read on first use; their classes must be those of the training images."""
-        images = self._read("test", self.config.test_list, len(self.classes))
-        if images.kind != "list" and images.classes != self.classes:
-            new = [name for name in images.classes if name not in self.classes]
-            gone = [name for name in self.classes if name not in images.classes]
+    def test_samples(self) -> SampleList:
+        """The test samples, read on first use; their classes must be those of the training samples."""
+        samples = self._read("test", self.config.test_list, len(self.classes))
+        if samples.kind not in _LIST_KINDS and samples.classes != self.classes:
+            new = [name for name in samples.classes if name not in self.classes]
+            gone = [name for name in self.classes if name not in samples.classes]
             lists = [
                 f"{what}: {', '.join(names[:5])}" for what, names in (("not expected", new), ("lacking", gone)) if names
             ]
             raise DataError(
-                f"{images.root} has other classes than expected; {'; '.join(lists) or 'their order differs'}"
+                f"{samples.root} has other classes than expected; {'; '.join(lists) or 'their order differs'}"
             )
-        return images
+        return samples
 
-    def _read(self, split: Literal["train", "test"], list_file: Path | None, num_classes: int | None) -> SampleList:
-        assert self.config.root is not None
-        if list_file is None and "list" in (self.config.format, self._kind):
-            raise DataError(f"data.{split}_list is needed: the list file of the {split} images")
-        images = read_images(
-            self.config.root,
-            split,
-            format=self.config.format,
-            list_file=list_file,
-            num_classes=num_classes,
-            missing_limit=1.0,
-        )
+    def _read(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+        config = self.config
+        if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
+            raise DataError(f"data.{split}_list is needed: the list file of the {split} {self.noun}s")
+        samples = self._list(split, list_file, num_classes)
         folder = self.run if is_first_process() else None
-        self._bad[split] = BadFiles(images, folder, limit=self.config.bad_limit)
-        if folder is not None and images.missing:
+        self._bad[split] = BadFiles(samples, folder, limit=config.bad_limit)
+        if folder is not None and samples.missing:
             folder.mkdir(parents=True, exist_ok=True)
-            write_missing(folder, [images])
-        check_missing(images, self.config.bad_limit)
-        return images
-
-    @property
-    def _kind(self) -> str:
-        return "list" if self.config.train_list or self.config.test_list else self.config.format
+            write_missing(folder, [samples])
+        check_missing(samples, config.bad_limit)
+        return samples
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
-        return self._classes or self.train_images.classes
+        return self._classes or self.train_samples.classes
 
     @property
     def normalisation(self) -> dict[str, tuple[float, float, float]]:
@@ -111,7 +123,7 @@ class ImageData(pl.LightningDataModule):
 
     def names(self, indices: Sequence[int]) -> list[str]:
         """Return the paths of training samples by their numbers."""
-        return [str(self.train_images.samples[index].path) for index in indices]
+        return [str(self.train_samples.samples[index].path) for index in indices]
 
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """Count what could not be read; over the limit the run stops."""
@@ -129,39 +141,31 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def bad_count(self) -> int:
-        """Number of different images that could not be read so far."""
+        """Number of different files that could not be read so far."""
         return sum(map(len, self._bad.values()))
 
     def check(self) -> None:
-        """Read both lists and make both transforms, so that what is wrong with them shows before anything is built.
+        """Read both lists and make both data sets, so that what is wrong with them shows before anything is built.
 
         Raises:
             DataError: Something is wrong with the data set.
             ValueError: A size does not fit.
         """
-        _ = self.train_images, self.test_images
-        self._transform(training=True)
-        self._transform(training=False)
+        self._dataset("train", training=True)
+        self._dataset("test", training=False)
 
     def summary(self) -> str:
         """Return what there is, in a line."""
-        missing = len(self.train_images.missing) + len(self.test_images.missing)
+        missing = len(self.train_samples.missing) + len(self.test_samples.missing)
         return (
-            f"{len(self.train_images)} training and {len(self.test_images)} test images of {len(self.classes)} classes"
+            f"{len(self.train_samples)} training and {len(self.test_samples)} test {self.noun}s "
+            f"of {len(self.classes)} classes"
             + (f"; missing files: {missing}" + (f" (missing_files.csv in {self.run})" if self.run else ""))
             * bool(missing)
         )
 
-    def _transform(self, *, training: bool) -> Any:
-        config = self.config
-        if not training:
-            return test_transform(config.size, config.resize, **self.normalisation)
-        return train_transform(
-            config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **self.normalisation
-        )
-
     def train_dataloader(self) -> DataLoader:
-        """Return the shuffled, randomly cut training images."""
+        """Return the shuffled, randomly cut training samples."""
         config, (rank, world_size) = self.config, self._place()
         parts = world_size * self.accumulate
         if config.batch_size % parts:
@@ -169,7 +173,7 @@ class ImageData(pl.LightningDataModule):
                 f"data.batch_size ({config.batch_size}) must be divisible by processes x trainer.accumulate ({parts})"
             )
         batches = EpochBatches(
-            len(self.train_images.samples),
+            len(self.train_samples.samples),
             config.batch_size // parts,
             training=True,
             seed=self.seed,
@@ -178,26 +182,30 @@ class ImageData(pl.LightningDataModule):
             parts=self.accumulate,
         )
         batches.resume(*self._resume_at)
-        return self._loader(ImageDataset(self.train_images, self._transform(training=True), seed=self.seed), batches)
+        return self._loader(self._dataset("train", training=True), batches)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the test images, cut at the centre, each to one process only."""
-        config, (rank, world_size) = self.config, self._place()
-        per_process = max(config.batch_size // (world_size * self.accumulate), 1)
-        batches = EpochBatches(
-            len(self.test_images.samples), per_process, training=False, rank=rank, world_size=world_size
+        """Return the test samples, cut at the middle, each to one process only."""
+        per_process = max(self.config.batch_size // (self._place()[1] * self.accumulate), 1)
+        return self._loader(self._dataset("test", training=False), self._test_batches(per_process))
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the test samples as they are tested after training."""
+        return self.val_dataloader()
+
+    def _test_batches(self, per_process: int) -> EpochBatches:
+        rank, world_size = self._place()
+        return EpochBatches(
+            len(self.test_samples.samples), per_process, training=False, rank=rank, world_size=world_size
         )
-        return self._loader(ImageDataset(self.test_images, self._transform(training=False)), batches)
 
-    predict_dataloader = val_dataloader
-
-    def _loader(self, dataset: ImageDataset, batches: EpochBatches) -> DataLoader:
+    def _loader(self, dataset: Dataset[Any], batches: EpochBatches) -> DataLoader:
         workers = self.config.workers
         return DataLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=self.collate,
             worker_init_fn=_leave_signals_to_the_training_process,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -210,6 +218,33 @@ class ImageData(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+
+class ImageData(SampleData[DataConfig]):
+    """Training and test images of a recipe; arguments and errors as of :class:`SampleData`."""
+
+    noun = "image"
+    collate = staticmethod(collate_images)
+
+    def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+        assert self.config.root is not None
+        return read_images(
+            self.config.root,
+            split,
+            format=self.config.format,
+            list_file=list_file,
+            num_classes=num_classes,
+            missing_limit=1.0,
+        )
+
+    def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
+        config, samples = self.config, self.train_samples if split == "train" else self.test_samples
+        if not training:
+            return ImageDataset(samples, test_transform(config.size, config.resize, **self.normalisation))
+        transform = train_transform(
+            config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **self.normalisation
+        )
+        return ImageDataset(samples, transform, seed=self.seed)
 
 
 def _leave_signals_to_the_training_process(worker: int) -> None:

@@ -1,8 +1,10 @@
-"""Testing a trained network on a data set, and using it on single images."""
+"""Testing a trained network on a data set, and using it on single images and videos."""
 
 import csv
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgnl.data.decoding import open_image
-from cgnl.data.images.reading import readable
-from cgnl.data.transforms import test_transform
+from cgnl.data.decoding import BadFileError, open_image
+from cgnl.data.lists import readable
+from cgnl.data.transforms import clip_test_transform, normalise_clip, test_transform
+from cgnl.data.videos import GuardedReader, probe, read_clips, test_clips, timeline_clips
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
-from cgnl.training.data import ImageData
+from cgnl.training.data import SampleData
 from cgnl.training.processes import end_together, gathered, reporting_dead_readers
-from cgnl.training.recipe import DataConfig, TrainerConfig
+from cgnl.training.recipe import DataConfig, TrainerConfig, VideoDataConfig
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
+from cgnl.training.video_data import make_data, normalised_views
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def evaluate(
 
     Args:
         trained: The network, out of :func:`cgnl.training.checkpoint.load_trained`.
-        data: Where the images are; size and resize are those of the network's recipe unless changed here.
+        data: Where the images or videos are; size and resize are those of the network's recipe unless changed here.
         trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
         out: Folder for predictions.csv, per_class.csv, confusions.csv and the list of bad files; None for none.
 
@@ -90,20 +94,20 @@ def evaluate(
         DataError: Something is wrong with the data set, or its classes are not the network's.
     """
     quieten()
-    images = ImageData(data, run=out, classes=trained.classes)
+    samples = make_data(data, run=out, classes=trained.classes)
     here = trainer or TrainerConfig(devices=1, precision=trained.recipe.trainer.precision)
     module = ClassificationModule(
         trained.network, num_classes=len(trained.classes), channels_last=uses_channels_last(here)
     )
     runner = make_trainer(trainer or here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with reporting_dead_readers():
-        parts: Any = runner.predict(module, datamodule=images)
+        parts: Any = runner.predict(module, datamodule=samples)
     top1, top5 = module.accuracies()
     rows = _rows(parts)
     end_together()
-    evaluation = _summary(images, rows, top1, top5)
+    evaluation = _summary(samples, rows, top1, top5)
     if out is not None and runner.is_global_zero:
-        _write(out, images, rows, evaluation)
+        _write(out, samples, rows, evaluation)
     return evaluation
 
 
@@ -117,8 +121,8 @@ def _rows(parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[flo
     return sorted(row for share in gathered(mine) for row in share)
 
 
-def _summary(data: ImageData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:
-    samples, names = data.test_images.samples, data.classes
+def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:
+    samples, names = data.test_samples.samples, data.classes
     pairs = [(samples[index].label, classes[0]) for index, classes, _ in rows]
     counts, right = (
         Counter(label for label, _ in pairs),
@@ -138,9 +142,9 @@ def _summary(data: ImageData, rows: list[tuple[int, list[int], list[float]]], to
     )
 
 
-def _write(out: Path, data: ImageData, rows: list[tuple[int, list[int], list[float]]], evaluation: Evaluation) -> None:
+def _write(out: Path, data: SampleData, rows: list[tuple[int, list[int], list[float]]], evaluation: Evaluation) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    samples, names = data.test_images.samples, data.classes
+    samples, names = data.test_samples.samples, data.classes
     tops = range(1, min(5, len(names)) + 1)
     header = ["path", "label", *(f"{what}{k}" for k in tops for what in ("class", "probability"))]
     with (out / "predictions.csv").open("w", newline="") as file:
@@ -155,20 +159,84 @@ def _write(out: Path, data: ImageData, rows: list[tuple[int, list[int], list[flo
         csv.writer(file).writerows([("true", "predicted", "times"), *evaluation.confused])
 
 
-@torch.inference_mode()
 def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:
-    """Return the most probable classes of one image and their probabilities.
+    """Return the most probable classes of one image or video and their probabilities.
+
+    Those of a video are the mean over its views, ``test_clips`` x ``test_crops`` of the recipe.
 
     Args:
         trained: The network.
-        path: The image file.
+        path: The image file, video file, or folder of frames.
         top: Number of classes.
 
     Raises:
-        DataError: The file is no image that is opened.
+        DataError: The file is no image or video that is opened.
     """
-    size, resize = trained.recipe.data.size, trained.recipe.data.resize
-    image = test_transform(size, resize, mean=trained.mean, std=trained.std)(open_image(path))
-    probabilities = trained.network(image[None]).float().softmax(-1)[0]
+    config = trained.recipe.data
+    if isinstance(config, VideoDataConfig):
+        info = probe(path)
+        numbers = test_clips(info.frames, config.test_clips, config.num_frames, config.frame_step)
+        with closing(GuardedReader(backend=config.backend, timeout=config.decode_timeout)) as reader:
+            size = 3 * info.height * info.width
+            video = read_clips(reader, path, numbers, clip_test_transform(config.resize), frame_bytes=size)
+        probabilities = torch.cat([_probabilities(trained, part) for part in normalised_views(video, config)])
+        return _best(trained, probabilities.mean(0), top)
+    image = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(open_image(path))
+    return _best(trained, _probabilities(trained, image[None])[0], top)
+
+
+def predict_timeline(
+    trained: TrainedNetwork, path: Path, *, top: int = 5
+) -> Iterator[tuple[int, list[tuple[str, float]]]]:
+    """Give the most probable classes of each second of a video: those of one clip and crop around its middle.
+
+    Args:
+        trained: The network.
+        path: The video file.
+        top: Number of classes.
+
+    Yields:
+        The second, from 0, and classes with probabilities.
+
+    Raises:
+        DataError: The file is no video that is opened, or does not tell its frames per second.
+    """
+    config = trained.recipe.data
+    assert isinstance(config, VideoDataConfig)
+    info = probe(path)
+    if info.fps <= 0:
+        raise BadFileError(path, "does not tell its frames per second, so there is no timeline of it")
+    transform = clip_test_transform(config.resize, config.size)
+    with closing(GuardedReader(backend=config.backend, timeout=config.decode_timeout)) as reader:
+        clips = timeline_clips(info.frames, info.fps, config.num_frames, config.frame_step)
+        for second, numbers in enumerate(clips.tolist()):
+            frames, _ = reader.read(path, numbers)
+            clip = normalise_clip(transform(frames)[None], mean=trained.mean, std=trained.std)
+            yield second, _best(trained, _probabilities(trained, clip)[0], top)
+
+
+def write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, float]]]]) -> None:
+    """Write the seconds of videos as CSV.
+
+    Args:
+        file: The file; an earlier one is replaced.
+        rows: Video, second, and classes with probabilities, the most probable first.
+    """
+    tops = range(1, max((len(best) for *_, best in rows), default=0) + 1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["path", "second", *(f"{what}{k}" for k in tops for what in ("class", "probability"))])
+        for path, second, best in rows:
+            values = [value for name, p in best for value in (name, f"{p:.6f}")]
+            writer.writerow([readable(str(path)), second, *values])
+
+
+@torch.inference_mode()
+def _probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
+    return trained.network(batch).float().softmax(-1)
+
+
+def _best(trained: TrainedNetwork, probabilities: Tensor, top: int) -> list[tuple[str, float]]:
     values, classes = probabilities.topk(min(top, len(trained.classes)))
     return [(trained.classes[k], p) for k, p in zip(classes.tolist(), values.tolist(), strict=True)]

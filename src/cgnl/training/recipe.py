@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -58,6 +58,29 @@ class NetworkConfig:
         _within("network.groups", self.groups, 1)
         _within("network.channel_reduction", self.channel_reduction, 1)
         _within("network.dropout", self.dropout, 0, 1)
+
+
+@dataclass(frozen=True)
+class VideoNetworkConfig(NetworkConfig):
+    """The video network: frames through a residual network of images, and space-time blocks between."""
+
+    arch: Architecture = "resnet50"
+    """Residual network of torchvision that each frame goes through."""
+    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"] = "embedded_gaussian"
+    """Pairwise function of an NL block."""
+    subsample: bool = True
+    """Whether an NL block max-pools phi and g over space."""
+    bias: bool = True
+    """Whether the convolutions of an NL block have biases."""
+    temporal_strides: tuple[int, int, int] = (2, 2, 2)
+    """Strides in time of conv1, pool1 and pool2: 2 2 2 for 32 frames, 1 1 2 for 8 frames."""
+    head: Literal["average", "fully_convolutional"] = "average"
+    """Global average pooling, or the classifier at each 7 x 7 window and the mean of the probabilities."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stride in self.temporal_strides:
+            _within("network.temporal_strides", stride, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,56 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class VideoDataConfig(DataConfig):
+    """The videos, how clips are cut from them, and how many go into one step."""
+
+    root: Path | None = None
+    """Folder of the videos (or of folders of frames): UCF101, Kinetics, or train/ and val/ of class folders."""
+    format: Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"] = "auto"  # type: ignore[assignment]
+    """Layout of the data set; auto recognises it."""
+    annotations: Path | None = None
+    """Folder of UCF101's lists, of Mini-Kinetics' id lists and csv files, or Kinetics' csv file or their folder."""
+    fold: int = 1
+    """Split of UCF101: 1, 2 or 3."""
+    train_list: Path | None = None
+    """List file with lines `path label`, or `folder frames label`, for training (labels from 0)."""
+    test_list: Path | None = None
+    """List file with lines `path label`, or `folder frames label`, for testing (labels from 0)."""
+    index: Path | None = None
+    """File with the lengths and sizes of the videos, made on first use; by default beside them or in the run."""
+    num_frames: int = 32
+    """Frames of a clip."""
+    frame_step: int = 2
+    """Distance between two frames of a clip: 2 takes every other frame of the video."""
+    size: int = 224
+    """Height and width of the training clips (pixels)."""
+    resize: int = 256
+    """Length of the shorter side at test time, and with several crops also their height and width (pixels)."""
+    batch_size: int = 64
+    """Clips in one optimizer step, over all processes and accumulated parts together."""
+    test_clips: int = 10
+    """Clips of a video that are tested after training, evenly spaced; their probabilities are averaged."""
+    test_crops: int = 3
+    """Crops of each of them along the longer side: 1 or 3."""
+    views_per_step: int = 6
+    """Views (clips x crops) that go through the network at once at test time."""
+    backend: Literal["pyav", "torchcodec"] = "pyav"
+    """Decoder: PyAV, or torchcodec where it is installed."""
+    decode_timeout: int = 60
+    """Seconds that reading a clip may take before its video counts as unreadable."""
+    timeout: int = 600
+    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _within("data.fold", self.fold, 1, 3)
+        for name in ("num_frames", "frame_step", "test_clips", "views_per_step", "decode_timeout"):
+            _within(f"data.{name}", getattr(self, name), 1)
+        if self.test_crops not in (1, 3):
+            raise ValueError(f"data.test_crops ({self.test_crops}) must be 1 or 3")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and the loss."""
 
@@ -124,6 +197,8 @@ class OptimizerConfig:
     """Momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay."""
+    norm_weight_decay: float | None = None
+    """Weight decay of the norms' weights and biases; by default that of all others."""
     block_lr_factor: float = 1.0
     """Factor on the learning rate of the inserted blocks."""
     head_lr_factor: float = 1.0
@@ -138,6 +213,7 @@ class OptimizerConfig:
         _within("optimizer.momentum", self.momentum, 0, 1)
         for name in ("weight_decay", "block_lr_factor", "head_lr_factor"):
             _within(f"optimizer.{name}", getattr(self, name), 0)
+        _within("optimizer.norm_weight_decay", self.norm_weight_decay, 0)
         _within("optimizer.label_smoothing", self.label_smoothing, 0, 1)
         _positive("optimizer.clip_norm", self.clip_norm)
 
@@ -219,11 +295,24 @@ class TrainerConfig:
 class Recipe:
     """A training run."""
 
+    task: ClassVar[str] = "image"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class VideoRecipe(Recipe):
+    """A training run on videos."""
+
+    task: ClassVar[str] = "video"
+    network: VideoNetworkConfig = field(default_factory=VideoNetworkConfig)
+    data: VideoDataConfig = field(default_factory=VideoDataConfig)
+
+
+_TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe)}
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -238,7 +327,23 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return value
 
-    return plain(dataclasses.asdict(recipe))
+    return {"task": recipe.task, **plain(dataclasses.asdict(recipe))}
+
+
+def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
+    """Return the recipe that ``values`` describe; what they leave out has its default.
+
+    Args:
+        values: Nested mapping, as :func:`to_dict` returns it; ``task`` ("image" where it is left out) tells the kind.
+        source: Where the values stand, for the message.
+
+    Raises:
+        ValueError: An unknown task or field, or a value of another type than the field's.
+    """
+    task = values.get("task", "image") if isinstance(values, Mapping) else "image"
+    if task not in _TASKS:
+        raise ValueError(f"{source}: task must be one of {', '.join(_TASKS)}, got {task!r}")
+    return override(_TASKS[task](), values, source)
 
 
 def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
@@ -250,8 +355,12 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
         source: Where the values stand, for the message.
 
     Raises:
-        ValueError: A name that is no field, or a value of another type than the field's.
+        ValueError: A name that is no field, a value of another type than the field's, or another task.
     """
+    if isinstance(values, Mapping) and "task" in values:
+        if values["task"] != recipe.task:
+            raise ValueError(f"{source}: task must be {recipe.task} for this recipe, got {values['task']!r}")
+        values = {key: value for key, value in values.items() if key != "task"}
     return _override(recipe, values, source, "")
 
 

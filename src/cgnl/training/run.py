@@ -21,13 +21,16 @@ from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import AtomicCheckpointIO, build_network, run_entry
 from cgnl.training.classification import ClassificationModule
-from cgnl.training.data import ImageData
+from cgnl.training.data import SampleData
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
-from cgnl.training.recipe import Recipe, TrainerConfig, override, to_dict
+from cgnl.training.recipe import Recipe, TrainerConfig, from_dict, to_dict
+from cgnl.training.video_data import make_data
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {
     "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
+    "data.annotations", "data.index", "data.decode_timeout",
+    "data.test_clips", "data.test_crops", "data.views_per_step",
     "trainer.max_epochs", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
     "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
     "network.weights", "network.new_classifier",
@@ -76,7 +79,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     checkpoint = _checkpoint_to_resume(recipe, run, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
-    data = ImageData(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
+    data = make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
     data.check()
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
@@ -109,7 +112,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
             "recipe": to_dict(recipe),
             "name": name,
             "classes": list(data.classes),
-            "num_images": len(data.train_images),
+            "num_samples": len(data.train_samples),
             **data.normalisation,
         },
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
@@ -138,7 +141,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     with reporting_dead_readers():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     end_together()
-    left_out = [f"unreadable images: {data.bad_count}"] * bool(data.bad_count)
+    left_out = [f"unreadable {data.noun}s: {data.bad_count}"] * bool(data.bad_count)
     left_out += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
     if left_out:
         say(f"left out: {', '.join(left_out)} (lists are in {run})")
@@ -206,7 +209,7 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
         raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
     checkpoint = last if resume and last.exists() else None
     if checkpoint is not None:
-        stored = override(Recipe(), run_entry(read_checkpoint_file(checkpoint), checkpoint)["recipe"], str(checkpoint))
+        stored = from_dict(run_entry(read_checkpoint_file(checkpoint), checkpoint)["recipe"], str(checkpoint))
         changed = _differences(to_dict(stored), to_dict(recipe))
         if stored.schedule.kind == "cosine" and stored.trainer.max_epochs != recipe.trainer.max_epochs:
             changed.append(
@@ -218,17 +221,17 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
     return checkpoint
 
 
-def _check_same_data(checkpoint: Path, data: ImageData) -> None:
-    """Refuse to go on with other classes or another number of images than the run began with."""
+def _check_same_data(checkpoint: Path, data: SampleData) -> None:
+    """Refuse to go on with other classes or another number of samples than the run began with."""
     entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
     if tuple(entry["classes"]) != data.classes:
         other = sorted(set(data.classes) ^ set(entry["classes"]))
         what = f"classes {', '.join(other[:5])}" if other else "the order of the classes"
         raise DataError(f"{checkpoint} was trained on other classes than {data.config.root} has: {what} differ")
-    if entry["num_images"] != len(data.train_images):
+    if entry["num_samples"] != len(data.train_samples):
         raise DataError(
-            f"{checkpoint} was trained on {entry['num_images']} images, but {data.config.root} has "
-            f"{len(data.train_images)}: the run cannot go on where it stood"
+            f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {data.config.root} has "
+            f"{len(data.train_samples)}: the run cannot go on where it stood"
         )
 
 

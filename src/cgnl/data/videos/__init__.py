@@ -11,20 +11,49 @@ if find_spec("av") is None:
     raise ImportError("cgnl.data.videos needs av: pip install 'cgnl[video]'")
 
 if TYPE_CHECKING:
+    from cgnl.data.videos.clips import centre_clip, test_clips, timeline_clips, training_clip
+    from cgnl.data.videos.dataset import (
+        VideoDataset,
+        collate_videos,
+        read_clips,
+        test_videos,
+        training_videos,
+        views,
+    )
     from cgnl.data.videos.decoding import VideoInfo, decode_all, probe, read_frames
     from cgnl.data.videos.guarded import GuardedReader
+    from cgnl.data.videos.index import index_videos
+    from cgnl.data.videos.layouts import read_videos
 
 _MODULE_OF_NAME = {
+    **dict.fromkeys(["centre_clip", "test_clips", "timeline_clips", "training_clip"], "clips"),
+    **dict.fromkeys(
+        ["VideoDataset", "collate_videos", "read_clips", "test_videos", "training_videos", "views"], "dataset"
+    ),
     **dict.fromkeys(["VideoInfo", "decode_all", "probe", "read_frames"], "decoding"),
     "GuardedReader": "guarded",
+    "index_videos": "index",
+    "read_videos": "layouts",
 }
 
 __all__ = [
     "GuardedReader",
+    "VideoDataset",
     "VideoInfo",
+    "centre_clip",
+    "collate_videos",
     "decode_all",
+    "index_videos",
     "probe",
+    "read_clips",
     "read_frames",
+    "read_videos",
+    "test_clips",
+    "test_videos",
+    "timeline_clips",
+    "training_clip",
+    "training_videos",
+    "views",
 ]
 
 

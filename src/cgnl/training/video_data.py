@@ -1,0 +1,149 @@
+"""The Lightning data module of videos."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cgnl.data.lists import SampleList
+from cgnl.data.transforms import normalise_clip
+from cgnl.data.videos import (
+    VideoDataset,
+    VideoInfo,
+    collate_videos,
+    index_videos,
+    read_videos,
+    test_videos,
+    training_videos,
+    views,
+)
+from cgnl.training.data import ImageData, SampleData, Split
+from cgnl.training.recipe import DataConfig, VideoDataConfig
+
+
+class VideoData(SampleData[VideoDataConfig]):
+    """Training and test videos of a recipe; arguments and errors as of :class:`SampleData`.
+
+    Clips leave the readers as 8-bit integers and are normalised on the device. During training each test video is
+    tested by one clip and crop from its middle; for prediction by ``test_clips`` x ``test_crops`` views, whose video
+    is decoded once.
+    """
+
+    noun = "video"
+    collate = staticmethod(collate_videos)
+
+    def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+        config = self.config
+        assert config.root is not None
+        return read_videos(
+            config.root,
+            split,
+            format=config.format,
+            list_file=list_file,
+            annotations=config.annotations,
+            fold=config.fold,
+            num_classes=num_classes,
+            missing_limit=1.0,
+        )
+
+    @cached_property
+    def train_index(self) -> dict[Path, VideoInfo | str]:
+        """Length and size of each training video, or why it cannot be read; made on first use."""
+        return self._index("train", self.train_samples)
+
+    @cached_property
+    def test_index(self) -> dict[Path, VideoInfo | str]:
+        """Length and size of each test video, or why it cannot be read; made on first use."""
+        return self._index("test", self.test_samples)
+
+    def _index(self, split: Split, videos: SampleList) -> dict[Path, VideoInfo | str]:
+        file = self.config.index or (self.run / "video_index.csv" if self.run else None)
+        index = index_videos(
+            [sample.path for sample in videos.samples], videos.root, file=file, progress=sys.stderr.isatty()
+        )
+        self._bad[split].add(
+            (place, sample.path, reason)
+            for place, sample in enumerate(videos.samples)
+            if isinstance(reason := index[sample.path], str)
+        )
+        return index
+
+    def _dataset(self, split: Split, *, training: bool) -> VideoDataset:
+        config = self.config
+        clip: dict[str, Any] = {
+            "length": config.num_frames,
+            "step": config.frame_step,
+            "size": config.size,
+            "backend": config.backend,
+            "timeout": config.decode_timeout,
+        }
+        videos, index = (
+            (self.train_samples, self.train_index) if split == "train" else (self.test_samples, self.test_index)
+        )
+        if training:
+            area, aspect = config.crop_area, config.crop_aspect
+            return training_videos(videos, index, **clip, area=area, aspect=aspect, flip=config.flip, seed=self.seed)
+        return test_videos(videos, index, **clip, num_clips=1, num_crops=1, resize=config.resize)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the test videos with all views of each."""
+        config = self.config
+        if (config.test_clips, config.test_crops) == (1, 1):
+            return self.val_dataloader()
+        dataset = test_videos(
+            self.test_samples,
+            self.test_index,
+            length=config.num_frames,
+            step=config.frame_step,
+            num_clips=config.test_clips,
+            num_crops=config.test_crops,
+            size=view_size(config),
+            resize=config.resize,
+            backend=config.backend,
+            timeout=config.decode_timeout,
+        )
+        # the frames of one video are as much as a training batch
+        return self._loader(dataset, self._test_batches(1))
+
+    def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
+        """Count what could not be read, and normalise clips and views on the device."""
+        batch = {**super().on_after_batch_transfer(batch, dataloader_idx)}
+        if "videos" in batch:
+            batch["views"] = [normalised_views(video, self.config) for video in batch.pop("videos")]
+        else:
+            batch["image"] = normalise_clip(batch["image"], **self.normalisation)
+        return batch
+
+
+def view_size(config: VideoDataConfig) -> int:
+    """Return height and width of a test view: three crops cover the resized frame, one is as in training."""
+    return config.resize if config.test_crops == 3 else config.size
+
+
+def normalised_views(video: Mapping[str, Tensor], config: VideoDataConfig) -> Iterator[Tensor]:
+    """Cut the views of a video, some at a time.
+
+    Args:
+        video: ``frames`` and ``clips`` as :func:`cgnl.data.videos.views` takes them.
+        config: Crops, their size, and how many views at a time.
+
+    Yields:
+        float32 [V, 3, T, H, W].
+    """
+    parts = views(
+        video["frames"],
+        video["clips"],
+        num_crops=config.test_crops,
+        size=view_size(config),
+        chunk=config.views_per_step,
+    )
+    return map(normalise_clip, parts)
+
+
+def make_data(config: DataConfig, **options: Any) -> SampleData:
+    """Return the data module for a recipe's data; options as :class:`SampleData` takes them."""
+    return VideoData(config, **options) if isinstance(config, VideoDataConfig) else ImageData(config, **options)
