@@ -1,0 +1,222 @@
+"""The reader in a process of its own: the same frames, and an answer whatever becomes of that process."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoding import encode
+from torch.utils.data import DataLoader, Dataset
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.videos import GuardedReader, read_frames
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return encode(tmp_path_factory.mktemp("videos") / "a.mp4", frames=40, options={"g": "12"})
+
+
+def child(reader: GuardedReader) -> int:
+    assert reader._child is not None
+    return reader._child._process.pid
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ends(pid: int) -> bool:
+    deadline = time.monotonic() + 20
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def test_the_same_frames_from_one_process(video):
+    with GuardedReader() as reader:
+        for indices in ([3, 1, 1, 39], range(40), [50], [0]):
+            frames, lost = reader.read(video, indices)
+            expected = read_frames(video, indices)
+            np.testing.assert_array_equal(frames, expected[0])
+            assert lost == expected[1]
+            pid = child(reader)
+        assert child(reader) == pid
+        frames[:] = 0  # they are the caller's own
+        assert reader.read(video, [0])[0].any()
+    assert ends(pid)
+
+
+def test_errors_are_told_as_without_a_process(tmp_path, video):
+    (tmp_path / "new\nline \udcff.avi").write_bytes(b"<html>")
+    with GuardedReader() as reader:
+        for path in (tmp_path / "none.mp4", tmp_path / "new\nline \udcff.avi"):
+            with pytest.raises(BadFileError) as guarded:
+                reader.read(path, [0])
+            with pytest.raises(BadFileError) as direct:
+                read_frames(path, [0])
+            assert (guarded.value.path, guarded.value.reason) == (direct.value.path, direct.value.reason)
+        with pytest.raises(ValueError, match=r"\(-1\) must be at least 0"):
+            reader.read(video, [-1])
+        assert reader.read(video, [0])[1] == 0
+    with pytest.raises(ValueError, match="backend"):
+        GuardedReader(backend="opencv")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"timeout \(0\)"):
+        GuardedReader(timeout=0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crash_names_the_file_and_the_next_read_works(video, how):
+    def crash() -> None:
+        os.kill(pid, how)
+        os.kill(pid, signal.SIGCONT)
+
+    with GuardedReader() as reader:
+        reader.read(video, [0])
+        pid = child(reader)
+        os.kill(pid, signal.SIGSTOP)  # so that it crashes after it got the request and before it answers
+        crashing = threading.Timer(0.2, crash)
+        crashing.start()
+        with pytest.raises(BadFileError) as caught:
+            reader.read(video, [39])
+        assert str(caught.value) == f"{video} ends the process that decodes it ({how.name})"
+        assert reader.read(video, [0])[1] == 0
+        assert child(reader) != pid
+
+
+def test_a_crash_between_two_reads(video):
+    with GuardedReader() as reader:
+        reader.read(video, [0])
+        os.kill(child(reader), signal.SIGKILL)
+        assert ends(child(reader))
+        with pytest.raises(BadFileError, match="SIGKILL"):
+            reader.read(video, [0])
+        assert reader.read(video, [0])[1] == 0
+
+
+def test_a_hang_names_the_file_and_the_next_read_works(video):
+    with GuardedReader(timeout=0.5) as reader:
+        reader.read(video, [0])
+        pid = child(reader)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(BadFileError, match=r"takes longer than 0\.5 seconds to decode"):
+            reader.read(video, [0])
+        assert ends(pid)
+        reader.timeout = 60
+        assert reader.read(video, [0])[1] == 0
+
+
+class Clips(Dataset):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reader = GuardedReader()
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int]:
+        frames, _ = self.reader.read(self.path, [index, index + 20])
+        return frames, os.getpid(), child(self.reader)
+
+
+def test_in_the_workers_of_a_data_loader(video):
+    data = Clips(video)
+    data[0]  # a process of this one is there already, and stays out of the workers' business
+    batches = list(DataLoader(data, num_workers=2, batch_size=None, multiprocessing_context="fork"))
+    for index, (frames, _, _) in enumerate(batches):
+        np.testing.assert_array_equal(frames, read_frames(video, [index, index + 20])[0])
+    pairs = {(worker, pid) for _, worker, pid in batches}
+    assert len(pairs) == len({pid for _, pid in pairs}) == 2
+    assert child(data.reader) not in {pid for _, pid in pairs}
+    assert all(ends(pid) for _, pid in pairs)
+    assert data[0][2] == child(data.reader)
+
+
+def test_a_copy_has_a_process_of_its_own(video):
+    with GuardedReader(timeout=7) as reader:
+        reader.read(video, [0])
+        with pickle.loads(pickle.dumps(reader)) as copy:
+            assert copy.timeout == 7
+            assert copy.read(video, [0])[1] == 0
+            assert child(copy) != child(reader)
+
+
+PARENT = """
+import sys, time
+from cgnl.data.videos import GuardedReader
+reader = GuardedReader()
+reader.read(sys.argv[1], [0])
+print(reader._child._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_process_ends_with_its_parent(video, how):
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(video)], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.send_signal(how)
+        parent.wait()
+    assert ends(pid)
+
+
+def test_ctrl_c_is_left_to_the_parent(video):
+    with GuardedReader() as reader:
+        reader.read(video, [0])
+        assert os.getsid(child(reader)) != os.getsid(0)
+
+
+def test_nothing_is_left_open(video, tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(2):
+        reader = GuardedReader()
+        reader.read(video, [0])
+        del reader
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"{}",
+        b"[]",
+        b"not JSON",
+        b'{"height": 1000000, "width": 1000000, "lost": 0}',
+        b'{"height": -1, "width": -1, "lost": 0}',
+        b'{"height": "x", "width": 2, "lost": 0}',
+        b'{"bad": "x", "path": 3}',
+    ],
+)
+def test_a_process_that_answers_nonsense(video, reply):
+    """What a decoder that was taken over might say is not believed."""
+    with GuardedReader() as reader:
+        reader.read(video, [0])
+        reader._child._unread = reply + b"\n"
+        with pytest.raises(BadFileError, match="answer nonsense"):
+            reader.read(video, [0])
+        assert reader.read(video, [0])[1] == 0
+
+
+def test_the_process_does_not_load_torch(video):
+    with GuardedReader() as reader:
+        reader.read(video, [0])
+        assert "libtorch" not in Path(f"/proc/{child(reader)}/maps").read_text()
+    code = "import sys, cgnl.data.videos, cgnl.data.videos.decoding; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_module_in_the_working_folder_is_not_taken_for_another(video, tmp_path, monkeypatch):
+    (tmp_path / "av.py").write_text("raise SystemExit('the wrong av')")
+    monkeypatch.chdir(tmp_path)
+    with GuardedReader() as reader:
+        assert reader.read(video, [0])[1] == 0
