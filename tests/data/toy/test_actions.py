@@ -301,9 +301,6 @@ class Drawn(NamedTuple):
         numbers = EVERY * np.arange(len(self.features["histograms"]))
         return np.nonzero((numbers >= span[0] + 3) & (numbers < span[1] - 3))[0]
 
-    def everything(self, row: int) -> np.ndarray:
-        return np.concatenate([values[row] for values in self.features.values()])
-
 
 def draw_class(class_id: int) -> list[Drawn]:
     videos = []
@@ -398,13 +395,13 @@ def test_single_frames_tell_nothing(drawn: list[Drawn], probe: str, when: str) -
     def frame(video: Drawn) -> np.ndarray:
         timeline = video.timeline
         spans = {"body": timeline.body, "ball": timeline.ball, "between": (timeline.body[1], timeline.ball[0])}
-        return video.everything(int(video.frames_of(spans[when])[0]))
+        return video.features["gradients"][video.frames_of(spans[when])[0]]
 
     assert_chance(*score_pairs(drawn, PROBES[probe], frame))
 
 
 def test_bags_of_frames_tell_the_pair(drawn: list[Drawn]) -> None:
-    bags = [np.concatenate([mean(values) for values in video.features.values()]) for video in drawn]
+    bags = [mean(video.features["gradients"]) for video in drawn]
     pairs = [(video.class_id - 1) // 2 for video in drawn]
     found = score(linear(), bags, pairs, [video.group for video in drawn])
     assert found.accuracy > 0.4, found
@@ -419,7 +416,7 @@ def test_two_events_read_from_single_frames_tell_the_class(drawn: list[Drawn]) -
         x, y, owners = [], [], []
         for i, video in enumerate(drawn):
             for row in video.frames_of(getattr(video.timeline, kind)):
-                x.append(video.everything(row))
+                x.append(video.features["gradients"][row])
                 y.append(events.index(getattr(video.play, kind)))
                 owners.append(i)
         owner = np.array(owners)
@@ -429,7 +426,7 @@ def test_two_events_read_from_single_frames_tell_the_class(drawn: list[Drawn]) -
         np.add.at(chances, owner, model.predict_log_proba(np.stack(x)))
         guesses[kind] = chances.argmax(axis=1)
         right = guesses[kind] == [events.index(getattr(video.play, kind)) for video in drawn]
-        assert right[tested].mean() > 0.7, (kind, right[tested].mean())
+        assert right[tested].mean() > 0.85, (kind, right[tested].mean())
 
     class_of = {play: i for i, action in enumerate(ACTIONS, start=1) for play in action.plays}
     found = [
@@ -437,7 +434,7 @@ def test_two_events_read_from_single_frames_tell_the_class(drawn: list[Drawn]) -
         for body, ball in zip(guesses["body"], guesses["ball"], strict=True)
     ]
     right = np.array(found) == [video.class_id for video in drawn]
-    assert right[tested].mean() > 0.6, right[tested].mean()
+    assert right[tested].mean() > 0.75, right[tested].mean()
 
 
 def test_true_events_tell_the_class(drawn: list[Drawn]) -> None:
@@ -457,7 +454,7 @@ def test_probes_find_a_mark_that_gives_a_class_away(drawn: list[Drawn]) -> None:
     """The probes at chance can fail."""
 
     def marked(video: Drawn) -> np.ndarray:
-        return mean(video.features["gradients"]) * (1 + 0.2 * (video.class_id % 2))
+        return mean(video.features["gradients"]) * (1 + 0.4 * (video.class_id % 2))
 
     for probe in PROBES.values():
         assert score_pairs(drawn, probe, marked)[1] > 2 * QUANTILE

@@ -114,12 +114,12 @@ def draw_video(
 
 def _sample_setting(frames: int, rng: np.random.Generator) -> _Setting:
     camera = np.stack(
-        [rng.uniform(0.2, 1.0, 3) * (0.12, 0.05, 0.13), rng.uniform(0.03, 0.1, 3), rng.uniform(0, 2 * math.pi, 3)]
+        [rng.uniform(0.2, 1.0, 3) * (0.1, 0.04, 0.1), rng.uniform(0.03, 0.1, 3), rng.uniform(0, 2 * math.pi, 3)]
     )
     return _Setting(
         mirror=int(rng.choice((-1, 1))),
-        place=rng.uniform(-0.22, 0.22),
-        unit=rng.uniform(0.5, 0.64),
+        place=rng.uniform(-0.17, 0.17),
+        unit=rng.uniform(0.53, 0.64),
         drift=rng.uniform(0.0, 0.06),
         paces=rng.uniform((0.08, 0.35, 0.35), (0.16, 0.7, 0.7)),
         phases=rng.uniform(0, 2 * math.pi, 3),
