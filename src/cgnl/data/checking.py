@@ -19,6 +19,7 @@ def check_data(
     *,
     list_file: str | os.PathLike[str] | None = None,
     annotations: str | os.PathLike[str] | None = None,
+    fold: int = 1,
     num_classes: int | None = None,
     workers: int | None = None,
     timeout: float | None = None,
@@ -32,6 +33,7 @@ def check_data(
             :func:`cgnl.data.videos.layouts.read_videos`.
         list_file: lines ``path label``, or ``folder frames label`` of folders of frames; only these are checked then.
         annotations: where the lists of a video data set are.
+        fold: which of the three splits of UCF101; each of them holds all its videos.
         num_classes: number of classes, where it must be just that.
         workers: number of processes; by default one for each core.
         timeout: seconds that one file may take; by default 60 for an image and 600 for a video.
@@ -64,6 +66,7 @@ def check_data(
         root,
         list_file=list_file,
         annotations=annotations,
+        fold=fold,
         num_classes=num_classes,
         workers=workers,
         timeout=timeout or 600.0,

@@ -137,7 +137,7 @@ def test_folders_of_frames(tmp_path):
     assert reasons["bad"].startswith(f"holds a bad file: {bad / '2.jpg'} is not a JPEG")
     assert reasons["short"] == "holds 2 frames, but the list says 3"
     assert reasons["none"] == "does not exist"
-    assert "?" in str(report)
+    assert "unknown" in str(report)
 
 
 def test_a_wrong_list_is_an_error_before_any_file_is_opened(root):

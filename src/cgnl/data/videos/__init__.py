@@ -11,6 +11,7 @@ if find_spec("av") is None:
     raise ImportError("cgnl.data.videos needs av: pip install 'cgnl[video]'")
 
 if TYPE_CHECKING:
+    from cgnl.data.videos.checking import VideoReport, check_videos
     from cgnl.data.videos.clips import centre_clip, test_clips, timeline_clips, training_clip
     from cgnl.data.videos.dataset import (
         VideoDataset,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cgnl.data.videos.layouts import read_videos
 
 _MODULE_OF_NAME = {
+    **dict.fromkeys(["VideoReport", "check_videos"], "checking"),
     **dict.fromkeys(["centre_clip", "test_clips", "timeline_clips", "training_clip"], "clips"),
     **dict.fromkeys(
         ["VideoDataset", "collate_videos", "read_clips", "test_videos", "training_videos", "views"], "dataset"
@@ -40,7 +42,9 @@ __all__ = [
     "GuardedReader",
     "VideoDataset",
     "VideoInfo",
+    "VideoReport",
     "centre_clip",
+    "check_videos",
     "collate_videos",
     "decode_all",
     "index_videos",
