@@ -46,7 +46,9 @@ class VideoReport:
         if self.infos:
             contents = [
                 _most_common("size (pixels)", (f"{info.width} x {info.height}" for info in self.infos)),
-                _most_common("frames per second", (f"{info.fps:.4g}" if info.fps else "unknown" for info in self.infos)),
+                _most_common(
+                    "frames per second", (f"{info.fps:.4g}" if info.fps else "unknown" for info in self.infos)
+                ),
                 _doubling("length (frames)", [info.frames for info in self.infos], lambda edge: f"{edge - 1:g}"),
             ]
         if timed:
