@@ -183,6 +183,7 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
         ({"frames": 79}, r"frames \(79\) must be at least 80"),
         ({"size": (160, 121)}, r"size \(\(160, 121\)\) must be two even numbers"),
         ({"size": (160,)}, r"size \(\(160,\)\) must be two even numbers"),
+        ({"size": (120, 160)}, r"size \(\(120, 160\)\) must be at least as wide as high, and at most three times"),
         ({"seed": -1}, r"seed \(-1\) must be at least 0"),
         ({"container": "mkv"}, r"container \('mkv'\) must be one of avi, mp4, both"),
         ({"workers": 0}, r"workers \(0\) must be at least 1"),
@@ -244,6 +245,11 @@ def test_timelines_keep_events_apart_and_in_reach() -> None:
         # what a clip of 64 frames sees at the worst
         assert end - max(begin, timeline.frames - 64) >= 9
         assert min(stop, 64) - start >= 9
+
+
+def test_the_camera_stays_over_the_landscape() -> None:
+    for group in range(1, 21):
+        assert render(1, group, 1, size=(192, 64), every=20).shape[1:] == (64, 192, 3)
 
 
 def test_figure_and_landscape_are_those_of_the_group() -> None:
@@ -463,7 +469,7 @@ def test_probes_find_a_mark_that_gives_a_class_away(drawn: list[Drawn]) -> None:
 @pytest.mark.slow
 def test_files_tell_nothing(tmp_path: Path) -> None:
     """Number of frames, bytes, container: by themselves and together."""
-    draw_actions(tmp_path / "set", groups=GROUPS, clips_per_group=4, size=(64, 48), container="both", seed=5)
+    draw_actions(tmp_path / "set", groups=GROUPS, clips_per_group=2, size=(64, 48), container="both", seed=5)
     numbers: dict[int, list[tuple[int, np.ndarray]]] = {}
     for class_id, action in enumerate(ACTIONS, start=1):
         for path in sorted((tmp_path / "set" / action.name).iterdir()):

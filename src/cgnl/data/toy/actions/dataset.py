@@ -94,7 +94,7 @@ def draw_actions(
         clips_per_group: videos of each class in each group; even numbers show both plays of a class equally often.
         frames: length of the longest video, at 25 frames a second; the shortest is 8 frames shorter. At least 80;
             in longer videos a stretch of 64 frames may miss an event.
-        size: width and height in pixels, even numbers.
+        size: width and height in pixels, even numbers; 1 to 3 times as wide as high.
         seed: random state of the whole set.
         container: "avi" (mpeg4), "mp4" (h264 with B-frames), or "both", which change every other group. The largest
             distance of intra frames is 12 in some videos and 250 in others.
@@ -108,7 +108,7 @@ def draw_actions(
     actions = catalogue(num_classes)
     workers = count_workers(workers)
     items = _list_items(actions, settings)
-    names = {*(action.name for action in actions + catalogue(MAX_CLASSES)), "classInd.txt", _SETTINGS_FILE}
+    names = {*(action.name for action in catalogue(MAX_CLASSES)), "classInd.txt", _SETTINGS_FILE}
     names |= {f"{split}list{fold:02d}.txt" for split in ("train", "test") for fold in range(1, _NUM_FOLDS + 1)}
     with replacing(Path(root), "actions", _SETTINGS_FILE, names) as folder:
         for action in actions:
@@ -209,6 +209,8 @@ def _check_frames(frames: int) -> None:
 def _check_size(size: Sequence[int]) -> None:
     if len(size) != 2 or any(side < 32 or side % 2 for side in size):
         raise ValueError(f"size ({tuple(size)}) must be two even numbers of at least 32, width and height")
+    if not size[1] <= size[0] <= 3 * size[1]:
+        raise ValueError(f"size ({tuple(size)}) must be at least as wide as high, and at most three times")
 
 
 def _clip_rng(class_id: int, group: int, clip: int, seed: int) -> np.random.Generator:

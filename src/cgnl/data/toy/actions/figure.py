@@ -36,15 +36,11 @@ class Posture:
 
     def towards(self, other: "Posture", share: float) -> "Posture":
         """Return the posture that lies ``share`` of the way to another."""
-
-        def between(a, b):  # type: ignore[no-untyped-def]
-            return a + share * (b - a)
-
         return Posture(
-            between(self.turn, other.turn),
-            between(self.arms, other.arms),
-            between(self.legs, other.legs),
-            between(self.hop, other.hop),
+            self.turn + share * (other.turn - self.turn),
+            self.arms + share * (other.arms - self.arms),
+            self.legs + share * (other.legs - self.legs),
+            self.hop + share * (other.hop - self.hop),
         )
 
 
@@ -96,7 +92,7 @@ def ball_event_posture(event: str, beat: float) -> Posture:
 
 @dataclass(frozen=True)
 class Look:
-    """What the clips of one group have in common."""
+    """The figure of one group of clips: colours, and the width of its limbs around 1."""
 
     skin: RGB
     hair: RGB

@@ -11,7 +11,6 @@ from cgnl.data.toy.actions.canvas import RGB, Canvas, View, shade
 from cgnl.data.toy.actions.figure import (
     Bones,
     Look,
-    Posture,
     ball_event_posture,
     body_event,
     draw_arms,
@@ -158,7 +157,7 @@ def _draw_players(
 ) -> None:
     sway, body_beat, ball_beat = np.sin(setting.paces * t + setting.phases)
     body, ball = _presence(timeline.body, t), _presence(timeline.ball, t)
-    posture: Posture = standing(float(sway))
+    posture = standing(float(sway))
     if body:
         posture = posture.towards(body_event(play.body, float(body_beat)), body)
     if ball:
