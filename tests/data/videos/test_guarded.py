@@ -115,6 +115,25 @@ def test_a_hang_names_the_file_and_the_next_read_works(video):
         assert reader.read(video, [0])[1] == 0
 
 
+def test_frames_stay_as_they_are_while_others_are_read(video, monkeypatch):
+    monkeypatch.setattr("cgnl.data.videos.guarded._KEPT_BYTES", 1 << 15)
+    expected = read_frames(video, range(40))[0]
+    with GuardedReader() as reader:
+        kept = [reader.read(video, [number])[0][0] for number in range(20)]  # more than there are places for
+        row = reader.read(video, [7, 7])[0][1, 3]
+        for number in range(20):
+            reader.read(video, [39 - number] * 3)
+    np.testing.assert_array_equal(kept, expected[:20])
+    np.testing.assert_array_equal(row, expected[7, 3])
+
+
+def test_the_shared_memory_cannot_be_cut_short(video):
+    with GuardedReader() as reader:
+        reader.read(video, [0])
+        with pytest.raises(PermissionError):
+            os.truncate(f"/proc/{child(reader)}/fd/{reader._child._frames.file}", 0)
+
+
 class Clips(Dataset):
     def __init__(self, path: Path) -> None:
         self.path = path

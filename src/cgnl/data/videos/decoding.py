@@ -71,7 +71,7 @@ def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
     """
     if Path(path).is_dir():
         info = probe(path)
-        read_folder(path, range(info.frames), keep=False)
+        read_folder(path, range(info.frames), None)
         return info
     return VideoInfo(*streams.probe_stream(path, decode_all=True))
 
@@ -98,10 +98,28 @@ def read_frames(
         ImportError: the backend is not installed or does not work.
         ValueError: no index, a negative one, or an unknown backend.
     """
+    return read_into(path, indices, checked_backend(backend), lambda shape: np.empty(shape, np.uint8))
+
+
+def read_into(
+    path: str | os.PathLike[str], indices: Sequence[int], backend: Backend, allocate: streams.Allocate
+) -> tuple[np.ndarray, int]:
+    """Read frames as :func:`read_frames` does, into memory of one's own.
+
+    Args:
+        path: a video file, or a folder of frames.
+        indices: T numbers of frames.
+        backend: what decodes video files.
+        allocate: makes a uint8 array of a shape. The frames need not end up in such an array, as where they are to be
+            turned or repeated.
+
+    Returns:
+        The frames, contiguous, and how many wanted ones could not be decoded.
+    """
     numbers = checked_indices(indices)
-    read_stream = import_backend(checked_backend(backend)).read_stream
+    read_stream = import_backend(backend).read_stream
     wanted = sorted(set(numbers))
-    frames, lost = read_folder(path, wanted) if Path(path).is_dir() else read_stream(path, wanted)
+    frames, lost = (read_folder if Path(path).is_dir() else read_stream)(path, wanted, allocate)
     if numbers != wanted:
         row = {number: row for row, number in enumerate(wanted)}
         frames = frames[[row[number] for number in numbers]]

@@ -5,7 +5,7 @@ Shapes: T frames wanted, H height, W width.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +59,14 @@ def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, 
 
 
 def read_folder(
-    folder: str | os.PathLike[str], wanted: Sequence[int], *, keep: bool = True
+    folder: str | os.PathLike[str], wanted: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray] | None
 ) -> tuple[np.ndarray, list[int]]:
     """Read frames of a folder.
 
     Args:
         folder: the folder.
         wanted: numbers of frames, ascending, without repeats.
-        keep: whether the frames are kept and returned, or only decoded.
+        allocate: makes the uint8 array of a shape that the frames are decoded to; None: they are decoded, not kept.
 
     Returns:
         The frames [T, H, W, 3] (RGB, uint8), and the numbers past the end, for which it is the last frame.
@@ -77,7 +77,8 @@ def read_folder(
     files = frame_files(folder)
     first = open_image(files[0])
     last = len(files) - 1
-    frames = np.empty((len(wanted) if keep else 0, first.height, first.width, 3), np.uint8)
+    shape = len(wanted), first.height, first.width, 3
+    frames = np.empty((0, *shape[1:]), np.uint8) if allocate is None else allocate(shape)
     for row, number in enumerate(wanted):
         file = files[min(number, last)]
         image = open_image(file)
@@ -87,6 +88,6 @@ def read_folder(
                 f"is {image.width} x {image.height} pixels, but the first frame of its folder is "
                 f"{first.width} x {first.height}",
             )
-        if keep:
+        if allocate is not None:
             frames[row] = np.asarray(image)
     return frames, [number for number in wanted if number > last]

@@ -5,8 +5,10 @@ program. Requests and replies are lines of JSON through its standard input and o
 memory that both have opened; nothing that the decoding process says is unpickled.
 """
 
+import fcntl
 import json
 import math
+import mmap
 import os
 import select
 import signal
@@ -14,16 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cgnl.data.decoding import BadFileError
-from cgnl.data.videos.decoding import Backend, checked_backend, checked_indices, import_backend, read_frames
+from cgnl.data.videos.decoding import Backend, checked_backend, checked_indices, import_backend, read_into
 
 _START_SECONDS = 120.0
 _MAX_REPLY = 1 << 20
+# Room for a clip each; more than any clip needs, as it takes no space before it is written.
+_SLOTS, _SLOT_BYTES = 8, 1 << 36
+_KEPT_BYTES = 1 << 26
 _NONSENSE = "makes the process that decodes it answer nonsense"
 
 
@@ -109,16 +115,17 @@ class _Child:
     def __init__(self, backend: str, timeout: float) -> None:
         self.owner = os.getpid()
         self.timeout = timeout
-        self._frames = _memory_file()
+        self._frames = _Slots(_memory_file())
+        self._free = list(range(1, _SLOTS))
         self._unread = b""
         # -P: a file in the working folder must not stand in for a module. A session of its own: Ctrl-C in the terminal
         # is for the process that reads through this one.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self._frames), backend, repr(timeout)],
+            [sys.executable, "-P", "-m", __name__, str(self._frames.file), backend, repr(timeout)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            pass_fds=[self._frames],
+            pass_fds=[self._frames.file],
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
         )
@@ -132,7 +139,17 @@ class _Child:
             raise ImportError(str(ready["lacks"]))
 
     def read(self, path: str | os.PathLike[str], numbers: list[int]) -> tuple[np.ndarray, int]:
-        request = json.dumps({"path": os.fsencode(path).hex(), "indices": numbers}).encode() + b"\n"
+        # The first slot is for when the caller holds on to the frames of all others.
+        slot = self._free.pop() if self._free else 0
+        try:
+            return self._read(path, numbers, slot)
+        except BaseException:
+            if slot:
+                self._free.append(slot)
+            raise
+
+    def _read(self, path: str | os.PathLike[str], numbers: list[int], slot: int) -> tuple[np.ndarray, int]:
+        request = json.dumps({"path": os.fsencode(path).hex(), "indices": numbers, "slot": slot}).encode() + b"\n"
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(request)
@@ -147,12 +164,14 @@ class _Child:
             if isinstance(error, BadFileError):
                 raise
             raise _EndedError(_NONSENSE) from None
-        size = len(numbers) * height * width * 3
-        if min(height, width) < 1 or size > os.fstat(self._frames).st_size:
+        shape = len(numbers), height, width, 3
+        if min(shape) < 1 or math.prod(shape) > _SLOT_BYTES:
             raise _EndedError(_NONSENSE)
-        frames = np.empty((len(numbers), height, width, 3), np.uint8)
-        # Read rather than mapped: a mapping would end this process, too, should the other cut the file short.
-        _whole(os.preadv, self._frames, frames)
+        pixels = self._frames.array(slot, shape)
+        if slot:
+            return np.asarray(_Loan(pixels, self._frames, slot, self._free)), lost
+        frames = pixels.copy()
+        self._frames.tidy(slot)
         return frames, lost
 
     def stop(self) -> None:
@@ -161,7 +180,7 @@ class _Child:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
-        os.close(self._frames)
+        os.close(self._frames.file)
 
     def _reply(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -193,23 +212,52 @@ class _Child:
         return f"ends the process that decodes it ({how})"
 
 
+class _Slots:
+    """A file without a name, in which each slot has room for the frames of one call."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self._mapped: dict[int, mmap.mmap] = {}
+
+    def array(self, slot: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the beginning of a slot as an array; what is mapped stays so, for the next call."""
+        size = math.prod(shape)
+        if size > _SLOT_BYTES:
+            raise MemoryError
+        if slot not in self._mapped or len(self._mapped[slot]) < size:
+            self._mapped[slot] = mmap.mmap(self.file, size, offset=slot * _SLOT_BYTES)
+        return np.frombuffer(self._mapped[slot], np.uint8, size).reshape(shape)
+
+    def tidy(self, slot: int) -> None:
+        """Give the memory of an unusually large slot back to the system."""
+        if len(self._mapped[slot]) > _KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
+            self._mapped.pop(slot).madvise(mmap.MADV_REMOVE)
+
+
+class _Loan:
+    """Memory of a slot, which is free again when the last array that shows it is gone."""
+
+    def __init__(self, pixels: np.ndarray, slots: _Slots, slot: int, free: list[int]) -> None:
+        self.__array_interface__ = pixels.__array_interface__
+        self._pixels, self._slots, self._slot, self._free = pixels, slots, slot, free
+
+    def __del__(self) -> None:
+        self._slots.tidy(self._slot)
+        self._free.append(self._slot)
+
+
 def _memory_file() -> int:
-    """Open a file without a name that is kept in memory where the system can."""
+    """Open a file without a name, in memory where the system can; it takes space only where it is written."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("frames")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _whole(transfer: Callable[[int, list[memoryview], int], int], file: int, frames: np.ndarray) -> None:
-    """Read or write an array from the beginning of a file, in as many calls as it takes."""
-    view = frames.data.cast("B")
-    done = 0
-    while done < len(view):
-        count = transfer(file, [view[done:]], done)
-        if not count:
-            raise _EndedError(_NONSENSE)
-        done += count
+        file = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.ftruncate(file, _SLOTS * _SLOT_BYTES)
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        # If the other process could cut it short, reading what is mapped would end this one.
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return file
 
 
 def _serve(frames_file: int, backend: Backend, timeout: float) -> None:
@@ -217,6 +265,7 @@ def _serve(frames_file: int, backend: Backend, timeout: float) -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     # What libraries print must not get among the replies.
     os.dup2(2, 1)
+    slots = _Slots(frames_file)
     reply: dict[str, Any] = {}
     try:
         import_backend(backend)
@@ -229,13 +278,16 @@ def _serve(frames_file: int, backend: Backend, timeout: float) -> None:
         request = json.loads(line)
         path = os.fsdecode(bytes.fromhex(request["path"]))
         try:
-            frames, lost = read_frames(path, request["indices"], backend=backend)
+            allocate = partial(slots.array, request["slot"])
+            frames, lost = read_into(path, request["indices"], backend, allocate)
+            shown = slots.array(request["slot"], frames.shape)
+            if shown.ctypes.data != frames.ctypes.data:
+                shown[...] = frames
         except BadFileError as error:
             reply = {"path": os.fsencode(error.path).hex(), "bad": error.reason}
         except MemoryError:
             reply = {"path": request["path"], "bad": "needs more memory to be decoded than there is"}
         else:
-            _whole(os.pwritev, frames_file, frames)
             reply = {"height": frames.shape[1], "width": frames.shape[2], "lost": lost}
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(json.dumps(reply).encode() + b"\n")

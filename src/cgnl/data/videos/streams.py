@@ -11,6 +11,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import av
 import numpy as np
@@ -32,6 +33,10 @@ _FRAME_IN_EACH_PACKET = {
 
 # Decoders refuse larger frames before they decode them, without saying why.
 _NO_FRAME = f"holds no frame that can be decoded (of at most {MAX_PIXELS // 10**6} megapixels)"
+
+# More packets than any decoder may hold back to show their frames in order; the standards allow for 16.
+_REORDERED = 64
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 class UnexpectedFrameError(Exception):
@@ -59,39 +64,41 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex
     """Work out from its packets which frames a stream has.
 
     Args:
-        packets: all packets of the stream, from its start.
+        packets: packets of the stream, from its start; all, or so many that those which are missing are shown later
+            than the frames of interest.
         stream: the stream.
 
     Returns:
         The index.
     """
-    kept = list(packets)
-    times = sorted(packet.pts for packet in kept if packet.pts is not None and not packet.is_discard)
-    keys: list[tuple[int, int]] = []
-    latest = None
-    for place, packet in enumerate(kept):
-        if packet.pts is None:
-            continue
-        # A key frame that is shown before what was decoded earlier is no place to begin.
-        if packet.is_keyframe and (latest is None or packet.pts > latest):
-            keys.append((packet.pts, place))
-        latest = packet.pts if latest is None else max(latest, packet.pts)
     context = stream.codec_context
-    regular = (
-        bool(times)
-        and context.name in _FRAME_IN_EACH_PACKET
-        # AVI stores no presentation times, and what FFmpeg works out for these is wrong.
-        and not (stream.container.format.name == "avi" and context.name in ("h264", "hevc"))
-        and len({packet.pts for packet in kept}) == len(kept)
-        and all(packet.pts is not None and not packet.is_corrupt for packet in kept)
-        and bool(keys)
-        and keys[0] == (min(packet.pts for packet in kept if packet.pts is not None), 0)
-    )
-    if regular and context.name == "mpeg4":
-        # MPEG-4 part 2 spends at least a bit on each macroblock; what is hardly more than a header is a place holder
-        # without a frame, as encoders write for a repeated frame or after two frames in one packet.
-        macroblocks = -(-context.width // 16) * -(-context.height // 16)
-        regular = all(packet.size > 8 + macroblocks // 8 for packet in kept)
+    # AVI stores no presentation times, and what FFmpeg works out for H.264 and HEVC is wrong.
+    unknown = stream.container.format.name == "avi" and context.name in ("h264", "hevc")
+    regular = context.name in _FRAME_IN_EACH_PACKET and not unknown
+    # MPEG-4 part 2 spends at least a bit on each macroblock; what is hardly more than a header is a place holder
+    # without a frame, as encoders write for a repeated frame or after two frames in one packet.
+    least = 8 + -(-context.width // 16) * -(-context.height // 16) // 8 if context.name == "mpeg4" else 0
+    kept = list(packets)
+    times: list[int] = []
+    keys: list[tuple[int, int]] = []
+    seen = set()
+    latest: int | None = None
+    for place, packet in enumerate(kept):
+        time = packet.pts
+        if time is None or packet.is_corrupt or packet.size <= least:
+            regular = False
+        if time is None:
+            continue
+        seen.add(time)
+        if not packet.is_discard:
+            times.append(time)
+        if latest is None or time > latest:
+            latest = time
+            # A key frame that is shown before what was decoded earlier is no place to begin.
+            if packet.is_keyframe:
+                keys.append((time, place))
+    times.sort()
+    regular = regular and bool(times) and len(seen) == len(kept) and keys[:1] == [(min(seen), 0)]
     return PacketIndex(kept, times, keys, regular)
 
 
@@ -229,12 +236,13 @@ class Canvas:
     Args:
         stream: where the frames come from; all are brought to its size, should some differ.
         wanted: numbers of the frames, without repeats.
+        allocate: makes a uint8 array of a shape.
     """
 
-    def __init__(self, stream: VideoStream, wanted: Sequence[int]) -> None:
+    def __init__(self, stream: VideoStream, wanted: Sequence[int], allocate: Allocate) -> None:
         self._size = stream.codec_context.width, stream.codec_context.height
         self._row = {number: row for row, number in enumerate(wanted)}
-        self._pixels = np.empty((len(wanted), self._size[1], self._size[0], 3), np.uint8)
+        self._pixels = allocate((len(wanted), self._size[1], self._size[0], 3))
         self.empty = True
         self._reformatter = VideoReformatter()
         self._matrix: np.ndarray | None = None
@@ -283,12 +291,15 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+def read_stream(
+    path: str | os.PathLike[str], wanted: Sequence[int], allocate: Allocate
+) -> tuple[np.ndarray, list[int]]:
     """Read frames of a video file.
 
     Args:
         path: the file.
         wanted: numbers of frames, ascending, without repeats.
+        allocate: makes the uint8 array of a shape that the frames are decoded to.
 
     Returns:
         The frames [T, H, W, 3] (RGB, uint8, upright), and the wanted numbers for which it is the nearest frame.
@@ -297,9 +308,10 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
-        index = index_packets(demux(container, stream), stream)
+        enough = islice(demux(container, stream), wanted[-1] + 1 + _REORDERED)
+        index = index_packets(enough, stream)
         if index.regular:
-            canvas = Canvas(stream, wanted)
+            canvas = Canvas(stream, wanted, allocate)
             try:
                 lost = read_stretches(stream, index, wanted, canvas.take)
                 return canvas.upright(), lost
@@ -307,14 +319,14 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np
                 pass
     times = index.times if index.regular else None
     with open_video(path) as (container, stream):
-        canvas = Canvas(stream, wanted)
+        canvas = Canvas(stream, wanted, allocate)
         try:
             lost = read_from_start(_numbered(decode(demux(container, stream), stream), times), wanted, canvas.take)
         except UnexpectedFrameError:
             lost = None
     if lost is None:
         with open_video(path) as (container, stream):
-            canvas = Canvas(stream, wanted)
+            canvas = Canvas(stream, wanted, allocate)
             lost = read_from_start(_numbered(decode(demux(container, stream), stream), None), wanted, canvas.take)
     if canvas.empty:
         raise BadFileError(path, _NO_FRAME)

@@ -22,12 +22,15 @@ from cgnl.data.videos import streams
 _UNMISTAKABLE = re.compile(rb".{4}ftyp|\x1a\x45\xdf\xa3.{1,40}\x42\x82[\x84\x88](?:webm|matroska)", re.DOTALL)
 
 
-def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+def read_stream(
+    path: str | os.PathLike[str], wanted: Sequence[int], allocate: streams.Allocate
+) -> tuple[np.ndarray, list[int]]:
     """Read frames of a video file.
 
     Args:
         path: the file.
         wanted: numbers of frames, ascending, without repeats.
+        allocate: as for :func:`cgnl.data.videos.streams.read_stream`; torchcodec's own arrays are of its making.
 
     Returns:
         As :func:`cgnl.data.videos.streams.read_stream`; colours may differ from PyAV's by their rounding.
@@ -49,4 +52,4 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int]) -> tuple[np
                     return frames.numpy(), [number for number in wanted if number > last]
             except (RuntimeError, ValueError, IndexError):  # damaged: PyAV goes on after an error
                 pass
-    return streams.read_stream(path, wanted)
+    return streams.read_stream(path, wanted, allocate)
