@@ -82,7 +82,7 @@ def test_a_batch_without_a_readable_sample_has_zero_gradients():
 def test_a_batch_too_small_for_batch_norm_is_named():
     module = ClassificationModule(resnet18("cgnl", num_classes=3), num_classes=3)
     data = {"image": torch.randn(1, 3, 32, 32), "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
-    with pytest.raises(DataError, match="1 image of 32 x 32 pixels"):
+    with pytest.raises(DataError, match="1 sample of 32 x 32 is too small"):
         module.training_step(data, 0)
 
 

@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from cgnl.data.decoding import DataError, open_image
 from cgnl.data.transforms import test_transform as centre_crop
 from cgnl.networks.checkpoints import CheckpointError
-from cgnl.recipes import RECIPES, OptimizerConfig, Recipe, load_recipe, override
+from cgnl.recipes import RECIPES, OptimizerConfig, from_dict, load_recipe, override, to_dict
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.evaluation import evaluate, predict, wilson_interval
 from cgnl.training.run import train
@@ -265,7 +265,7 @@ def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_p
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert "being read" in output
-    assert "a process that reads images died or hangs" in output
+    assert "a process that reads samples died or hangs" in output
     assert "Traceback" not in output
 
 
@@ -286,6 +286,10 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
         ("data: 3", "data must be a mapping"),
         ("- 1", "must be a mapping"),
+        ("task: sound", "task must be one of image, video, got 'sound'"),
+        ("data: {num_frames: 8}", "data.num_frames is no field of a recipe"),
+        ("task: video\ndata: {num_frames: 0}", "data.num_frames (0) must be at least 1"),
+        ("recipe: ucf101-resnet50\ntask: image", "task must be video for this recipe, got 'image'"),
         ("a: [", "cannot read the recipe"),
     ):
         path.write_text(text)
@@ -295,7 +299,5 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_survives_yaml(name, tmp_path):
-    from cgnl.recipes import to_dict
-
     recipe = RECIPES[name].make()
-    assert override(Recipe(), yaml.safe_load(yaml.safe_dump(to_dict(recipe))), name) == recipe
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(recipe))), name) == recipe

@@ -23,6 +23,7 @@ from cgnl.training.recipe import (
     VideoDataConfig,
     VideoNetworkConfig,
     VideoRecipe,
+    from_dict,
     override,
     to_dict,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "VideoDataConfig",
     "VideoNetworkConfig",
     "VideoRecipe",
+    "from_dict",
     "load_recipe",
     "override",
     "register",

@@ -54,7 +54,7 @@ def end_together() -> None:
 
 @contextmanager
 def reporting_dead_readers() -> Iterator[None]:
-    """Turn the death or the hanging of a process that reads images into a plain error that names its file.
+    """Turn the death or the hanging of a process that reads samples into a plain error that names its file.
 
     Raises:
         DataError: A reader died or gave nothing for too long.
@@ -68,7 +68,7 @@ def reporting_dead_readers() -> Iterator[None]:
         from cgnl.data.records import describe_in_flight
 
         reason = str(error).rstrip(". ")
-        raise DataError(f"a process that reads images died or hangs: {reason}. {describe_in_flight(error)}") from error
+        raise DataError(f"a process that reads samples died or hangs: {reason}. {describe_in_flight(error)}") from error
     finally:
         # what went wrong may have left a reader that hangs, and it would be waited for when this process ends
         if sys.exc_info()[0] is not None:

@@ -367,7 +367,8 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a mapping of fields, got {values!r}")
-    fields = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config))
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(config)}
     changed = {}
     for name, value in values.items():
         if name not in fields:
