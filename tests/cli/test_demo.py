@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from cgnl.cli.demo import run_demo
+from cgnl.cli.demo.actions import actions
+from cgnl.cli.demo.birds import birds
 from cgnl.explain import report
 
 
@@ -26,13 +28,14 @@ class Checker(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_smallest_demo_writes_a_whole_report(tmp_path):
-    path = run_demo(tmp_path / "demo", smallest=True)
+@pytest.mark.parametrize("subject", [birds, actions])
+def test_the_smallest_demo_writes_a_whole_report(subject, tmp_path):
+    path = run_demo(subject(smallest=True), tmp_path / "demo", smallest=True)
     text = path.read_text()
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
-    assert len(checker.images) >= 3 + 12
+    assert len(checker.images) >= 3 + 8
     for image in checker.images:
         assert image["src"].startswith("data:image/")
         assert image["alt"]

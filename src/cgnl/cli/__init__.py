@@ -257,14 +257,14 @@ def demo(
         seed: Seed of the drawing and of the training.
         smallest: A run of seconds that only shows that all parts work; its accuracies mean nothing.
     """
+    from cgnl.cli.demo import run_demo
+
     if video:
-        from cgnl.cli.demo_video import run_video_demo
-
-        run_video_demo(out or Path("demo-video"), seed=seed, smallest=smallest)
+        from cgnl.cli.demo.actions import actions as subject
     else:
-        from cgnl.cli.demo import run_demo
-
-        run_demo(out or Path("demo"), seed=seed, smallest=smallest)
+        from cgnl.cli.demo.birds import birds as subject
+    folder = out or Path("demo-video" if video else "demo")
+    run_demo(subject(smallest=smallest), folder, seed=seed, smallest=smallest)
 
 
 def toy_birds(

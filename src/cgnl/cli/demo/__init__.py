@@ -1,19 +1,19 @@
-"""``cgnl demo``: drawn birds, a base network, two equal continuations of it, and a report of what came out."""
+"""``cgnl demo``: drawn data, a base network, two equal continuations of it, and a report of what came out."""
 
 import csv
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 from cgnl.data.decoding import DataError
-from cgnl.data.toy.birds import contact_sheet, draw_birds
 from cgnl.explain import report
 from cgnl.recipes import RECIPES, Recipe
 from cgnl.training.checkpoint import load_trained
@@ -22,34 +22,60 @@ from cgnl.training.run import train
 
 # Okabe and Ito's palette, which the common colour blindnesses tell apart
 _COLOURS = {"base": "#999999", "plain": "#0072B2", "cgnl": "#D55E00"}
-_WRITTEN = {"birds", "base", "plain", "cgnl", "accuracies.json", "report.html"}
 _NAMES = {"base": "base", "plain": "plain, continued", "cgnl": "with a CGNL block, continued"}
 
 
 @dataclass(frozen=True)
-class _Size:
-    """How big a demo is."""
-
-    species: int
-    train_images: int
-    test_images: int
-    pixels: int
-    base_epochs: int
-    fork_epochs: int
-    batch_size: int = 32
-
-
-_FULL = _Size(species=10, train_images=60, test_images=40, pixels=96, base_epochs=12, fork_epochs=8)
-_SMALLEST = _Size(species=4, train_images=6, test_images=4, pixels=64, base_epochs=1, fork_epochs=1, batch_size=8)
-
-
-def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
-    """Draw the birds, train, test, and write ``out/report.html`` and ``out/accuracies.json``.
+class Subject:
+    """What a demo draws and trains on.
 
     Args:
+        title: Title of the report.
+        folder: Name of the data set's folder.
+        plain: Recipe of the plain network.
+        cgnl: Recipe of the network with a CGNL block.
+        network: What both are, for people.
+        data: Changes to the recipes' data.
+        base_epochs: Epochs of the base.
+        fork_epochs: Epochs of each continuation.
+        fork_lr: Learning rate of the continuations over that of the base.
+        drawing: What is drawn, for people.
+        draw: Draws the data set into a folder with a seed.
+        about: What the classes are, for people.
+        class_noun: What a class is, "species" or "class", in the plural.
+        noun: What a sample is, in the plural.
+        sheet: A picture of the data set, with its caption.
+        thumbnail: A picture of one sample.
+        more: Further sections of the report, heading and body, from the folders of the runs.
+    """
+
+    title: str
+    folder: str
+    plain: str
+    cgnl: str
+    network: str
+    data: dict[str, Any]
+    base_epochs: int
+    fork_epochs: int
+    fork_lr: float
+    drawing: str
+    draw: Callable[[Path, int], None]
+    about: str
+    class_noun: str
+    noun: str
+    sheet: Callable[[Path], tuple[Image.Image, str]]
+    thumbnail: Callable[[Path], Image.Image]
+    more: Callable[[dict[str, Path]], list[tuple[str, str]]] = lambda runs: []
+
+
+def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
+    """Draw the data, train, test, and write ``out/report.html`` and ``out/accuracies.json``.
+
+    Args:
+        subject: What to draw and train on.
         out: Folder for everything; an earlier demo in it is replaced.
         seed: Seed of the drawing and of the training.
-        smallest: Whether to make a run of seconds that only shows that all parts work.
+        smallest: Whether the subject is a run of seconds that only shows that all parts work.
 
     Returns:
         The report.
@@ -57,23 +83,13 @@ def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     Raises:
         DataError: The folder holds something else.
     """
-    _clear(out)
+    _clear(out, subject)
     console, started = Console(), time.monotonic()
-    size = _SMALLEST if smallest else _FULL
-    console.print(
-        f"Drawing {size.species} species of birds, {size.train_images} images each to train and "
-        f"{size.test_images} to test ..."
-    )
-    draw_birds(
-        out / "birds",
-        num_species=size.species,
-        train_images=size.train_images,
-        test_images=size.test_images,
-        seed=seed,
-    )
-    recipes = _recipes(out, size, seed)
+    console.print(f"Drawing {subject.drawing} ...")
+    subject.draw(out / subject.folder, seed)
+    recipes = _recipes(out, subject, seed)
     for key, what in (
-        ("base", "a plain ResNet-18 from scratch, the base of both"),
+        ("base", f"a plain {subject.network} from scratch, the base of both"),
         ("plain", "the base for some epochs more, as it is"),
         ("cgnl", "the base for the same epochs and samples, with one CGNL block"),
     ):
@@ -87,46 +103,39 @@ def run_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     seconds = time.monotonic() - started
     outcome = {_NAMES[key]: asdict(result) for key, result in results.items()}
     (out / "accuracies.json").write_text(json.dumps({"seconds": round(seconds), "networks": outcome}, indent=2))
-    report.write_page(path, _page(out, recipes, results, seconds, smallest))
-    console.print(f"\n{_verdict(results)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
+    report.write_page(path, _page(out, subject, recipes, results, seconds, smallest))
+    console.print(f"\n{_verdict(results, subject)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
 
 
-def _clear(out: Path) -> None:
+def _clear(out: Path, subject: Subject) -> None:
     """Make way for a new demo where there is nothing but an earlier one."""
     if not out.exists():
         return
+    written = {subject.folder, "base", "plain", "cgnl", "accuracies.json", "report.html"}
     found = {path.name for path in out.iterdir()}
-    if found and ("birds" not in found or found - _WRITTEN):
+    if found and (subject.folder not in found or found - written):
         raise DataError(f"{out} holds more than an earlier demo: give another folder with --out, or empty it")
     for path in out.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _recipes(out: Path, size: _Size, seed: int) -> dict[str, Recipe]:
-    plain, cgnl = (RECIPES[name].make() for name in ("birds-resnet18", "birds-resnet18-cgnl"))
-
-    def fitted(recipe: Recipe, epochs: int, weights: Path | None, lr: float) -> Recipe:
+def _recipes(out: Path, subject: Subject, seed: int) -> dict[str, Recipe]:
+    def fitted(name: str, epochs: int, weights: Path | None, lr: float) -> Recipe:
+        recipe = RECIPES[name].make()
         return replace(
             recipe,
             network=replace(recipe.network, weights=str(weights) if weights else None),
-            data=replace(
-                recipe.data,
-                root=out / "birds",
-                size=size.pixels,
-                resize=round(size.pixels * recipe.data.resize / recipe.data.size),
-                batch_size=size.batch_size,
-            ),
-            optimizer=replace(recipe.optimizer, lr=lr),
+            data=replace(recipe.data, root=out / subject.folder, **subject.data),
+            optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr * lr),
             trainer=replace(recipe.trainer, max_epochs=epochs, seed=seed, devices=1, test_every_n_epochs=2),
         )
 
     base = out / "base" / "last.ckpt"
-    lr = plain.optimizer.lr
     return {
-        "base": fitted(plain, size.base_epochs, None, lr),
-        "plain": fitted(plain, size.fork_epochs, base, lr / 2),
-        "cgnl": fitted(cgnl, size.fork_epochs, base, lr / 2),
+        "base": fitted(subject.plain, subject.base_epochs, None, 1.0),
+        "plain": fitted(subject.plain, subject.fork_epochs, base, subject.fork_lr),
+        "cgnl": fitted(subject.cgnl, subject.fork_epochs, base, subject.fork_lr),
     }
 
 
@@ -140,7 +149,7 @@ def _accuracy(result: Evaluation) -> str:
     return f"top-1 {result.top1:.1f} % ({low:.1f} to {high:.1f}), top-5 {result.top5:.1f} %"
 
 
-def _verdict(results: dict[str, Evaluation]) -> str:
+def _verdict(results: dict[str, Evaluation], subject: Subject) -> str:
     plain, cgnl = results["plain"], results["cgnl"]
     chance = 100 / len(plain.per_class)
     difference = cgnl.top1 - plain.top1
@@ -152,11 +161,18 @@ def _verdict(results: dict[str, Evaluation]) -> str:
             f"The network with the CGNL block is {abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
         )
         if overlap:
-            outcome += ", a difference that these few test images do not prove"
+            outcome += f", a difference that these few test {subject.noun} do not prove"
     return f"Chance is {chance:.1f} %. {outcome}."
 
 
-def _page(out: Path, recipes: dict[str, Recipe], results: dict[str, Evaluation], seconds: float, smallest: bool) -> str:
+def _page(
+    out: Path,
+    subject: Subject,
+    recipes: dict[str, Recipe],
+    results: dict[str, Evaluation],
+    seconds: float,
+    smallest: bool,
+) -> str:
     recipe, tested = recipes["cgnl"], results["plain"]
     warning = "This is the smallest form of the demo: it shows that all parts work; its accuracies mean nothing. "
     rows = [
@@ -170,39 +186,41 @@ def _page(out: Path, recipes: dict[str, Recipe], results: dict[str, Evaluation],
         for key, r in results.items()
     ]
     about = (
-        f"A plain ResNet-18 was trained from scratch on drawn birds for {recipes['base'].trainer.max_epochs} epochs. "
+        f"A plain {subject.network} was trained from scratch on {subject.folder} that were drawn, for "
+        f"{recipes['base'].trainer.max_epochs} epochs. "
         f"From there two networks went on for {recipe.trainer.max_epochs} epochs with the same seed, samples and "
         "crops: one as it was, one with a compact generalized non-local block in its res4 stage, which starts as "
-        "the identity. Species come in groups that differ in one small part, or only in the relation of two "
-        "distant parts. Accuracies are those of the last epoch, with 95 % intervals."
+        f"the identity. {subject.about} Accuracies are those of the last epoch, with 95 % intervals."
     )
     sections = [
-        ("", report.paragraph((warning if smallest else "") + _verdict(results))),
+        ("", report.paragraph((warning if smallest else "") + _verdict(results, subject))),
         (
             "Accuracy",
-            report.table(("network", "top-1", "95 % interval", "top-5", "test images"), rows, numbers=(1, 2, 3, 4))
+            report.table(
+                ("network", "top-1", "95 % interval", "top-5", f"test {subject.noun}"), rows, numbers=(1, 2, 3, 4)
+            )
             + report.paragraph(about)
             + report.paragraph(
                 f"Input {recipe.data.size} pixels, seed {recipe.trainer.seed}, {seconds:.0f} s in all.",
                 dim=True,
             ),
         ),
+        *subject.more({_NAMES[key]: out / key for key in recipes}),
         (
             "Training",
             report.figure(_curves(out, recipes), "Loss in training and top-1 accuracy on the test set."),
         ),
         (
-            "Species by species",
-            report.figure(_species(results), f"Top-1 accuracy of each of {len(tested.per_class)} species."),
+            f"Accuracy by {subject.class_noun}",
+            report.figure(
+                _per_class(results), f"Top-1 accuracy of each of {len(tested.per_class)} {subject.class_noun}."
+            ),
         ),
         ("Confused pairs", _confused(results)),
-        ("Samples", _samples(out)),
-        (
-            "The birds",
-            report.photograph(contact_sheet(out / "birds"), "Some training images of each species."),
-        ),
+        ("Samples", _samples(out, subject)),
+        (f"The {subject.folder}", report.photograph(*subject.sheet(out / subject.folder))),
     ]
-    return report.page("A CGNL block among drawn birds", sections)
+    return report.page(subject.title, sections)
 
 
 def _curves(out: Path, recipes: dict[str, Recipe]) -> Figure:
@@ -228,7 +246,7 @@ def _curves(out: Path, recipes: dict[str, Recipe]) -> Figure:
     return drawn
 
 
-def _species(results: dict[str, Evaluation]) -> Figure:
+def _per_class(results: dict[str, Evaluation]) -> Figure:
     names = [name for name, _, _ in results["plain"].per_class]
     drawn = Figure(figsize=(9, 0.5 + 0.36 * len(names)))
     axes = drawn.subplots()
@@ -261,19 +279,24 @@ def _confused(results: dict[str, Evaluation]) -> str:
     return report.table(("true", "taken for", _NAMES["plain"], _NAMES["cgnl"]), rows, numbers=(2, 3))
 
 
-def _samples(out: Path, count: int = 12) -> str:
-    predictions = {}
-    for key in ("plain", "cgnl"):
-        with (out / key / "evaluation" / "predictions.csv").open(newline="") as file:
-            predictions[key] = list(csv.DictReader(file))
+def _samples(out: Path, subject: Subject, count: int = 12) -> str:
+    predictions = {key: read_predictions(out / key) for key in ("plain", "cgnl")}
     total = len(predictions["plain"])
     chosen = [total * k // count for k in range(min(count, total))]
-    return report.cards(_card(*(predictions[key][place] for key in ("plain", "cgnl"))) for place in chosen)
+    return report.cards(
+        _card(subject.thumbnail, *(predictions[key][place] for key in ("plain", "cgnl"))) for place in chosen
+    )
 
 
-def _card(plain: dict[str, str], cgnl: dict[str, str]) -> tuple[Image.Image, str, Sequence[tuple[bool, str]]]:
-    with Image.open(plain["path"]) as opened:
-        image = opened.convert("RGB")
+def read_predictions(run: Path) -> list[dict[str, str]]:
+    """Return the lines of ``predictions.csv`` of a tested run."""
+    with (run / "evaluation" / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _card(
+    thumbnail: Callable[[Path], Image.Image], plain: dict[str, str], cgnl: dict[str, str]
+) -> tuple[Image.Image, str, Sequence[tuple[bool, str]]]:
     lines = [
         (
             row["class1"] == row["label"],
@@ -281,7 +304,7 @@ def _card(plain: dict[str, str], cgnl: dict[str, str]) -> tuple[Image.Image, str
         )
         for name, row in (("plain", plain), ("CGNL", cgnl))
     ]
-    return image, _plain_name(plain["label"]), lines
+    return thumbnail(Path(plain["path"])), _plain_name(plain["label"]), lines
 
 
 def _plain_name(name: str) -> str:
