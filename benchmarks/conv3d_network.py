@@ -6,7 +6,6 @@ on [B, C, T, H, W]; the frames stay where they are.
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 NUM_RESIDUAL_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
@@ -98,13 +97,3 @@ class Conv3dResNet(nn.Module):
         """Load the weights of a network of 2d convolutions: each gets a time axis of length 1."""
         expected = self.state_dict()
         self.load_state_dict({key: value.view(expected[key].shape) for key, value in state_dict.items()})
-
-
-def random_norms(network: nn.Module) -> nn.Module:
-    """Give every norm random weights and biases, so that no block is the identity any more."""
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-                module.weight.uniform_(0.5, 1)
-                module.bias.uniform_(-0.1, 0.1)
-    return network
