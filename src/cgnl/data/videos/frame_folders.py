@@ -34,12 +34,12 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     files = [path for path in files if not path.name.startswith(".")]
     if not files:
         raise BadFileError(folder, "is a folder without frames (JPEG, PNG, WebP or BMP files)")
-    return sorted(files, key=lambda path: _natural(path.name))
+    return sorted(files, key=lambda path: (_natural(path.stem), path.name))
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
+def _natural(name: str) -> list[str | int]:
     # Every other part is a number, so that numbers are compared with numbers only.
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))], name
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, int | None]:

@@ -1,0 +1,75 @@
+"""Folders of frames against the arrays that were saved."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.videos import GuardedReader, VideoInfo, decode_all, probe, read_frames
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (12, 6, 10, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, pictures) -> Path:
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"img_{number}.{'bmp' if number % 2 else 'PNG'}")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    (tmp_path / "._img_3.png").write_text("not one either")
+    return tmp_path
+
+
+def test_frames_in_natural_order_of_names(folder, pictures):
+    assert probe(folder) == decode_all(folder) == VideoInfo(12, 0.0, 10, 6, None)
+    indices = [10, 2, 11, 2, 0]
+    for backend in ("pyav", "torchcodec"):
+        frames, lost = read_frames(folder, indices, backend=backend)
+        np.testing.assert_array_equal(frames, pictures[indices])
+        assert lost == 0
+    with GuardedReader() as reader:
+        np.testing.assert_array_equal(reader.read(folder, indices)[0], pictures[indices])
+        np.testing.assert_array_equal(reader.read(folder, range(12))[0], pictures)
+
+
+def test_names_of_digits_and_letters_sort_together(tmp_path, pictures):
+    names = ["1.png", "2.png", "2b.png", "10.png", "a.png", "a1.png", "a02.png", "b9.png"]
+    for name, picture in zip(names, pictures, strict=False):
+        Image.fromarray(picture).save(tmp_path / name)
+    np.testing.assert_array_equal(read_frames(tmp_path, range(len(names)))[0], pictures[: len(names)])
+
+
+def test_numbers_past_the_end(folder, pictures):
+    frames, lost = read_frames(folder, [11, 12, 40])
+    np.testing.assert_array_equal(frames, pictures[[11, 11, 11]])
+    assert lost == 2
+
+
+def test_a_frame_of_another_size(folder):
+    Image.new("RGB", (10, 7)).save(folder / "img_5.bmp")
+    assert read_frames(folder, [4, 6])[1] == 0
+    for read in (decode_all, lambda folder: read_frames(folder, [4, 5])):
+        with pytest.raises(
+            BadFileError, match="is 10 x 7 pixels, but the first frame of its folder is 10 x 6"
+        ) as caught:
+            read(folder)
+        assert caught.value.path == folder / "img_5.bmp"
+
+
+def test_a_broken_frame(folder):
+    (folder / "img_7.bmp").write_bytes(b"BM")
+    with GuardedReader() as reader:
+        for read in (read_frames, reader.read):
+            with pytest.raises(BadFileError, match="cannot be decoded") as caught:
+                read(folder, [7])
+            assert caught.value.path == folder / "img_7.bmp"
+
+
+def test_a_folder_without_frames(tmp_path):
+    (tmp_path / "video.mp4").write_bytes(b"x")
+    with pytest.raises(BadFileError, match="is a folder without frames"):
+        probe(tmp_path)
