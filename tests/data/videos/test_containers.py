@@ -156,6 +156,20 @@ def test_garbled_packets_are_counted_and_replaced_by_the_nearest_frame(tmp_path)
     assert [number_of(frame) for frame in frames] == [10, 50]
 
 
+def test_a_long_garbled_stretch(tmp_path):
+    path = encode(tmp_path / "a.mp4", frames=200, options={"g": "1", "bf": "0"})
+    with open_video(path) as (container, stream):
+        places = [(packet.pos, packet.size) for packet in container.demux(stream) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, size in places[20:180]:
+        data[position : position + size] = bytes(size)
+    path.write_bytes(data)
+    frames, lost = read_frames(path, [10, 30])
+    assert ([number_of(frame) for frame in frames], lost) == ([10, 19], 1)
+    frames, lost = read_frames(path, [170, 190])
+    assert ([number_of(frame) for frame in frames], lost) == ([180, 190], 1)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["a.mp4", "b.avi", "c.mkv"])
 def test_noise_in_the_file_never_raises_anything_else(tmp_path, name, seed):

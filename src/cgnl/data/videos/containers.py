@@ -107,7 +107,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
                 buffer_size=_BUFFER,
                 io_open=_refuse,
             )
-        except (av.FFmpegError, _OtherFileError) as error:
+        except (av.FFmpegError, _OtherFileError, OSError) as error:
             raise BadFileError(path, f"cannot be opened as a video: {_told(error)}") from None
         with container:
             stream = next(

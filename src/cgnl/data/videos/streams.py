@@ -17,7 +17,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.sidedata.sidedata import Type
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -52,21 +51,24 @@ class PacketIndex:
         times: pts of the frames in the order in which they are shown; frame i has ``times[i]``.
         keys: (pts, place among the packets) of the key frames, both ascending.
         regular: whether the packets tell the number and order of the frames reliably.
+        hidden: number of packets that are decoded but not shown, as the container says.
     """
 
     packets: list[Packet]
     times: list[int]
     keys: list[tuple[int, int]]
     regular: bool
+    hidden: int
 
 
-def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex:
+def index_packets(packets: Iterable[Packet], stream: VideoStream, *, keep: bool = True) -> PacketIndex:
     """Work out from its packets which frames a stream has.
 
     Args:
         packets: packets of the stream, from its start; all, or so many that those which are missing are shown later
             than the frames of interest.
         stream: the stream.
+        keep: whether the packets are kept, with all their data.
 
     Returns:
         The index.
@@ -78,19 +80,25 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex
     # MPEG-4 part 2 spends at least a bit on each macroblock; what is hardly more than a header is a place holder
     # without a frame, as encoders write for a repeated frame or after two frames in one packet.
     least = 8 + -(-context.width // 16) * -(-context.height // 16) // 8 if context.name == "mpeg4" else 0
-    kept = list(packets)
+    kept: list[Packet] = []
+    number = hidden = 0
     times: list[int] = []
     keys: list[tuple[int, int]] = []
     seen = set()
     latest: int | None = None
-    for place, packet in enumerate(kept):
+    for place, packet in enumerate(packets):
+        number += 1
+        if keep:
+            kept.append(packet)
         time = packet.pts
         if time is None or packet.is_corrupt or packet.size <= least:
             regular = False
         if time is None:
             continue
         seen.add(time)
-        if not packet.is_discard:
+        if packet.is_discard:
+            hidden += 1
+        else:
             times.append(time)
         if latest is None or time > latest:
             latest = time
@@ -98,15 +106,15 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream) -> PacketIndex
             if packet.is_keyframe:
                 keys.append((time, place))
     times.sort()
-    regular = regular and bool(times) and len(seen) == len(kept) and keys[:1] == [(min(seen), 0)]
-    return PacketIndex(kept, times, keys, regular)
+    regular = regular and bool(times) and len(seen) == number and keys[:1] == [(min(seen), 0)]
+    return PacketIndex(kept, times, keys, regular, hidden)
 
 
 def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """Yield the packets of a stream that hold data, up to the end of the file or the first that cannot be read."""
     try:
         yield from (packet for packet in container.demux(stream) if packet.size)
-    except av.FFmpegError:
+    except (av.FFmpegError, OSError):
         return
 
 
@@ -252,7 +260,7 @@ class Canvas:
         width, height = self._size
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
         plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         self._pixels[self._row[number]] = rows[:, : width * 3].reshape(height, width, 3)
         self._matrix = display_matrix(frame)
         self.empty = False
@@ -264,8 +272,10 @@ class Canvas:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """Return the matrix [2, 2] by which a frame's positions are to be turned for display; None if not at all."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    return None if data is None else np.sign(np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2])
+    if "DISPLAYMATRIX" not in frame.side_data:
+        return None
+    data = bytes(frame.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]
+    return np.sign(np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2])
 
 
 def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -317,17 +327,16 @@ def read_stream(
                 return canvas.upright(), lost
             except UnexpectedFrameError:
                 pass
-    times = index.times if index.regular else None
-    with open_video(path) as (container, stream):
-        canvas = Canvas(stream, wanted, allocate)
-        try:
-            lost = read_from_start(_numbered(decode(demux(container, stream), stream), times), wanted, canvas.take)
-        except UnexpectedFrameError:
-            lost = None
-    if lost is None:
+    # Numbers by time leave gaps where frames are lost. If the times do not fit, the frames are numbered as they come.
+    for times in [index.times, None] if index.regular else [None]:
         with open_video(path) as (container, stream):
             canvas = Canvas(stream, wanted, allocate)
-            lost = read_from_start(_numbered(decode(demux(container, stream), stream), None), wanted, canvas.take)
+            try:
+                numbered = _numbered(decode(demux(container, stream), stream), times)
+                lost = read_from_start(numbered, wanted, canvas.take)
+                break
+            except UnexpectedFrameError:
+                continue
     if canvas.empty:
         raise BadFileError(path, _NO_FRAME)
     return canvas.upright(), lost
@@ -340,9 +349,13 @@ def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator
         return
     number_of_time = {time: number for number, time in enumerate(times)}
     for frame in frames:
-        if frame.pts not in number_of_time:
+        if frame.pts is None:
             raise UnexpectedFrameError
-        yield number_of_time[frame.pts], frame
+        # The times may end a little after the frames that are wanted.
+        number = len(times) if frame.pts > times[-1] else number_of_time.get(frame.pts)
+        if number is None:
+            raise UnexpectedFrameError
+        yield number, frame
 
 
 def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
@@ -362,9 +375,9 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
     with open_video(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         promised: int | None = stream.frames or None
-        index = index_packets(demux(container, stream), stream)
+        index = index_packets(demux(container, stream), stream, keep=False)
         if promised:
-            promised -= sum(packet.is_discard for packet in index.packets)
+            promised -= index.hidden
         estimated = None if promised else _estimated_frames(container, stream, fps)
         width, height = stream.codec_context.width, stream.codec_context.height
     with open_video(path) as (container, stream):
