@@ -251,8 +251,7 @@ class RunKeeper(Checkpoint):
             if tested:
                 parts += [f"test top-1 {values['test/top1']:.2f} %", f"top-5 {values['test/top5']:.2f} %"]
             parts.append(f"{seconds:.0f} s")
-            if self.data.bad_count:
-                parts.append(f"unreadable {self.data.noun}s so far: {self.data.bad_count}")
+            parts += self.data.troubles()
             self.say("  ".join(parts))
         improved = tested and values["test/top1"] > self.best
         if improved:

@@ -127,7 +127,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """Count what could not be read; over the limit the run stops."""
-        split = "train" if self.trainer is not None and self.trainer.training else "test"
+        split = "train" if self._in_training else "test"
         self._unshared += [(split, row) for row in batch["bad"]]
         self._bad[split].add(batch["bad"])
         return batch
@@ -140,9 +140,17 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         self._unshared.clear()
 
     @property
+    def _in_training(self) -> bool:
+        return self.trainer is not None and self.trainer.training
+
+    @property
     def bad_count(self) -> int:
         """Number of different files that could not be read so far."""
         return sum(map(len, self._bad.values()))
+
+    def troubles(self) -> list[str]:
+        """Return what could not be read so far, in a few words each."""
+        return [f"unreadable {self.noun}s: {self.bad_count}"] if self.bad_count else []
 
     def check(self) -> None:
         """Read both lists and make both data sets, so that what is wrong with them shows before anything is built.

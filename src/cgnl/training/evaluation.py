@@ -104,6 +104,7 @@ def evaluate(
         parts: Any = runner.predict(module, datamodule=samples)
     top1, top5 = module.accuracies()
     rows = _rows(parts)
+    samples.share_bad_files()
     end_together()
     evaluation = _summary(samples, rows, top1, top5)
     if out is not None and runner.is_global_zero:

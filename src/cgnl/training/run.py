@@ -141,7 +141,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     with reporting_dead_readers():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     end_together()
-    left_out = [f"unreadable {data.noun}s: {data.bad_count}"] * bool(data.bad_count)
+    left_out = data.troubles()
     left_out += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
     if left_out:
         say(f"left out: {', '.join(left_out)} (lists are in {run})")

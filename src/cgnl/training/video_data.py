@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cgnl.data.lists import SampleList
+from cgnl.data.lists import SampleList, write_rows
 from cgnl.data.transforms import normalise_clip
 from cgnl.data.videos import (
     VideoDataset,
@@ -22,6 +22,7 @@ from cgnl.data.videos import (
     views,
 )
 from cgnl.training.data import ImageData, SampleData, Split
+from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.recipe import DataConfig, VideoDataConfig
 
 
@@ -35,6 +36,11 @@ class VideoData(SampleData[VideoDataConfig]):
 
     noun = "video"
     collate = staticmethod(collate_videos)
+
+    def __init__(self, config: VideoDataConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        # the most frames that were wanted at once and could not be decoded
+        self._damaged: dict[Path, int] = {}
 
     def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
         config = self.config
@@ -61,9 +67,13 @@ class VideoData(SampleData[VideoDataConfig]):
         return self._index("test", self.test_samples)
 
     def _index(self, split: Split, videos: SampleList) -> dict[Path, VideoInfo | str]:
-        file = self.config.index or (self.run / "video_index.csv" if self.run else None)
+        otherwise = self.run / "video_index.csv" if self.run else None
         index = index_videos(
-            [sample.path for sample in videos.samples], videos.root, file=file, progress=sys.stderr.isatty()
+            [sample.path for sample in videos.samples],
+            videos.root,
+            file=self.config.index,
+            otherwise=otherwise,
+            progress=sys.stderr.isatty(),
         )
         self._bad[split].add(
             (place, sample.path, reason)
@@ -89,6 +99,24 @@ class VideoData(SampleData[VideoDataConfig]):
             return training_videos(videos, index, **clip, area=area, aspect=aspect, flip=config.flip, seed=self.seed)
         return test_videos(videos, index, **clip, num_clips=1, num_crops=1, resize=config.resize)
 
+    def share_bad_files(self) -> None:
+        """Let every process know the bad and damaged files of all; list the damaged ones."""
+        super().share_bad_files()
+        for share in gathered(self._damaged):
+            for path, lost in share.items():
+                self._damaged[path] = max(lost, self._damaged.get(path, 0))
+        if self._damaged and self.run is not None and is_first_process():
+            self.run.mkdir(parents=True, exist_ok=True)
+            rows = [
+                (path, f"{lost} wanted frames could not be decoded") for path, lost in sorted(self._damaged.items())
+            ]
+            write_rows(self.run / "damaged_videos.csv", rows)
+
+    def troubles(self) -> list[str]:
+        """Return what could not be read so far, in a few words each."""
+        damaged = [f"videos with frames that could not be decoded: {len(self._damaged)}"] if self._damaged else []
+        return super().troubles() + damaged
+
     def predict_dataloader(self) -> DataLoader:
         """Return the test videos with all views of each."""
         config = self.config
@@ -112,6 +140,11 @@ class VideoData(SampleData[VideoDataConfig]):
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """Count what could not be read, and normalise clips and views on the device."""
         batch = {**super().on_after_batch_transfer(batch, dataloader_idx)}
+        samples = self.train_samples if self._in_training else self.test_samples
+        for index, lost in zip(batch["index"].tolist(), batch["lost"].tolist(), strict=True):
+            path = samples.samples[index].path
+            if lost > self._damaged.get(path, 0):
+                self._damaged[path] = lost
         if "videos" in batch:
             batch["views"] = [normalised_views(video, self.config) for video in batch.pop("videos")]
         else:

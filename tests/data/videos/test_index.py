@@ -135,14 +135,37 @@ def test_crashes_and_hangs_are_told_and_tried_again(tmp_path, monkeypatch):
     assert infos["segfault.mp4"] == act(tmp_path / "x/segfault.mp4")
 
 
+def test_a_file_that_is_named_is_the_only_place(root, tmp_path, monkeypatch):
+    infos = build(root, file=tmp_path / "elsewhere/index.csv")
+    assert len(rows(tmp_path / "elsewhere/index.csv")) == 4
+    assert not (root / "video_index.csv").exists()
+    monkeypatch.setattr(module, "probe", ask_again)
+    assert build(root, file=tmp_path / "elsewhere/index.csv") == infos
+
+
+def test_of_two_processes_one_looks_and_the_other_waits(root):
+    code = (
+        "import sys, time; from pathlib import Path; from cgnl.data.videos import index\n"
+        "root = Path(sys.argv[1])\n"
+        "with index._alone(root / 'video_index.csv'):\n"
+        "    print('alone', flush=True); time.sleep(1)\n"
+        "    (root / 'done').touch()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "alone\n"
+        build(root)
+        assert (root / "done").exists()
+    assert other.returncode == 0
+
+
 def test_a_root_that_cannot_be_written_to(root, tmp_path, monkeypatch, caplog):
     # A folder in its place, as root may write anywhere.
     (root / "video_index.csv").mkdir()
     file = tmp_path / "run/video_index.csv"
-    infos = build(root, file=file)
+    infos = build(root, otherwise=file)
     assert len(rows(file)) == 4
     monkeypatch.setattr(module, "probe", ask_again)
-    assert build(root, file=file) == infos
+    assert build(root, otherwise=file) == infos
     assert (
         caplog.messages.count(
             f"{root / 'video_index.csv'} cannot be used (Is a directory): the videos are looked into anew"

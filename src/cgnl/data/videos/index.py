@@ -1,12 +1,16 @@
 """Length and size of the videos of a data set, found once and kept in a file beside them."""
 
 import csv
+import fcntl
+import hashlib
 import logging
 import math
 import os
 import secrets
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +45,22 @@ def index_videos(
     root: str | os.PathLike[str],
     *,
     file: str | os.PathLike[str] | None = None,
+    otherwise: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     timeout: float = 60.0,
     progress: bool = True,
 ) -> dict[Path, VideoInfo | str]:
     """Look into every video, in several processes, and keep what was found for the next time.
 
-    The index is ``video_index.csv`` in the root, or ``file`` where the root cannot be written to. It is written every
-    half minute, as a whole and under its name at once, so that a process that is killed or two at the same time leave
-    a good one. A video is looked into again only if its size or time of change differs.
+    The index is written every half minute, as a whole and under its name at once, so that a process that is killed
+    leaves a good one. Of several processes that want the same index at the same time, as those of a distributed run
+    do, one looks and the others wait for it. A video is looked into again only if its size or time of change differs.
 
     Args:
         videos: video files and folders of frames, all below the root.
         root: the folder of the data set.
-        file: where the index is kept otherwise; None keeps none then.
+        file: where the index is kept; by default ``video_index.csv`` in the root.
+        otherwise: where it is kept if that place cannot be written to; None keeps none then.
         workers: number of processes; by default one for each core.
         timeout: seconds that one video may take.
         progress: whether a progress bar is shown on the standard error output.
@@ -68,33 +74,64 @@ def index_videos(
     """
     root = Path(root)
     names = {path: _name(path, root) for path in videos}
-    places = [root / NAME] + ([Path(file)] if file is not None else [])
-    indexes = [_read(place) for place in places]
+    places = [Path(file) if file is not None else root / NAME] + ([Path(otherwise)] if otherwise is not None else [])
     states = {path: _state(path) for path in names}
-    found: dict[Path, VideoInfo | str] = {}
-    for path, state in states.items():
-        for index in indexes:
+    found = _known(places, names, states)
+    if len(found) < len(names):
+        with _alone(places[0]):
+            found = _known(places, names, states)
+            rest = [path for path in names if path not in found]
+            new: dict[str, _Entry] = {}
+            written = time.monotonic()
+            try:
+                for result in scan_with_bar(
+                    probe,
+                    rest,
+                    "looking into videos",
+                    workers=workers,
+                    timeout=timeout,
+                    progress=progress and bool(rest),
+                ):
+                    info = found[result.path] = result.error or "" if result.value is None else result.value
+                    # One that crashed its process or took too long may have done so for want of memory or time:
+                    # without a state its row fits no file, and it is tried again the next time.
+                    new[names[result.path]] = _Entry(states[result.path] if result.answered else None, info)
+                    if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                        _keep(places, new)
+                        written = time.monotonic()
+            finally:
+                if new:
+                    _keep(places, new)
+    return {path: found[path] for path in names}
+
+
+def _known(
+    places: Sequence[Path], names: Mapping[Path, str], states: Mapping[Path, _State | None]
+) -> dict[Path, VideoInfo | str]:
+    """What the indexes tell of the files as they are now."""
+    found = {}
+    for index in map(_read, places):
+        for path, state in states.items():
             entry = index.get(names[path])
             if entry is not None and state is not None and entry.state == state:
                 found[path] = entry.info
-    new: dict[str, _Entry] = {}
-    written = time.monotonic()
+    return found
+
+
+@contextmanager
+def _alone(index: Path) -> Iterator[None]:
+    """Wait until no other process of this machine makes this index."""
+    key = hashlib.blake2b(os.fsencode(index.absolute()), digest_size=8).hexdigest()
     try:
-        rest = [path for path in names if path not in found]
-        for result in scan_with_bar(
-            probe, rest, "looking into videos", workers=workers, timeout=timeout, progress=progress and bool(rest)
-        ):
-            info = found[result.path] = result.error or "" if result.value is None else result.value
-            # One that crashed its process or took too long may have done so for want of memory or time: without a
-            # state its row fits no file, and it is tried again the next time.
-            new[names[result.path]] = _Entry(states[result.path] if result.answered else None, info)
-            if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-                _keep(places, new)
-                written = time.monotonic()
+        lock = os.open(Path(tempfile.gettempdir(), f"cgnl-{key}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:  # another user's, or no such folder: the work is done twice then, and the index is still whole
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
-        if new:
-            _keep(places, new)
-    return {path: found[path] for path in names}
+        os.close(lock)
 
 
 def _name(path: Path, root: Path) -> str:
