@@ -15,7 +15,7 @@ from encoding import encode
 from torch.utils.data import DataLoader, Dataset
 
 from cgnl.data.decoding import BadFileError
-from cgnl.data.videos import GuardedReader, read_frames
+from cgnl.data.videos import GuardedReader, probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,31 @@ def test_a_crash_names_the_file_and_the_next_read_works(video, how):
         assert child(reader) != pid
 
 
-def test_a_crash_between_two_reads(video):
+def test_a_crash_between_two_reads_is_not_blamed_on_the_second(video):
     with GuardedReader() as reader:
         reader.read(video, [0])
-        os.kill(child(reader), signal.SIGKILL)
-        assert ends(child(reader))
-        with pytest.raises(BadFileError, match="SIGKILL"):
-            reader.read(video, [0])
+        pid = child(reader)
+        os.kill(pid, signal.SIGKILL)
+        assert ends(pid)
         assert reader.read(video, [0])[1] == 0
+        assert child(reader) != pid
+
+
+def test_probing(video, tmp_path):
+    (tmp_path / "page.avi").write_bytes(b"<html>")
+    with GuardedReader(timeout=5) as reader:
+        assert reader.probe(video) == probe(video)
+        with pytest.raises(BadFileError, match=r"page.avi is not an MP4, .* but looks like an HTML or XML page"):
+            reader.probe(tmp_path / "page.avi")
+        reader._child._unread = b'{"frames": 0, "fps": 25, "width": 4, "height": 4, "promised": null}\n'
+        with pytest.raises(BadFileError, match="answer nonsense"):
+            reader.probe(video)
+        reader.timeout = 0.5
+        reader.close()
+        reader.probe(video)
+        os.kill(child(reader), signal.SIGSTOP)
+        with pytest.raises(BadFileError, match="takes longer than"):
+            reader.probe(video)
 
 
 def test_a_hang_names_the_file_and_the_next_read_works(video):

@@ -16,15 +16,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cgnl.data.decoding import BadFileError
-from cgnl.data.videos.decoding import Backend, checked_backend, checked_indices, import_backend, read_into
+from cgnl.data.videos.decoding import (
+    Backend,
+    VideoInfo,
+    checked_backend,
+    checked_indices,
+    import_backend,
+    probe,
+    read_into,
+)
 
+T = TypeVar("T")
 _START_SECONDS = 120.0
 _MAX_REPLY = 1 << 20
 # Room for a clip each; more than any clip needs, as it takes no space before it is written.
@@ -72,10 +82,30 @@ class GuardedReader:
             RuntimeError: the process does not start.
         """
         numbers = checked_indices(indices)
+        return self._asked(path, lambda child: child.read(path, numbers))
+
+    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+        """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
+
+        Args:
+            path: a video file, or a folder of frames.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            BadFileError: as :func:`cgnl.data.videos.probe`; and the file crashes its decoder or holds it up.
+            RuntimeError: the process does not start.
+        """
+        return self._asked(path, lambda child: child.probe(path))
+
+    def _asked(self, path: str | os.PathLike[str], ask: Callable[["_Child"], T]) -> T:
+        if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
+            self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
             self._child = _Child(self.backend, self.timeout)
         try:
-            return self._child.read(path, numbers)
+            return ask(self._child)
         except BadFileError:
             raise
         except _EndedError as error:
@@ -86,7 +116,7 @@ class GuardedReader:
             raise
 
     def close(self) -> None:
-        """End the process; the next call to :meth:`read` starts another."""
+        """End the process; the next call starts another."""
         if self._child is not None and self._child.owner == os.getpid():
             self._child.stop()
         self._child = None
@@ -148,21 +178,22 @@ class _Child:
                 self._free.append(slot)
             raise
 
+    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+        reply = self._answer({"path": os.fsencode(path).hex()})
+        try:
+            frames, width, height = (int(reply[key]) for key in ("frames", "width", "height"))
+            fps, promised = float(reply["fps"]), None if reply["promised"] is None else int(reply["promised"])
+        except (KeyError, TypeError, ValueError):
+            raise _EndedError(_NONSENSE) from None
+        if min(frames, width, height) < 1 or not 0 <= fps < math.inf:
+            raise _EndedError(_NONSENSE)
+        return VideoInfo(frames, fps, width, height, promised)
+
     def _read(self, path: str | os.PathLike[str], numbers: list[int], slot: int) -> tuple[np.ndarray, int]:
-        request = json.dumps({"path": os.fsencode(path).hex(), "indices": numbers, "slot": slot}).encode() + b"\n"
-        assert self._process.stdin is not None
+        reply = self._answer({"path": os.fsencode(path).hex(), "indices": numbers, "slot": slot})
         try:
-            self._process.stdin.write(request)
-        except BrokenPipeError:
-            raise _EndedError(self._death()) from None
-        reply = self._reply(self.timeout)
-        try:
-            if "bad" in reply:
-                raise BadFileError(os.fsdecode(bytes.fromhex(reply["path"])), str(reply["bad"]))
             height, width, lost = (int(reply[key]) for key in ("height", "width", "lost"))
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, BadFileError):
-                raise
+        except (KeyError, TypeError, ValueError):
             raise _EndedError(_NONSENSE) from None
         shape = len(numbers), height, width, 3
         if min(shape) < 1 or math.prod(shape) > _SLOT_BYTES:
@@ -174,6 +205,9 @@ class _Child:
         self._frames.tidy(slot)
         return frames, lost
 
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -181,6 +215,21 @@ class _Child:
             assert pipe is not None
             pipe.close()
         os.close(self._frames.file)
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError:
+            raise _EndedError(self._death()) from None
+        reply = self._reply(self.timeout)
+        if "bad" not in reply:
+            return reply
+        try:
+            path = os.fsdecode(bytes.fromhex(reply["path"]))
+        except (KeyError, TypeError, ValueError):
+            raise _EndedError(_NONSENSE) from None
+        raise BadFileError(path, str(reply["bad"]))
 
     def _reply(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -278,17 +327,18 @@ def _serve(frames_file: int, backend: Backend, timeout: float) -> None:
         request = json.loads(line)
         path = os.fsdecode(bytes.fromhex(request["path"]))
         try:
-            allocate = partial(slots.array, request["slot"])
-            frames, lost = read_into(path, request["indices"], backend, allocate)
-            shown = slots.array(request["slot"], frames.shape)
-            if shown.ctypes.data != frames.ctypes.data:
-                shown[...] = frames
+            if "indices" in request:
+                frames, lost = read_into(path, request["indices"], backend, partial(slots.array, request["slot"]))
+                shown = slots.array(request["slot"], frames.shape)
+                if shown.ctypes.data != frames.ctypes.data:
+                    shown[...] = frames
+                reply = {"height": frames.shape[1], "width": frames.shape[2], "lost": lost}
+            else:
+                reply = asdict(probe(path))
         except BadFileError as error:
             reply = {"path": os.fsencode(error.path).hex(), "bad": error.reason}
         except MemoryError:
             reply = {"path": request["path"], "bad": "needs more memory to be decoded than there is"}
-        else:
-            reply = {"height": frames.shape[1], "width": frames.shape[2], "lost": lost}
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(json.dumps(reply).encode() + b"\n")
 
