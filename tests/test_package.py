@@ -39,6 +39,27 @@ def test_help_needs_no_torch():
     assert "demo" in done.stdout
 
 
+def without_av(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code where PyAV cannot be imported."""
+    code = f"import sys; sys.modules['av'] = None; {code}"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+def test_images_need_no_decoder_of_videos():
+    done = without_av(
+        "import cgnl.cli.demo, cgnl.cli.demo.birds, cgnl.recipes, cgnl.training.run; from cgnl.data.checking import check_data; "
+        "from cgnl.training import ImageData, evaluate, load_trained, predict, predict_timeline, train"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_video_command_names_the_extra_that_is_lacking(tmp_path):
+    command = ["train", "actions-resnet18", f"--data.root={tmp_path}", f"--run={tmp_path / 'run'}"]
+    done = without_av("import cgnl.cli; cgnl.cli.main()", *command)
+    assert done.returncode == 2
+    assert done.stderr == "cgnl: cgnl.data.videos needs av: pip install 'cgnl[video]'\n"
+
+
 def test_constraints_pin_every_dependency():
     pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     pinned = {name.lower().replace("_", "-") for name in pinned}

@@ -117,7 +117,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         out = Path("runs") / Path(arguments[0]).stem / "evaluation"
     options = _parse(f"evaluate {arguments[0]}", TestOptions, recipe, rest)
     if trained is None:
-        from cgnl.training.video_data import make_data
+        from cgnl.training.data import make_data
 
         start = dataclasses.replace(recipe, **_parts(options))
         trained = from_start_weights(start, name, make_data(options.data).classes)

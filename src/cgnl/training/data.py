@@ -16,7 +16,7 @@ from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.training.processes import gathered, is_first_process
-from cgnl.training.recipe import DataConfig
+from cgnl.training.recipe import DataConfig, VideoDataConfig
 from cgnl.training.sampling import EpochBatches
 
 Split = Literal["train", "test"]
@@ -253,6 +253,16 @@ class ImageData(SampleData[DataConfig]):
             config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **self.normalisation
         )
         return ImageDataset(samples, transform, seed=self.seed)
+
+
+def make_data(config: DataConfig, **options: Any) -> SampleData:
+    """Return the data module for a recipe's data; options as :class:`SampleData` takes them."""
+    if not isinstance(config, VideoDataConfig):
+        return ImageData(config, **options)
+    # images need no decoder of videos
+    from cgnl.training.video_data import VideoData
+
+    return VideoData(config, **options)
 
 
 def _leave_signals_to_the_training_process(worker: int) -> None:

@@ -15,14 +15,12 @@ from torch import Tensor
 from cgnl.data.decoding import BadFileError, open_image
 from cgnl.data.lists import readable
 from cgnl.data.transforms import clip_test_transform, normalise_clip, test_transform
-from cgnl.data.videos import GuardedReader, probe, read_clips, test_clips, timeline_clips
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
-from cgnl.training.data import SampleData
+from cgnl.training.data import SampleData, make_data
 from cgnl.training.processes import end_together, gathered, reporting_dead_readers
 from cgnl.training.recipe import DataConfig, TrainerConfig, VideoDataConfig
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
-from cgnl.training.video_data import make_data, normalised_views
 
 
 @dataclass(frozen=True)
@@ -175,6 +173,9 @@ def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[
     """
     config = trained.recipe.data
     if isinstance(config, VideoDataConfig):
+        from cgnl.data.videos import GuardedReader, probe, read_clips, test_clips
+        from cgnl.training.video_data import normalised_views
+
         info = probe(path)
         numbers = test_clips(info.frames, config.test_clips, config.num_frames, config.frame_step)
         with closing(GuardedReader(backend=config.backend, timeout=config.decode_timeout)) as reader:
@@ -202,6 +203,8 @@ def predict_timeline(
     Raises:
         DataError: The file is no video that is opened, or does not tell its frames per second.
     """
+    from cgnl.data.videos import GuardedReader, probe, timeline_clips
+
     config = trained.recipe.data
     assert isinstance(config, VideoDataConfig)
     info = probe(path)

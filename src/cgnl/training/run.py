@@ -21,10 +21,9 @@ from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import AtomicCheckpointIO, build_network, run_entry
 from cgnl.training.classification import ClassificationModule
-from cgnl.training.data import SampleData
+from cgnl.training.data import SampleData, make_data
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
 from cgnl.training.recipe import Recipe, TrainerConfig, from_dict, to_dict
-from cgnl.training.video_data import make_data
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {

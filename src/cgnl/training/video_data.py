@@ -21,9 +21,9 @@ from cgnl.data.videos import (
     training_videos,
     views,
 )
-from cgnl.training.data import ImageData, SampleData, Split
+from cgnl.training.data import SampleData, Split
 from cgnl.training.processes import gathered, is_first_process
-from cgnl.training.recipe import DataConfig, VideoDataConfig
+from cgnl.training.recipe import VideoDataConfig
 
 
 class VideoData(SampleData[VideoDataConfig]):
@@ -175,8 +175,3 @@ def normalised_views(video: Mapping[str, Tensor], config: VideoDataConfig) -> It
         chunk=config.views_per_step,
     )
     return map(normalise_clip, parts)
-
-
-def make_data(config: DataConfig, **options: Any) -> SampleData:
-    """Return the data module for a recipe's data; options as :class:`SampleData` takes them."""
-    return VideoData(config, **options) if isinstance(config, VideoDataConfig) else ImageData(config, **options)
