@@ -157,24 +157,27 @@ def test_rotations_follow_the_angle_that_the_decoder_reports(tmp_path):
     np.testing.assert_array_equal(read_frames(path, [0])[0][0], np.rot90(frame.to_ndarray(format="rgb24"), 1))
 
 
-def test_a_cut_without_encoding_anew_hides_its_first_frames(tmp_path):
+@pytest.mark.parametrize("hidden", [7, 80, 120])
+def test_a_cut_without_encoding_anew_hides_its_first_frames(tmp_path, hidden):
     """What `ffmpeg -ss` with copied streams makes: packets from the key frame on, shown from the cut on."""
-    whole = encode(tmp_path / "whole.mp4", options={"g": "24", "bf": "2"})
+    whole = encode(tmp_path / "whole.mp4", frames=hidden + 53, options={"g": "140", "bf": "2"})
     cut = tmp_path / "cut.mp4"
     with av.open(str(whole)) as source, av.open(str(cut), "w") as output:
         stream = source.streams.video[0]
         copy = output.add_stream_from_template(stream)
         for packet in source.demux(stream):
             if packet.pts is not None:
-                packet.pts, packet.dts = packet.pts - 7 * 512, packet.dts - 7 * 512
+                packet.pts, packet.dts = packet.pts - hidden * 512, packet.dts - hidden * 512
                 packet.stream = copy
                 output.mux(packet)
     reference = decode_sequentially(cut)
-    assert number_of(reference[0]) == 7
+    assert number_of(reference[0]) == hidden
     info = probe(cut)
     assert info.frames == info.promised == len(reference) == 53
     for indices in index_sets(53):
-        np.testing.assert_array_equal(read_frames(cut, indices)[0], reference[indices])
+        frames, lost = read_frames(cut, indices)
+        assert lost == 0
+        np.testing.assert_array_equal(frames, reference[indices])
 
 
 def test_place_holders_without_a_frame(tmp_path):

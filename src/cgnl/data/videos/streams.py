@@ -11,7 +11,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import av
 import numpy as np
@@ -116,6 +115,15 @@ def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
         yield from (packet for packet in container.demux(stream) if packet.size)
     except (av.FFmpegError, OSError):
         return
+
+
+def _beginning(packets: Iterable[Packet], number: int) -> Iterator[Packet]:
+    """Yield packets until so many of them are shown."""
+    for packet in packets:
+        yield packet
+        number -= not packet.is_discard
+        if number == 0:
+            return
 
 
 def decode(packets: Iterable[Packet], stream: VideoStream) -> Iterator[VideoFrame]:
@@ -318,7 +326,7 @@ def read_stream(
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
-        enough = islice(demux(container, stream), wanted[-1] + 1 + _REORDERED)
+        enough = _beginning(demux(container, stream), wanted[-1] + 1 + _REORDERED)
         index = index_packets(enough, stream)
         if index.regular:
             canvas = Canvas(stream, wanted, allocate)
