@@ -40,7 +40,8 @@ class TestOptions:
     """What `cgnl evaluate` takes besides a recipe's fields."""
 
     out: Path | None = None
-    """Folder for predictions.csv, per_class.csv and confusions.csv; by default evaluation/ in the run's folder."""
+    """Folder for predictions.csv, per_class.csv and confusions.csv; by default evaluation/ in the run's folder.
+    Of several networks each has a folder in it: 1, 2, ..."""
 
 
 def _parse(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:
@@ -104,7 +105,27 @@ def _smoke(recipe: Recipe, run: Path) -> Recipe:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Test a trained network, or a recipe's start weights: cgnl evaluate CHECKPOINT [--data.root FOLDER] ..."""
+    """Test trained networks, or a recipe's start weights: cgnl evaluate CHECKPOINT ... [--data.root FOLDER] ..."""
+    count = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    names, options = arguments[:count], arguments[count:]
+    if count < 2:
+        _print_evaluation(*_test(arguments))
+        return
+    if recipes := [name for name in names if _names_recipe(name)]:
+        raise ValueError(f"several networks are tested by their checkpoints, and {recipes[0]} is a recipe")
+    results = []
+    # all of them first: a mistake in the last shows before the first is tested
+    for name, test in [(name, _test([name, *options], str(k))) for k, name in enumerate(names, start=1)]:
+        if is_first_process():
+            print(name)
+        results.append(_print_evaluation(*test))
+    if is_first_process():
+        top1, top5 = (sum(getattr(result, top) for result in results) / count for top in ("top1", "top5"))
+        print(f"mean of {count}: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
+
+
+def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, DataConfig, TrainerConfig, Path]:
+    """A network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
     from cgnl.training.checkpoint import find_checkpoint, from_start_weights, load_trained
 
     trained = None
@@ -123,7 +144,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         trained = from_start_weights(start, name, make_data(options.data).classes)
     elif options.network != recipe.network:
         trained = _with_head_of(trained, options.network)
-    _print_evaluation(trained, options.data, options.trainer, options.out or out)
+    return trained, options.data, options.trainer, options.out / part if options.out else out
 
 
 def _with_head_of(trained: Any, network: NetworkConfig) -> Any:
@@ -140,23 +161,24 @@ def _here(config: TrainerConfig) -> TrainerConfig:
     return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
 
 
-def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, out: Path) -> None:
+def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, out: Path) -> Any:
     from cgnl.training.evaluation import evaluate
 
     result = evaluate(trained, data, trainer=trainer, out=out)
     if not is_first_process():
-        return
+        return result
     noun = {"image": "images", "video": "videos"}[trained.recipe.task]
     for name, value, (low, high) in (
         ("top-1", result.top1, result.top1_interval),
         ("top-5", result.top5, result.top5_interval),
     ):
         print(f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {result.count} {noun})")
-    if result.bad:
-        print(f"{result.bad} {noun} could not be read; see {out / 'bad_files.csv'}")
+    if result.troubles:
+        print(f"troubles: {', '.join(result.troubles)} (lists are in {out})")
     for true, predicted, times in result.confused[:5]:
         print(f"{times:5} x {true} taken for {predicted}")
     print(f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv")
+    return result
 
 
 def predict(
@@ -192,19 +214,18 @@ def predict(
     for path in files:
         try:
             best = predict(trained, path, top=top)
+            if json:
+                rows = [{"class": name, "probability": round(p, 6)} for name, p in best]
+                print(json_module.dumps({"path": str(path), "top": rows}))
+            else:
+                print(path)
+                for name, p in best:
+                    print(f"  {100 * p:6.2f} %  {name}")
             if timeline is not None:
                 seconds += [(path, *row) for row in predict_timeline(trained, path, top=top)]
         except DataError as error:
             bad += 1
             print(f"cgnl: {error}", file=sys.stderr)
-            continue
-        if json:
-            rows = [{"class": name, "probability": round(p, 6)} for name, p in best]
-            print(json_module.dumps({"path": str(path), "top": rows}))
-        else:
-            print(path)
-            for name, p in best:
-                print(f"  {100 * p:6.2f} %  {name}")
     if timeline is not None:
         write_timeline(timeline, seconds)
         print(f"written: {timeline}", file=sys.stderr)
@@ -366,7 +387,8 @@ def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recip
         source = "CHECKPOINT" if command == "evaluate" else "RECIPE"
         print(f"usage: cgnl {command} {source} [options]\n")
         if command == "evaluate":
-            print("CHECKPOINT is a file or a run folder; a RECIPE in its place tests its --network.weights.\n")
+            print("CHECKPOINT is a file or a run folder; of several the mean is given, too.")
+            print("A RECIPE in its place tests its --network.weights.\n")
         print("RECIPE is one of these names, a YAML file, or a run folder:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print(f"\nOptions of one: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")

@@ -17,7 +17,7 @@ from cgnl.networks.video import c2d_resnet
 from cgnl.training.recipe import NetworkConfig, Recipe, VideoNetworkConfig, from_dict, override
 
 FORMAT = 2
-"""Version of the ``cgnl`` entry in our checkpoints."""
+"""Version of the ``cgnl`` entry in our checkpoints; networks of version 1, which knew images only, are used as well."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -134,8 +134,12 @@ def load_trained(path: str | Path) -> TrainedNetwork:
 def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """Return what ``cgnl train`` has put into a checkpoint, or say that it is another's."""
     run = checkpoint.get("cgnl")
-    if not isinstance(run, Mapping) or run.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry of format {FORMAT})")
+    if not isinstance(run, Mapping) or "format" not in run:
+        raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry)")
+    if run["format"] not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path} has a 'cgnl' entry of format {run['format']}; this version of cgnl reads formats 1 to {FORMAT}"
+        )
     return run
 
 

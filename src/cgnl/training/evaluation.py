@@ -1,6 +1,7 @@
 """Testing a trained network on a data set, and using it on single images and videos."""
 
 import csv
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from cgnl.training.processes import end_together, gathered, reporting_dead_reade
 from cgnl.training.recipe import DataConfig, TrainerConfig, VideoDataConfig
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -36,6 +39,7 @@ class Evaluation:
         bad: Samples that could not be read.
         per_class: Name, samples and accuracy (%) of each class.
         confused: True class, predicted class and how often, the most frequent first.
+        troubles: What could not be read, in a few words each.
     """
 
     top1: float
@@ -46,6 +50,7 @@ class Evaluation:
     bad: int
     per_class: tuple[tuple[str, int, float], ...]
     confused: tuple[tuple[str, str, int], ...]
+    troubles: tuple[str, ...]
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -83,7 +88,7 @@ def evaluate(
         trained: The network, out of :func:`cgnl.training.checkpoint.load_trained`.
         data: Where the images or videos are; size and resize are those of the network's recipe unless changed here.
         trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
-        out: Folder for predictions.csv, per_class.csv, confusions.csv and the list of bad files; None for none.
+        out: Folder for predictions.csv, per_class.csv, confusions.csv and the lists of bad and damaged files, or None.
 
     Returns:
         Accuracies with 95 % intervals, classes and confusions.
@@ -138,6 +143,7 @@ def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], t
         len(samples) - count,
         tuple((names[k], counts[k], 100 * right[k] / counts[k]) for k in sorted(counts)),
         tuple((names[label], names[best], times) for (label, best), times in confused),
+        tuple(data.troubles()),
     )
 
 
@@ -161,10 +167,11 @@ def _write(out: Path, data: SampleData, rows: list[tuple[int, list[int], list[fl
 def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:
     """Return the most probable classes of one image or video and their probabilities.
 
-    Those of a video are the mean over its views, ``test_clips`` x ``test_crops`` of the recipe.
+    Those of a video are the mean over its views, ``test_clips`` x ``test_crops`` of the recipe. PyAV decodes it,
+    whatever decoded the training videos: the frames are the same up to rounding. What is damaged in it is logged.
 
     Args:
-        trained: The network.
+        trained: The network; it is moved to the GPU where there is one.
         path: The image file, video file, or folder of frames.
         top: Number of classes.
 
@@ -173,16 +180,19 @@ def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[
     """
     config = trained.recipe.data
     if isinstance(config, VideoDataConfig):
-        from cgnl.data.videos import GuardedReader, probe, read_clips, test_clips
-        from cgnl.training.video_data import normalised_views
+        from cgnl.data.videos import GuardedReader, read_clips, test_clips
+        from cgnl.training.video_data import damage, normalised_views
 
-        info = probe(path)
-        numbers = test_clips(info.frames, config.test_clips, config.num_frames, config.frame_step)
-        with closing(GuardedReader(backend=config.backend, timeout=config.decode_timeout)) as reader:
+        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+            info = reader.probe(path)
+            numbers = test_clips(info.frames, config.test_clips, config.num_frames, config.frame_step)
             size = 3 * info.height * info.width
             video = read_clips(reader, path, numbers, clip_test_transform(config.resize), frame_bytes=size)
-        probabilities = torch.cat([_probabilities(trained, part) for part in normalised_views(video, config)])
-        return _best(trained, probabilities.mean(0), top)
+        if found := damage(info, video["lost"]):
+            _logger.warning("%s %s", path, "; ".join(found))
+        video["frames"] = video["frames"].to(_device())
+        parts = normalised_views(video, config, mean=trained.mean, std=trained.std)
+        return _best(trained, torch.cat([_probabilities(trained, part) for part in parts]).mean(0), top)
     image = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(open_image(path))
     return _best(trained, _probabilities(trained, image[None])[0], top)
 
@@ -193,8 +203,8 @@ def predict_timeline(
     """Give the most probable classes of each second of a video: those of one clip and crop around its middle.
 
     Args:
-        trained: The network.
-        path: The video file.
+        trained: The network; it is moved to the GPU where there is one.
+        path: The video file, which PyAV decodes.
         top: Number of classes.
 
     Yields:
@@ -203,20 +213,22 @@ def predict_timeline(
     Raises:
         DataError: The file is no video that is opened, or does not tell its frames per second.
     """
-    from cgnl.data.videos import GuardedReader, probe, timeline_clips
+    from cgnl.data.videos import GuardedReader, timeline_clips
 
     config = trained.recipe.data
     assert isinstance(config, VideoDataConfig)
-    info = probe(path)
-    if info.fps <= 0:
-        raise BadFileError(path, "does not tell its frames per second, so there is no timeline of it")
     transform = clip_test_transform(config.resize, config.size)
-    with closing(GuardedReader(backend=config.backend, timeout=config.decode_timeout)) as reader:
+    with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+        info = reader.probe(path)
+        if info.fps <= 0:
+            raise BadFileError(path, "does not tell its frames per second, so there is no timeline of it")
         clips = timeline_clips(info.frames, info.fps, config.num_frames, config.frame_step)
-        for second, numbers in enumerate(clips.tolist()):
-            frames, _ = reader.read(path, numbers)
-            clip = normalise_clip(transform(frames)[None], mean=trained.mean, std=trained.std)
-            yield second, _best(trained, _probabilities(trained, clip)[0], top)
+        for begin in range(0, len(clips), config.views_per_step):
+            some = clips[begin : begin + config.views_per_step].tolist()
+            batch = torch.stack([transform(reader.read(path, numbers)[0]) for numbers in some])
+            batch = normalise_clip(batch.to(_device()), mean=trained.mean, std=trained.std)
+            for second, probabilities in enumerate(_probabilities(trained, batch), start=begin):
+                yield second, _best(trained, probabilities, top)
 
 
 def write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, float]]]]) -> None:
@@ -236,9 +248,13 @@ def write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, f
             writer.writerow([readable(str(path)), second, *values])
 
 
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @torch.inference_mode()
 def _probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
-    return trained.network(batch).float().softmax(-1)
+    return trained.network.to(_device())(batch.to(_device())).float().softmax(-1)
 
 
 def _best(trained: TrainedNetwork, probabilities: Tensor, top: int) -> list[tuple[str, float]]:

@@ -80,7 +80,7 @@ class VideoNetworkConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for stride in self.temporal_strides:
-            _within("network.temporal_strides", stride, 1, 2)
+            _within("network.temporal_strides", stride, 1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rich.console import Console
 from cgnl.data.decoding import DataError
 from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
-from cgnl.training.checkpoint import AtomicCheckpointIO, build_network, run_entry
+from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, run_entry
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData, make_data
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
@@ -140,10 +140,10 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     with reporting_dead_readers():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     end_together()
-    left_out = data.troubles()
-    left_out += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
-    if left_out:
-        say(f"left out: {', '.join(left_out)} (lists are in {run})")
+    troubles = data.troubles()
+    troubles += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
+    if troubles:
+        say(f"troubles: {', '.join(troubles)} (lists are in {run})")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return RunResult(
         run / LAST,
@@ -208,7 +208,15 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
         raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
     checkpoint = last if resume and last.exists() else None
     if checkpoint is not None:
-        stored = from_dict(run_entry(read_checkpoint_file(checkpoint), checkpoint)["recipe"], str(checkpoint))
+        entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
+        if entry["format"] != FORMAT:
+            raise DataError(
+                f"{checkpoint} was written by an earlier version of cgnl: it can be tested and used, but "
+                "its run cannot go on"
+            )
+        stored = from_dict(entry["recipe"], str(checkpoint))
+        if stored.task != recipe.task:
+            raise DataError(f"{checkpoint} is of a run on {stored.task}s, so it cannot go on with {recipe.task}s")
         changed = _differences(to_dict(stored), to_dict(recipe))
         if stored.schedule.kind == "cosine" and stored.trainer.max_epochs != recipe.trainer.max_epochs:
             changed.append(

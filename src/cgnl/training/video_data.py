@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cgnl.data.videos import (
     training_videos,
     views,
 )
+from cgnl.data.videos.decoding import import_backend
 from cgnl.training.data import SampleData, Split
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.recipe import VideoDataConfig
@@ -39,8 +40,11 @@ class VideoData(SampleData[VideoDataConfig]):
 
     def __init__(self, config: VideoDataConfig, **options: Any) -> None:
         super().__init__(config, **options)
+        import_backend(config.backend)  # for the error: before anything is built
         # the most frames that were wanted at once and could not be decoded
         self._damaged: dict[Path, int] = {}
+        # videos that have another number of frames than their container promises
+        self._cut: dict[Path, VideoInfo] = {}
 
     def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
         config = self.config
@@ -73,6 +77,7 @@ class VideoData(SampleData[VideoDataConfig]):
             videos.root,
             file=self.config.index,
             otherwise=otherwise,
+            timeout=self.config.decode_timeout,
             progress=sys.stderr.isatty(),
         )
         self._bad[split].add(
@@ -80,6 +85,7 @@ class VideoData(SampleData[VideoDataConfig]):
             for place, sample in enumerate(videos.samples)
             if isinstance(reason := index[sample.path], str)
         )
+        self._cut |= {path: info for path, info in index.items() if isinstance(info, VideoInfo) and damage(info)}
         return index
 
     def _dataset(self, split: Split, *, training: bool) -> VideoDataset:
@@ -105,17 +111,18 @@ class VideoData(SampleData[VideoDataConfig]):
         for share in gathered(self._damaged):
             for path, lost in share.items():
                 self._damaged[path] = max(lost, self._damaged.get(path, 0))
-        if self._damaged and self.run is not None and is_first_process():
+        rows = [
+            (path, "; ".join(damage(self._cut.get(path), self._damaged.get(path, 0))))
+            for path in sorted({*self._damaged, *self._cut})
+        ]
+        if rows and self.run is not None and is_first_process():
             self.run.mkdir(parents=True, exist_ok=True)
-            rows = [
-                (path, f"{lost} wanted frames could not be decoded") for path, lost in sorted(self._damaged.items())
-            ]
             write_rows(self.run / "damaged_videos.csv", rows)
 
     def troubles(self) -> list[str]:
         """Return what could not be read so far, in a few words each."""
-        damaged = [f"videos with frames that could not be decoded: {len(self._damaged)}"] if self._damaged else []
-        return super().troubles() + damaged
+        count = len({*self._damaged, *self._cut})
+        return super().troubles() + [f"damaged {self.noun}s: {count}"] * bool(count)
 
     def predict_dataloader(self) -> DataLoader:
         """Return the test videos with all views of each."""
@@ -146,7 +153,9 @@ class VideoData(SampleData[VideoDataConfig]):
             if lost > self._damaged.get(path, 0):
                 self._damaged[path] = lost
         if "videos" in batch:
-            batch["views"] = [normalised_views(video, self.config) for video in batch.pop("videos")]
+            batch["views"] = [
+                normalised_views(video, self.config, **self.normalisation) for video in batch.pop("videos")
+            ]
         else:
             batch["image"] = normalise_clip(batch["image"], **self.normalisation)
         return batch
@@ -157,12 +166,35 @@ def view_size(config: VideoDataConfig) -> int:
     return config.resize if config.test_crops == 3 else config.size
 
 
-def normalised_views(video: Mapping[str, Tensor], config: VideoDataConfig) -> Iterator[Tensor]:
+def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
+    """Tell what is wrong with a video that can be read, as the rest of a sentence that begins with its path.
+
+    Args:
+        info: What is known of it; None if its number of frames is right.
+        lost: Wanted frames that could not be decoded.
+    """
+    found = []
+    if info is not None and info.promised not in (None, info.frames):
+        found.append(f"holds {info.frames} frames, its container promises {info.promised}")
+    if lost:
+        found.append(f"has {lost} wanted frames that could not be decoded")
+    return found
+
+
+def normalised_views(
+    video: Mapping[str, Tensor],
+    config: VideoDataConfig,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Iterator[Tensor]:
     """Cut the views of a video, some at a time.
 
     Args:
         video: ``frames`` and ``clips`` as :func:`cgnl.data.videos.views` takes them.
         config: Crops, their size, and how many views at a time.
+        mean: Mean of the input normalisation (RGB, images in 0..1).
+        std: Its standard deviation.
 
     Yields:
         float32 [V, 3, T, H, W].
@@ -174,4 +206,4 @@ def normalised_views(video: Mapping[str, Tensor], config: VideoDataConfig) -> It
         size=view_size(config),
         chunk=config.views_per_step,
     )
-    return map(normalise_clip, parts)
+    return map(partial(normalise_clip, mean=mean, std=std), parts)
