@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoding import encode
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cgnl.data.decoding import BadFileError
@@ -101,6 +102,41 @@ def test_a_crash_between_two_reads_is_not_blamed_on_the_second(video):
         assert ends(pid)
         assert reader.read(video, [0])[1] == 0
         assert child(reader) != pid
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_pieces_of_one_request(video, tmp_path, folder):
+    for number, frame in enumerate(read_frames(video, range(20))[0]):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    path = tmp_path if folder else video
+    wanted, pieces = [*range(0, 40, 3), 60], []
+    with GuardedReader() as reader:
+        lost = reader.read_pieces(path, wanted, 4, lambda place, frames: pieces.append((place, frames.copy())))
+        expected = read_frames(path, wanted)
+        assert [place for place, _ in pieces] == [0, 4, 8, 12]
+        np.testing.assert_array_equal(np.concatenate([frames for _, frames in pieces]), expected[0])
+        assert lost == expected[1] > 0
+        assert reader.read(path, [0])[1] == 0
+
+
+def test_pieces_after_one_of_which_something_happens(video):
+    taken = []
+
+    def stop(place: int, frames: np.ndarray) -> None:
+        taken.append(place)
+        os.kill(child(reader), signal.SIGSTOP)
+
+    def fail(place: int, frames: np.ndarray) -> None:
+        raise KeyError(place)
+
+    with GuardedReader(timeout=0.5) as reader:
+        with pytest.raises(BadFileError, match="takes longer than"):
+            reader.read_pieces(video, range(40), 10, stop)
+        assert taken == [0]
+        reader.timeout = 60
+        with pytest.raises(KeyError):
+            reader.read_pieces(video, range(40), 10, fail)
+        assert reader.read(video, [7])[1] == 0
 
 
 def test_probing(video, tmp_path):

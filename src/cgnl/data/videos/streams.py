@@ -4,12 +4,13 @@ The packets of a stream tell which frame is when (their presentation time stamps
 (key frames), without any decoding. From the last key frame at or before a wanted frame the packets are decoded until
 the frame with the right pts comes out. Whatever does not go by that plan ends in a decode of the stream from its start.
 
-Shapes: T frames wanted, H height, W width.
+Shapes: T frames wanted, P frames of a piece of them, H height, W width.
 """
 
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import av
@@ -34,7 +35,25 @@ _NO_FRAME = f"holds no frame that can be decoded (of at most {MAX_PIXELS // 10**
 
 # More packets than any decoder may hold back to show their frames in order; the standards allow for 16.
 _REORDERED = 64
-Allocate = Callable[[tuple[int, ...]], np.ndarray]
+# Packets that are held at once (bytes); of a longer stretch they are read a second time.
+_KEPT_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Where wanted frames go: some at a time, in their order.
+
+    Args:
+        size: number of frames of a piece, P; the last may be smaller.
+        allocate: makes the uint8 array of a shape that the frames of a piece are decoded to, if they need not be
+            turned.
+        take: is called with the place of a piece's first frame among the wanted ones and the frames, contiguous uint8
+            [P, H, W, 3]; beginning anew with the first piece where decoding has to.
+    """
+
+    size: int
+    allocate: Callable[[tuple[int, ...]], np.ndarray]
+    take: Callable[[int, np.ndarray], None]
 
 
 class UnexpectedFrameError(Exception):
@@ -46,28 +65,31 @@ class PacketIndex:
     """Which packets hold which frames.
 
     Args:
-        packets: of the stream, in the order in which they are decoded.
+        packets: those that are kept, in the order in which they are decoded; None if they would be too many.
+        start: place of the first of them in the stream.
         times: pts of the frames in the order in which they are shown; frame i has ``times[i]``.
         keys: (pts, place among the packets) of the key frames, both ascending.
         regular: whether the packets tell the number and order of the frames reliably.
         hidden: number of packets that are decoded but not shown, as the container says.
     """
 
-    packets: list[Packet]
+    packets: list[Packet] | None
+    start: int
     times: list[int]
     keys: list[tuple[int, int]]
     regular: bool
     hidden: int
 
 
-def index_packets(packets: Iterable[Packet], stream: VideoStream, *, keep: bool = True) -> PacketIndex:
+def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int | None = None) -> PacketIndex:
     """Work out from its packets which frames a stream has.
 
     Args:
         packets: packets of the stream, from its start; all, or so many that those which are missing are shown later
             than the frames of interest.
         stream: the stream.
-        keep: whether the packets are kept, with all their data.
+        first: number of the first frame of interest; packets are kept from the last key frame on that is sure not to
+            be shown after it. None keeps none.
 
     Returns:
         The index.
@@ -80,15 +102,14 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, keep: bool 
     # without a frame, as encoders write for a repeated frame or after two frames in one packet.
     least = 8 + -(-context.width // 16) * -(-context.height // 16) // 8 if context.name == "mpeg4" else 0
     kept: list[Packet] = []
-    number = hidden = 0
+    keep = first is not None
+    number = hidden = start = size = 0
     times: list[int] = []
     keys: list[tuple[int, int]] = []
     seen = set()
     latest: int | None = None
     for place, packet in enumerate(packets):
         number += 1
-        if keep:
-            kept.append(packet)
         time = packet.pts
         if time is None or packet.is_corrupt or packet.size <= least:
             regular = False
@@ -104,9 +125,17 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, keep: bool 
             # A key frame that is shown before what was decoded earlier is no place to begin.
             if packet.is_keyframe:
                 keys.append((time, place))
+                # As many of the frames before it may be still to come.
+                if first is not None and len(times) + _REORDERED <= first:
+                    kept, start, size, keep = [], place, 0, True
+        if keep:
+            kept.append(packet)
+            size += packet.size
+            if size > _KEPT_BYTES:
+                kept, keep = [], False
     times.sort()
     regular = regular and bool(times) and len(seen) == number and keys[:1] == [(min(seen), 0)]
-    return PacketIndex(kept, times, keys, regular, hidden)
+    return PacketIndex(kept if keep else None, start, times, keys, regular, hidden)
 
 
 def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
@@ -149,15 +178,21 @@ def decode(packets: Iterable[Packet], stream: VideoStream) -> Iterator[VideoFram
 
 
 def read_stretches(
-    stream: VideoStream, index: PacketIndex, wanted: Sequence[int], take: Callable[[int, VideoFrame], None]
+    stream: VideoStream,
+    index: PacketIndex,
+    packets: Iterable[tuple[int, Packet]],
+    wanted: Sequence[int],
+    take: Callable[[int, VideoFrame], None],
 ) -> list[int]:
     """Decode the wanted frames of a regular stream, and little more.
 
     Args:
         stream: the stream, just opened.
-        index: its packets.
+        index: of its packets.
+        packets: its packets with their places, from ``index.start`` or an earlier place on.
         wanted: numbers of frames, ascending, without repeats.
-        take: is called with the number of each wanted frame and the frame; past the end it is the last frame.
+        take: is called with the number of each wanted frame and the frame, in their order; past the end it is the
+            last frame.
 
     Returns:
         The numbers past the end.
@@ -172,7 +207,8 @@ def read_stretches(
         missing.setdefault(index.times[min(number, last)], []).append(number)
     times = frozenset(missing)
     key_times = [time for time, _ in index.keys]
-    place = 0
+    begin = place = 0
+    upcoming = iter(packets)
     first_time: int | None = None
     latest: int | None = None
 
@@ -195,13 +231,16 @@ def read_stretches(
             key_time, key_place = index.keys[bisect_right(key_times, time) - 1]
             if time in missing and key_place > place:
                 context.flush_buffers()
-                place, first_time = key_place, key_time
-            while time in missing and place < len(index.packets):
-                packet = index.packets[place]
+                begin, first_time = key_place, key_time
+            if begin < index.start:
+                raise UnexpectedFrameError
+            while time in missing and (following := next(upcoming, None)) is not None:
+                place, packet = following
+                if place < begin:
+                    continue
                 # Frames that no other frame refers to and nobody wants are passed over.
                 context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
                 give(stream.decode(packet))
-                place += 1
         if missing:
             give(stream.decode(None))
     except av.FFmpegError:
@@ -219,7 +258,8 @@ def read_from_start(
     Args:
         numbered: frames with their numbers.
         wanted: numbers of frames, ascending, without repeats.
-        take: is called with each wanted number and its frame, or the nearest; never if there is no frame at all.
+        take: is called with each wanted number, in their order, and its frame or the nearest; never if there is no
+            frame at all.
 
     Returns:
         The wanted numbers that are not there.
@@ -247,35 +287,41 @@ def read_from_start(
 
 
 class Canvas:
-    """The wanted frames of one video as an array of upright RGB pixels, filled in any order.
+    """The wanted frames of one video, brought to upright RGB pixels piece by piece.
 
     Args:
         stream: where the frames come from; all are brought to its size, should some differ.
-        wanted: numbers of the frames, without repeats.
-        allocate: makes a uint8 array of a shape.
+        number: of wanted frames.
+        pieces: where they go.
     """
 
-    def __init__(self, stream: VideoStream, wanted: Sequence[int], allocate: Allocate) -> None:
+    def __init__(self, stream: VideoStream, number: int, pieces: Pieces) -> None:
         self._size = stream.codec_context.width, stream.codec_context.height
-        self._row = {number: row for row, number in enumerate(wanted)}
-        self._pixels = allocate((len(wanted), self._size[1], self._size[0], 3))
-        self.empty = True
+        self._number, self._pieces = number, pieces
+        self._pixels = np.empty((0, 0, 0, 3), np.uint8)
+        self._first = self._taken = 0
         self._reformatter = VideoReformatter()
-        self._matrix: np.ndarray | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was no frame yet."""
+        return self._taken == 0
 
     def take(self, number: int, frame: VideoFrame) -> None:
-        """Convert a frame and keep its pixels."""
+        """Convert the next wanted frame and keep its pixels; hand the piece over that it completes."""
         width, height = self._size
+        if self._taken == self._first:
+            self._pixels = self._pieces.allocate((min(self._pieces.size, self._number - self._first), height, width, 3))
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        self._pixels[self._row[number]] = rows[:, : width * 3].reshape(height, width, 3)
-        self._matrix = display_matrix(frame)
-        self.empty = False
-
-    def upright(self) -> np.ndarray:
-        """Return the pixels [T, H, W, 3], turned as the video says."""
-        return self._pixels if self._matrix is None else turned(self._pixels, self._matrix)
+        self._pixels[self._taken - self._first] = rows[:, : width * 3].reshape(height, width, 3)
+        self._taken += 1
+        if self._taken == self._first + len(self._pixels):
+            matrix = display_matrix(frame)
+            upright = self._pixels if matrix is None else turned(self._pixels, matrix)
+            self._pieces.take(self._first, np.ascontiguousarray(upright))
+            self._first = self._taken
 
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
@@ -309,45 +355,41 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def read_stream(
-    path: str | os.PathLike[str], wanted: Sequence[int], allocate: Allocate
-) -> tuple[np.ndarray, list[int]]:
-    """Read frames of a video file.
+def read_stream(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pieces) -> list[int]:
+    """Read frames of a video file, decoding none of them twice unless something is wrong with it.
 
     Args:
         path: the file.
         wanted: numbers of frames, ascending, without repeats.
-        allocate: makes the uint8 array of a shape that the frames are decoded to.
+        pieces: where the frames go.
 
     Returns:
-        The frames [T, H, W, 3] (RGB, uint8, upright), and the wanted numbers for which it is the nearest frame.
+        The wanted numbers for which it is the nearest frame.
 
     Raises:
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         enough = _beginning(demux(container, stream), wanted[-1] + 1 + _REORDERED)
-        index = index_packets(enough, stream)
-        if index.regular:
-            canvas = Canvas(stream, wanted, allocate)
-            try:
-                lost = read_stretches(stream, index, wanted, canvas.take)
-                return canvas.upright(), lost
-            except UnexpectedFrameError:
-                pass
+        index = index_packets(enough, stream, first=wanted[0])
+        if index.regular and index.packets is not None:
+            canvas = Canvas(stream, len(wanted), pieces)
+            with suppress(UnexpectedFrameError):
+                return read_stretches(stream, index, enumerate(index.packets, index.start), wanted, canvas.take)
+    if index.regular and index.packets is None:
+        with open_video(path) as (container, stream), suppress(UnexpectedFrameError):
+            canvas = Canvas(stream, len(wanted), pieces)
+            return read_stretches(stream, index, enumerate(demux(container, stream)), wanted, canvas.take)
     # Numbers by time leave gaps where frames are lost. If the times do not fit, the frames are numbered as they come.
     for times in [index.times, None] if index.regular else [None]:
-        with open_video(path) as (container, stream):
-            canvas = Canvas(stream, wanted, allocate)
-            try:
-                numbered = _numbered(decode(demux(container, stream), stream), times)
-                lost = read_from_start(numbered, wanted, canvas.take)
-                break
-            except UnexpectedFrameError:
-                continue
+        with open_video(path) as (container, stream), suppress(UnexpectedFrameError):
+            canvas = Canvas(stream, len(wanted), pieces)
+            numbered = _numbered(decode(demux(container, stream), stream), times)
+            lost = read_from_start(numbered, wanted, canvas.take)
+            break
     if canvas.empty:
         raise BadFileError(path, _NO_FRAME)
-    return canvas.upright(), lost
+    return lost
 
 
 def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator[tuple[int, VideoFrame]]:
@@ -383,7 +425,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
     with open_video(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         promised: int | None = stream.frames or None
-        index = index_packets(demux(container, stream), stream, keep=False)
+        index = index_packets(demux(container, stream), stream)
         if promised:
             promised -= index.hidden
         estimated = None if promised else _estimated_frames(container, stream, fps)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 from io import BufferedReader
 
-import numpy as np
 from torchcodec.decoders import VideoDecoder
 
 from cgnl.data.decoding import MAX_PIXELS, open_regular
@@ -22,15 +21,13 @@ from cgnl.data.videos import streams
 _UNMISTAKABLE = re.compile(rb".{4}ftyp|\x1a\x45\xdf\xa3.{1,40}\x42\x82[\x84\x88](?:webm|matroska)", re.DOTALL)
 
 
-def read_stream(
-    path: str | os.PathLike[str], wanted: Sequence[int], allocate: streams.Allocate
-) -> tuple[np.ndarray, list[int]]:
+def read_stream(path: str | os.PathLike[str], wanted: Sequence[int], pieces: streams.Pieces) -> list[int]:
     """Read frames of a video file.
 
     Args:
         path: the file.
         wanted: numbers of frames, ascending, without repeats.
-        allocate: as for :func:`cgnl.data.videos.streams.read_stream`; torchcodec's own arrays are of its making.
+        pieces: where the frames go; torchcodec's own arrays are of its making.
 
     Returns:
         As :func:`cgnl.data.videos.streams.read_stream`; colours may differ from PyAV's by their rounding.
@@ -48,8 +45,10 @@ def read_stream(
                 about = decoder.metadata
                 if not about.rotation and (about.width or 0) * (about.height or 0) <= MAX_PIXELS:
                     last = len(decoder) - 1
-                    frames = decoder.get_frames_at([min(number, last) for number in wanted]).data
-                    return frames.numpy(), [number for number in wanted if number > last]
+                    for first in range(0, len(wanted), pieces.size):
+                        some = [min(number, last) for number in wanted[first : first + pieces.size]]
+                        pieces.take(first, decoder.get_frames_at(some).data.numpy())
+                    return [number for number in wanted if number > last]
             except (RuntimeError, ValueError, IndexError):  # damaged: PyAV goes on after an error
                 pass
-    return streams.read_stream(path, wanted, allocate)
+    return streams.read_stream(path, wanted, pieces)
