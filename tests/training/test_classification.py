@@ -24,6 +24,22 @@ def test_blocks_and_head_have_learning_rates_of_their_own():
     assert len(rates) == len(list(network.parameters()))
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_have_a_weight_decay_of_their_own_and_nothing_else_has(name):
+    network = resnet18("cgnl", num_classes=4)
+    network.add_module("group", nn.GroupNorm(2, 4))
+    network.add_module("layer", nn.LayerNorm(4))
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+    config = OptimizerConfig(name=name, weight_decay=0.1, norm_weight_decay=0.2, head_lr_factor=5.0)
+    decays = {}
+    for group in ClassificationModule(network, num_classes=4, optimizer=config).make_optimizer().param_groups:
+        decays |= {id(p): group["weight_decay"] for p in group["params"]}
+    for path, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            assert decays.pop(id(parameter)) == (0.2 if isinstance(module, norms) else 0.1), path
+    assert not decays
+
+
 def test_frozen_parameters_are_not_optimized():
     module = ClassificationModule(resnet18(num_classes=4), num_classes=4, freeze=("layer1", "conv1"))
     optimized = {id(p) for g in module.make_optimizer().param_groups for p in g["params"]}
@@ -67,6 +83,40 @@ def test_mixing_depends_on_place_and_seed_only(options):
         mixed[key] = images.numpy().tobytes() + labels.numpy().tobytes()
     assert mixed["first"] == mixed["again"]
     assert len({mixed["first"], mixed["later"], mixed["other"]}) == 3
+
+
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 3, 4, 8, 10, generator=generator), torch.tensor([2, 0, 1])
+
+
+def own_part(target, labels):
+    """The share of each clip's own label in a mixed target, whose rest must be the label of the clip before."""
+    own = target[range(3), labels]
+    torch.testing.assert_close(target[range(3), labels.roll(1)], 1 - own)
+    assert 0.01 < float(own[0]) < 0.99
+    torch.testing.assert_close(own, own[:1].expand(3))
+    return float(own[0])
+
+
+def test_mixup_blends_whole_clips():
+    videos, labels = clips()
+    mixed, target = small(mixup=1.0, seed=3)._mixed_at(videos, labels, (0, 0, 0))
+    part = own_part(target, labels)
+    torch.testing.assert_close(mixed, part * videos + (1 - part) * videos.roll(1, 0))
+
+
+def test_cutmix_pastes_the_same_box_into_all_frames_of_a_clip():
+    videos, labels = clips()
+    mixed, target = small(cutmix=1.0, seed=3)._mixed_at(videos, labels, (0, 0, 0))
+    part = own_part(target, labels)
+    own = mixed == videos
+    pasted = ~own[0, 0, 0]
+    assert torch.equal(own, (~pasted).expand_as(own))
+    assert torch.equal(mixed, torch.where(pasted, videos.roll(1, 0), videos))
+    rows, columns = pasted.any(1), pasted.any(0)
+    assert torch.equal(pasted, rows[:, None] & columns), "a rectangle"
+    assert 1 - pasted.float().mean().item() == pytest.approx(part)
 
 
 def test_a_batch_without_a_readable_sample_has_zero_gradients():

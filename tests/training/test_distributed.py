@@ -110,3 +110,32 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits_and_list_a_bad_
     states = state["cgnl"]["random_states"]
     assert len(states) == 2
     assert not torch.equal(states[0][0], states[1][0]), "each process has dropout of its own"
+
+
+@pytest.mark.slow
+def test_two_processes_test_the_views_of_each_video_once(actions, tmp_path):
+    # three test videos: unequal shares
+    root = shutil.copytree(actions, tmp_path / "actions")
+    test_list = root / "testlist01.txt"
+    test_list.write_text("".join(test_list.read_text().splitlines(keepends=True)[:3]))
+    run = tmp_path / "run"
+    settings = "--data.size=32 --data.resize=36 --data.num-frames=4 --data.frame-step=8 --data.batch-size=4 "
+    settings += "--data.test-clips=2 --data.test-crops=3 --data.views-per-step=4 --data.workers=0 "
+    settings += "--trainer.max-epochs=1 --schedule.warmup-epochs=0"
+    options = ["actions-resnet18-cgnl", f"--data.root={root}", f"--run={run}", *settings.split()]
+    command("train", *options, processes=2)
+    last = str(run / "last.ckpt")
+    # the second time the two processes begin anew
+    for processes in (1, 2):
+        out = tmp_path / f"evaluation{processes}"
+        printed = command("evaluate", last, last, f"--out={out}", processes=processes)
+        assert printed.count("3 videos") == 4
+        assert printed.count("mean of 2") == 1
+    for part in ("1", "2"):
+        alone, pair = (rows(tmp_path / f"evaluation{n}" / part / "predictions.csv") for n in (1, 2))
+        assert len(alone) == 3
+        assert [row["path"] for row in alone] == [row["path"] for row in pair]
+        for ours, theirs in zip(pair, alone, strict=True):
+            for k in range(1, 5):
+                assert ours[f"class{k}"] == theirs[f"class{k}"]
+                assert float(ours[f"probability{k}"]) == pytest.approx(float(theirs[f"probability{k}"]), abs=2e-6)

@@ -25,10 +25,17 @@ SETTINGS = (
 ).split()
 
 
-def start(folders: Path, run: Path, *options: str) -> subprocess.Popen:
+VIDEO_SETTINGS = (
+    "--network.dropout=0.5 --data.size=32 --data.resize=36 --data.num-frames=4 --data.frame-step=8 --data.batch-size=2 "
+    "--data.mixup=0.2 --optimizer.lr=0.01 --trainer.max-epochs=3 --trainer.log-every-n-steps=1 "
+    "--trainer.checkpoint-every-n-steps=1"
+).split()
+
+
+def start(folders: Path, run: Path, *options: str, video: bool = False) -> subprocess.Popen:
+    recipe = ["actions-resnet18-cgnl", *VIDEO_SETTINGS] if video else ["birds-resnet18-cgnl", *SETTINGS]
     return subprocess.Popen(
-        [sys.executable, "-m", "cgnl", "train", "birds-resnet18-cgnl", f"--data.root={folders}", f"--run={run}"]
-        + [*SETTINGS, *options],
+        [sys.executable, "-m", "cgnl", "train", *recipe, f"--data.root={folders}", f"--run={run}", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -101,6 +108,27 @@ def test_killed_and_resumed_is_bitwise_the_same(class_folders, reference, tmp_pa
         process.wait()
     finish(start(class_folders, run, f"--data.workers={workers}", "--resume"))
     compare(run, reference)
+
+
+@pytest.fixture(scope="module")
+def video_reference(actions, tmp_path_factory):
+    run = tmp_path_factory.mktemp("video_reference") / "run"
+    finish(start(actions, run, "--data.workers=0", video=True))
+    assert len(steps(run)) == 12
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_video_run_killed_in_an_epoch_and_resumed_is_bitwise_the_same(actions, video_reference, tmp_path, workers):
+    run = tmp_path / "run"
+    process = start(actions, run, f"--data.workers={workers}", video=True)
+    wait_for_lines(process, run / "steps.csv", 6)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["batch"] > 0, "in the middle of an epoch"
+    finish(start(actions, run, f"--data.workers={workers}", "--resume", video=True))
+    compare(run, video_reference)
 
 
 @pytest.mark.slow

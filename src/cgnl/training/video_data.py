@@ -116,7 +116,6 @@ class VideoData(SampleData[VideoDataConfig]):
             for path in sorted({*self._damaged, *self._cut})
         ]
         if rows and self.run is not None and is_first_process():
-            self.run.mkdir(parents=True, exist_ok=True)
             write_rows(self.run / "damaged_videos.csv", rows)
 
     def troubles(self) -> list[str]:

@@ -71,6 +71,7 @@ def write_rows(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
     if file.exists():
         with file.open(newline="", encoding="utf-8") as opened:
             known = {row[0] for row in csv.reader(opened) if row}
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         if not known:

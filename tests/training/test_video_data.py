@@ -1,0 +1,135 @@
+"""The data of video runs: what is indexed and listed, and what is refused before a network is built."""
+
+import csv
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from cgnl.cli import main
+from cgnl.data.decoding import DataError
+from cgnl.networks.checkpoints import CheckpointError
+from cgnl.recipes import RECIPES, override
+from cgnl.training import VideoData, run
+from cgnl.training.checkpoint import build_network, load_trained
+from cgnl.training.run import train
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_video, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("video_run") / "run"
+    train(tiny_video, folder, progress=False)
+    return folder
+
+
+def image_recipe(folders):
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
+    changes = {"size": 32, "resize": 36, "batch_size": 8, "workers": 0, "format": "folders"}
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=folders, **changes))
+
+
+def test_a_run_does_not_go_on_with_a_recipe_of_the_other_task(finished, tiny_video, class_folders, tmp_path):
+    with pytest.raises(DataError, match=r"is of a run on videos, so it cannot go on with images"):
+        train(image_recipe(class_folders), finished, resume=True, progress=False)
+    images = override(image_recipe(class_folders), {"trainer": {"max_steps": 1, "max_epochs": 1}}, "test")
+    train(images, tmp_path / "run", progress=False)
+    with pytest.raises(DataError, match=r"is of a run on images, so it cannot go on with videos"):
+        train(tiny_video, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_checkpoint_of_the_first_format_can_be_used_but_not_resumed(class_folders, tmp_path):
+    recipe = override(image_recipe(class_folders), {"trainer": {"max_steps": 1, "max_epochs": 1}}, "test")
+    train(recipe, tmp_path, progress=False)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    # what the format was before there were videos
+    entry = checkpoint["cgnl"]
+    entry["format"], entry["num_images"] = 1, entry.pop("num_samples")
+    del entry["recipe"]["task"], entry["recipe"]["optimizer"]["norm_weight_decay"]
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    trained = load_trained(tmp_path / "last.ckpt")
+    assert trained.recipe == recipe
+    with pytest.raises(DataError, match=r"last\.ckpt was written by an earlier version of cgnl"):
+        train(recipe, tmp_path, resume=True, progress=False)
+    entry["format"] = 3
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="format 3; this version of cgnl reads formats 1 to 2"):
+        load_trained(tmp_path / "last.ckpt")
+
+
+def test_a_decoder_that_is_not_installed_is_told_before_the_network_is_built(
+    finished, tiny_video, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.delitem(sys.modules, "cgnl.data.videos.torchcodec_streams", raising=False)
+    monkeypatch.setattr(run, "build_network", lambda *_: pytest.fail("the network was built"))
+    root = tiny_video.data.root
+    for arguments in (
+        ["train", "actions-resnet18", f"--data.root={root}", f"--run={tmp_path / 'run'}", "--data.batch-size=4"],
+        ["evaluate", str(finished), f"--out={tmp_path / 'out'}"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--data.backend=torchcodec"])
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith("cgnl: ")
+        assert "torchcodec and the FFmpeg libraries" in err
+        assert err.count("\n") == 1
+
+
+def test_prediction_needs_no_decoder_but_pyav(finished, tiny_video, tmp_path, monkeypatch):
+    # trained with another one that is not here
+    checkpoint = torch.load(finished / "last.ckpt", weights_only=True)
+    checkpoint["cgnl"]["recipe"]["data"]["backend"] = "torchcodec"
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    video = next(tiny_video.data.root.rglob("*.avi"))
+    with monkeypatch.context() as patch:
+        # the process that decodes looks for modules here first
+        (tmp_path / "torchcodec").mkdir()
+        (tmp_path / "torchcodec" / "__init__.py").write_text("raise ImportError('not here')")
+        patch.syspath_prepend(tmp_path)
+        main(["predict", str(tmp_path / "last.ckpt"), str(video), "--timeline", str(tmp_path / "timeline.csv")])
+    assert len((tmp_path / "timeline.csv").read_text().splitlines()) == 5
+
+
+def test_unreadable_and_damaged_videos_are_listed(actions, tiny_video, tmp_path, capsys):
+    root = tmp_path / "set"
+    for path in sorted(actions.rglob("*")):
+        if path.is_file() and path.name != "video_index.csv":
+            (root / path.relative_to(actions)).parent.mkdir(parents=True, exist_ok=True)
+            (root / path.relative_to(actions)).write_bytes(path.read_bytes())
+    cut, none = (root / line.split()[0] for line in (root / "trainlist01.txt").read_text().splitlines()[:2])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    none.write_bytes(b"<html>no video</html>")
+    recipe = override(tiny_video, {"data": {"bad_limit": 0.2}}, "test")
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root))
+    train(recipe, tmp_path / "run", progress=False)
+    lists = {}
+    for name in ("bad_files", "damaged_videos"):
+        with (tmp_path / "run" / f"{name}.csv").open(newline="") as file:
+            lists[name] = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert list(lists["bad_files"]) == [str(none)]
+    assert list(lists["damaged_videos"]) == [str(cut)]
+    assert "its container promises" in lists["damaged_videos"][str(cut)]
+    printed = capsys.readouterr().out
+    assert "troubles: unreadable videos: 1, damaged videos: 1 (lists are in" in printed
+    with pytest.raises(DataError, match=r"1 of 8 files .* limit of 5.0%"):
+        train(override(recipe, {"data": {"bad_limit": 0.05}}, "test"), tmp_path / "limited", progress=False)
+
+
+def test_the_index_takes_as_long_as_a_video_may_take(tiny_video, tmp_path, monkeypatch):
+    from cgnl.training import video_data
+
+    given = []
+    real = video_data.index_videos
+    monkeypatch.setattr(video_data, "index_videos", lambda *a, **options: given.append(options) or real(*a, **options))
+    VideoData(override(tiny_video, {"data": {"decode_timeout": 17}}, "test").data, run=tmp_path).check()
+    assert [options["timeout"] for options in given] == [17, 17]
+
+
+def test_strides_in_time_may_be_larger(tiny_video):
+    recipe = override(tiny_video, {"network": {"temporal_strides": [4, 1, 1]}}, "test")
+    logits = build_network(recipe.network, 4).eval()(torch.randn(1, 3, 8, 32, 32))
+    assert logits.shape == (1, 4)
+    with pytest.raises(ValueError, match=r"network.temporal_strides \(0\) must be at least 1"):
+        override(tiny_video, {"network": {"temporal_strides": [0, 1, 1]}}, "test")
