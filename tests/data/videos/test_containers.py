@@ -105,6 +105,16 @@ def test_over_100_megapixels_is_refused_before_decoding(tmp_path):
     assert read_frames(path, [0])[1] == 0
 
 
+@pytest.mark.parametrize(("width", "height"), [(1640, 16), (16, 1640)])
+def test_a_frame_much_longer_than_wide_is_refused(tmp_path, width, height):
+    """Resized to a shorter side of 256, a clip of 8192 x 16 would take 25 GB."""
+    refused(encode(tmp_path / "a.mp4", frames=2, width=width, height=height), "one side more than 100 times the other")
+    path = encode(tmp_path / "b.mp4", frames=2, width=width - 40 * (width > 40), height=height - 40 * (height > 40))
+    assert read_frames(path, [0])[1] == 0
+    with pytest.raises(BadFileError, match="100 times"):
+        read_frames(tmp_path / "a.mp4", [0], backend="torchcodec")
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from cgnl.data.decoding import MAX_PIXELS, BadFileError, open_regular
+from cgnl.data.decoding import MAX_ASPECT, MAX_PIXELS, BadFileError, open_regular
 
 av.logging.set_libav_level(av.logging.PANIC)
 
@@ -90,7 +90,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
 
     Raises:
         BadFileError: the file is missing, empty, of another format, broken, without a video stream, of a codec that
-            cannot be decoded, or over 100 megapixels a frame.
+            cannot be decoded, or of frames over 100 megapixels or over 100 times as long one way as the other.
     """
     with open_regular(path) as file:
         name = container_format(path, file.read(_HEAD))
@@ -119,10 +119,8 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
             context = stream.codec_context
             if context is None:
                 raise BadFileError(path, "is of a codec that cannot be decoded")
-            if context.width * context.height > MAX_PIXELS:
-                raise BadFileError(
-                    path, f"is {context.width} x {context.height} pixels, more than {MAX_PIXELS // 10**6} megapixels"
-                )
+            if rule := broken_limit(context.width, context.height):
+                raise BadFileError(path, f"is {context.width} x {context.height} pixels, {rule}")
             for other in container.streams:
                 if other.index != stream.index:
                     other.discard = Discard.all
@@ -130,6 +128,27 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
             # One worker process a core reads videos; threads of their decoders would only take turns.
             context.thread_count = 1
             yield container, stream
+
+
+def broken_limit(width: int, height: int) -> str | None:
+    """Tell which limit a frame's size is over.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+
+    Returns:
+        The end of a sentence, or None.
+
+    Example:
+        >>> broken_limit(8192, 16)
+        'with one side more than 100 times the other'
+    """
+    if width * height > MAX_PIXELS:
+        return f"more than {MAX_PIXELS // 10**6} megapixels"
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        return f"with one side more than {MAX_ASPECT} times the other"
+    return None
 
 
 class _OtherFileError(Exception):

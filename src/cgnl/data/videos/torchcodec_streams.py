@@ -14,8 +14,9 @@ from io import BufferedReader
 
 from torchcodec.decoders import VideoDecoder
 
-from cgnl.data.decoding import MAX_PIXELS, open_regular
+from cgnl.data.decoding import open_regular
 from cgnl.data.videos import streams
+from cgnl.data.videos.containers import broken_limit
 
 # FFmpeg gives these its highest score; if a playlist gets the same, it opens neither.
 _UNMISTAKABLE = re.compile(rb".{4}ftyp|\x1a\x45\xdf\xa3.{1,40}\x42\x82[\x84\x88](?:webm|matroska)", re.DOTALL)
@@ -43,7 +44,7 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int], pieces: str
                 assert isinstance(file, BufferedReader)
                 decoder = VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
                 about = decoder.metadata
-                if not about.rotation and (about.width or 0) * (about.height or 0) <= MAX_PIXELS:
+                if not about.rotation and broken_limit(about.width or 0, about.height or 0) is None:
                     last = len(decoder) - 1
                     for first in range(0, len(wanted), pieces.size):
                         some = [min(number, last) for number in wanted[first : first + pieces.size]]
