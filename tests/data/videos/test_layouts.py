@@ -377,6 +377,7 @@ def test_frame_lists(tmp_path):
 
 
 def test_folders_of_classes(tmp_path):
+    camera = [".ts", ".mts", ".m2ts", ".asf", ".ogv"]
     root = touch(
         tmp_path,
         "train/b/1.MP4",
@@ -386,16 +387,19 @@ def test_folders_of_classes(tmp_path):
         "train/a/picture.jpg",
         "train/a/.hidden.mp4",
         "val/b/9.3gp",
+        *(f"train/c/{number}{suffix}" for number, suffix in enumerate(camera)),
     )
     train = read_videos(root)
     assert train.kind == "folders"
-    assert train.classes == ("a", "b")
+    assert train.classes == ("a", "b", "c")
     named = [(str(sample.path.relative_to(root)), sample.label) for sample in train.samples]
-    assert named == [("train/a/2.mov", 0), ("train/b/1.MP4", 1), ("train/b/deep/0.webm", 1)]
+    assert named == [("train/a/2.mov", 0), ("train/b/1.MP4", 1), ("train/b/deep/0.webm", 1)] + [
+        (f"train/c/{number}{suffix}", 2) for number, suffix in enumerate(camera)
+    ]
     for split in ("val", "test"):
         assert read_videos(root, split).samples == (Sample(root / "val/b/9.3gp", 1),)
-    with pytest.raises(DataError, match="has 2 classes, but 3 are expected"):
-        read_videos(root, num_classes=3)
+    with pytest.raises(DataError, match="has 3 classes, but 4 are expected"):
+        read_videos(root, num_classes=4)
 
 
 def test_what_is_recognised_nowhere_says_what_was_looked_for(tmp_path):
