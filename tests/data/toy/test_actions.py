@@ -8,6 +8,8 @@ many clips (normal approximation); a probe that is given the right thing must li
 import hashlib
 import os
 import re
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -483,3 +485,9 @@ def test_files_tell_nothing(tmp_path: Path) -> None:
             x = [values[:-1] for _, values in members]
             scores.append(score(probe(), x, [int(v[-1]) for _, v in members], [group for group, _ in members]))
         assert_chance(scores, sum(each.excess for each in scores) / len(scores) ** 0.5)
+
+
+def test_without_pyav_one_sentence_says_what_to_install():
+    code = "import sys; sys.modules['av'] = None; import cgnl.data.toy.actions"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == ("ImportError: cgnl.data.toy.actions needs av: pip install 'cgnl[video]'")

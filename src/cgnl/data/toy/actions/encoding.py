@@ -1,12 +1,14 @@
 """Frames into real video files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from av import VideoStream
+try:
+    import av
+except ImportError as error:
+    raise ImportError("cgnl.data.toy.actions needs av: pip install 'cgnl[video]'") from error
 
 FPS = 25
 _OPTIONS = {
@@ -25,11 +27,9 @@ def write_video(path: Path, frames: np.ndarray, keyframe_interval: int) -> None:
         frames: uint8 [T, H, W, 3]; H and W are even.
         keyframe_interval: largest number of frames from one intra frame to the next.
     """
-    import av
-
     codec, options = _OPTIONS[path.suffix]
     with av.open(path, "w") as container:
-        stream = cast("VideoStream", container.add_stream(codec, rate=FPS, options=options))
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=FPS, options=options))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # More threads would give other bytes on other machines, and the processes are many already.
