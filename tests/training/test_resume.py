@@ -27,7 +27,7 @@ SETTINGS = (
 
 VIDEO_SETTINGS = (
     "--network.dropout=0.5 --data.size=32 --data.resize=36 --data.num-frames=4 --data.frame-step=8 --data.batch-size=2 "
-    "--data.mixup=0.2 --optimizer.lr=0.01 --trainer.max-epochs=3 --trainer.log-every-n-steps=1 "
+    "--data.mixup=0.2 --optimizer.lr=0.01 --trainer.max-epochs=2 --trainer.log-every-n-steps=1 "
     "--trainer.checkpoint-every-n-steps=1"
 ).split()
 
@@ -114,7 +114,7 @@ def test_killed_and_resumed_is_bitwise_the_same(class_folders, reference, tmp_pa
 def video_reference(actions, tmp_path_factory):
     run = tmp_path_factory.mktemp("video_reference") / "run"
     finish(start(actions, run, "--data.workers=0", video=True))
-    assert len(steps(run)) == 12
+    assert len(steps(run)) == 8
     return run
 
 
@@ -123,7 +123,7 @@ def video_reference(actions, tmp_path_factory):
 def test_a_video_run_killed_in_an_epoch_and_resumed_is_bitwise_the_same(actions, video_reference, tmp_path, workers):
     run = tmp_path / "run"
     process = start(actions, run, f"--data.workers={workers}", video=True)
-    wait_for_lines(process, run / "steps.csv", 6)
+    wait_for_lines(process, run / "steps.csv", 5)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["batch"] > 0, "in the middle of an epoch"

@@ -115,10 +115,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise ValueError(f"several networks are tested by their checkpoints, and {recipes[0]} is a recipe")
     results = []
     # all of them first: a mistake in the last shows before the first is tested
-    for name, test in [(name, _test([name, *options], str(k))) for k, name in enumerate(names, start=1)]:
+    tests = [_test([name, *options], str(k)) for k, name in enumerate(names, start=1)]
+    for name, test in zip(names, tests, strict=True):
         if is_first_process():
             print(name)
-        results.append(_print_evaluation(*test))
+        results.append(_print_evaluation(*test, stay=test is not tests[-1]))
     if is_first_process():
         top1, top5 = (sum(getattr(result, top) for result in results) / count for top in ("top1", "top5"))
         print(f"mean of {count}: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
@@ -161,10 +162,10 @@ def _here(config: TrainerConfig) -> TrainerConfig:
     return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
 
 
-def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, out: Path) -> Any:
+def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, out: Path, *, stay: bool = False) -> Any:
     from cgnl.training.evaluation import evaluate
 
-    result = evaluate(trained, data, trainer=trainer, out=out)
+    result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
     if not is_first_process():
         return result
     noun = {"image": "images", "video": "videos"}[trained.recipe.task]

@@ -81,6 +81,7 @@ def evaluate(
     *,
     trainer: TrainerConfig | None = None,
     out: Path | None = None,
+    stay: bool = False,
 ) -> Evaluation:
     """Test a network: every sample of the test split once, over all processes.
 
@@ -89,6 +90,7 @@ def evaluate(
         data: Where the images or videos are; size and resize are those of the network's recipe unless changed here.
         trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
         out: Folder for predictions.csv, per_class.csv, confusions.csv and the lists of bad and damaged files, or None.
+        stay: Whether the processes stay together, to test another network: a group that ends cannot begin again.
 
     Returns:
         Accuracies with 95 % intervals, classes and confusions.
@@ -108,7 +110,8 @@ def evaluate(
     top1, top5 = module.accuracies()
     rows = _rows(parts)
     samples.share_bad_files()
-    end_together()
+    if not stay:
+        end_together()
     evaluation = _summary(samples, rows, top1, top5)
     if out is not None and runner.is_global_zero:
         _write(out, samples, rows, evaluation)
