@@ -253,6 +253,44 @@ def test_place_holders_without_a_frame(tmp_path):
         np.testing.assert_array_equal(read_frames(holed, indices)[0], reference[indices])
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("a.mkv", {}),
+        ("a.webm", {"codec": "libvpx"}),
+        ("a.flv", {"codec": "flv"}),
+        ("a.ts", {}),
+        ("a.mp4", {}),
+        ("fragments.mp4", {"muxer": {"movflags": "frag_keyframe+empty_moov"}}),
+    ],
+)
+def test_a_frame_rate_that_falls_promises_no_frames(tmp_path, name, settings):
+    """The rate that a demuxer tells is often that of the first second."""
+    path = encode(tmp_path / name, times=np.cumsum([0] + [20] * 29 + [200] * 30).tolist(), **settings)
+    assert probe(path).frames == 60
+    assert probe(path).promised in (None, 60)
+
+
+@pytest.mark.parametrize("name", ["a.mpg", "a.ts", "a.mkv"])
+def test_sound_that_goes_on_after_the_frames_promises_none(tmp_path, name):
+    path = tmp_path / name
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        sound = output.add_stream("mp2", rate=32000, layout="mono")
+        for number in range(20):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(draw(number), format="rgb24")))
+        output.mux(stream.encode(None))
+        for block in range(80):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
+            silence.rate, silence.pts = 32000, block * 1152
+            output.mux(sound.encode(silence))
+        output.mux(sound.encode(None))
+    with av.open(str(path)) as container:
+        assert container.duration > 2_000_000
+    assert (probe(path).frames, probe(path).promised) == (20, None)
+
+
 def test_numbers_past_the_end_are_counted_and_get_the_last_frame(tmp_path):
     path = encode(tmp_path / "a.mp4", frames=20)
     frames, lost = read_frames(path, [18, 25, 19, 25, 1000])

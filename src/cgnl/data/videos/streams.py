@@ -7,7 +7,9 @@ the frame with the right pts comes out. Whatever does not go by that plan ends i
 Shapes: T frames wanted, P frames of a piece of them, H height, W width.
 """
 
+import math
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +37,10 @@ _NO_FRAME = f"holds no frame that can be decoded (of at most {MAX_PIXELS // 10**
 
 # More packets than any decoder may hold back to show their frames in order; the standards allow for 16.
 _REORDERED = 64
+# Demuxers that work the duration out from the times they find, of sound too.
+_STORE_NO_DURATION = {"mpeg", "mpegts"}
+# What is stored for each stream of a Matroska file.
+_DURATION_TAG = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}(?:\.[0-9]*)?)$")
 # Packets that are held at once (bytes); of a longer stretch they are read a second time.
 _KEPT_BYTES = 1 << 26
 
@@ -417,7 +423,8 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
 
     Returns:
         Frames, frames per second, width and height (pixels, upright), and the frames that the container promises: as
-        stored there; else what duration times rate makes, where that is over a quarter more than there are; else None.
+        stored there; else as many as the duration that is stored there would hold, if it is over a quarter longer than
+        what the frames last; else None.
 
     Raises:
         BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
@@ -428,7 +435,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         index = index_packets(demux(container, stream), stream)
         if promised:
             promised -= index.hidden
-        estimated = None if promised else _estimated_frames(container, stream, fps)
+        longer = 1.0 if promised else _promised_seconds(container, stream) / _seconds(stream, index.times)
         width, height = stream.codec_context.width, stream.codec_context.height
     with open_video(path) as (container, stream):
         frames = decode(demux(container, stream), stream)
@@ -438,14 +445,29 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         matrix = display_matrix(first)
         counted = index.regular and not decode_all
         number = len(index.times) if counted else 1 + sum(1 for _ in frames)
-    if estimated is not None and estimated > 1.25 * number:
-        promised = estimated
+    if longer > 1.25:
+        promised = round(longer * number)
     if matrix is not None:
         height, width = turned(np.empty((1, height, width, 0), np.uint8), matrix).shape[1:3]
     return number, fps, width, height, promised
 
 
-def _estimated_frames(container: InputContainer, stream: VideoStream, fps: float) -> int | None:
+def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """The duration of the stream that its container stores, or of the whole file; 0 if none is stored."""
+    if container.format.name in _STORE_NO_DURATION:
+        return 0.0
+    if tag := _DURATION_TAG.match(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, tag.groups())
+        return 3600 * hours + 60 * minutes + seconds
     if stream.duration is not None and stream.time_base is not None:
-        return round(float(stream.duration * stream.time_base) * fps) or None
-    return None if container.duration is None else round(container.duration / av.time_base * fps) or None
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def _seconds(stream: VideoStream, times: Sequence[int]) -> float:
+    """When the last frame ends, which may be long after the first begins; infinity if that cannot be told."""
+    if len(times) < 2 or stream.time_base is None or times[-1] <= times[0]:
+        return math.inf
+    lasted = times[-1] - times[0]
+    end = max(times[-1], lasted) + lasted / (len(times) - 1)
+    return float(end * stream.time_base)
