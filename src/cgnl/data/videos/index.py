@@ -79,7 +79,7 @@ def index_videos(
     found = _known(places, names, states)
     if len(found) < len(names):
         with _alone(places[0]):
-            found = _known(places, names, states)
+            found = _known(places, names, states, quiet=True)  # the first look has warned
             rest = [path for path in names if path not in found]
             new: dict[str, _Entry] = {}
             written = time.monotonic()
@@ -106,11 +106,15 @@ def index_videos(
 
 
 def _known(
-    places: Sequence[Path], names: Mapping[Path, str], states: Mapping[Path, _State | None]
+    places: Sequence[Path],
+    names: Mapping[Path, str],
+    states: Mapping[Path, _State | None],
+    *,
+    quiet: bool = False,
 ) -> dict[Path, VideoInfo | str]:
     """What the indexes tell of the files as they are now."""
     found = {}
-    for index in map(_read, places):
+    for index in (_read(place, quiet=quiet) for place in places):
         for path, state in states.items():
             entry = index.get(names[path])
             if entry is not None and state is not None and entry.state == state:
