@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cgnl.data.lists import SampleList, Split, readable, write_rows
+from cgnl.data.lists import NoSplitError, SampleList, Split, readable, write_rows
 
 _SHOWN = 50
 
@@ -34,7 +34,7 @@ class SplitReport:
 def read_splits(
     read: Callable[[Split], SampleList], root: Path, list_file: str | os.PathLike[str] | None
 ) -> dict[str, SampleList]:
-    """Read all splits that a data set has.
+    """Read all splits that a data set has: one alone, where the annotations are those of one.
 
     Args:
         read: from a split to its samples.
@@ -44,13 +44,19 @@ def read_splits(
     Returns:
         The samples by the name of their split, or of the list.
     """
-    train = read("train")
+    try:
+        train = read("train")
+    except NoSplitError:
+        return {"test": read("test")}
     if list_file is not None:
         return {Path(list_file).name: train}
     others: tuple[Split, ...] = ("val", "test")
     if train.kind == "folders":
         return {"train": train, **{split: read(split) for split in others if (root / split).is_dir()}}
-    return {"train": train, "test": read("test")}
+    try:
+        return {"train": train, "test": read("test")}
+    except NoSplitError:
+        return {"train": train}
 
 
 def paths_of(splits: Mapping[str, SampleList]) -> list[Path]:

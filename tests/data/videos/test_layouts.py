@@ -8,6 +8,7 @@ from PIL import Image
 
 from cgnl.data.decoding import DataError
 from cgnl.data.lists import Sample, check_missing, write_missing
+from cgnl.data.reports import read_splits
 from cgnl.data.videos.layouts import read_ucf101, read_videos
 
 HANDSTAND = "HandstandPushups/v_HandStandPushups_g01_c01.avi"
@@ -63,6 +64,37 @@ def test_ucf101_with_its_lists_elsewhere(tmp_path):
         read_videos(root)
     with pytest.raises(DataError, match=r"classInd.txt \(UCF101\) was looked for in .*data, .*, but is not there"):
         read_videos(root, format="ucf101")
+
+
+def test_ucf101_as_it_is_unzipped(tmp_path, monkeypatch):
+    """Archives of the videos and of the lists, unpacked side by side."""
+    make_ucf101(tmp_path)
+    expected = read_videos(tmp_path, "train").samples
+    assert read_videos(tmp_path / "UCF-101", "train").samples == expected
+    monkeypatch.chdir(tmp_path / "UCF-101")
+    assert len(read_videos(".", "test")) == 2
+    # The lists are no other data set's business.
+    touch(tmp_path, "mine/train/a/1.mp4")
+    assert read_videos(tmp_path / "mine").kind == "folders"
+
+
+def test_converted_videos_of_ucf101(tmp_path):
+    root = make_ucf101(tmp_path, trainlist01=["BalanceBeam/one.avi 2", "BalanceBeam/two.avi 2", f"{HANDSTAND} 3"])
+    folder = root / "UCF-101"
+    touch(folder, "BalanceBeam/one.mp4", "BalanceBeam/one.txt", "BalanceBeam/two/img_1.jpg", "HandstandPushups/x.mp4")
+    assert read_videos(root).samples == (
+        Sample(folder / "BalanceBeam/one.mp4", 1),
+        Sample(folder / "BalanceBeam/two", 1),
+        Sample(folder / HANDSTAND, 2),
+    )
+    touch(folder, "BalanceBeam/one.mkv")  # which of the two it is, nobody knows
+    assert read_videos(root, missing_limit=0.5).missing == (folder / "BalanceBeam/one.avi",)
+    (folder / "BalanceBeam/one.mkv").unlink()
+    (folder / "BalanceBeam/one.mp4").unlink()
+    touch(tmp_path.parent, f"{tmp_path.name}-secret.mp4")
+    (folder / "BalanceBeam/one.mp4").symlink_to(tmp_path.parent / f"{tmp_path.name}-secret.mp4")
+    with pytest.raises(DataError, match=r"trainlist01.txt, line 1: the path 'BalanceBeam/one.mp4' is or passes a symb"):
+        read_videos(root)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +215,22 @@ def test_kinetics_by_one_file_whose_columns_are_in_another_order(tmp_path):
     assert read_videos(root, "val", annotations=file).samples == (Sample(root / VIDEOS[0], 0),)
     with pytest.raises(DataError, match=r"my.csv has no clip of the train split"):
         read_videos(root, "train", annotations=file)
+
+
+@pytest.mark.parametrize("given", ["file", "folder"])
+@pytest.mark.parametrize(("split", "lines", "other"), [("train", TRAIN, "test"), ("val", VAL, "train")])
+def test_kinetics_with_the_csv_file_of_one_split(tmp_path, given, split, lines, other):
+    root = touch(tmp_path / "videos", *VIDEOS)
+    file = write_csv(tmp_path / f"lists/{split}.csv", lines)
+    annotations = file if given == "file" else file.parent
+    videos = read_videos(root, split, annotations=annotations)
+    assert len(videos) == len(lines) - 1
+    assert len(videos.classes) == len(lines) - 1
+    with pytest.raises(DataError) as caught:
+        read_videos(root, other, annotations=annotations)
+    assert str(caught.value).startswith(f"{file} has no clip of the {other} split, only of {split}; expected the csv")
+    found = read_splits(lambda name: read_videos(root, name, annotations=annotations), root, None)
+    assert found == {"train" if split == "train" else "test": videos}
 
 
 def test_missing_kinetics_videos(tmp_path):

@@ -2,7 +2,7 @@
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
 from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed, read_classes
-from cgnl.data.lists.samples import Sample, SampleList, Split, check_missing
+from cgnl.data.lists.samples import NoSplitError, Sample, SampleList, Split, check_missing
 from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, shown, text_lines
 
@@ -11,6 +11,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "BadFiles",
     "Inside",
+    "NoSplitError",
     "Sample",
     "SampleList",
     "Split",

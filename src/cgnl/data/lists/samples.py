@@ -53,6 +53,10 @@ class SampleList:
         return self.reasons.get(path, "does not exist")
 
 
+class NoSplitError(DataError):
+    """The annotations of a data set are those of another split alone."""
+
+
 def check_missing(samples: SampleList, limit: float) -> None:
     """Refuse a data set that lacks too many of its files.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgnl.data.decoding import DataError, open_regular
-from cgnl.data.lists import Sample, SampleList, Split, files_below, integer, readable, shown, text_lines
+from cgnl.data.lists import NoSplitError, Sample, SampleList, Split, files_below, integer, readable, shown, text_lines
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 _SUFFIXES = {".mp4", ".mkv", ".webm", ".avi"}
@@ -149,14 +149,19 @@ def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList
         Samples in the order of the csv files.
 
     Raises:
-        DataError: as :func:`read_csv`; or the csv files have no clip of that split.
+        NoSplitError: the csv files have no clip of that split.
+        DataError: as :func:`read_csv`.
     """
     clips = [clip for clip in read_csv(files) if clip.label]
     classes = sorted({clip.label for clip in clips})
     splits = {clip.split for clip in clips}
     wanted = split if split == "train" else "val" if "val" in splits else "test"
     if wanted not in splits:
-        raise DataError(f"{_named(files)} has no clip of the {split} split.")
+        others = f", only of {' and '.join(sorted(splits))}" if splits else " that has a label"
+        raise NoSplitError(
+            f"{_named(files)} has no clip of the {split} split{others}; expected the csv file of that split too, "
+            "in one folder with the others."
+        )
     of_id = Counter(clip.id for clip in clips)
     names = [
         (clip.label, [clip.name] if of_id[clip.id] > 1 else [clip.name, clip.id])

@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +32,7 @@ from cgnl.data.videos.kinetics import COLUMNS, csv_files, id_lists, read_kinetic
 Format = Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"]
 
 _SEPARATORS = " \t,"
+_UCF101_NAMES = ("UCF-101", "UCF101")
 
 
 def read_videos(
@@ -52,7 +55,8 @@ def read_videos(
         list_file: lines ``path label`` (``list``: of files, or of folders of frames) or ``folder frames label``
             (``frame_list``), labels from 0; the split is then whatever the file lists.
         annotations: UCF101: the folder of its lists. Kinetics: a csv file, or a folder of them. Mini-Kinetics: the
-            folder of the id lists and csv files. By default they are looked for in ``root``.
+            folder of the id lists and csv files. By default they are looked for in ``root``; those of UCF101 also in
+            ``ucfTrainTestlist`` beside a root with the name ``UCF-101``.
         fold: which of the three splits of UCF101.
         num_classes: number of classes K, where the data set must have just that many.
         missing_limit: part of the named videos that may be missing.
@@ -111,7 +115,11 @@ _LOOKED_FOR: Mapping[_Annotated, str] = {
 
 def _annotation_folders(root: Path, annotations: Path | None) -> tuple[Path, ...]:
     base = root if annotations is None else annotations
-    return base, base / "ucfTrainTestlist", base / "annotations"
+    folders = base, base / "ucfTrainTestlist", base / "annotations"
+    whole = root.absolute()
+    if annotations is None and whole.name in _UCF101_NAMES:  # its two archives lie side by side
+        return *folders, whole.parent / "ucfTrainTestlist"
+    return folders
 
 
 def _has(format: _Annotated, folder: Path) -> bool:
@@ -174,7 +182,8 @@ def read_ucf101(
         fold: 1, 2 or 3.
 
     Returns:
-        Samples in the order of the list, labels from 0.
+        Samples in the order of the list, labels from 0. Where a listed file is not there, but one video or folder of
+        frames of that name without its suffix is, it is taken for the same, converted.
 
     Raises:
         DataError: a line is malformed, names an unknown class or a label other than that of its folder, or a path
@@ -190,6 +199,7 @@ def read_ucf101(
     list_file = Path(lists, f"{'train' if split == 'train' else 'test'}list{fold:02d}.txt")
     inside = Inside(_ucf101_videos(root), list_file)
     samples, missing = [], []
+    videos_of = cache(_videos_by_stem)
     for line, relative, given in _ucf101_lines(list_file, with_label=split == "train"):
         path = inside(relative, line)
         folder = relative.split("/")[0]
@@ -203,6 +213,10 @@ def read_ucf101(
                 f"{list_file}, line {line}: read label {given}, but {class_file.name} numbers {folder} "
                 f"{labels[folder] + 1}."
             )
+        if not exists(path):
+            converted = videos_of(path.parent).get(path.stem, [])
+            if len(converted) == 1:
+                path = inside(f"{relative.rpartition('/')[0]}/{converted[0]}", line)
         if exists(path):
             samples.append(Sample(path, labels[folder]))
         else:
@@ -211,10 +225,21 @@ def read_ucf101(
 
 
 def _ucf101_videos(root: Path) -> Path:
-    for name in ("UCF-101", "UCF101"):
+    for name in _UCF101_NAMES:
         if (root / name).is_dir():
             return resolve_inside(root, name, source=root)
     return root
+
+
+def _videos_by_stem(folder: Path) -> dict[str, list[str]]:
+    """The names of the videos in a folder, files or folders of frames, by their names without suffix."""
+    names = defaultdict(list)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            names[path.name].append(path.name)
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            names[path.stem].append(path.name)
+    return names
 
 
 def _ucf101_lines(list_file: Path, *, with_label: bool) -> list[tuple[int, str, int | None]]:
