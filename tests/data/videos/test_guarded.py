@@ -119,6 +119,15 @@ def test_pieces_of_one_request(video, tmp_path, folder):
         assert reader.read(path, [0])[1] == 0
 
 
+@pytest.mark.parametrize(
+    ("wanted", "size", "rule"),
+    [([3, 2], 1, "wanted must hold ascending"), ([3, 3], 1, "wanted must"), ([3], 0, r"size \(0\) must be at least 1")],
+)
+def test_wrong_pieces(video, wanted, size, rule):
+    with pytest.raises(ValueError, match=rule):
+        GuardedReader().read_pieces(video, wanted, size, print)
+
+
 def test_pieces_after_one_of_which_something_happens(video):
     taken = []
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -106,10 +107,15 @@ class GuardedReader:
 
         Raises:
             BadFileError: as :meth:`read`; what was handed over before is to be forgotten.
-            ValueError: no index, a negative one, or a backend that is not installed or does not work.
+            ValueError: a size below 1; numbers that do not ascend, a negative one or none; or a backend that is not
+                installed or does not work.
             RuntimeError: the process does not start.
         """
         numbers = checked_indices(wanted)
+        if any(after <= before for before, after in pairwise(numbers)):
+            raise ValueError("wanted must hold ascending numbers, without repeats")
+        if size < 1:
+            raise ValueError(f"size ({size}) must be at least 1")
         return self._asked(path, lambda child: child.read_pieces(path, numbers, size, take))
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
