@@ -47,7 +47,7 @@ def without_av(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_images_need_no_decoder_of_videos():
     done = without_av(
-        "import cgnl.cli.demo, cgnl.cli.demo.birds, cgnl.recipes, cgnl.training.run; from cgnl.data.checking import check_data; "
+        "import cgnl.cli.demo, cgnl.cli.demo.birds, cgnl.data.checking, cgnl.recipes, cgnl.training.run; "
         "from cgnl.training import ImageData, evaluate, load_trained, predict, predict_timeline, train"
     )
     assert done.returncode == 0, done.stderr

@@ -51,6 +51,18 @@ def test_evaluate_prints_accuracies_and_writes_tables(capsys, trained):
     }
 
 
+def test_evaluate_tells_what_could_not_be_read(capsys, trained, class_folders, tmp_path):
+    folders = shutil.copytree(class_folders, tmp_path / "folders")
+    bad = folders / "val" / "class_1" / "0.jpg"
+    bad.write_bytes(b"<html>not an image</html>")
+    out = tmp_path / "new" / "out"
+    code, printed, _ = run(capsys, "evaluate", trained, f"--data.root={folders}", "--data.bad-limit=0.1", "--out", out)
+    assert code == 0
+    assert "11 images" in printed
+    assert f"troubles: unreadable images: 1 (lists are in {out})" in printed
+    assert str(bad) in (out / "bad_files.csv").read_text()
+
+
 def test_predict_prints_a_table_or_json(capsys, trained, class_folders):
     image = class_folders / "val" / "class_0" / "0.jpg"
     code, out, _ = run(capsys, "predict", trained, image)

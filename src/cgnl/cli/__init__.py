@@ -385,7 +385,7 @@ def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recip
     from cgnl.recipes import RECIPES, load_recipe
 
     if not arguments or arguments[0].startswith("-"):
-        source = "CHECKPOINT" if command == "evaluate" else "RECIPE"
+        source = "CHECKPOINT ..." if command == "evaluate" else "RECIPE"
         print(f"usage: cgnl {command} {source} [options]\n")
         if command == "evaluate":
             print("CHECKPOINT is a file or a run folder; of several the mean is given, too.")

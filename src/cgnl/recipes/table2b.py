@@ -13,7 +13,7 @@ def ucf101_resnet50() -> VideoRecipe:
 
     Paper: 81.62 / 94.62 (top-1 / top-5).
     Ours: not run (needs 8 GPUs and UCF101).
-    Command: ``cgnl train ucf101-resnet50 --data.root UCF-101 --data.annotations ucfTrainTestlist``
+    Command: ``cgnl train ucf101-resnet50 --data.root UCF-101``
     Cost: 23.7 M parameters, 20.4 G multiplications a clip, 110 epochs of 9,537 videos.
     """
     return ucf101(VideoNetworkConfig(arch="resnet50", block="none"))
@@ -27,7 +27,7 @@ def ucf101_resnet50_nl() -> VideoRecipe:
 
     Paper: 82.88 / 95.74 (top-1 / top-5).
     Ours: not run (needs 8 GPUs and UCF101).
-    Command: ``cgnl train ucf101-resnet50-nl --data.root UCF-101 --data.annotations ucfTrainTestlist``
+    Command: ``cgnl train ucf101-resnet50-nl --data.root UCF-101``
     Cost: 25.8 M parameters, 22.2 G multiplications a clip, 110 epochs of 9,537 videos.
     """
     return ucf101(VideoNetworkConfig(arch="resnet50", block="nl"))
@@ -41,7 +41,7 @@ def ucf101_resnet50_cgnl() -> VideoRecipe:
 
     Paper: 83.38 / 95.42 (top-1 / top-5).
     Ours: not run (needs 8 GPUs and UCF101).
-    Command: ``cgnl train ucf101-resnet50-cgnl --data.root UCF-101 --data.annotations ucfTrainTestlist``
+    Command: ``cgnl train ucf101-resnet50-cgnl --data.root UCF-101``
     Cost: 25.8 M parameters, 22.1 G multiplications a clip, 110 epochs of 9,537 videos.
     """
     return ucf101(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=1))
