@@ -1,9 +1,9 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv first.
+# Commands for a newcomer: `make demo`, `make demo-video` and `make test`. Each makes .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo demo-video test lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -12,6 +12,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## draw birds, train with and without a block, write demo/report.html
 	$(BIN)/cgnl demo
+
+demo-video: $(STAMP) ## the same with drawn actions and video networks, into demo-video/
+	$(BIN)/cgnl demo --video
 
 test: $(STAMP) ## every unit test, and one recipe of each table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -26,4 +29,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist demo runs
+	rm -rf .venv build dist demo demo-video runs

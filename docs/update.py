@@ -15,7 +15,7 @@ from cgnl.recipes import RECIPES
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "paper-tables.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("paper-tables", "benchmarks", "video")))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -130,8 +130,17 @@ def reading() -> str:
 
 
 def demo() -> str:
-    """What the demo ended with."""
-    record = result("demo")
+    """What the demo of drawn birds ended with."""
+    return _demo("demo")
+
+
+def demo_video() -> str:
+    """What the demo of drawn actions ended with."""
+    return _demo("demo_video")
+
+
+def _demo(name: str) -> str:
+    record = result(name)
     rows = [
         (
             row["network"],
@@ -141,7 +150,64 @@ def demo() -> str:
         )
         for row in record["rows"]
     ]
-    return table(("network", "top-1", "95 % interval", "top-5"), rows) + "\n\n" + source("demo")
+    return table(("network", "top-1", "95 % interval", "top-5"), rows) + "\n\n" + source(name)
+
+
+_VIDEO_NETWORKS = {
+    "cgnl": "CGNL",
+    "nl_embedded_gaussian": "NL, embedded Gaussian",
+    "nl_embedded_gaussian_subsampled": "NL, embedded Gaussian, sub-sampled",
+    "nl_dot_product": "NL, dot product",
+    "nl_dot_product_subsampled": "NL, dot product, sub-sampled",
+}
+
+
+def video_network() -> str:
+    """A training step of C2D-ResNet-50 with blocks beside the plain network, and folding beside 3d convolutions."""
+    record = result("video_network")
+    rows = []
+    for row in record["rows"]:
+        if "network" in row and row["network"] != "plain":
+            number, name = row["network"].split("_", 1)
+            rows.append(
+                (
+                    f"+ {number} {_VIDEO_NETWORKS[name]}",
+                    times(row["time_over_plain"]),
+                    f"{row['multiplications_over_plain']:.3f}",
+                    f"{row['peak_over_plain']:.3f}",
+                )
+            )
+    folding = [
+        f"{ratio['median']:.2f} ({ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}) times with channels "
+        f"{'last' if row['folding_against_3d_convolutions'] == 'channels_last' else 'first'}"
+        for row in record["rows"]
+        if (ratio := row.get("folded_over_conv3d"))
+    ]
+    header = ("network", "time / plain", "multiplications / plain", "peak memory / plain")
+    return (
+        table(header, rows)
+        + f"\n\nFrames folded into the batch take {', '.join(folding)} the time of 3d convolutions with the same "
+        + "weights.\n\n"
+        + source("video_network")
+    )
+
+
+def video_reading() -> str:
+    """Reading clips beside other readers."""
+    rows = []
+    for row in result("video_reading")["rows"]:
+        for reader, ratio in row["cgnl_times_as_fast_as"].items():
+            per_second = row["clips_per_second"]
+            rows.append(
+                (
+                    f"{row['format']}, {reader}" + ("" if row["gives_the_right_frames"][reader] else " (wrong frames)"),
+                    f"{per_second['cgnl']['median']:.1f}",
+                    f"{per_second[reader]['median']:.1f}",
+                    times(ratio),
+                )
+            )
+    header = ("format, other reader", "cgnl, clips/s", "other, clips/s", "cgnl / other")
+    return table(header, rows) + "\n\n" + source("video_reading")
 
 
 def recipes() -> str:
@@ -177,7 +243,17 @@ def _pair(top1: float | None, top5: float | None) -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (block, network, non_local, reading, demo, recipes)
+    function.__name__: function for function in (
+        block,
+        network,
+        non_local,
+        reading,
+        demo,
+        demo_video,
+        video_network,
+        video_reading,
+        recipes,
+    )
 }
 
 

@@ -22,7 +22,7 @@ from cgnl.training.run import train
 
 # Okabe and Ito's palette, which the common colour blindnesses tell apart
 _COLOURS = {"base": "#999999", "plain": "#0072B2", "cgnl": "#D55E00"}
-_NAMES = {"base": "base", "plain": "plain, continued", "cgnl": "with a CGNL block, continued"}
+_NAMES = {"plain": "plain, continued", "cgnl": "with a CGNL block, continued"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Subject:
         cgnl: Recipe of the network with a CGNL block.
         network: What both are, for people.
         data: Changes to the recipes' data.
+        base_name: The base in tables.
+        base_data: Further changes to the base's data, from the data set's folder, if its task is another one.
+        start: Makes the start weights of both continuations from the base's run.
+        freeze: Module paths that stay as they are in both continuations.
+        base: What the base learns, for people.
         base_epochs: Epochs of the base.
         fork_epochs: Epochs of each continuation.
         fork_lr: Learning rate of the continuations over that of the base.
@@ -55,6 +60,7 @@ class Subject:
     cgnl: str
     network: str
     data: dict[str, Any]
+    base: str
     base_epochs: int
     fork_epochs: int
     fork_lr: float
@@ -65,6 +71,10 @@ class Subject:
     noun: str
     sheet: Callable[[Path], tuple[Image.Image, str]]
     thumbnail: Callable[[Path], Image.Image]
+    base_name: str = "base"
+    base_data: Callable[[Path], dict[str, Any]] = lambda root: {}
+    start: Callable[[Path], Path] = lambda run: run / "last.ckpt"
+    freeze: tuple[str, ...] = ()
     more: Callable[[dict[str, Path]], list[tuple[str, str]]] = lambda runs: []
 
 
@@ -84,26 +94,30 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
         DataError: The folder holds something else.
     """
     _clear(out, subject)
-    console, started = Console(), time.monotonic()
+    console, started = Console(soft_wrap=True), time.monotonic()
     console.print(f"Drawing {subject.drawing} ...")
     subject.draw(out / subject.folder, seed)
-    recipes = _recipes(out, subject, seed)
+    recipes = {"base": _fitted(subject, "base", out, seed, None)}
+    console.print(f"\nTraining a plain {subject.network} from scratch, the base of both: {subject.base} ...")
+    train(recipes["base"], out / "base", name="base")
+    start = subject.start(out / "base")
     for key, what in (
-        ("base", f"a plain {subject.network} from scratch, the base of both"),
         ("plain", "the base for some epochs more, as it is"),
         ("cgnl", "the base for the same epochs and samples, with one CGNL block"),
     ):
+        recipes[key] = _fitted(subject, key, out, seed, start)
         console.print(f"\nTraining {what} ...")
         train(recipes[key], out / key, name=key)
     console.print("\nTesting ...")
     results = {key: _tested(out / key) for key in recipes}
+    names = {"base": subject.base_name, **_NAMES}
     for key, result in results.items():
-        console.print(f"  {_NAMES[key]:30} {_accuracy(result)}")
+        console.print(f"  {names[key]:30} {_accuracy(result)}")
     path = out / "report.html"
     seconds = time.monotonic() - started
-    outcome = {_NAMES[key]: asdict(result) for key, result in results.items()}
+    outcome = {names[key]: asdict(result) for key, result in results.items()}
     (out / "accuracies.json").write_text(json.dumps({"seconds": round(seconds), "networks": outcome}, indent=2))
-    report.write_page(path, _page(out, subject, recipes, results, seconds, smallest))
+    report.write_page(path, _page(out, subject, names, recipes, results, seconds, smallest))
     console.print(f"\n{_verdict(results, subject)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
 
@@ -120,23 +134,26 @@ def _clear(out: Path, subject: Subject) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _recipes(out: Path, subject: Subject, seed: int) -> dict[str, Recipe]:
-    def fitted(name: str, epochs: int, weights: Path | None, lr: float) -> Recipe:
-        recipe = RECIPES[name].make()
-        return replace(
-            recipe,
-            network=replace(recipe.network, weights=str(weights) if weights else None),
-            data=replace(recipe.data, root=out / subject.folder, **subject.data),
-            optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr * lr),
-            trainer=replace(recipe.trainer, max_epochs=epochs, seed=seed, devices=1, test_every_n_epochs=2),
-        )
-
-    base = out / "base" / "last.ckpt"
-    return {
-        "base": fitted(subject.plain, subject.base_epochs, None, 1.0),
-        "plain": fitted(subject.plain, subject.fork_epochs, base, subject.fork_lr),
-        "cgnl": fitted(subject.cgnl, subject.fork_epochs, base, subject.fork_lr),
-    }
+def _fitted(subject: Subject, key: str, out: Path, seed: int, weights: Path | None) -> Recipe:
+    """Return the recipe of a run at the demo's size."""
+    recipe = RECIPES[subject.cgnl if key == "cgnl" else subject.plain].make()
+    base = key == "base"
+    root = out / subject.folder
+    data = subject.data | (subject.base_data(root) if base else {})
+    return replace(
+        recipe,
+        network=replace(recipe.network, weights=str(weights) if weights else None),
+        data=replace(recipe.data, root=root, **data),
+        optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr * (1.0 if base else subject.fork_lr)),
+        trainer=replace(
+            recipe.trainer,
+            max_epochs=subject.base_epochs if base else subject.fork_epochs,
+            freeze=() if base else subject.freeze,
+            seed=seed,
+            devices=1,
+            test_every_n_epochs=2,
+        ),
+    )
 
 
 def _tested(run: Path) -> Evaluation:
@@ -168,6 +185,7 @@ def _verdict(results: dict[str, Evaluation], subject: Subject) -> str:
 def _page(
     out: Path,
     subject: Subject,
+    names: dict[str, str],
     recipes: dict[str, Recipe],
     results: dict[str, Evaluation],
     seconds: float,
@@ -177,7 +195,7 @@ def _page(
     warning = "This is the smallest form of the demo: it shows that all parts work; its accuracies mean nothing. "
     rows = [
         (
-            _NAMES[key],
+            names[key],
             f"{r.top1:.1f} %",
             "{:.1f} to {:.1f} %".format(*r.top1_interval),
             f"{r.top5:.1f} %",
@@ -187,7 +205,7 @@ def _page(
     ]
     about = (
         f"A plain {subject.network} was trained from scratch on {subject.folder} that were drawn, for "
-        f"{recipes['base'].trainer.max_epochs} epochs. "
+        f"{recipes['base'].trainer.max_epochs} epochs: {subject.base}. "
         f"From there two networks went on for {recipe.trainer.max_epochs} epochs with the same seed, samples and "
         "crops: one as it was, one with a compact generalized non-local block in its res4 stage, which starts as "
         f"the identity. {subject.about} Accuracies are those of the last epoch, with 95 % intervals."
@@ -205,10 +223,10 @@ def _page(
                 dim=True,
             ),
         ),
-        *subject.more({_NAMES[key]: out / key for key in recipes}),
+        *subject.more({name: out / key for key, name in _NAMES.items()}),
         (
             "Training",
-            report.figure(_curves(out, recipes), "Loss in training and top-1 accuracy on the test set."),
+            report.figure(_curves(out, names, recipes), "Loss in training and top-1 accuracy on the test set."),
         ),
         (
             f"Accuracy by {subject.class_noun}",
@@ -223,7 +241,7 @@ def _page(
     return report.page(subject.title, sections)
 
 
-def _curves(out: Path, recipes: dict[str, Recipe]) -> Figure:
+def _curves(out: Path, names: dict[str, str], recipes: dict[str, Recipe]) -> Figure:
     drawn = Figure(figsize=(9, 3.4))
     loss, accuracy = drawn.subplots(1, 2)
     offset = recipes["base"].trainer.max_epochs
@@ -236,7 +254,7 @@ def _curves(out: Path, recipes: dict[str, Recipe]) -> Figure:
             known = [
                 (epoch, float(row[column])) for epoch, row in zip(epochs, rows, strict=True) if row[column] != "nan"
             ]
-            axes.plot(*zip(*known, strict=True), color=_COLOURS[key], marker=marker, markersize=3, label=_NAMES[key])
+            axes.plot(*zip(*known, strict=True), color=_COLOURS[key], marker=marker, markersize=3, label=names[key])
     loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="test top-1 (%)", ylim=(0, 100))
     for axes in (loss, accuracy):

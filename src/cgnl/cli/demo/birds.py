@@ -21,6 +21,7 @@ def birds(*, smallest: bool = False) -> Subject:
         cgnl="birds-resnet18-cgnl",
         network="ResNet-18",
         data={"size": size, "resize": round(size * 128 / 112), "batch_size": 8 if smallest else 32},
+        base="it learns the species",
         base_epochs=1 if smallest else 12,
         fork_epochs=1 if smallest else 8,
         fork_lr=0.5,
