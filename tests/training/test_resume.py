@@ -27,7 +27,7 @@ SETTINGS = (
 
 VIDEO_SETTINGS = (
     "--network.dropout=0.5 --data.size=32 --data.resize=36 --data.num-frames=4 --data.frame-step=8 --data.batch-size=2 "
-    "--data.mixup=0.2 --optimizer.lr=0.01 --trainer.max-epochs=2 --trainer.log-every-n-steps=1 "
+    "--data.mixup=0.2 --optimizer.name=sgd --optimizer.lr=0.01 --trainer.max-epochs=2 --trainer.log-every-n-steps=1 "
     "--trainer.checkpoint-every-n-steps=1"
 ).split()
 
