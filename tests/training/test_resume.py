@@ -123,7 +123,7 @@ def video_reference(actions, tmp_path_factory):
 def test_a_video_run_killed_in_an_epoch_and_resumed_is_bitwise_the_same(actions, video_reference, tmp_path, workers):
     run = tmp_path / "run"
     process = start(actions, run, f"--data.workers={workers}", video=True)
-    wait_for_lines(process, run / "steps.csv", 5)
+    wait_for_lines(process, run / "steps.csv", 6)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["batch"] > 0, "in the middle of an epoch"
