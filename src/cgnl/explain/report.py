@@ -19,7 +19,8 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; background: #fff; }
 figcaption, .dim { color: var(--dim); font-size: .9rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .8rem; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; font-size: .85rem; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; font-size: .85rem;
+  overflow-wrap: anywhere; }
 .card img { width: 100%; border-radius: .3rem; display: block; }
 .right::before { content: "\\2713\\00a0"; color: #0a7d34; } .wrong::before { content: "\\2717\\00a0"; color: #c0341d; }
 .scroll { overflow-x: auto; }

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from rich.console import Console
 
@@ -204,9 +206,9 @@ def _page(
         for key, r in results.items()
     ]
     about = (
-        f"A plain {subject.network} was trained from scratch on {subject.folder} that were drawn, for "
-        f"{recipes['base'].trainer.max_epochs} epochs: {subject.base}. "
-        f"From there two networks went on for {recipe.trainer.max_epochs} epochs with the same seed, samples and "
+        f"A plain {subject.network} was trained from scratch on drawn {subject.folder} "
+        f"(epochs: {recipes['base'].trainer.max_epochs}): {subject.base}. "
+        f"From there two networks went on (epochs: {recipe.trainer.max_epochs}) with the same seed, samples and "
         "crops: one as it was, one with a compact generalized non-local block in its res4 stage, which starts as "
         f"the identity. {subject.about} Accuracies are those of the last epoch, with 95 % intervals."
     )
@@ -258,6 +260,7 @@ def _curves(out: Path, names: dict[str, str], recipes: dict[str, Recipe]) -> Fig
     loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="test top-1 (%)", ylim=(0, 100))
     for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     accuracy.legend(frameon=False, fontsize=8)
@@ -326,4 +329,5 @@ def _card(
 
 
 def _plain_name(name: str) -> str:
-    return name.split(".", 1)[-1].replace("_", " ")
+    """A class's name as words: `001.Grey_tit` and `GreyTit` are both shown with a space."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.split(".", 1)[-1].replace("_", " "))
