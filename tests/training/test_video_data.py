@@ -133,3 +133,15 @@ def test_strides_in_time_may_be_larger(tiny_video):
     assert logits.shape == (1, 4)
     with pytest.raises(ValueError, match=r"network.temporal_strides \(0\) must be at least 1"):
         override(tiny_video, {"network": {"temporal_strides": [0, 1, 1]}}, "test")
+
+
+def test_a_run_whose_blocks_see_one_time_step_says_so() -> None:
+    from cgnl.recipes import RECIPES, override
+    from cgnl.training.run import _one_time_step
+
+    full = RECIPES["ucf101-resnet50-cgnl"].make()
+    short = override(full, {"data": {"num_frames": 8}}, "test")
+    assert _one_time_step(full) is None
+    assert "8 frames" in _one_time_step(short)
+    assert _one_time_step(override(short, {"network": {"block": "none"}}, "test")) is None
+    assert _one_time_step(override(short, {"network": {"temporal_strides": [1, 1, 2]}}, "test")) is None

@@ -20,7 +20,7 @@ except ImportError:
 
 import cgnl
 from cgnl.training.processes import TrainingStopped, is_first_process
-from cgnl.training.recipe import DataConfig, NetworkConfig, Recipe, TrainerConfig
+from cgnl.training.recipe import DataConfig, NetworkConfig, Recipe, TrainerConfig, VideoDataConfig
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,9 @@ def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, ou
     result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
     if not is_first_process():
         return result
-    noun = {"image": "images", "video": "videos"}[trained.recipe.task]
+    noun = "images"
+    if isinstance(data, VideoDataConfig):
+        noun = f"videos, {data.test_clips} clips x {data.test_crops} crops"
     for name, value, (low, high) in (
         ("top-1", result.top1, result.top1_interval),
         ("top-5", result.top5, result.top5_interval),
@@ -227,6 +229,8 @@ def predict(
         except DataError as error:
             bad += 1
             print(f"cgnl: {error}", file=sys.stderr)
+            if json:
+                print(json_module.dumps({"path": str(path), "error": str(error)}))
     if timeline is not None:
         write_timeline(timeline, seconds)
         print(f"written: {timeline}", file=sys.stderr)

@@ -23,7 +23,7 @@ from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, 
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData, make_data
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
-from cgnl.training.recipe import Recipe, TrainerConfig, from_dict, to_dict
+from cgnl.training.recipe import Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {
@@ -78,6 +78,10 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     checkpoint = _checkpoint_to_resume(recipe, run, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
+    if checkpoint is None and is_first_process():
+        # what an attempt that ended before its first checkpoint has listed
+        for name in ("missing_files.csv", "bad_files.csv", "damaged_videos.csv", "skipped_steps.csv"):
+            (run / name).unlink(missing_ok=True)
     data = make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
     data.check()
     if checkpoint is not None:
@@ -104,6 +108,8 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         run.mkdir(parents=True, exist_ok=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
     say(data.summary())
+    if isinstance(recipe, VideoRecipe) and (note := _one_time_step(recipe)):
+        say(note)
     keeper = RunKeeper(
         run,
         data,
@@ -240,6 +246,20 @@ def _check_same_data(checkpoint: Path, data: SampleData) -> None:
             f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {data.config.root} has "
             f"{len(data.train_samples)}: the run cannot go on where it stood"
         )
+
+
+def _one_time_step(recipe: VideoRecipe) -> str | None:
+    """Say that the blocks see no time, where the temporal strides leave nothing of it."""
+    left = recipe.data.num_frames
+    for stride in recipe.network.temporal_strides:
+        left = -(-left // stride)
+    if left > 1 or recipe.network.block == "none":
+        return None
+    strides = " ".join(map(str, recipe.network.temporal_strides))
+    return (
+        f"note: {recipe.data.num_frames} frames with network.temporal_strides {strides} leave one time step to the "
+        "blocks, which then relate positions in space alone; 1 1 2 leaves more"
+    )
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:

@@ -74,5 +74,5 @@ def check_missing(samples: SampleList, limit: float) -> None:
         )
         raise DataError(
             f"{len(samples.missing)} of {total} files of {samples.root} are missing, more than the limit of "
-            f"{limit:.1%}: {some}" + (", ..." if len(samples.missing) > 3 else "")
+            f"{limit:.1%} (bad_limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
         )

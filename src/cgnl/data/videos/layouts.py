@@ -133,7 +133,10 @@ def _folder_of(format: _Annotated, root: Path, annotations: Path | None) -> Path
     for folder in folders:
         if _has(format, folder):
             return folder
-    raise DataError(f"{_LOOKED_FOR[format]} was looked for in {', '.join(map(str, folders))}, but is not there.")
+    raise DataError(
+        f"{_LOOKED_FOR[format]}: not found in {', '.join(map(str, folders))}. Give their folder as annotations "
+        "(--data.annotations), or another format (--data.format folders for folders of classes)."
+    )
 
 
 def _recognise(root: Path, annotations: Path | None) -> Format:
