@@ -177,17 +177,16 @@ def video_network() -> str:
                     f"{row['peak_over_plain']:.3f}",
                 )
             )
-    folding = [
-        f"{ratio['median']:.2f} ({ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}) times with channels "
-        f"{'last' if row['folding_against_3d_convolutions'] == 'channels_last' else 'first'}"
+    folding = {
+        row["folding_against_3d_convolutions"]: times(row["folded_over_conv3d"])
         for row in record["rows"]
-        if (ratio := row.get("folded_over_conv3d"))
-    ]
+        if "folded_over_conv3d" in row
+    }
     header = ("network", "time / plain", "multiplications / plain", "peak memory / plain")
     return (
         table(header, rows)
-        + f"\n\nFrames folded into the batch take {', '.join(folding)} the time of 3d convolutions with the same "
-        + "weights.\n\n"
+        + "\n\nFrames folded into the batch take as long as 3d convolutions with the same weights do, times "
+        + f"{folding['channels_last']} with channels last and {folding['contiguous']} with channels first.\n\n"
         + source("video_network")
     )
 
@@ -243,7 +242,8 @@ def _pair(top1: float | None, top5: float | None) -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (
+    function.__name__: function
+    for function in (
         block,
         network,
         non_local,
