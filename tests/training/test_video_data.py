@@ -60,7 +60,8 @@ def test_a_checkpoint_of_the_first_format_can_be_used_but_not_resumed(class_fold
 def test_a_decoder_that_is_not_installed_is_told_before_the_network_is_built(
     finished, tiny_video, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    for name in {"torchcodec", *(name for name in sys.modules if name.startswith("torchcodec."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "cgnl.data.videos.torchcodec_streams", raising=False)
     monkeypatch.setattr(run, "build_network", lambda *_: pytest.fail("the network was built"))
     root = tiny_video.data.root

@@ -215,6 +215,7 @@ def predict(
         raise ValueError(f"timeline ({timeline}) needs a video network, and {checkpoint} holds an image network")
     bad, seconds = 0, []
     for path in files:
+        best = None
         try:
             best = predict(trained, path, top=top)
             if json:
@@ -229,7 +230,7 @@ def predict(
         except DataError as error:
             bad += 1
             print(f"cgnl: {error}", file=sys.stderr)
-            if json:
+            if json and best is None:
                 print(json_module.dumps({"path": str(path), "error": str(error)}))
     if timeline is not None:
         write_timeline(timeline, seconds)

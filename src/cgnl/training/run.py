@@ -80,8 +80,8 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     pl.seed_everything(config.seed, verbose=False)
     if checkpoint is None and is_first_process():
         # what an attempt that ended before its first checkpoint has listed
-        for name in ("missing_files.csv", "bad_files.csv", "damaged_videos.csv", "skipped_steps.csv"):
-            (run / name).unlink(missing_ok=True)
+        for listed in ("missing_files.csv", "bad_files.csv", "damaged_videos.csv", "skipped_steps.csv"):
+            (run / listed).unlink(missing_ok=True)
     data = make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
     data.check()
     if checkpoint is not None:
