@@ -186,7 +186,7 @@ def test_kernel_functions_of_table_2a() -> None:
 )
 def test_training_is_the_released_one(name: str, epochs: int, warmup: int, milestones: tuple[int, ...]) -> None:
     recipe = RECIPES[name].make()
-    assert (recipe.trainer.max_epochs, recipe.schedule.warmup_epochs) == (epochs, warmup)
+    assert (recipe.trainer.max_epochs, recipe.schedule.warmup) == (epochs, warmup)
     assert recipe.schedule.milestones == milestones
     assert (recipe.data.size, recipe.data.resize, recipe.data.batch_size) == (448, 512, 256)
     assert (recipe.network.weights, recipe.network.dropout) == ("IMAGENET1K_V1", 0.5)
@@ -215,7 +215,7 @@ def test_videos_are_trained_and_tested_as_in_the_non_local_paper() -> None:
             1e-4,
             0,
         )
-        assert (recipe.schedule.warmup_epochs, recipe.trainer.max_epochs) == (10, 110)
+        assert (recipe.schedule.warmup, recipe.trainer.max_epochs) == (10, 110)
         assert (recipe.network.temporal_strides, recipe.network.dropout) == ((2, 2, 2), 0.5)
         assert recipe.network.head == "fully_convolutional"
         assert (recipe.network.subsample, recipe.network.bias) == (True, True)

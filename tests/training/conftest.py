@@ -23,7 +23,7 @@ def tiny_video(actions: Path) -> Recipe:
     recipe = RECIPES["actions-resnet18-cgnl"].make()
     small = {
         "data": {"size": 32, "resize": 36, "num_frames": 4, "frame_step": 8, "batch_size": 4, "workers": 0},
-        "schedule": {"kind": "constant", "warmup_epochs": 0.0},
+        "schedule": {"kind": "constant", "warmup": 0.0},
         "optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 5e-4, "block_lr_factor": 10.0},
         "trainer": {"max_epochs": 1, "log_every_n_steps": 1},
     }

@@ -123,7 +123,7 @@ def test_two_processes_test_the_views_of_each_video_once(actions, tmp_path):
     run = tmp_path / "run"
     settings = "--data.size=32 --data.resize=36 --data.num-frames=4 --data.frame-step=8 --data.batch-size=4 "
     settings += "--data.test-clips=2 --data.test-crops=3 --data.views-per-step=4 --data.workers=0 "
-    settings += "--trainer.max-epochs=1 --schedule.warmup-epochs=0 --optimizer.name=sgd --optimizer.lr=0.01"
+    settings += "--trainer.max-epochs=1 --schedule.warmup=0 --optimizer.name=sgd --optimizer.lr=0.01"
     options = ["actions-resnet18-cgnl", f"--data.root={root}", f"--run={run}", *settings.split()]
     command("train", *options, processes=2)
     last = str(run / "last.ckpt")

@@ -160,7 +160,7 @@ OPTIONS = {
         "trainer": {"precision": "bf16-mixed", "freeze": ["conv1", "bn1"]},
         "data": {"cutmix": 1.0, "mixup": 0.2},
     },
-    "a cosine after a warm-up": {"schedule": {"kind": "cosine", "warmup_epochs": 1.5}},
+    "a cosine after a warm-up": {"schedule": {"kind": "cosine", "warmup": 1.5}},
 }
 
 

@@ -195,7 +195,7 @@ def test_clipping_bounds_the_step(class_folders, tmp_path):
         tiny(class_folders, max_steps=1),
         {
             "optimizer": {"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0, "block_lr_factor": 1.0},
-            "schedule": {"warmup_epochs": 0.0},
+            "schedule": {"warmup": 0.0},
             "data": {"batch_size": 24},
         },
         "test",

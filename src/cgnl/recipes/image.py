@@ -39,7 +39,7 @@ def _recipe(network: NetworkConfig, data: DataConfig) -> Recipe:
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4),
         schedule=ScheduleConfig(
             kind="steps",
-            warmup_epochs=warmup,
+            warmup=warmup,
             warmup_start_lr=1e-5,
             warmup_interval="epoch",
             milestones=tuple(warmup + epoch for epoch in _MILESTONES),

@@ -20,7 +20,7 @@ def _birds(network: NetworkConfig) -> Recipe:
         data=DataConfig(format="cub", size=112, resize=128, crop_area=(0.4, 1.0), batch_size=32, workers=2),
         # a block starts as the identity, so among trained weights it has the longer way to go
         optimizer=OptimizerConfig(lr=0.05, weight_decay=5e-4, block_lr_factor=10),
-        schedule=ScheduleConfig(kind="cosine", warmup_epochs=1),
+        schedule=ScheduleConfig(kind="cosine", warmup=1),
         trainer=TrainerConfig(max_epochs=30),
     )
 
@@ -60,7 +60,7 @@ def _actions(network: VideoNetworkConfig) -> VideoRecipe:
             test_crops=1,
         ),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, block_lr_factor=5),
-        schedule=ScheduleConfig(kind="cosine", warmup_epochs=1),
+        schedule=ScheduleConfig(kind="cosine", warmup=1),
         trainer=TrainerConfig(max_epochs=30),
     )
 

@@ -46,7 +46,7 @@ def _recipe(network: VideoNetworkConfig, data: VideoDataConfig) -> VideoRecipe:
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0),
         schedule=ScheduleConfig(
             kind="steps",
-            warmup_epochs=_WARMUP_EPOCHS,
+            warmup=_WARMUP_EPOCHS,
             warmup_start_lr=1e-5,
             warmup_interval="epoch",
             milestones=_MILESTONES,

@@ -140,6 +140,9 @@ def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path} has a 'cgnl' entry of format {run['format']}; this version of cgnl reads formats 1 to {FORMAT}"
         )
+    schedule = run["recipe"].get("schedule", {})
+    if "warmup_epochs" in schedule:  # the field's name in earlier versions
+        schedule["warmup"] = schedule.pop("warmup_epochs")
     return run
 
 

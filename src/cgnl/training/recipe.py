@@ -186,6 +186,91 @@ class VideoDataConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class DetectionNetworkConfig:
+    """Mask R-CNN and the blocks in its backbone."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    """Residual network of the backbone."""
+    neck: Literal["c4", "fpn"] = "fpn"
+    """c4: RoIs of the res4 map go through res5; fpn: torchvision's feature pyramid, with blocks inside the stages."""
+    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
+    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    num_blocks: int = 1
+    """Blocks to insert, at the paper's places: 1 (right before the last residual block of res4) or 5."""
+    groups: int = 8
+    """Channel groups of a CGNL or residual block."""
+    kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
+    """Kernel function of a CGNL block (cgnlx is always rbf)."""
+    norm: Literal["batch", "sync_batch", "group"] = "sync_batch"
+    """Norm at the block's end; with one image a process only sync_batch keeps the attention."""
+    scale: Literal["sqrt", "mean"] | None = None
+    """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
+    channel_reduction: int = 2
+    """Channels of the map over the block's inner channels: 1, 2 or 4."""
+    weights: str | None = None
+    """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or none."""
+    backbone_weights: str | None = None
+    """Start weights of the backbone alone: IMAGENET1K_V1, an image network's checkpoint, or none."""
+    new_classifier: bool = False
+    """Leave the predictors of boxes, classes and masks in a weights file out and start new ones."""
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    """Norms of the backbone: frozen BatchNorm, or BatchNorm that is trained (start from nothing, large batches)."""
+    rois: int = 512
+    """Regions of an image that the heads are trained on."""
+    proposals: int = 1000
+    """Regions of an image that the region proposal network hands on at test time (and twice as many in training)."""
+    detections: int = 100
+    """Objects that are kept in an image at most."""
+    score_threshold: float = 0.05
+    """Least score of a detection."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "groups", "channel_reduction", "rois", "proposals", "detections"):
+            _within(f"network.{name}", getattr(self, name), 1)
+        _within("network.score_threshold", self.score_threshold, 0, 1)
+
+
+@dataclass(frozen=True)
+class DetectionDataConfig:
+    """The images and their objects, and how many go into one step."""
+
+    root: Path | None = None
+    """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same of val."""
+    train_annotations: Path | None = None
+    """COCO json file for training, where the layout is another one."""
+    test_annotations: Path | None = None
+    """COCO json file for testing, where the layout is another one."""
+    train_images: Path | None = None
+    """Folder of the training images, where the layout is another one."""
+    test_images: Path | None = None
+    """Folder of the test images, where the layout is another one."""
+    size: int = 800
+    """Length of the shorter side of the network's input (pixels)."""
+    max_size: int = 1333
+    """Most that the longer side of the input may have (pixels); the shorter one is then shorter."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    group_by_aspect: bool = True
+    """Put wide and tall images into batches of their own, so that little is padded."""
+    batch_size: int = 8
+    """Images in one optimizer step, over all processes and accumulated parts together."""
+    workers: int = 2
+    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    timeout: int = 120
+    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    bad_limit: float = 0.05
+    """Part of the images, or of the annotations, that may be missing or bad before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "batch_size", "timeout"):
+            _within(f"data.{name}", getattr(self, name), 1)
+        _within("data.max_size", self.max_size, self.size)
+        _within("data.workers", self.workers, 0)
+        for name in ("flip", "bad_limit"):
+            _within(f"data.{name}", getattr(self, name), 0, 1)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and the loss."""
 
@@ -199,6 +284,12 @@ class OptimizerConfig:
     """Weight decay."""
     norm_weight_decay: float | None = None
     """Weight decay of the norms' weights and biases; by default that of all others."""
+    bias_weight_decay: float | None = None
+    """Weight decay of the biases that are not a norm's; by default that of all others."""
+    bias_lr_factor: float = 1.0
+    """Factor on the learning rate of these biases."""
+    lr_batch: int | None = None
+    """Batch that lr is meant for: with another data.batch_size the rate is scaled linearly; none: lr as it is."""
     block_lr_factor: float = 1.0
     """Factor on the learning rate of the inserted blocks."""
     head_lr_factor: float = 1.0
@@ -211,32 +302,36 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _positive("optimizer.lr", self.lr)
         _within("optimizer.momentum", self.momentum, 0, 1)
-        for name in ("weight_decay", "block_lr_factor", "head_lr_factor"):
+        for name in ("weight_decay", "block_lr_factor", "head_lr_factor", "bias_lr_factor"):
             _within(f"optimizer.{name}", getattr(self, name), 0)
         _within("optimizer.norm_weight_decay", self.norm_weight_decay, 0)
+        _within("optimizer.bias_weight_decay", self.bias_weight_decay, 0)
+        _within("optimizer.lr_batch", self.lr_batch, 1)
         _within("optimizer.label_smoothing", self.label_smoothing, 0, 1)
         _positive("optimizer.clip_norm", self.clip_norm)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over the epochs."""
+    """The learning rate over the run."""
 
     kind: Literal["steps", "cosine", "constant"] = "steps"
     """After the warm-up: drops at the milestones, half a cosine to zero, or constant."""
-    warmup_epochs: float = 0.0
-    """Length of the linear warm-up (epochs)."""
+    unit: Literal["epoch", "step"] = "epoch"
+    """What warmup and milestones are counted in: epochs, or optimizer steps (a run that trainer.max_steps ends)."""
+    warmup: float = 0.0
+    """Length of the linear warm-up (epochs or steps)."""
     warmup_start_lr: float = 1e-5
     """Learning rate at the start of the warm-up."""
     warmup_interval: Literal["epoch", "step"] = "step"
     """Whether the warm-up rises at every step or once an epoch (the released code)."""
     milestones: tuple[int, ...] = ()
-    """Epochs (from 0, warm-up counted in) at whose start the learning rate drops."""
+    """Epochs or steps (from 0, warm-up counted in) at whose start the learning rate drops."""
     gamma: float = 0.1
     """Factor of each drop."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_epochs", "warmup_start_lr", "gamma"):
+        for name in ("warmup", "warmup_start_lr", "gamma"):
             _within(f"schedule.{name}", getattr(self, name), 0)
 
 
@@ -312,7 +407,17 @@ class VideoRecipe(Recipe):
     data: VideoDataConfig = field(default_factory=VideoDataConfig)
 
 
-_TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe)}
+@dataclass(frozen=True)
+class DetectionRecipe(Recipe):
+    """A training run on images with boxes and masks."""
+
+    task: ClassVar[str] = "detection"
+    # the fields of a classifier and its data would be options that do nothing here
+    network: DetectionNetworkConfig = field(default_factory=DetectionNetworkConfig)  # type: ignore[assignment]
+    data: DetectionDataConfig = field(default_factory=DetectionDataConfig)  # type: ignore[assignment]
+
+
+_TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from cgnl.training.recipe import ScheduleConfig
 
 
 def learning_rate_factor(
-    step: int, *, steps_per_epoch: float, max_epochs: int, lr: float, config: ScheduleConfig
+    step: int, *, steps_per_epoch: float, max_epochs: int, lr: float, config: ScheduleConfig, max_steps: int = -1
 ) -> float:
     """Return the factor on the learning rate at an optimizer step.
 
@@ -16,6 +16,8 @@ def learning_rate_factor(
         max_epochs: Length of the run (epochs); the end of the cosine.
         lr: Learning rate after the warm-up.
         config: The schedule.
+        max_steps: Length of the run (optimizer steps), where it ends before ``max_epochs``; -1 is no limit. With
+            ``config.unit`` "step" a cosine ends there.
 
     Returns:
         The factor on ``lr``.
@@ -23,18 +25,23 @@ def learning_rate_factor(
     Source: the ramp from ``warmup_start_lr`` to ``lr`` follows Goyal et al. 2017, "Accurate, Large Minibatch SGD".
 
     Example:
-        >>> config = ScheduleConfig(warmup_epochs=2, warmup_start_lr=0.0, milestones=(4,), gamma=0.1)
+        >>> config = ScheduleConfig(warmup=2, warmup_start_lr=0.0, milestones=(4,), gamma=0.1)
         >>> [learning_rate_factor(s, steps_per_epoch=1, max_epochs=6, lr=1.0, config=config) for s in range(6)]
         [0.0, 0.5, 1.0, 1.0, 0.1, 0.1]
     """
-    epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        position = math.floor(epoch) if config.warmup_interval == "epoch" else epoch
+    # everything in the schedule's unit
+    place: float
+    if config.unit == "epoch":
+        place, end = step / steps_per_epoch, float(max_epochs)
+    else:
+        place, end = step, max_steps if max_steps >= 0 else max_epochs * steps_per_epoch
+    if place < config.warmup:
+        position = math.floor(step / steps_per_epoch) if config.warmup_interval == "epoch" else place
         start = config.warmup_start_lr / lr
-        return start + (1 - start) * position / config.warmup_epochs
+        return start + (1 - start) * position / config.warmup
     if config.kind == "cosine":
-        progress = (epoch - config.warmup_epochs) / max(max_epochs - config.warmup_epochs, 1e-12)
+        progress = (place - config.warmup) / max(end - config.warmup, 1e-12)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     if config.kind == "steps":
-        return config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+        return config.gamma ** sum(place >= milestone for milestone in config.milestones)
     return 1.0
