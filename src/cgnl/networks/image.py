@@ -7,7 +7,7 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, secti
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -291,17 +291,30 @@ def backbone(
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes ({num_classes}) must be at least 1")
-    checkpoint = _read_weights(arch, weights)
+    checkpoint = read_weights(models.get_model_weights(arch), weights, arch)
     num_classes = num_classes or (1000 if checkpoint is None else _num_classes(checkpoint))
     network: models.ResNet = models.get_model(arch, num_classes=num_classes)
     network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
     return network, checkpoint
 
 
-def _read_weights(arch: str, weights: Weights) -> Checkpoint | None:
+def read_weights(enum: type[models.WeightsEnum], weights: Weights, network: str) -> Checkpoint | None:
+    """Read weights by torchvision's name for them, or from a file.
+
+    Args:
+        enum: torchvision's weights of the network.
+        weights: A name, an enum member, a file, or None.
+        network: The network's name, for messages.
+
+    Returns:
+        The tensors, None where there are none.
+
+    Raises:
+        ValueError: There is neither such a name nor such a file.
+        CheckpointError: The weights cannot be had.
+    """
     if weights is None:
         return None
-    enum = models.get_model_weights(arch)
     if isinstance(weights, (str, os.PathLike)):
         name = str(weights).removeprefix(f"{enum.__name__}.")
         if name in enum.__members__:
@@ -309,7 +322,7 @@ def _read_weights(arch: str, weights: Weights) -> Checkpoint | None:
         elif Path(weights).suffix or Path(weights).exists():
             return Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
     if not isinstance(weights, enum):
-        raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {arch}")
+        raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {network}")
     return Checkpoint(_download(weights), str(weights), by_name=True)
 
 
@@ -353,6 +366,23 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: boo
         nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(classifier.bias)
         state_dict = {**state_dict, "fc.weight": expected["fc.weight"], "fc.bias": expected["fc.bias"]}
+    load_checked(network, state_dict, source, classifier=("fc.",))
+
+
+def load_checked(network: nn.Module, state_dict: dict[str, Tensor], source: str, classifier: tuple[str, ...]) -> None:
+    """Load a state dict of which every key fits; one without blocks leaves the network's blocks as they are.
+
+    Args:
+        network: A network with or without blocks; changed in place.
+        state_dict: Tensors under our names. The counters of batches may be missing, and those of norms that
+            are frozen in the network fall away.
+        source: Where the tensors come from, for messages.
+        classifier: What the names of the classifier's weights begin with, for messages.
+
+    Raises:
+        CheckpointError: The weights do not fit; every key that does not is listed.
+    """
+    expected = network.state_dict()
     in_blocks = {key for key in expected if f".{BLOCK_NAME}." in key}
     if in_blocks and not any(f".{BLOCK_NAME}." in key for key in state_dict):
         _logger.info("%s has no blocks: the new ones start as the identity", source)
@@ -360,11 +390,12 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: boo
     state_dict = {
         key: value[:, :, None] if key in in_blocks and (value.ndim, expected[key].ndim) == (4, 5) else value
         for key, value in state_dict.items()
+        if key in expected or not _counts_batches_of(key, expected)
     }
     wrong = mismatches(state_dict, expected)
     if wrong:
         hint = ""
-        if all(phrase.startswith("fc.") for phrase in wrong):
+        if all(phrase.startswith(classifier) for phrase in wrong):
             hint = " Only the classifier differs: new_classifier=True (--network.new-classifier) starts a new one."
         elif any(f".{BLOCK_NAME}." in phrase for phrase in wrong):
             found = block_settings(state_dict)
@@ -372,6 +403,11 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: boo
         raise CheckpointError(f"Checkpoint {source} does not fit the network: {'; '.join(wrong)}.{hint}")
     # Nothing but the counters of batches can be missing here, and those keep their zeros.
     network.load_state_dict(state_dict, strict=False)
+
+
+def _counts_batches_of(key: str, expected: Mapping[str, Tensor]) -> bool:
+    """Whether a key is the counter of a norm that is among the expected."""
+    return key.endswith(".num_batches_tracked") and f"{key.removesuffix('num_batches_tracked')}running_var" in expected
 
 
 class _SkippedBatchNorm(TorchFunctionMode):

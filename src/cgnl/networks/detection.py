@@ -1,0 +1,348 @@
+"""Detection networks: torchvision's Mask R-CNN with blocks at the paper's places of its backbone.
+
+Shapes: B batch, C channels, K classes with the background, H and W height and width of a feature map, R regions.
+
+Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, section 4.4; He et al., "Mask R-CNN",
+ICCV 2017, for the two necks.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from cgnl.blocks import Norm
+from cgnl.insertion import insert_blocks
+from cgnl.kernel_functions import KernelFunction
+from cgnl.networks.checkpoints import CheckpointError
+from cgnl.networks.image import (
+    Checkpoint,
+    MakeBlock,
+    Weights,
+    block_maker,
+    block_places,
+    load_checked,
+    read_weights,
+)
+from cgnl.ops import Pairwise, Scale
+
+try:
+    from torchvision import models
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+    from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+    from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+except ImportError as error:
+    raise ImportError("cgnl.networks.detection needs torchvision: pip install 'cgnl[train]'") from error
+
+Neck = Literal["c4", "fpn"]
+BackboneNorm = Literal["frozen", "batch"]
+
+_COCO_CLASSES = 91  # ids up to 90 and the background, as torchvision counts; 10 of the ids are of no class
+_BODY = "backbone.body."
+_RES5 = {"c4": "roi_heads.box_head.layer4.", "fpn": f"{_BODY}layer4."}
+_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+_BACKBONE_NORMS: dict[str, type[nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
+
+
+def maskrcnn(
+    arch: str,
+    block: str | MakeBlock | None = None,
+    num_blocks: int = 1,
+    *,
+    neck: Neck = "fpn",
+    num_classes: int | None = None,
+    weights: Weights = None,
+    backbone_weights: Weights = None,
+    new_classifier: bool = False,
+    backbone_norm: BackboneNorm = "frozen",
+    groups: int = 8,
+    kernel: str | KernelFunction = "dot",
+    norm: Norm = "sync_batch",
+    scale: Scale | bool | None = None,
+    channel_reduction: int = 2,
+    pairwise: Pairwise = "embedded_gaussian",
+    subsample: bool = False,
+    size: int = 800,
+    max_size: int = 1333,
+    rois: int = 512,
+    proposals: int = 1000,
+    detections: int = 100,
+    score_threshold: float = 0.05,
+) -> MaskRCNN:
+    """Build a Mask R-CNN with blocks after the residual blocks that the paper names.
+
+    ``maskrcnn_resnet18``, ``maskrcnn_resnet34``, ``maskrcnn_resnet50`` and ``maskrcnn_resnet101`` are this
+    function with ``arch`` given. A new block is the identity, so the network's output is that of its weights
+    until it is trained. The network is torchvision's: in training it takes images and targets and returns its
+    losses, in eval mode it takes images and returns boxes, labels, scores and masks. Every parameter is trainable;
+    which stages stay frozen is for the training to say.
+
+    Args:
+        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
+        block: None or "none", "nl", "cgnl", "cgnlx" (CGNL with the Gaussian RBF kernel function), "residual", or
+            a function from the channel count to a module.
+        num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`cgnl.networks.image.block_places`.
+        neck: "fpn", torchvision's feature pyramid; or "c4", where regions of the res4 map go through res5, which
+            the box head and the mask head share.
+        num_classes: Number of classes K, the background among them: one more than there are kinds of objects. By
+            default that of the weights, or 91 without weights, as in torchvision.
+        weights: None; "COCO_V1", torchvision's weights of ResNet-50 with the feature pyramid (or its enum member, or
+            a copy of torchvision's file under its own name); or a checkpoint file of such a network of ours. With 81
+            classes the named weights give the predictors of COCO's 80 kinds of objects, in the order of their ids.
+        backbone_weights: None, the name or enum member of torchvision's ImageNet weights, or the checkpoint file of
+            an image network, whose blocks, if it has any, must be those asked for here. Not read if ``weights`` are
+            given, as in torchvision.
+        new_classifier: Leave the predictors of classes, boxes and masks of ``weights`` out and start new ones.
+        backbone_norm: "frozen" BatchNorm, for pre-trained weights, or "batch" for one that is trained. The feature
+            pyramid has no norm.
+        groups: Groups G of a CGNL block; of a residual block's conv_z.
+        kernel: Kernel function of a "cgnl" block.
+        norm: Norm of the block, trained in either case: "sync_batch", "batch", "group", None, or a function of the
+            channel count. Plain BatchNorm with one image a process, and GroupNorm, cancel what a CGNL block
+            attends to.
+        scale: As in :func:`cgnl.networks.image.resnet`, like the next three.
+        channel_reduction: C/C', channels of the stage over inner channels of the block.
+        pairwise: Pairwise function of an NL block.
+        subsample: Whether an NL block max-pools phi and g.
+        size: Pixels that the shorter side of an image is resized to.
+        max_size: Pixels that the longer side has at most; the shorter side is then shorter.
+        rois: Regions of an image that the heads are trained on.
+        proposals: Regions of an image that the region proposal network hands on in eval mode; twice as many in
+            training.
+        detections: Objects that are kept in an image at most.
+        score_threshold: Least score of a detection, from 0 to 1.
+
+    Returns:
+        The network. Its state dict has the residual network under ``backbone.body``, also the blocks (in their keys
+        there is ``inserted_block``). With the neck "c4" layer4 is, once, under ``roi_heads.box_head``.
+
+    Raises:
+        ValueError: An argument has a value that it must not have.
+        CheckpointError: The weights cannot be had, or do not fit; every key that does not is listed.
+
+    Differs from the paper: strides are in the 3x3 convolutions, as in the weights that torchvision gives.
+
+    >>> with torch.device("meta"):
+    ...     network = maskrcnn_resnet18("cgnl", neck="c4", num_classes=5)
+    >>> network.backbone.body.layer3[0].inserted_block.theta.weight.shape
+    torch.Size([128, 256, 1, 1])
+    """
+    make_block = block_maker(
+        block,
+        groups=groups,
+        kernel=kernel,
+        norm=norm,
+        scale=scale,
+        channel_reduction=channel_reduction,
+        pairwise=pairwise,
+        subsample=subsample,
+    )
+    places = [f"body.{place}" for place in block_places(arch, num_blocks if make_block else 1)]
+    _check_choice("neck", neck, get_args(Neck))
+    _check_choice("backbone_norm", backbone_norm, get_args(BackboneNorm))
+    counts = {"size": size, "max_size": max_size, "rois": rois, "proposals": proposals, "detections": detections}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} ({count}) must be at least 1")
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold ({score_threshold}) must be between 0 and 1")
+    if num_classes is not None and num_classes < 2:
+        raise ValueError(f"num_classes ({num_classes}) must be at least 2: one class of objects and the background")
+
+    checkpoint = _read_weights(arch, neck, weights)
+    if checkpoint is not None:
+        num_classes = num_classes or _num_classes(checkpoint)
+        backbone_checkpoint = None
+    else:
+        num_classes = num_classes or _COCO_CLASSES
+        backbone_checkpoint = read_weights(models.get_model_weights(arch), backbone_weights, arch)
+    resnet = models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm])
+    network = (_with_c4 if neck == "c4" else _with_fpn)(
+        resnet,
+        num_classes,
+        min_size=size,
+        max_size=max_size,
+        box_batch_size_per_image=rois,
+        rpn_post_nms_top_n_train=2 * proposals,
+        rpn_post_nms_top_n_test=proposals,
+        box_detections_per_img=detections,
+        box_score_thresh=score_threshold,
+    )
+    if checkpoint is not None and checkpoint.by_name:
+        _load_named(network, checkpoint, num_classes, new_classifier)
+    if make_block:
+        # The blocks lie in the backbone, and there is no need to run what comes after it. 64 pixels leave two
+        # positions a side in the last stage.
+        example = torch.zeros(1, 3, 64, 64, device=resnet.conv1.weight.device)
+        insert_blocks(network.backbone, dict.fromkeys(places, make_block), example_input=example)
+    if checkpoint is not None and not checkpoint.by_name:
+        _load_file(network, checkpoint, new_classifier)
+    if backbone_checkpoint is not None:
+        _load_backbone(network, backbone_checkpoint, _RES5[neck])
+    return network
+
+
+maskrcnn_resnet18 = partial(maskrcnn, "resnet18")
+maskrcnn_resnet34 = partial(maskrcnn, "resnet34")
+maskrcnn_resnet50 = partial(maskrcnn, "resnet50")
+maskrcnn_resnet101 = partial(maskrcnn, "resnet101")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} ({value!r}) must be {' or '.join(map(repr, choices))}")
+
+
+class _Res4Backbone(nn.Module):
+    """Stem to res4 of a ResNet, as the one feature map "0" [B, C, H/16, W/16]."""
+
+    def __init__(self, resnet: models.ResNet, out_channels: int) -> None:
+        super().__init__()
+        self.body = IntermediateLayerGetter(resnet, {"layer3": "0"})
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.body(images)
+
+
+class _Res5BoxHead(nn.Module):
+    """res5 of regions [R, C, 14, 14], averaged: [R, 2C]."""
+
+    def __init__(self, layer4: nn.Sequential) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self.layer4(regions).mean(dim=(2, 3))
+
+
+class _Res5MaskHead(nn.Module):
+    """The box head's res5 of regions [R, C, 14, 14], not averaged: [R, 2C, 7, 7]."""
+
+    def __init__(self, layer4: nn.Sequential) -> None:
+        super().__init__()
+        # In a tuple PyTorch does not see it: the parameters have one name, that in the box head. Copying and
+        # pickling the network keep the two the same module.
+        self._shared = (layer4,)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self._shared[0](regions)
+
+
+def _with_fpn(resnet: models.ResNet, num_classes: int, **options: Any) -> MaskRCNN:
+    """torchvision's network; the region proposal network ranks its proposals a level."""
+    backbone = _resnet_fpn_extractor(resnet, trainable_layers=5)
+    return MaskRCNN(
+        backbone,
+        num_classes,
+        rpn_pre_nms_top_n_train=options["rpn_post_nms_top_n_train"],
+        rpn_pre_nms_top_n_test=options["rpn_post_nms_top_n_test"],
+        **options,
+    )
+
+
+def _with_c4(resnet: models.ResNet, num_classes: int, **options: Any) -> MaskRCNN:
+    """Mask R-CNN on the res4 map; all proposals are of one level, hence six times as many before suppression."""
+    out_channels = resnet.fc.in_features
+    layer4 = resnet.layer4
+    return MaskRCNN(
+        _Res4Backbone(resnet, out_channels // 2),
+        rpn_anchor_generator=AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
+        rpn_pre_nms_top_n_train=6 * options["rpn_post_nms_top_n_train"],
+        rpn_pre_nms_top_n_test=6 * options["rpn_post_nms_top_n_test"],
+        box_roi_pool=MultiScaleRoIAlign(["0"], 14, sampling_ratio=0),
+        box_head=_Res5BoxHead(layer4),
+        box_predictor=FastRCNNPredictor(out_channels, num_classes),
+        mask_roi_pool=MultiScaleRoIAlign(["0"], 14, sampling_ratio=0),
+        mask_head=_Res5MaskHead(layer4),
+        mask_predictor=MaskRCNNPredictor(out_channels, 256, num_classes),
+        **options,
+    )
+
+
+def _read_weights(arch: str, neck: str, weights: Weights) -> Checkpoint | None:
+    enum = MaskRCNN_ResNet50_FPN_Weights
+    checkpoint = read_weights(enum, weights, "Mask R-CNN")
+    if checkpoint is None:
+        return None
+    if not checkpoint.by_name and Path(checkpoint.source).name == Path(enum.COCO_V1.url).name:
+        checkpoint = checkpoint._replace(by_name=True)
+    if checkpoint.by_name and (arch, neck) != ("resnet50", "fpn"):
+        raise ValueError(f"weights ({weights}) are of resnet50 with neck 'fpn', not of {arch} with neck {neck!r}")
+    return checkpoint
+
+
+def _num_classes(checkpoint: Checkpoint) -> int:
+    bias = checkpoint.state_dict.get("roi_heads.box_predictor.cls_score.bias")
+    if bias is None or bias.ndim != 1:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.source} holds no Mask R-CNN: roi_heads.box_predictor.cls_score.bias is missing "
+            "or no vector."
+        )
+    return len(bias)
+
+
+def _load_named(network: MaskRCNN, checkpoint: Checkpoint, num_classes: int, new_classifier: bool) -> None:
+    """Load torchvision's weights of COCO into a network without blocks."""
+    state_dict = dict(checkpoint.state_dict)
+    own = network.state_dict()
+    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    kept = torch.tensor([index for index, name in enumerate(names) if name != "N/A"])
+    for key in [key for key in own if key.startswith(_PREDICTORS)]:
+        if new_classifier:
+            state_dict[key] = own[key]
+        elif num_classes == len(kept):
+            # bbox_pred has four rows a class
+            rows = state_dict[key].unflatten(0, (len(names), -1))
+            state_dict[key] = rows[kept].flatten(0, 1)
+    if not new_classifier and num_classes not in (len(names), len(kept)):
+        raise CheckpointError(
+            f"The weights {checkpoint.source} have {len(names)} classes with the background, {len(kept)} without the "
+            f"unused ids, not num_classes ({num_classes}): new_classifier=True (--network.new-classifier) starts new "
+            "predictors."
+        )
+    try:
+        # torchvision's modules know the older names in its file
+        network.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights {checkpoint.source} do not fit: {error}") from error
+    _keep_without_eps(network)
+
+
+def _keep_without_eps(network: nn.Module) -> None:
+    """Turn frozen norms that are meant for eps = 0 into the same norms for their own eps, bit for bit.
+
+    torchvision sets eps to 0 for these weights, which no state dict would tell.
+    """
+    for module in network.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.mul_(module.running_var.rsqrt())
+            module.running_var.fill_(1 - module.eps)
+
+
+def _load_file(network: MaskRCNN, checkpoint: Checkpoint, new_classifier: bool) -> None:
+    state_dict = checkpoint.state_dict
+    if new_classifier:
+        own = network.state_dict()
+        state_dict = {
+            **{key: value for key, value in state_dict.items() if not key.startswith(_PREDICTORS)},
+            **{key: value for key, value in own.items() if key.startswith(_PREDICTORS)},
+        }
+    load_checked(network, state_dict, checkpoint.source, _PREDICTORS)
+
+
+def _load_backbone(network: MaskRCNN, checkpoint: Checkpoint, res5: str) -> None:
+    """Load an image network's weights; what they have no part in stays as it is."""
+    own = network.state_dict()
+    state_dict = {key: value for key, value in own.items() if not key.startswith((_BODY, res5))}
+    for key, value in checkpoint.state_dict.items():
+        if not key.startswith("fc."):
+            in_res5 = key.startswith("layer4.")
+            state_dict[f"{res5}{key.removeprefix('layer4.')}" if in_res5 else f"{_BODY}{key}"] = value
+    load_checked(network, state_dict, checkpoint.source, ())
