@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgnl.recipes import RECIPES
+from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
@@ -209,36 +209,56 @@ def video_reading() -> str:
     return table(header, rows) + "\n\n" + source("video_reading")
 
 
+_ACCURACIES = ("paper", "released code")
+_AVERAGE_PRECISIONS = ("paper AP", "paper AP50", "paper AP75", "released code AP")
+
+
 def recipes() -> str:
     """Every row of the paper that has a recipe."""
-    parts = []
-    tables: dict[str, list[tuple[Any, str]]] = {}
+    tables: dict[str, list[tuple[PaperRow, str]]] = {}
     for entry in RECIPES.values():
         for row in entry.rows:
             tables.setdefault(row.table, []).append((row, entry.name))
+    parts = []
     for name in sorted(tables):
+        detection = any(row.box_ap is not None for row, _ in tables[name])
         rows = []
         for row, recipe_name in tables[name]:
-            recipe = RECIPES[recipe_name].make()
-            cost = recipe_cost(recipe)
+            cost = recipe_cost(RECIPES[recipe_name].make())
             rows.append(
                 (
                     row.row,
                     f"`{recipe_name}`",
-                    _pair(row.top1, row.top5),
-                    _pair(row.released_top1, row.released_top5),
+                    *(_average_precisions(row) if detection else _accuracies(row)),
                     "not run",
                     f"{cost.parameters / 1e6:.1f} M",
                     f"{cost.multiplications / 1e9:.1f} G",
                 )
             )
-        header = ("row", "recipe", "paper", "released code", "ours", "parameters", "multiplications")
+        numbers = (
+            ("paper AP", "paper AP50", "paper AP75", "released code AP") if detection else ("paper", "released code")
+        )
+        numbers = _AVERAGE_PRECISIONS if detection else _ACCURACIES
+        header = ("row", "recipe", *numbers, "ours", "parameters", "multiplications")
         parts.append(f"### Table {name}\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 
-def _pair(top1: float | None, top5: float | None) -> str:
-    return " / ".join(f"{value:.2f}" for value in (top1, top5) if value is not None)
+def _accuracies(row: PaperRow) -> tuple[str, ...]:
+    return _pair(row.top1, row.top5), _pair(row.released_top1, row.released_top5)
+
+
+def _average_precisions(row: PaperRow) -> tuple[str, ...]:
+    return (
+        _pair(row.box_ap, row.mask_ap),
+        _pair(row.box_ap50, row.mask_ap50),
+        _pair(row.box_ap75, row.mask_ap75),
+        _pair(row.released_box_ap, row.released_mask_ap, digits=1),
+    )
+
+
+def _pair(first: float | None, second: float | None, digits: int = 2) -> str:
+    return " / ".join(f"{value:.{digits}f}" for value in (first, second) if value is not None)
 
 
 MADE: dict[str, Callable[[], str]] = {

@@ -1,4 +1,4 @@
-"""The recipes of the image and video rows against the paper's tables, typed here a second time."""
+"""The recipes of the image, video and detection rows against the paper's tables, typed here a second time."""
 
 import inspect
 import re
@@ -9,6 +9,7 @@ import pytest
 
 from cgnl.recipes import (
     RECIPES,
+    DetectionRecipe,
     RecipeEntry,
     VideoRecipe,
     channel_reduction,
@@ -19,11 +20,12 @@ from cgnl.recipes import (
     table3,
     table4a,
     table4b,
+    table4c,
     table5,
 )
-from cgnl.recipes.cost import recipe_cost
+from cgnl.recipes.cost import detector_input, recipe_cost
 
-MODULES = (table2a, table2b, table2c, table2d, table3, table4a, table4b, table5, channel_reduction)
+MODULES = (table2a, table2b, table2c, table2d, table3, table4a, table4b, table4c, table5, channel_reduction)
 NAMES = [
     name.replace("_", "-")
     for module in MODULES
@@ -106,6 +108,24 @@ RELEASED = """
     87.04 None cub-resnet101-nl
     87.28 None cub-resnet101-cgnl"""
 
+# AP, AP50 and AP75 of the boxes, then of the masks
+PAPER_DETECTION = """
+    34.47 54.87 36.58 30.44 51.55 31.95 coco-maskrcnn-resnet50
+    35.02 55.79 37.54 30.23 52.40 32.77 coco-maskrcnn-resnet50-nl
+    35.70 56.07 38.69 31.22 52.44 32.67 coco-maskrcnn-resnet50-cgnl
+    None None None None None None coco-maskrcnn-resnet50-cgnlx"""
+RELEASED_DETECTION = """
+    35.60 31.50 coco-maskrcnn-resnet50
+    36.30 32.10 coco-maskrcnn-resnet50-cgnl
+    36.20 31.90 coco-maskrcnn-resnet50-cgnlx"""
+OURS_DETECTION = {
+    "coco-maskrcnn-resnet50-fpn",
+    "coco-maskrcnn-resnet50-fpn-nl",
+    "coco-maskrcnn-resnet50-fpn-cgnl",
+    "coco-maskrcnn-resnet101",
+    "coco-maskrcnn-resnet101-cgnl",
+}
+
 
 def rows(text: str) -> list[list[str]]:
     return sorted(line.split() for line in text.strip().splitlines())
@@ -136,19 +156,52 @@ def test_released_numbers() -> None:
     assert found == {tuple(row) for row in rows(RELEASED)}
 
 
+def test_every_row_of_the_detection_table_has_its_recipe() -> None:
+    printed, released, ours = [], [], set()
+    for name in (name for name in NAMES if name.startswith("coco")):
+        for row in RECIPES[name].rows:
+            assert row.table == "4c"
+            values = (row.box_ap, row.box_ap50, row.box_ap75, row.mask_ap, row.mask_ap50, row.mask_ap75)
+            printed.append([*map(number, values), name])
+            if row.released_box_ap is not None:
+                released.append([number(row.released_box_ap), number(row.released_mask_ap), name])
+        if not RECIPES[name].rows:
+            ours.add(name)
+    assert (sorted(printed), sorted(released)) == (rows(PAPER_DETECTION), rows(RELEASED_DETECTION))
+    assert ours == OURS_DETECTION
+
+
 @pytest.mark.parametrize("entry", [RECIPES[name] for name in NAMES], ids=NAMES)
 def test_a_docstring_says_what_the_recipe_is(entry: RecipeEntry) -> None:
     doc, recipe = inspect.getdoc(entry.make), entry.make()
     assert doc is not None
     first_line = doc.splitlines()[0]
-    assert re.match(r"(Table \d|Text of 2d)", first_line)
+    assert re.search(r"Table \d|Text of 2d", first_line)
     for row in entry.rows:
+        assert first_line.startswith(("Table", "Text"))
         assert row.table.split()[0] in first_line
         assert row.top1 is None or f"{row.top1:.2f} / {row.top5:.2f}" in doc
         assert row.released_top1 is None or f"released code {row.released_top1:.2f}" in doc
+        assert (
+            row.box_ap is None
+            or (
+                f"box AP {row.box_ap:.2f} ({row.box_ap50:.2f} / {row.box_ap75:.2f} at IoU 0.5 / 0.75), "
+                f"mask AP {row.mask_ap:.2f} ({row.mask_ap50:.2f} / {row.mask_ap75:.2f})"
+            )
+            in doc
+        )
+        released = row.released_box_ap, row.released_mask_ap
+        assert released == (None, None) or "released code {:.1f} / {:.1f}".format(*released) in doc
     assert f"``cgnl train {entry.name} --data.root" in doc
     cost = recipe_cost(recipe)
     parameters, multiplications = f"{cost.parameters / 1e6:.1f} M", f"{cost.multiplications / 1e9:.1f} G"
+    if isinstance(recipe, DetectionRecipe):
+        height, width = detector_input(recipe)
+        assert (
+            f"Cost: {parameters} parameters, {multiplications} multiplications of the backbone for {height} x {width} "
+            f"pixels, {recipe.trainer.max_steps:,} steps of {recipe.data.batch_size} images."
+        ) in " ".join(doc.split())
+        return
     sample = "a clip" if isinstance(recipe, VideoRecipe) else "an image"
     assert (
         f"Cost: {parameters} parameters, {multiplications} multiplications {sample}, {recipe.trainer.max_epochs} epochs"
@@ -219,6 +272,30 @@ def test_videos_are_trained_and_tested_as_in_the_non_local_paper() -> None:
         assert (recipe.network.temporal_strides, recipe.network.dropout) == ((2, 2, 2), 0.5)
         assert recipe.network.head == "fully_convolutional"
         assert (recipe.network.subsample, recipe.network.bias) == (True, True)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("coco")])
+def test_detectors_are_trained_as_in_the_released_code(name: str) -> None:
+    recipe = RECIPES[name].make()
+    assert isinstance(recipe, DetectionRecipe)
+    network, data, optimizer, schedule, trainer = (
+        getattr(recipe, part) for part in ("network", "data", "optimizer", "schedule", "trainer")
+    )
+    assert network.neck == ("fpn" if "fpn" in name else "c4")
+    assert f"coco-maskrcnn-{network.arch}" == re.sub("(-fpn|-cgnlx?|-nl)", "", name)
+    assert network.block == (re.findall("cgnlx?|nl", name) or ["none"])[0]
+    assert (network.norm, network.backbone_norm, network.backbone_weights) == ("sync_batch", "frozen", "IMAGENET1K_V1")
+    assert (network.rois, data.size, data.max_size, data.flip) == (512, 800, 1333, 0.5)
+    assert (optimizer.lr, optimizer.lr_batch, data.batch_size, optimizer.momentum) == (0.01, 8, 8, 0.9)
+    assert (optimizer.weight_decay, optimizer.bias_weight_decay, optimizer.bias_lr_factor) == (1e-4, 0, 2)
+    assert (schedule.kind, schedule.unit, schedule.warmup_interval) == ("steps", "step", "step")
+    assert schedule.warmup_start_lr == pytest.approx(0.01 / 3)
+    assert (schedule.warmup, schedule.milestones, trainer.max_steps) == (
+        (20_000, (140_000, 180_000), 200_000) if name.endswith("cgnlx") else (500, (120_000, 160_000), 180_000)
+    )
+    # even where an epoch is a single step
+    assert trainer.max_epochs >= trainer.max_steps
+    assert trainer.freeze == ("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1")
 
 
 def test_recipes_do_not_import_torch() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from cgnl.data.toy.actions import draw_actions
 from cgnl.data.toy.birds import draw_birds
+from cgnl.data.toy.flock import draw_flock
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import block_places
 from cgnl.recipes import RECIPES, smoke
@@ -25,9 +26,12 @@ ONE_OF_EACH_TABLE = {
     "ucf101-resnet50-cgnl",  # 2b
     "mini-kinetics-resnet50-cgnl-g4",  # 2d
     "mini-kinetics-resnet50-nl",  # 4a
+    "coco-maskrcnn-resnet50-cgnl",  # 4c
     "birds-resnet18-cgnl",
     "actions-resnet18-cgnl",
+    "flock-maskrcnn-resnet18-cgnl",
 }
+DRAWN = {"image": "birds", "video": "actions", "detection": "flock"}
 
 
 def marked(name: str):
@@ -48,6 +52,13 @@ def actions(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def flock(tmp_path_factory):
+    root = tmp_path_factory.mktemp("flock") / "set"
+    draw_flock(root, num_species=2, train_images=4, test_images=2, size=(128, 96), workers=1)
+    return root
+
+
 def test_the_choice_has_a_recipe_of_every_table():
     tables = {row.table for entry in RECIPES.values() for row in entry.rows}
     assert {row.table for name in ONE_OF_EACH_TABLE for row in RECIPES[name].rows} == tables
@@ -57,32 +68,49 @@ def test_the_choice_has_a_recipe_of_every_table():
 def test_a_smoke_variant_shrinks_only_pixels_images_and_steps(name, tmp_path):
     full = RECIPES[name].make()
     small = smoke(full, tmp_path)
-    assert small.network == dataclasses.replace(full.network, weights=None)
-    assert (small.optimizer, small.schedule) == (full.optimizer, full.schedule)
+    assert (small.task, small.optimizer, small.schedule) == (full.task, full.optimizer, full.schedule)
     changed = {
         f"{part}.{field.name}"
-        for part in ("data", "trainer")
+        for part in ("network", "data", "trainer")
         for field in dataclasses.fields(getattr(full, part))
         if getattr(getattr(full, part), field.name) != getattr(getattr(small, part), field.name)
     }
-    pixels_images_steps = {"data.root", "data.size", "data.resize", "data.batch_size", "trainer.max_steps"}
+    start_weights = {"network.weights"}
+    pixels_images_steps = {"data.root", "data.size", "data.batch_size", "trainer.max_steps"}
+    if full.task == "detection":
+        start_weights |= {"network.backbone_weights"}
+        pixels_images_steps |= {"data.max_size", "network.rois", "network.proposals", "trainer.test_every_n_epochs"}
+        scaled = "max_size"
+    else:
+        pixels_images_steps |= {"data.resize"}
+        scaled = "resize"
     if full.task == "video":
         pixels_images_steps |= {"data.format", "data.num_frames", "data.frame_step", "data.test_clips"}
     where = {"data.workers", "trainer.devices", "trainer.accelerator"}
-    assert changed <= pixels_images_steps | where
-    assert small.data.resize / small.data.size == pytest.approx(full.data.resize / full.data.size, abs=0.02)
+    assert changed <= start_weights | pixels_images_steps | where
+    assert all(getattr(small.network, path.partition(".")[2]) is None for path in start_weights)
+    ratios = [getattr(recipe.data, scaled) / recipe.data.size for recipe in (full, small)]
+    assert ratios[0] == pytest.approx(ratios[1], abs=0.02)
+
+
+def test_a_smoke_variant_has_the_pixels_that_are_asked_for(tmp_path):
+    recipe = smoke(RECIPES["coco-maskrcnn-resnet50"].make(), tmp_path, size=192, batch_size=1, steps=3)
+    assert (recipe.data.size, recipe.data.max_size, recipe.data.batch_size) == (192, 320, 1)
+    assert recipe.trainer.max_steps == 3
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in RECIPES])
 def test_a_recipe_trains_and_tests(name, request, tmp_path):
     full = RECIPES[name].make()
-    recipe = smoke(full, request.getfixturevalue("actions" if full.task == "video" else "birds"))
+    recipe = smoke(full, request.getfixturevalue(DRAWN[full.task]))
     train(dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_epochs=1)), tmp_path / "run")
     trained = load_trained(tmp_path / "run" / "last.ckpt")
     assert trained.step == 2
     blocks = inserted_blocks(trained.network)
     network = recipe.network
-    assert list(blocks) == ([] if network.block == "none" else block_places(network.arch, network.num_blocks))
+    stages = "backbone.body." if full.task == "detection" else ""
+    places = [] if network.block == "none" else block_places(network.arch, network.num_blocks)
+    assert list(blocks) == [stages + place for place in places]
     # two steps with a zero-initialised norm: the first moves the norm, the second what is before it
     for block in blocks.values():
         assert block.norm.weight.abs().max() > 0
@@ -90,4 +118,5 @@ def test_a_recipe_trains_and_tests(name, request, tmp_path):
     with (tmp_path / "run" / "epochs.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["train_loss"]) > 0
-    assert 0 <= float(row["test_top1"]) <= 100
+    for measure in ("test_box_ap", "test_mask_ap") if full.task == "detection" else ("test_top1",):
+        assert 0 <= float(row[measure]) <= 100

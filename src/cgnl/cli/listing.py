@@ -3,12 +3,14 @@
 from rich.console import Console
 from rich.table import Table
 
-from cgnl.recipes import RECIPES, PaperRow, RecipeEntry
+from cgnl.recipes import RECIPES, PaperRow, Recipe, RecipeEntry
 from cgnl.recipes.cost import recipe_cost
 
 
 def list_recipes(*, smoke: bool) -> None:
     """Print every recipe, once for each table of the paper that has a row of it.
+
+    The multiplications of a detector are those of its backbone.
 
     Args:
         smoke: Print the commands that run the recipes' smoke variants instead.
@@ -23,28 +25,40 @@ def list_recipes(*, smoke: bool) -> None:
     for entry in RECIPES.values():
         for row in entry.rows or (None,):
             tables.setdefault(row.table if row else "ours", []).append((row, entry))
-    costs = {}
-    for name, entry in RECIPES.items():
-        costs[name] = recipe_cost(entry.make())
+    recipes = {name: entry.make() for name, entry in RECIPES.items()}
+    costs = {name: recipe_cost(recipe) for name, recipe in recipes.items()}
     for name in sorted(tables):
         table = Table(title="Our own" if name == "ours" else f"Table {name}", title_justify="left")
         for column in ("row", "recipe"):
             table.add_column(column)
-        for column in ("paper top-1/top-5", "released", "parameters", "multiplications", "epochs"):
+        tasks = {recipes[entry.name].task for _, entry in tables[name]}
+        numbers = "box/mask AP" if tasks == {"detection"} else "top-1/top-5"
+        for column in (f"paper {numbers}", "released", "parameters", "multiplications", "length"):
             table.add_column(column, justify="right")
         for row, entry in tables[name]:
-            recipe, cost = entry.make(), costs[entry.name]
+            cost = costs[entry.name]
             table.add_row(
                 row.row if row else "",
                 entry.name,
-                _pair(row.top1, row.top5) if row else "",
-                _pair(row.released_top1, row.released_top5) if row else "",
+                *(_numbers(row) if row else ("", "")),
                 f"{cost.parameters / 1e6:.1f} M",
                 f"{cost.multiplications / 1e9:.1f} G",
-                str(recipe.trainer.max_epochs),
+                _length(recipes[entry.name]),
             )
         console.print(table)
 
 
-def _pair(top1: float | None, top5: float | None) -> str:
-    return "/".join(f"{value:.2f}" for value in (top1, top5) if value is not None)
+def _numbers(row: PaperRow) -> tuple[str, str]:
+    """What the paper and the released code report."""
+    if row.top1 is None:
+        return _pair(row.box_ap, row.mask_ap), _pair(row.released_box_ap, row.released_mask_ap, digits=1)
+    return _pair(row.top1, row.top5), _pair(row.released_top1, row.released_top5)
+
+
+def _pair(first: float | None, second: float | None, digits: int = 2) -> str:
+    return "/".join(f"{value:.{digits}f}" for value in (first, second) if value is not None)
+
+
+def _length(recipe: Recipe) -> str:
+    steps = recipe.trainer.max_steps
+    return f"{steps} steps" if steps >= 0 else f"{recipe.trainer.max_epochs} epochs"

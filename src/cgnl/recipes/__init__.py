@@ -9,12 +9,16 @@ from cgnl.recipes import (  # noqa: F401 (they register)
     table3,
     table4a,
     table4b,
+    table4c,
     table5,
     toy,
 )
 from cgnl.recipes.registry import RECIPES, PaperRow, RecipeEntry, load_recipe, register, smoke
 from cgnl.training.recipe import (
     DataConfig,
+    DetectionDataConfig,
+    DetectionNetworkConfig,
+    DetectionRecipe,
     NetworkConfig,
     OptimizerConfig,
     Recipe,
@@ -31,6 +35,9 @@ from cgnl.training.recipe import (
 __all__ = [
     "RECIPES",
     "DataConfig",
+    "DetectionDataConfig",
+    "DetectionNetworkConfig",
+    "DetectionRecipe",
     "NetworkConfig",
     "OptimizerConfig",
     "PaperRow",

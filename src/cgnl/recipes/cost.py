@@ -3,18 +3,22 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from cgnl.training.recipe import Recipe, VideoRecipe
+from cgnl.training.recipe import DetectionRecipe, Recipe, VideoRecipe
 
 if TYPE_CHECKING:
     from cgnl.networks.image import NetworkCost
 
 _NUM_CLASSES = {"cub": 200, "ucf101": 101, "mini_kinetics": 200, "kinetics": 400}
+_COCO_CLASSES = 80
 
 
 def recipe_cost(recipe: Recipe) -> "NetworkCost":
     """Count the parameters of a recipe's network and its multiplications for one image or clip as in training.
 
     Without ``data.num_classes`` the classes are those of the data set that the recipe names, else ImageNet's 1000.
+    The parameters of a detector are all of them, for COCO's 80 classes and the background; its multiplications are
+    those of the backbone with its blocks and neck for an image of 4 : 3, since those of the heads depend on the
+    regions that it proposes.
 
     Args:
         recipe: The recipe; its start weights are not looked at.
@@ -22,6 +26,8 @@ def recipe_cost(recipe: Recipe) -> "NetworkCost":
     Returns:
         The two counts; see :func:`cgnl.networks.image.network_cost`.
     """
+    if isinstance(recipe, DetectionRecipe):
+        return _detector_cost(recipe)
     from cgnl.networks.image import network_cost, resnet
     from cgnl.networks.video import c2d_resnet
 
@@ -32,3 +38,39 @@ def recipe_cost(recipe: Recipe) -> "NetworkCost":
         shape = (1, 3, recipe.data.num_frames, *shape[2:])
         return network_cost(lambda: c2d_resnet(**settings, num_classes=num_classes), shape)
     return network_cost(lambda: resnet(**settings, num_classes=num_classes), shape)
+
+
+def detector_input(recipe: DetectionRecipe) -> tuple[int, int]:
+    """Return the height and width of an image of 4 : 3 as it reaches a detector's backbone (pixels).
+
+    Source: torchvision's detectors scale the shorter side to ``size``, or less where the longer one would pass
+    ``max_size``, and pad both to multiples of 32.
+
+    >>> detector_input(DetectionRecipe())
+    (800, 1088)
+    """
+    height = min(recipe.data.size, recipe.data.max_size * 3 // 4)
+    return _padded(height), _padded(height * 4 // 3)
+
+
+def _padded(side: int) -> int:
+    return -(-side // 32) * 32
+
+
+def _detector_cost(recipe: DetectionRecipe) -> "NetworkCost":
+    import torch
+
+    from cgnl.networks.detection import maskrcnn
+    from cgnl.networks.image import NetworkCost, network_cost
+
+    network = dataclasses.replace(recipe.network, weights=None, backbone_weights=None)
+    with torch.device("meta"):
+        detector = maskrcnn(
+            **dataclasses.asdict(network),
+            num_classes=_COCO_CLASSES + 1,
+            size=recipe.data.size,
+            max_size=recipe.data.max_size,
+        )
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    backbone = network_cost(lambda: detector.backbone, (1, 3, *detector_input(recipe)))
+    return NetworkCost(parameters, backbone.multiplications)

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
-from cgnl.training.recipe import Recipe, VideoRecipe, from_dict, override, to_dict
+from cgnl.training.recipe import DetectionRecipe, Recipe, VideoRecipe, from_dict, override, to_dict
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class PaperRow:
         top5: Top-5 accuracy in the paper (%), or None where none is printed.
         released_top1: Top-1 accuracy that the authors' released code reports (%), where it does.
         released_top5: Top-5 accuracy likewise (%).
+        box_ap: Average precision of the boxes in the paper, the mean over IoU 0.5 to 0.95 (%).
+        box_ap50: Average precision of the boxes at IoU 0.5 in the paper (%).
+        box_ap75: Average precision of the boxes at IoU 0.75 in the paper (%).
+        mask_ap: Average precision of the masks, as ``box_ap``.
+        mask_ap50: Average precision of the masks, as ``box_ap50``.
+        mask_ap75: Average precision of the masks, as ``box_ap75``.
+        released_box_ap: Average precision of the boxes that the authors' released code reports (%), where it does.
+        released_mask_ap: Average precision of the masks likewise (%).
     """
 
     table: str
@@ -34,6 +42,14 @@ class PaperRow:
     top5: float | None = None
     released_top1: float | None = None
     released_top5: float | None = None
+    box_ap: float | None = None
+    box_ap50: float | None = None
+    box_ap75: float | None = None
+    mask_ap: float | None = None
+    mask_ap50: float | None = None
+    mask_ap75: float | None = None
+    released_box_ap: float | None = None
+    released_mask_ap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,38 +80,52 @@ def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], R
     return add
 
 
-def smoke(recipe: Recipe, root: Path, *, size: int = 64, batch_size: int = 4, steps: int = 2) -> Recipe:
-    """Shrink a recipe to seconds on a CPU: only pixels, frames, samples, views and steps change.
+def smoke(
+    recipe: Recipe, root: Path, *, size: int | None = None, batch_size: int | None = None, steps: int = 2
+) -> Recipe:
+    """Shrink a recipe to seconds on a CPU: only pixels, frames, samples, views, regions and steps change.
 
     The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
     out, since there is nothing to download them for.
 
     Args:
         recipe: The recipe.
-        root: Folder of a small data set (drawn birds, or drawn actions for a video recipe).
-        size: Input height and width (pixels).
-        batch_size: Images or clips in a step.
+        root: Folder of a small data set (drawn birds, drawn actions for a video recipe, a drawn flock for detection).
+        size: Input height and width (pixels), of detection the shorter side; by default 64, of detection 96.
+        batch_size: Images or clips in a step; by default 4, of detection 2.
         steps: Optimizer steps.
     """
     replace = dataclasses.replace
+    trainer = replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu")
+    if isinstance(recipe, DetectionRecipe):
+        size = size or 96
+        return replace(
+            recipe,
+            network=replace(recipe.network, weights=None, backbone_weights=None, rois=32, proposals=100),
+            data=replace(
+                recipe.data,
+                root=root,
+                size=size,
+                max_size=round(recipe.data.max_size / recipe.data.size * size),
+                batch_size=batch_size or 2,
+                workers=0,
+            ),
+            trainer=replace(trainer, test_every_n_epochs=1),
+        )
+    size = size or 64
     resize = round(recipe.data.resize / recipe.data.size * size)
-    data = replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size, workers=0)
+    data = replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size or 4, workers=0)
     if isinstance(recipe, VideoRecipe):
         # the drawn actions come in the layout of UCF101; strides 2 2 2 leave the blocks two time steps of 16 frames
         data = replace(data, format="ucf101", num_frames=16, frame_step=4, test_clips=2)
-    return replace(
-        recipe,
-        network=replace(recipe.network, weights=None),
-        data=data,
-        trainer=replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu"),
-    )
+    return replace(recipe, network=replace(recipe.network, weights=None), data=data, trainer=trainer)
 
 
 def load_recipe(source: str) -> tuple[str, Recipe]:
     """Return the recipe of that name, of a YAML file, or of a run folder's ``recipe.yaml``.
 
     A YAML file holds the fields that it changes, nested as in :class:`Recipe`, and under ``recipe`` the name of
-    the recipe that it changes (none: the defaults, those of :class:`VideoRecipe` with ``task: video``).
+    the recipe that it changes (none: the defaults of its ``task``: image, video or detection).
 
     Args:
         source: A name out of :data:`RECIPES`, a file, or a folder.
@@ -120,18 +150,18 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
         return path.stem, from_dict(values, str(path))
     if base in [*RECIPES]:
         return base, override(RECIPES[base].make(), values, str(path))
-    if _is_whole(values):
+    if _is_whole(values, str(path)):
         # a run of a YAML file keeps all fields, and that file's name
         return str(base), from_dict(values, str(path))
     raise ValueError(f"{path}: {_unknown(str(base))}")
 
 
-def _is_whole(values: Mapping[str, Any]) -> bool:
+def _is_whole(values: Mapping[str, Any], source: str) -> bool:
     """Whether the values leave no field to a default."""
-    kind = VideoRecipe() if values.get("task") == "video" else Recipe()
+    defaults = from_dict({"task": values.get("task", Recipe.task)}, source)
     return all(
         isinstance(values.get(part), Mapping) and fields.keys() <= values[part].keys()
-        for part, fields in to_dict(kind).items()
+        for part, fields in to_dict(defaults).items()
         if part != "task"
     )
 
