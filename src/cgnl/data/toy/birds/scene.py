@@ -8,21 +8,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from cgnl.data.toy.birds.drawing import BirdLayer, draw_bird, mix, shade
-from cgnl.data.toy.birds.skeleton import PART_IDS, PART_NAMES, RGB, Look, Pose, closed_curve, extent
+from cgnl.data.toy.birds.scenery import (
+    BACKDROPS,
+    BARK,
+    LEAVES,
+    backdrop,
+    draw_branch,
+    draw_leaf,
+    expose,
+    leaf_outline,
+    pick,
+)
+from cgnl.data.toy.birds.skeleton import PART_IDS, PART_NAMES, RGB, Look, Pose, extent
 from cgnl.data.toy.birds.species import Species
 
-# Far colours of the background, from top to bottom of the image.
-_BACKDROPS: tuple[tuple[RGB, RGB], ...] = (
-    ((150, 186, 214), (196, 208, 196)),
-    ((92, 120, 72), (58, 78, 46)),
-    ((176, 184, 150), (112, 124, 84)),
-    ((202, 206, 208), (150, 156, 150)),
-    ((150, 128, 98), (92, 78, 58)),
-    ((64, 84, 78), (38, 52, 46)),
-    ((188, 170, 132), (134, 136, 92)),
-)
-_LEAVES: tuple[RGB, ...] = ((84, 118, 52), (112, 140, 62), (62, 92, 50), (142, 136, 66), (128, 96, 58))
-_BARK: tuple[RGB, ...] = ((96, 78, 62), (122, 104, 86), (78, 70, 62), (134, 112, 82))
 _OCCLUSION_RATE = 0.25
 _MAX_MARKS = 0.1  # in squared body lengths
 _ZOOM = 2
@@ -60,9 +59,9 @@ def draw_scene(species: Species, size: int, rng: np.random.Generator) -> Scene:
     return draw_scene_of(species, look, pose, size, rng)
 
 
-def sample_pose(look: Look, size: int, rng: np.random.Generator) -> Pose:
-    """Return a random pose in which the whole bird lies inside the image."""
-    lifted = rng.random() < 0.12
+def sample_pose(look: Look, size: int, rng: np.random.Generator, lifted_rate: float = 0.12) -> Pose:
+    """Return a random pose in which the whole bird lies inside the image; ``lifted_rate`` of them lift their wings."""
+    lifted = rng.random() < lifted_rate
     pose = Pose(
         x=0.0,
         y=0.0,
@@ -94,7 +93,7 @@ def draw_scene_of(species: Species, look: Look, pose: Pose, size: int, rng: np.r
         canvas = canvas * (1 - cover[..., None]) + leaf
     seen = cover < 0.5
     parts = _parts_in_sight(bird, seen)
-    return Scene(_expose(canvas, light, rng), bird.mask & seen, parts, look, pose)
+    return Scene(expose(canvas, light, rng), bird.mask & seen, parts, look, pose)
 
 
 def _parts_in_sight(bird: BirdLayer, seen: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -111,18 +110,18 @@ def _background(
     species: Species, look: Look, pose: Pose, bird: BirdLayer, size: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the surroundings, float32 [S, S, 3] in 0..1: backdrop, perch, plants and marks."""
-    top, bottom = _BACKDROPS[int(rng.integers(len(_BACKDROPS)))]
-    greens = [mix(colour, bottom, 0.35) for colour in _LEAVES]
+    top, bottom = BACKDROPS[int(rng.integers(len(BACKDROPS)))]
+    greens = [mix(colour, bottom, 0.35) for colour in LEAVES]
     glows = [*greens, *_mark_colours(species, look)]
     side = size * _ZOOM
-    canvas = _backdrop(top, bottom, greens, glows, size, rng).resize((side, side), Image.Resampling.BILINEAR)
+    canvas = backdrop(top, bottom, greens, glows, size, rng).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)
     feet = bird.feet * _ZOOM
     if rng.random() < 0.3:
         _draw_ground(draw, feet, pose.scale * _ZOOM, side, greens, rng)
     else:
         for _ in range(int(rng.integers(0, 3))):
-            _draw_branch(
+            draw_branch(
                 draw,
                 rng.uniform(0, side, 2),
                 rng.uniform(-1.4, 1.4),
@@ -132,40 +131,18 @@ def _background(
             )
         thickness = rng.uniform(0.05, 0.10) * pose.scale * _ZOOM
         perch = feet.mean(axis=0) + np.array([0.0, 0.45 * thickness])
-        _draw_branch(draw, perch, rng.uniform(-0.22, 0.22), thickness, side, rng)
+        draw_branch(draw, perch, rng.uniform(-0.22, 0.22), thickness, side, rng)
     for _ in range(int(rng.integers(2, 9))):
-        _draw_leaf(
+        draw_leaf(
             draw,
             rng.uniform(0, side, 2),
             rng.uniform(0.04, 0.10) * side,
             rng.uniform(0, 7),
-            _pick(_LEAVES, rng),
+            pick(LEAVES, rng),
             rng,
         )
     _draw_marks(draw, species, look, bird, pose.scale, size, rng)
     return np.asarray(canvas.reduce(_ZOOM), dtype=np.float32) / 255
-
-
-def _backdrop(
-    top: RGB, bottom: RGB, greens: Sequence[RGB], glows: Sequence[RGB], size: int, rng: np.random.Generator
-) -> Image.Image:
-    """Return what lies far behind the bird, out of focus."""
-    fade = np.linspace(0, 1, 12, dtype=np.float32)[:, None, None] + rng.normal(0, 0.14, (12, 12, 1))
-    cells = np.array(top) + (np.array(bottom) - np.array(top)) * fade + rng.normal(0, 7, (12, 12, 3))
-    sheet = Image.fromarray(np.clip(cells, 0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(sheet)
-    for _ in range(int(rng.integers(6, 16))):
-        length = rng.uniform(0.1, 0.25) * size
-        _draw_leaf(draw, rng.uniform(0, size, 2), length, rng.uniform(0, 7), _pick(greens, rng), rng)
-    for _ in range(int(rng.integers(0, 4))):
-        thickness = rng.uniform(0.01, 0.05) * size
-        _draw_branch(draw, rng.uniform(0, size, 2), rng.uniform(-1.6, 1.6), thickness, size, rng)
-    for _ in range(int(rng.integers(0, 6))):
-        centre, radius = rng.uniform(0, size, 2), rng.uniform(0.02, 0.06) * size
-        glow = mix(_pick(glows, rng), (255, 255, 245), rng.uniform(0.0, 0.5))
-        draw.ellipse([*(centre - radius), *(centre + radius)], fill=glow)
-    # Two passes of a box come close to the disc of a lens.
-    return sheet.filter(ImageFilter.BoxBlur(rng.uniform(0.012, 0.035) * size)).filter(ImageFilter.BoxBlur(0.012 * size))
 
 
 def _mark_colours(species: Species, look: Look) -> tuple[RGB, ...]:
@@ -223,53 +200,6 @@ def _draw_mark(
         draw.ellipse([*(centre - _ZOOM * radius), *(centre + _ZOOM * radius)], fill=colour)
 
 
-def _pick(colours: Sequence[RGB], rng: np.random.Generator) -> RGB:
-    return shade(colours[int(rng.integers(len(colours)))], rng.uniform(0.8, 1.2))
-
-
-def _leaf_outline(centre: np.ndarray, length: float, angle: float, width: float) -> np.ndarray:
-    shape = np.array([(-0.5, 0.0), (-0.2, -0.8 * width), (0.1, -width), (0.5, 0.0), (0.1, width), (-0.2, 0.8 * width)])
-    cos, sin = math.cos(angle), math.sin(angle)
-    return closed_curve(shape * length) @ np.array([[cos, sin], [-sin, cos]]) + centre
-
-
-def _draw_leaf(
-    draw: ImageDraw.ImageDraw,
-    centre: np.ndarray,
-    length: float,
-    angle: float,
-    colour: RGB,
-    rng: np.random.Generator,
-) -> None:
-    outline = _leaf_outline(centre, length, angle, rng.uniform(0.16, 0.28))
-    draw.polygon(outline.ravel().tolist(), fill=colour)
-    # The half away from the light, and the midrib.
-    half = len(outline) // 2
-    draw.polygon(outline[: half + 1].ravel().tolist(), fill=shade(colour, 0.86))
-    draw.line([*outline[0], *outline[half]], fill=shade(colour, 0.7), width=max(1, round(0.03 * length)))
-
-
-def _draw_branch(
-    draw: ImageDraw.ImageDraw, through: np.ndarray, angle: float, thickness: float, side: int,
-    rng: np.random.Generator,
-) -> None:  # fmt: skip
-    """Draw a branch across the whole image that passes through a point."""
-    along = np.array([math.cos(angle), math.sin(angle)])
-    across = np.array([-along[1], along[0]])
-    steps = np.linspace(-1.5 * side, 1.5 * side, 41)
-    bend = 0.03 * side * np.sin(steps / side * rng.uniform(2, 6)) * (np.abs(steps) / side)
-    middle = through + steps[:, None] * along + bend[:, None] * across
-    half = thickness / 2 * (1 + rng.normal(0, 0.07, (41, 1)))
-    colour = _pick(_BARK, rng)
-    for low, high, factor in ((-1.0, 1.0, 0.72), (-1.0, 0.5, 0.95), (-0.85, -0.1, 1.18)):
-        edge = np.concatenate([middle + low * half * across, (middle + high * half * across)[::-1]])
-        draw.polygon(edge.ravel().tolist(), fill=shade(colour, factor))
-    for _ in range(14):
-        i = int(rng.integers(40))
-        offset = rng.uniform(-0.7, 0.7) * half[i] * across
-        draw.line([*(middle[i] + offset), *(middle[i + 1] + offset)], fill=shade(colour, 0.6), width=1)
-
-
 def _draw_ground(
     draw: ImageDraw.ImageDraw,
     feet: np.ndarray,
@@ -283,7 +213,7 @@ def _draw_ground(
     x = np.linspace(0, side, 25)
     line = height - 0.10 * scale + np.cumsum(rng.normal(0, 0.004 * side, 25))
     soil = np.concatenate([np.stack([x, line], axis=1), [[side, side], [0, side]]])
-    colour = _pick([*_BARK, *greens], rng)
+    colour = pick([*BARK, *greens], rng)
     draw.polygon(soil.ravel().tolist(), fill=colour)
     places = np.stack([rng.uniform(0, side, 90), rng.uniform(height - 0.08 * scale, max(side, height + 1), 90)], axis=1)
     for place in places:
@@ -295,7 +225,7 @@ def _draw_ground(
         tip = root + np.array([rng.normal(0, 0.04), -rng.uniform(0.05, 0.16)]) * side
         half = np.array([0.006 * side, 0.0])
         blade = [*(root - half), *tip, *(root + half)]
-        draw.polygon(blade, fill=_pick(_LEAVES, rng))
+        draw.polygon(blade, fill=pick(LEAVES, rng))
 
 
 def _leaf_in_front(bird: BirdLayer, scale: float, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -310,8 +240,8 @@ def _leaf_in_front(bird: BirdLayer, scale: float, size: int, rng: np.random.Gene
     # The stalk enters from beyond the leaf, away from the bird's middle more often than not.
     stalk = [*(centre - 0.5 * length * along), *(centre - 4.0 * length * along)]
     width = rng.uniform(0.2, 0.3)
-    outline = _leaf_outline(centre, length, angle, width)
-    colour = _pick(_LEAVES, rng)
+    outline = leaf_outline(centre, length, angle, width)
+    colour = pick(LEAVES, rng)
     for sheet, tones in (
         (leaf, (colour, shade(colour, 0.86), shade(colour, 0.7))),
         (stencil, (255, 255, 255)),
@@ -324,15 +254,3 @@ def _leaf_in_front(bird: BirdLayer, scale: float, size: int, rng: np.random.Gene
     blur = ImageFilter.BoxBlur(0.004 * size * _ZOOM)
     colours = np.asarray(leaf.filter(blur).reduce(_ZOOM), dtype=np.float32) / 255
     return colours, np.asarray(stencil.filter(blur).reduce(_ZOOM), dtype=np.float32) / 255
-
-
-def _expose(canvas: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
-    """Return what the camera has: brightness, colour cast, uneven light and grain; uint8 [S, S, 3]."""
-    size = len(canvas)
-    gain = rng.uniform(0.78, 1.14) * (1 + rng.normal(0, 0.035, 3))
-    x = np.linspace(-1, 1, size)
-    slope = rng.uniform(0, 0.14)
-    uneven = 1 + slope * (math.sin(light) * x[None, :] - math.cos(light) * x[:, None])
-    grain = rng.standard_normal((size, size, 1), dtype=np.float32) * rng.uniform(0.004, 0.016)
-    exposed = canvas * (gain * uneven[..., None]).astype(np.float32) + grain
-    return (np.clip(exposed, 0, 1) * 255 + 0.5).astype(np.uint8)
