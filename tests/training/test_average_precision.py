@@ -3,14 +3,19 @@
 import copy
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
+import torch
 from faster_coco_eval import mask as faster_mask
+from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cgnl.training.average_precision import average_precision, per_class
+from cgnl.training.average_precision import average_precision, coco_results, per_class
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")
 
 NAMES = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
 HEIGHT, WIDTH = 150, 200
@@ -96,6 +101,11 @@ def compressed(mask):
     return {"size": code["size"], "counts": code["counts"].decode()}
 
 
+def decoded(segmentation):
+    code = pycocotools_mask.frPyObjects(segmentation, HEIGHT, WIDTH)
+    return pycocotools_mask.decode(pycocotools_mask.merge(code) if isinstance(code, list) else code)
+
+
 def plain_pycocotools(tmp_path, truth, results, kind):
     """What a user of pycocotools sees, who keeps to COCO's formats: files, loadRes, summarize."""
     truth = copy.deepcopy(truth)
@@ -120,7 +130,10 @@ def test_both_libraries_give_what_plain_pycocotools_gives(tmp_path, capsys, seed
     before = copy.deepcopy((truth, results))
     ours = average_precision(truth, results, kind)
     other = average_precision(truth, results, kind, backend="pycocotools")
-    assert per_class(truth, results, kind) == per_class(truth, results, kind, backend="pycocotools")
+    classes = [per_class(truth, results, kind, backend=library) for library in ("faster_coco_eval", "pycocotools")]
+    assert np.array_equal(*[[(name, count) for name, _, count in rows] for rows in classes])
+    assert [ap for _, ap, _ in classes[0]] == pytest.approx([ap for _, ap, _ in classes[1]], abs=1e-9, nan_ok=True)
+    assert np.nanmean([ap for _, ap, _ in classes[0]]) == pytest.approx(ours["AP"], abs=1e-9)
     assert capsys.readouterr().out == ""
     assert (truth, results) == before
     expected = plain_pycocotools(tmp_path, truth, results, kind)
@@ -132,7 +145,7 @@ def test_both_libraries_give_what_plain_pycocotools_gives(tmp_path, capsys, seed
 
 
 def test_average_precision_of_a_case_by_hand():
-    """Objects A and B of 40 x 40; the detections by score: A exactly, a stray one, B at an IoU of 0.8, A once more."""
+    """Objects A and B of 40 x 40; the detections by score: A, a stray one, B at an IoU of 0.825, A once more."""
     truth = {
         "images": [{"id": 5, "width": 200, "height": 100}],
         "categories": [{"id": 9, "name": "robin"}, {"id": 2, "name": "wren"}],
@@ -141,9 +154,9 @@ def test_average_precision_of_a_case_by_hand():
             {"id": 1, "image_id": 5, "category_id": 9, "bbox": [100, 0, 40, 40]},
         ],
     }
-    boxes = [([0, 0, 40, 40], 0.9), ([50, 50, 30, 30], 0.8), ([100, 0, 40, 32], 0.7), ([0, 0, 40, 41], 0.6)]
+    boxes = [([0, 0, 40, 40], 0.9), ([50, 50, 33, 33], 0.8), ([100, 0, 40, 33], 0.7), ([0, 0, 40, 41], 0.6)]
     results = [{"image_id": 5, "category_id": 9, "bbox": box, "score": score} for box, score in boxes]
-    # precision 1 up to recall 1/2 (51 of 101 points); then 2/3 where an IoU of 0.8 is enough: 0.50 ... 0.80
+    # precision 1 up to recall 1/2 (51 of 101 points); then 2/3 where an IoU of 0.825 is enough: 0.50 ... 0.80
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 101
     found = average_precision(truth, results, "bbox")
     assert found["AP50"] == pytest.approx(100 * low) == found["AP75"]
@@ -156,3 +169,207 @@ def test_average_precision_of_a_case_by_hand():
     assert (wren, none) == ("wren", 0)
     assert math.isnan(no_ap)
     assert robin == ("robin", pytest.approx(found["AP"]), 2)
+
+
+def overlap(a, b):
+    """Intersection of two boxes (x, y, width, height), in pixels."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
+
+
+def slow_average_precision(truth, results, threshold, smallest, largest):
+    """AP (%) of boxes at one IoU threshold for objects of an area in smallest..largest, as defined, one loop each."""
+    averages = []
+    for category in CATEGORY_IDS:
+        outcomes, wanted = [], 0
+        for image in sorted(image["id"] for image in truth["images"]):
+            mine = [
+                (row, bool(row["iscrowd"]) or not smallest <= row["area"] <= largest)
+                for row in truth["annotations"]
+                if (row["image_id"], row["category_id"]) == (image, category)
+            ]
+            wanted += sum(not ignored for _, ignored in mine)
+            found = [row for row in results if (row["image_id"], row["category_id"]) == (image, category)]
+            taken = set()
+            for row in sorted(found, key=lambda row: -row["score"])[:100]:
+                area = row["bbox"][2] * row["bbox"][3]
+                best = None  # (an object that counts, IoU, position)
+                for position, (other, ignored) in enumerate(mine):
+                    if position in taken and not other["iscrowd"]:
+                        continue
+                    shared = overlap(row["bbox"], other["bbox"])
+                    union = area if other["iscrowd"] else area + other["bbox"][2] * other["bbox"][3] - shared
+                    if shared / union >= threshold:
+                        best = max(best or (False, 0, 0), (not ignored, shared / union, position))
+                if best is not None:
+                    taken.add(best[2])
+                    if best[0]:
+                        outcomes.append((row["score"], True))
+                elif smallest <= area <= largest:
+                    outcomes.append((row["score"], False))
+        if wanted == 0:
+            continue
+        outcomes.sort(key=lambda outcome: -outcome[0])
+        curve, right = [], 0
+        for count, (_, correct) in enumerate(outcomes, start=1):
+            right += correct
+            curve.append((right / wanted, right / count))
+        points = [max((p for r, p in curve if r >= step / 100), default=0.0) for step in range(101)]
+        averages.append(100 * sum(points) / 101)
+    return sum(averages) / len(averages)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_average_precision_is_what_its_definition_gives(seed):
+    truth, results = random_case(seed, images=6)
+    found = average_precision(truth, results, "bbox")
+    for name, sizes in {"AP": (0, 1e10), "APs": (0, 1024), "APm": (1024, 9216), "APl": (9216, 1e10)}.items():
+        by_threshold = [slow_average_precision(truth, results, step / 100, *sizes) for step in range(50, 100, 5)]
+        assert found[name] == pytest.approx(np.mean(by_threshold), abs=1e-9), name
+        if name == "AP":
+            assert (found["AP50"], found["AP75"]) == pytest.approx((by_threshold[0], by_threshold[5]), abs=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["faster_coco_eval", "pycocotools"])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_nothing_found_is_zero_and_nothing_to_find_is_undefined(kind, backend):
+    truth, results = random_case(0, images=3)
+    found = average_precision(truth, [], kind, backend=backend)
+    assert found["AP"] == found["AP50"] == found["AR100"] == 0
+    assert [(found, count > 0) for _, found, count in per_class(truth, [], kind, backend=backend)][:2] == [
+        (0, True)
+    ] * 2
+    crowds = [{**row, "iscrowd": 1} for row in truth["annotations"]]
+    for annotations in ([], crowds):
+        empty = {**truth, "annotations": annotations}
+        assert all(map(math.isnan, average_precision(empty, results, kind, backend=backend).values()))
+        assert [count for *_, count in per_class(empty, results, kind, backend=backend)] == [0, 0, 0]
+    nothing = {"images": [], "annotations": [], "categories": truth["categories"]}
+    assert all(map(math.isnan, average_precision(nothing, [], kind, backend=backend).values()))
+    assert [name for name, *_ in per_class(nothing, [], kind, backend=backend)] == ["kind 3", "kind 7", "kind 44"]
+
+
+def test_a_missing_area_is_the_masks_or_else_the_boxes():
+    triangle = [[0.0, 0, 40, 0, 0, 40]]  # 800 pixels: small; its box of 1600 is not
+    code = faster_mask.frPyObjects(triangle, HEIGHT, WIDTH)[0]
+    counts = counts_of(faster_mask.decode(code).astype(bool))
+    truth = {
+        "images": [{"id": 1, "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 1, "name": "robin"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40]}],
+    }
+    annotation = truth["annotations"][0]
+    results = [{**annotation, "segmentation": {**code, "counts": code["counts"].decode()}, "score": 1.0}]
+    for library in ("faster_coco_eval", "pycocotools"):
+        annotation.pop("segmentation", None)
+        found = average_precision(truth, results, "bbox", backend=library)
+        assert math.isnan(found["APs"])
+        assert found["APm"] == pytest.approx(100)
+        for segmentation in (triangle, code, {"size": [HEIGHT, WIDTH], "counts": counts}):
+            annotation["segmentation"] = segmentation
+            for kind in ("bbox", "segm"):
+                found = average_precision(truth, results, kind, backend=library)
+                assert found["APs"] == pytest.approx(100)
+                assert math.isnan(found["APm"])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"image_id": 1}, "bbox", "result 2 is of image 1, which is not in the truth"),
+        ({"category_id": 1}, "bbox", "result 2 is of category 1, which is not in the truth"),
+        ({"score": math.nan}, "bbox", "result 2 has the score nan, which must be finite"),
+        ({"bbox": []}, "bbox", "result 2 has no bbox"),
+        ({"segmentation": None}, "segm", "result 2 has no segmentation"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "x"}}, "segm", r"height and width \[150, 200\]"),
+        ({"segmentation": [[0, 0, 5, 0, 5, 5]]}, "segm", "result 2 must have a run-length code"),
+        ({}, "keypoints", r"kind \('keypoints'\) must be 'bbox' or 'segm'"),
+    ],
+)
+def test_results_that_do_not_fit_the_truth_are_named(change, kind, message):
+    truth, results = random_case(0, images=2)
+    results[1] = {**results[1], **change}
+    with pytest.raises(ValueError, match=message):
+        average_precision(truth, results, kind)
+
+
+def test_a_truth_without_what_is_tested_is_named():
+    truth, results = random_case(0, images=2)
+    truth["annotations"][1]["segmentation"] = []
+    with pytest.raises(ValueError, match="annotation 1 of the truth has no segmentation"):
+        average_precision(truth, results, "segm")
+    truth["annotations"][1]["image_id"] = 4
+    with pytest.raises(ValueError, match="annotation 1 of the truth is of image 4, which is not in the truth"):
+        average_precision(truth, results, "bbox")
+    with pytest.raises(ValueError, match=r"backend \('other'\) must be one of"):
+        average_precision(truth, results, "bbox", backend="other")
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    truth, results = random_case(0, images=2)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ImportError, match=r"needs faster_coco_eval: pip install 'cgnl\[detection\]'"):
+        average_precision(truth, results, "bbox")
+    average_precision(truth, results, "segm", backend="pycocotools")
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ImportError, match="needs pycocotools: pip install pycocotools"):
+        average_precision(truth, results, "bbox", backend="pycocotools")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_results_say_what_the_detector_found(dtype):
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(3, 4, generator=generator, dtype=torch.float64) * 50
+    boxes[:, 2:] += boxes[:, :2] + 1
+    boxes = boxes.to(dtype)
+    masks = torch.rand(3, 1, 61, 47, generator=generator).to(dtype)
+    masks[0, 0, :2] = 0.5
+    masks[2] = 0.25
+    labels, scores = torch.tensor([3, 1, 3]), torch.tensor([0.7, 0.5, 0.25], dtype=dtype)
+    nothing = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "scores": torch.zeros(0),
+        "masks": torch.zeros(0, 1, 9, 8),
+    }
+    found = {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
+    rows = coco_results(iter([nothing, found]), [17, 4], CATEGORY_IDS)
+    assert json.loads(json.dumps(rows)) == rows
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [(4, 44), (4, 3), (4, 44)]
+    for row, box, score, mask in zip(rows, boxes.tolist(), scores.tolist(), masks, strict=True):
+        x, y, width, height = row["bbox"]
+        assert (x, y, x + width, y + height) == pytest.approx(box, abs=2e-3)
+        assert row["score"] == score
+        # the other library decodes it
+        assert np.array_equal(pycocotools_mask.decode(row["segmentation"]), (mask[0] >= 0.5).numpy())
+
+
+def test_the_truth_as_results_is_found_wholly():
+    truth, _ = random_case(5, images=4)
+    truth["annotations"] = [row for row in truth["annotations"] if not row["iscrowd"]]
+    outputs = []
+    for image in truth["images"]:
+        rows = [row for row in truth["annotations"] if row["image_id"] == image["id"]]
+        boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = [decoded(row["segmentation"]) for row in rows]
+        labels = [CATEGORY_IDS.index(row["category_id"]) + 1 for row in rows]
+        outputs.append(
+            {
+                "boxes": boxes,
+                "labels": torch.tensor(labels),
+                "scores": torch.rand(len(rows)),
+                "masks": torch.from_numpy(np.array(masks).reshape(-1, 1, HEIGHT, WIDTH)).float(),
+            }
+        )
+    results = coco_results(outputs, [image["id"] for image in truth["images"]], CATEGORY_IDS)
+    for kind in ("bbox", "segm"):
+        assert average_precision(truth, results, kind)["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("label", [0, 4, -1])
+def test_labels_without_a_category_are_refused(label):
+    output = {"boxes": torch.zeros(1, 4), "labels": torch.tensor([label]), "scores": torch.ones(1)}
+    with pytest.raises(ValueError, match=rf"labels \({label}\) must lie in 1\.\.3"):
+        coco_results([output], [1], CATEGORY_IDS)

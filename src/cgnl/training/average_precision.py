@@ -191,7 +191,7 @@ def _tables(
     objects = [_object(number, row, images, kind, library) for number, row in enumerate(truth["annotations"], start=1)]
     found = [_detection(number, row, images, categories, kind, library) for number, row in enumerate(results, start=1)]
     if not (images and categories):
-        return np.full((10, 101, 0, 4, 3), -1.0), np.full((10, 0, 4, 3), -1.0)
+        return np.full((10, 101, len(categories), 4, 3), -1.0), np.full((10, len(categories), 4, 3), -1.0)
     # pycocotools tells its progress by print
     with contextlib.redirect_stdout(io.StringIO()):
         both = []
