@@ -7,7 +7,7 @@ knows dozens of other formats (some run other programs, as EPS does); their code
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -98,7 +98,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     raise BadFileError(path, "is not a regular file, and only regular files are opened")
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file fully into upright 8-bit RGB.
 
     The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to
@@ -107,13 +107,15 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Args:
         path: a JPEG, PNG, WebP or BMP file, whatever its name.
+        size: width and height (pixels) of the image that annotations were made for. Where the pixels have it as they
+            are stored, they stay so: whoever made the annotations did not look at the EXIF orientation.
 
     Returns:
         An image of mode ``RGB``, loaded; the file is closed.
 
     Raises:
         BadFileError: the file is missing, empty, of another format, over 100 megapixels (seen in the header,
-            before any pixel is decoded), truncated or otherwise broken.
+            before any pixel is decoded), truncated or otherwise broken, or of another size than ``size``.
     """
     with open_regular(path) as file:
         head = file.read(32)
@@ -137,7 +139,12 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
                     f"is {width} x {height} pixels, with one side more than {MAX_ASPECT} times the other",
                 )
             image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            if size == image.size:
+                return _to_rgb(image)
+            upright = _upright(_to_rgb(image), _orientation(image))
+            if size not in (None, upright.size):
+                raise BadFileError(path, f"is {width} x {height} pixels, but its annotations say {size[0]} x {size[1]}")
+            return upright
         except (BadFileError, MemoryError):
             raise
         except Image.DecompressionBombError:
@@ -146,19 +153,20 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             raise BadFileError(path, f"cannot be decoded: {error}") from error
 
 
-def decoded_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def decoded_size(path: Path, *, sizes: Mapping[Path, tuple[int, int]] | None = None) -> tuple[int, int]:
     """Decode an image file fully, as :func:`open_image` does, and return only its size.
 
     Args:
         path: the file.
+        sizes: width and height (pixels) that files must have.
 
     Returns:
-        Width and height (pixels, upright).
+        Width and height (pixels, upright unless ``sizes`` says otherwise).
 
     Raises:
         BadFileError: as :func:`open_image`.
     """
-    return open_image(path).size
+    return open_image(path, size=None if sizes is None else sizes[path]).size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

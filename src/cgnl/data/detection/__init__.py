@@ -1,0 +1,31 @@
+"""Images with objects in COCO's form: boxes, classes and masks as batches, and accounts of what is bad.
+
+Everything in the json is looked at before a network is built; an annotation that cannot be used is left out, named and
+counted. Pixels and masks are decoded later, by :class:`DetectionDataset`.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("faster_coco_eval") is None:
+    raise ImportError("cgnl.data.detection needs faster-coco-eval: pip install 'cgnl[detection]'")
+
+from cgnl.data.detection.dataset import DetectionDataset, collate
+from cgnl.data.detection.reading import read_coco
+from cgnl.data.detection.samples import (
+    BadAnnotation,
+    DetectionList,
+    check_annotations,
+    with_objects,
+    write_bad_annotations,
+)
+
+__all__ = [
+    "BadAnnotation",
+    "DetectionDataset",
+    "DetectionList",
+    "check_annotations",
+    "collate",
+    "read_coco",
+    "with_objects",
+    "write_bad_annotations",
+]
