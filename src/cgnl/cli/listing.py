@@ -28,19 +28,20 @@ def list_recipes(*, smoke: bool) -> None:
     recipes = {name: entry.make() for name, entry in RECIPES.items()}
     costs = {name: recipe_cost(recipe) for name, recipe in recipes.items()}
     for name in sorted(tables):
-        table = Table(title="Our own" if name == "ours" else f"Table {name}", title_justify="left")
-        for column in ("row", "recipe"):
-            table.add_column(column)
+        ours = name == "ours"
         tasks = {recipes[entry.name].task for _, entry in tables[name]}
-        numbers = "box/mask AP" if tasks == {"detection"} else "top-1/top-5"
-        for column in (f"paper {numbers}", "released", "parameters", "multiplications", "length"):
+        table = Table(title="Our own" if ours else f"Table {name}", title_justify="left", caption_justify="left")
+        if "detection" in tasks:
+            table.caption = "multiplications of a detector: those of its backbone, for an image of 4 : 3"
+        for column in ("recipe",) if ours else ("row", "recipe"):
+            table.add_column(column)
+        paper = "paper box/mask AP" if tasks == {"detection"} else "paper top-1/top-5"
+        for column in (*(() if ours else (paper, "released")), "parameters", "multiplications", "length"):
             table.add_column(column, justify="right")
         for row, entry in tables[name]:
             cost = costs[entry.name]
             table.add_row(
-                row.row if row else "",
-                entry.name,
-                *(_numbers(row) if row else ("", "")),
+                *((row.row, entry.name, *_numbers(row)) if row else (entry.name,)),
                 f"{cost.parameters / 1e6:.1f} M",
                 f"{cost.multiplications / 1e9:.1f} G",
                 _length(recipes[entry.name]),
