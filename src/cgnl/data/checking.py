@@ -1,4 +1,4 @@
-"""``cgnl data check``: decode every file of a data set, of images or of videos."""
+"""``cgnl data check``: decode every file of a data set, of images, of images with objects or of videos."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from cgnl.data.images.checking import ImageReport, check_images
 from cgnl.data.lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, text_lines
 
 if TYPE_CHECKING:
+    from cgnl.data.detection.checking import DetectionReport
     from cgnl.data.videos.checking import VideoReport
 
 _CUB = ("images.txt", "CUB_200_2011/images.txt")
@@ -25,19 +26,19 @@ def check_data(
     timeout: float | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
-) -> Union[ImageReport, "VideoReport"]:
-    """Decode every file of a data set, and list what is bad; whether it holds images or videos is found out.
+) -> Union[ImageReport, "DetectionReport", "VideoReport"]:
+    """Decode every file of a data set, and list what is bad; what it holds is found out.
 
     Args:
-        root: the data set, in any layout of :func:`cgnl.data.images.read_images` or
-            :func:`cgnl.data.videos.layouts.read_videos`.
+        root: the data set, in any layout of :func:`cgnl.data.images.read_images`,
+            :func:`cgnl.data.detection.read_coco` or :func:`cgnl.data.videos.layouts.read_videos`.
         list_file: lines ``path label``, or ``folder frames label`` of folders of frames; only these are checked then.
-        annotations: where the lists of a video data set are.
+        annotations: where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
         fold: which of the three splits of UCF101; each of them holds all its videos.
         num_classes: number of classes, where it must be just that.
         workers: number of processes; by default one for each core.
         timeout: seconds that one file may take; by default 60 for an image and 600 for a video.
-        out: a CSV file that is written anew with the path and reason of each bad file.
+        out: a CSV file that is written anew with the path and reason of each bad file or annotation.
         progress: whether a progress bar is shown on the standard error output.
 
     Returns:
@@ -49,6 +50,19 @@ def check_data(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.")
+    if _is_coco(root, annotations) and list_file is None:
+        # Imported here, as other data sets are checked where its packages are not installed too.
+        from cgnl.data.detection.checking import check_detection
+
+        return check_detection(
+            root,
+            annotations=annotations,
+            num_classes=num_classes,
+            workers=workers,
+            timeout=timeout or 60.0,
+            out=out,
+            progress=progress,
+        )
     if annotations is None and _holds_images(root, None if list_file is None else Path(list_file)):
         return check_images(
             root,
@@ -73,6 +87,12 @@ def check_data(
         out=out,
         progress=progress,
     )
+
+
+def _is_coco(root: Path, annotations: str | os.PathLike[str] | None) -> bool:
+    if annotations is not None:
+        return Path(annotations).suffix.lower() == ".json"
+    return any(any(root.glob(pattern)) for pattern in ("annotations/instances_*.json", "*/_annotations.coco.json"))
 
 
 def _holds_images(root: Path, list_file: Path | None) -> bool:

@@ -104,6 +104,7 @@ def printed(
     contents: Iterable[str | Table],
     bad: Sequence[tuple[Path, str]],
     damaged: Sequence[tuple[Path, str]] = (),
+    bad_noun: str = "bad files",
 ) -> str:
     """Return what a check has found, to read.
 
@@ -114,6 +115,7 @@ def printed(
         contents: what the files are like.
         bad: path and reason of each bad file; of very many only the first are shown.
         damaged: the same of files that can be read, but not as a whole.
+        bad_noun: what the rows of ``bad`` are.
 
     Returns:
         Lines of text.
@@ -136,13 +138,13 @@ def printed(
         console.print(counts)
         for content in contents:
             console.print(content, highlight=False)
-        for rows, what in ((damaged, "damaged"), (bad, "bad")):
+        for rows, what in ((damaged, "damaged files"), (bad, bad_noun)):
             for path, reason in rows[:_SHOWN]:
                 console.print(readable(f"{path} {reason}"), **plain)
             if len(rows) > _SHOWN:
                 console.print(f"... and {len(rows) - _SHOWN} more", highlight=False)
             if rows:
-                console.print(f"{len(rows)} {what} files", highlight=False)
+                console.print(f"{len(rows)} {what}", highlight=False)
         if not (bad or damaged):
             console.print("nothing is bad", highlight=False)
     return captured.get().rstrip()

@@ -9,12 +9,14 @@ from importlib.util import find_spec
 if find_spec("faster_coco_eval") is None:
     raise ImportError("cgnl.data.detection needs faster-coco-eval: pip install 'cgnl[detection]'")
 
+from cgnl.data.detection.checking import DetectionReport, check_detection
 from cgnl.data.detection.dataset import DetectionDataset, collate
 from cgnl.data.detection.reading import read_coco
 from cgnl.data.detection.samples import (
     BadAnnotation,
     DetectionList,
     check_annotations,
+    check_categories,
     with_objects,
     write_bad_annotations,
 )
@@ -23,7 +25,10 @@ __all__ = [
     "BadAnnotation",
     "DetectionDataset",
     "DetectionList",
+    "DetectionReport",
     "check_annotations",
+    "check_categories",
+    "check_detection",
     "collate",
     "read_coco",
     "with_objects",

@@ -70,14 +70,14 @@ def sort_annotations(
     used: dict[int, list[dict[str, Any]]] = {}
     bad = []
     known: set[int] = set()
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         fields: dict[str, Any] = row if isinstance(row, dict) else {}
         id: Any = fields.get("id")
         image_id: Any = fields.get("image_id")
         image = images.get(image_id) if is_id(image_id) else None
         if not is_id(id):
-            reason: str | None = f"stands at place {number + 1} of the list without an id that is a whole number"
-            id = None
+            reason: str | None = f"has the id {id!r:.80}, expected a whole number"
+            id = f"number {number} of the list"
         elif id in known:
             reason = "has the id of an annotation before it"
         else:

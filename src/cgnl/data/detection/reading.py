@@ -60,11 +60,6 @@ def read_coco(
     return _read(source, folder)
 
 
-def holds_coco(root: Path) -> bool:
-    """Tell whether a folder is in one of the layouts of :func:`read_coco`."""
-    return bool(_candidates(root, "train") or _candidates(root, "test"))
-
-
 def _candidates(root: Path, split: Split) -> list[Path]:
     """Return the json files of a split; those of the first name that there are."""
     prefixes, folders = (("train",), ("train",)) if split == "train" else (("val", "test"), ("valid", "val", "test"))

@@ -19,17 +19,17 @@ class BadAnnotation:
     """An annotation that is not used.
 
     Args:
-        id: its id; None if it has none.
+        id: its id; if it has none, where it stands in the json.
         image: name of its image's file, or what is known of the image.
         reason: what is wrong, as the rest of a sentence that begins with the annotation.
     """
 
-    id: int | None
+    id: int | str
     image: str
     reason: str
 
     def __str__(self) -> str:
-        return f"annotation {'without id' if self.id is None else self.id} ({self.image}) {self.reason}"
+        return f"annotation {self.id} ({self.image}) {self.reason}"
 
 
 class Packed:
@@ -144,6 +144,26 @@ def with_objects(images: DetectionList) -> DetectionList:
     )
 
 
+def check_categories(first: DetectionList, other: DetectionList) -> None:
+    """Refuse two splits of a data set whose categories differ.
+
+    Args:
+        first: one split.
+        other: another one.
+
+    Raises:
+        DataError: an id or a name occurs in one of them only; the message names the first.
+    """
+    ours, theirs = (set(zip(images.category_ids, images.classes, strict=True)) for images in (first, other))
+    if ours != theirs:
+        id, name = min(ours ^ theirs)
+        there, lacks = (first, other) if (id, name) in ours else (other, first)
+        raise DataError(
+            f"{there.source} has the category {id} {name!r}, but {lacks.source} does not; "
+            "both must have the same categories."
+        )
+
+
 def check_annotations(images: DetectionList, limit: float) -> None:
     """Refuse a data set with too many bad annotations.
 
@@ -172,7 +192,7 @@ def write_bad_annotations(folder: str | os.PathLike[str], lists: Iterable[Detect
         lists: the data sets.
     """
     rows = [
-        (readable(str(images.source)), "" if bad.id is None else bad.id, bad.image, bad.reason)
+        (readable(str(images.source)), bad.id, bad.image, bad.reason)
         for images in lists
         for bad in images.bad_annotations
     ]
