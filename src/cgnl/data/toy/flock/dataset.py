@@ -20,6 +20,8 @@ from cgnl.data.toy.folder import count_workers, replacing
 CATEGORY_IDS = (1, 3, 4, 7, 11, 18, 29, 47)[:MAX_SPECIES]
 # Written last: a folder that has it is a whole set.
 _SETTINGS_FILE = "toy_flock.json"
+# So many masks of birds are written as plain run lengths that all forms are common.
+_COUNTS_EVERY = 4
 _SPLITS = ("train", "val")
 _OVERLAYS = ((255, 64, 64), (64, 160, 255), (255, 220, 40), (200, 90, 255), (80, 230, 120), (255, 140, 30))
 
@@ -54,10 +56,10 @@ def draw_flock(
 ) -> None:
     """Draw a set of scenes with several birds each and write it in the layout of COCO.
 
-    A scene holds one to six birds of any species that hide each other and stand behind leaves, and in every fifth
-    a distant swarm as well, which is one annotation with ``iscrowd`` 1. Masks are true to the pixel: those of which
-    the bird makes up more than half. They are polygons along the borders of pixels or run lengths, as a list or as
-    a string; masks with holes and swarms are run lengths always. Images are ``train`` and ``val``, their truth
+    A scene holds one to six birds of any species that hide each other and stand behind leaves, and about every
+    fifth a distant swarm as well, which is one annotation with ``iscrowd`` 1. A mask holds the pixels of which the
+    bird makes up more than half. Masks are polygons along the borders of pixels, compressed run lengths where they
+    have a hole, and for swarms and some birds run lengths as a list. Images are ``train`` and ``val``, their truth
     ``annotations/instances_train.json`` and ``instances_val.json``; the ids of the categories have gaps.
 
     Every scene is drawn from the seed and its image id alone: the same arguments give the same bytes, with any
@@ -123,9 +125,10 @@ def contact_sheet(root: str | Path, *, split: str = "val", images: int = 8, colu
         split: "train" or "val".
         images: how many scenes to show.
         columns: number of scenes side by side.
-    """
-    from faster_coco_eval.core import mask as coco_mask
 
+    Raises:
+        ImportError: if faster-coco-eval is not installed, which reads the masks.
+    """
     root = Path(root)
     truth = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
     names = {category["id"]: category["name"] for category in truth["categories"]}
@@ -137,28 +140,32 @@ def contact_sheet(root: str | Path, *, split: str = "val", images: int = 8, colu
     for i, image in enumerate(shown):
         with Image.open(root / split / image["file_name"]) as file:
             plain = file.convert("RGB")
-        pixels = np.asarray(plain, dtype=np.float32)
         objects = [each for each in truth["annotations"] if each["image_id"] == image["id"]]
-        for number, each in enumerate(objects):
-            form, h, w = each["segmentation"], image["height"], image["width"]
-            runs = (
-                coco_mask.frPyObjects(form, h, w)
-                if isinstance(form, list) or isinstance(form["counts"], list)
-                else form
-            )
-            mask = coco_mask.decode(coco_mask.merge(runs) if isinstance(runs, list) else runs).astype(bool)
-            pixels = np.where(mask[..., None], 0.45 * pixels + 0.55 * np.array(_OVERLAYS[number % 6]), pixels)
-        marked = Image.fromarray(pixels.astype(np.uint8))
-        draw = ImageDraw.Draw(marked)
-        for number, each in enumerate(objects):
-            x, y, w, h = each["bbox"]
-            draw.rectangle((x, y, x + w - 1, y + h - 1), outline=_OVERLAYS[number % 6])
-            caption = names[each["category_id"]] + (" (crowd)" if each["iscrowd"] else "")
-            draw.text((x + 2, y), caption, fill="white", font_size=9, stroke_width=1, stroke_fill="black")
         left, top = i % columns * (2 * width + gap), i // columns * (height + gap)
         sheet.paste(plain, (left, top))
-        sheet.paste(marked, (left + width, top))
+        sheet.paste(_with_truth(plain, objects, names), (left + width, top))
     return sheet
+
+
+def _with_truth(image: Image.Image, objects: Sequence[dict[str, Any]], names: dict[int, str]) -> Image.Image:
+    from cgnl.data.detection.masks import decode
+
+    pixels = np.array(image, dtype=np.float32)
+    masks = decode([each["segmentation"] for each in objects], *image.size).astype(bool)
+    for number, mask in enumerate(masks):
+        pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(_overlay(number))
+    marked = Image.fromarray(pixels.astype(np.uint8))
+    draw = ImageDraw.Draw(marked)
+    for number, each in enumerate(objects):
+        x, y, width, height = each["bbox"]
+        draw.rectangle((x, y, x + width - 1, y + height - 1), outline=_overlay(number))
+        caption = names[each["category_id"]] + (" (crowd)" if each["iscrowd"] else "")
+        draw.text((x + 2, y), caption, fill="white", font_size=9, stroke_width=1, stroke_fill="black")
+    return marked
+
+
+def _overlay(number: int) -> tuple[int, int, int]:
+    return _OVERLAYS[number % len(_OVERLAYS)]
 
 
 def _draw_item(folder: Path, settings: _Settings, image_id: int) -> list[dict[str, Any]]:
@@ -167,10 +174,6 @@ def _draw_item(folder: Path, settings: _Settings, image_id: int) -> list[dict[st
     Image.fromarray(scene.image).save(folder / file_name(image_id), quality=92, subsampling=0)
     annotations = []
     for number, each in enumerate(scene.objects):
-        # Every form comes up, also where a scene has one object only.
-        form = {0: "counts", 1: "string"}.get((image_id // 2 + number) % 6, "polygons")
-        if each.crowd and form == "polygons":
-            form = "counts"
         annotations.append(
             {
                 "id": image_id * 100 + number,
@@ -179,7 +182,9 @@ def _draw_item(folder: Path, settings: _Settings, image_id: int) -> list[dict[st
                 "bbox": list(each.bounding_box),
                 "area": int(each.mask.sum()),
                 "iscrowd": int(each.crowd),
-                "segmentation": segmentation(each.mask, form),
+                "segmentation": segmentation(
+                    each.mask, as_counts=each.crowd or (image_id // 2 + number) % _COUNTS_EVERY == 0
+                ),
             }
         )
     return annotations

@@ -91,17 +91,15 @@ def compressed(counts: list[int]) -> str:
     return "".join(text)
 
 
-def segmentation(mask: np.ndarray, form: str) -> list[list[int]] | dict[str, Any]:
+def segmentation(mask: np.ndarray, *, as_counts: bool = False) -> list[list[int]] | dict[str, Any]:
     """Return a mask as COCO's "segmentation".
 
     Args:
         mask: bool [H, W].
-        form: "polygons", "counts" (run lengths as a list) or "string" (compressed); a mask with a hole is written
-            as a string where polygons are asked for.
+        as_counts: write run lengths as a list; else polygons, or compressed run lengths if the mask has a hole.
     """
-    if form == "polygons":
-        polygons = border_polygons(mask)
-        if polygons is not None:
-            return polygons
+    polygons = None if as_counts else border_polygons(mask)
+    if polygons is not None:
+        return polygons
     counts = run_lengths(mask)
-    return {"size": list(mask.shape), "counts": counts if form == "counts" else compressed(counts)}
+    return {"size": list(mask.shape), "counts": counts if as_counts else compressed(counts)}
