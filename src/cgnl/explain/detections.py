@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito 2008, "Color universal design": told apart without colour vision too; without black, from the most vivid.
+# Okabe and Ito 2008, "Color universal design": told apart without colour vision too; all of theirs but black.
 _PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -56,7 +56,7 @@ def draw_objects(
         >>> draw_objects(Image.new("L", (64, 48)), [[10, 10, 30, 40]], [1], ["robin"], scores=[0.9], min_side=96).size
         (128, 96)
     """
-    boxes = torch.as_tensor(boxes, dtype=torch.float64, device="cpu").reshape(-1, 4).numpy()
+    boxes = torch.as_tensor(boxes, dtype=torch.float64, device="cpu").detach().reshape(-1, 4).numpy()
     labels = torch.as_tensor(labels).tolist()
     scores = None if scores is None else torch.as_tensor(scores).tolist()
     if len(labels) != len(boxes) or (scores is not None and len(scores) != len(boxes)):
@@ -76,16 +76,16 @@ def draw_objects(
     boxes = boxes * factor
     width = max(1, round(min(picture.size) / 240))
     colours = [_PALETTE[(label - 1) % len(_PALETTE)] for label in labels]
-    if masks is not None:
-        pixels = np.array(picture)
-        for mask, colour in zip(masks, colours, strict=True):
-            inside = (mask >= 0.5).reshape(image.height, image.width).cpu().numpy()
-            _paint(pixels, inside.repeat(factor, 0).repeat(factor, 1), colour, width)
-        picture = Image.fromarray(pixels)
-    canvas = ImageDraw.Draw(picture)
     corners = [_corners(box, picture.size) for box in boxes]
     # the surest object is drawn last, over the others, but its name finds its place first
     order = sorted(range(len(boxes)), key=lambda k: scores[k] if scores is not None else -k)
+    if masks is not None:
+        pixels = np.array(picture)
+        for k in order:
+            inside = (masks[k] >= 0.5).reshape(image.height, image.width).cpu().numpy()
+            _paint(pixels, inside.repeat(factor, 0).repeat(factor, 1), colours[k], width)
+        picture = Image.fromarray(pixels)
+    canvas = ImageDraw.Draw(picture)
     for k in order:
         canvas.rectangle(corners[k], outline=colours[k], width=width)
     places: list[tuple[int, int, int, int]] = []
@@ -125,10 +125,10 @@ def _write_name(
     colour: tuple[int, int, int],
     places: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Write a name beside a box, where it hides the fewest other names, and return where: x0, y0, x1, y1."""
+    """Write a name where it hides the least of other names and of its own box; return where: x0, y0, x1, y1."""
     width, height = canvas.im.size
     font = _font(max(10, round(min(width, height) / 30)))
-    margin = max(1, font.size // 5)
+    margin = max(1, font.size // 4)
     text = name + score
     while canvas.textlength(text, font) + 2 * margin > width and name:
         name = name[:-1]
@@ -138,12 +138,13 @@ def _write_name(
     x0, y0, x1, y1 = box
     tags = []
     for x in (x0, x1 + 1 - across):
-        for y in (y0 - down, y0, y1 + 1, y1 + 1 - down):
+        for y in (y0 - down, y1 + 1, *range(y0, y1, down)):
             x, y = max(0, min(x, width - across)), max(0, min(y, height - down))
             tags.append((x, y, x + across, y + down))
-    tag = min(tags, key=lambda tag: sum(_shared(tag, place) for place in places))
+    own = (x0, y0, x1 + 1, y1 + 1)
+    tag = min(tags, key=lambda tag: (sum(_shared(tag, place) for place in places), _shared(tag, own)))
     canvas.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
-    light = np.dot(colour, (0.299, 0.587, 0.114)) > 110
+    light = np.dot(colour, (0.299, 0.587, 0.114)) > 100
     canvas.text((tag[0] + margin, tag[1]), text, font=font, fill="black" if light else "white")
     return tag
 
