@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn
@@ -19,8 +19,11 @@ except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
 import cgnl
+from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
+from cgnl.cli.evaluation import evaluate
+from cgnl.cli.prediction import predict
 from cgnl.training.processes import TrainingStopped, is_first_process
-from cgnl.training.recipe import DataConfig, NetworkConfig, Recipe, TrainerConfig, VideoDataConfig
+from cgnl.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -35,34 +38,11 @@ class RunOptions:
     """See the recipe work in seconds on a CPU, on data drawn into the run folder: fewer pixels, samples and steps."""
 
 
-@dataclass(frozen=True)
-class TestOptions:
-    """What `cgnl evaluate` takes besides a recipe's fields."""
-
-    out: Path | None = None
-    """Folder for predictions.csv, per_class.csv and confusions.csv; by default evaluation/ in the run's folder.
-    Of several networks each has a folder in it: 1, 2, ..."""
-
-
-def _parse(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:
-    """Parse options that are the fields of a recipe, whichever its kind, and those of ``more``."""
-    about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[command.split()[0]]
-    # the fields of a dataclass come from its last base first
-    kind = make_dataclass("Options", (), bases=(more, type(recipe)), frozen=True)
-    return tyro.cli(
-        kind,
-        prog=f"cgnl {command}",
-        description=f"{about}: every field of the recipe is an option.",
-        default=kind(**_parts(recipe)),
-        args=arguments,
-    )
-
-
 def train(arguments: Sequence[str]) -> None:
     """Train a recipe's network: cgnl train RECIPE [--data.root FOLDER] [--run FOLDER] [--resume] ..."""
-    name, recipe, rest = _recipe_argument("train", arguments)
-    options = _parse(f"train {name}", RunOptions, recipe, rest)
-    recipe = dataclasses.replace(recipe, **_parts(options))
+    name, recipe, rest = take_recipe("train", arguments)
+    options = parse_fields(f"train {name}", RunOptions, recipe, rest)
+    recipe = dataclasses.replace(recipe, **parts_of(options))
     given = Path(arguments[0])
     run = options.run or (given if given.is_dir() else Path("runs") / given.stem)
     from cgnl.training.run import train
@@ -77,166 +57,35 @@ def train(arguments: Sequence[str]) -> None:
         sys.exit(128 + stopped.signal_number)
     if not is_first_process():
         return
-    if result.last_top1 is None or result.best_top1 is None:
+    if not result.scores or result.best_score is None:
         print(f"nothing was left to train and test; the last checkpoint is {result.last}")
     else:
-        print(f"last epoch: top-1 {result.last_top1:.2f} %, top-5 {result.last_top5:.2f} %  {result.last}")
-        print(f"best epoch (chosen on the test set): top-1 {result.best_top1:.2f} %  {result.best}")
-
-
-def _parts(recipe: Recipe) -> dict[str, Any]:
-    return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+        print(
+            f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}"
+        )
+        print(
+            f"best epoch (chosen on the test set): {next(iter(result.scores))} {result.best_score:.2f} %  {result.best}"
+        )
 
 
 def _smoke(recipe: Recipe, run: Path) -> Recipe:
     from cgnl.recipes import smoke
 
-    drawn = run / ("actions" if recipe.task == "video" else "birds")
+    drawn = run / {"image": "birds", "video": "actions", "detection": "flock"}[recipe.task]
     if is_first_process() and not drawn.exists():
         if recipe.task == "video":
             from cgnl.data.toy.actions import draw_actions
 
             draw_actions(drawn, num_classes=4, groups=3, clips_per_group=1, size=(96, 72))
+        elif recipe.task == "detection":
+            from cgnl.data.toy.flock import draw_flock
+
+            draw_flock(drawn, num_species=3, train_images=4, test_images=2, size=(96, 72))
         else:
             from cgnl.data.toy.birds import draw_birds
 
             draw_birds(drawn, num_species=4, train_images=2, test_images=1, size=96)
     return smoke(recipe, drawn)
-
-
-def evaluate(arguments: Sequence[str]) -> None:
-    """Test trained networks, or a recipe's start weights: cgnl evaluate CHECKPOINT ... [--data.root FOLDER] ..."""
-    count = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    names, options = arguments[:count], arguments[count:]
-    if count < 2:
-        _print_evaluation(*_test(arguments))
-        return
-    if recipes := [name for name in names if _names_recipe(name)]:
-        raise ValueError(f"several networks are tested by their checkpoints, and {recipes[0]} is a recipe")
-    results = []
-    # all of them first: a mistake in the last shows before the first is tested
-    tests = [_test([name, *options], str(k)) for k, name in enumerate(names, start=1)]
-    for name, test in zip(names, tests, strict=True):
-        if is_first_process():
-            print(name)
-        results.append(_print_evaluation(*test, stay=test is not tests[-1]))
-    if is_first_process():
-        top1, top5 = (sum(getattr(result, top) for result in results) / count for top in ("top1", "top5"))
-        print(f"mean of {count}: top-1 {top1:.2f} %, top-5 {top5:.2f} %")
-
-
-def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, DataConfig, TrainerConfig, Path]:
-    """A network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
-    from cgnl.training.checkpoint import find_checkpoint, from_start_weights, load_trained
-
-    trained = None
-    if arguments and not arguments[0].startswith("-") and not _names_recipe(arguments[0]):
-        trained, rest = load_trained(arguments[0]), list(arguments[1:])
-        name, recipe = trained.name, dataclasses.replace(trained.recipe, trainer=_here(trained.recipe.trainer))
-        out = find_checkpoint(arguments[0]).parent / "evaluation"
-    else:
-        name, recipe, rest = _recipe_argument("evaluate", arguments)
-        out = Path("runs") / Path(arguments[0]).stem / "evaluation"
-    options = _parse(f"evaluate {arguments[0]}", TestOptions, recipe, rest)
-    if trained is None:
-        from cgnl.training.data import make_data
-
-        start = dataclasses.replace(recipe, **_parts(options))
-        trained = from_start_weights(start, name, make_data(options.data).classes)
-    elif options.network != recipe.network:
-        trained = _with_head_of(trained, options.network)
-    return trained, options.data, options.trainer, options.out / part if options.out else out
-
-
-def _with_head_of(trained: Any, network: NetworkConfig) -> Any:
-    """The network with another way to test it; what has weights cannot be changed."""
-    head = getattr(network, "head", None)
-    if head is None or dataclasses.replace(trained.recipe.network, head=head) != network:
-        raise ValueError("network options are those of the checkpoint and cannot be changed, except a video's head")
-    trained.network.head = head
-    return trained
-
-
-def _here(config: TrainerConfig) -> TrainerConfig:
-    """One device of this machine, wherever the network was trained."""
-    return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
-
-
-def _print_evaluation(trained: Any, data: DataConfig, trainer: TrainerConfig, out: Path, *, stay: bool = False) -> Any:
-    from cgnl.training.evaluation import evaluate
-
-    result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
-    if not is_first_process():
-        return result
-    noun = "images"
-    if isinstance(data, VideoDataConfig):
-        noun = f"videos, {data.test_clips} clips x {data.test_crops} crops"
-    for name, value, (low, high) in (
-        ("top-1", result.top1, result.top1_interval),
-        ("top-5", result.top5, result.top5_interval),
-    ):
-        print(f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {result.count} {noun})")
-    if result.troubles:
-        print(f"troubles: {', '.join(result.troubles)} (lists are in {out})")
-    for true, predicted, times in result.confused[:5]:
-        print(f"{times:5} x {true} taken for {predicted}")
-    print(f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv")
-    return result
-
-
-def predict(
-    checkpoint: tyro.conf.Positional[Path],
-    files: tyro.conf.Positional[tuple[Path, ...]],
-    json: bool = False,
-    top: int = 5,
-    timeline: Path | None = None,
-) -> None:
-    """Print the most probable classes of images or videos.
-
-    Args:
-        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
-        files: Image files; for a video network video files, or folders of frames.
-        json: Print one JSON object for each file instead of a table.
-        top: Number of classes.
-        timeline: CSV file for the most probable classes of each second of the videos.
-    """
-    import json as json_module
-
-    from cgnl.data.decoding import DataError
-    from cgnl.training.checkpoint import load_trained
-    from cgnl.training.evaluation import predict, predict_timeline, write_timeline
-
-    if not files:
-        raise ValueError("files must name at least one image or video")
-    if top < 1:
-        raise ValueError(f"top ({top}) must be at least 1")
-    trained = load_trained(checkpoint)
-    if timeline is not None and trained.recipe.task != "video":
-        raise ValueError(f"timeline ({timeline}) needs a video network, and {checkpoint} holds an image network")
-    bad, seconds = 0, []
-    for path in files:
-        best = None
-        try:
-            best = predict(trained, path, top=top)
-            if json:
-                rows = [{"class": name, "probability": round(p, 6)} for name, p in best]
-                print(json_module.dumps({"path": str(path), "top": rows}))
-            else:
-                print(path)
-                for name, p in best:
-                    print(f"  {100 * p:6.2f} %  {name}")
-            if timeline is not None:
-                seconds += [(path, *row) for row in predict_timeline(trained, path, top=top)]
-        except DataError as error:
-            bad += 1
-            print(f"cgnl: {error}", file=sys.stderr)
-            if json and best is None:
-                print(json_module.dumps({"path": str(path), "error": str(error)}))
-    if timeline is not None:
-        write_timeline(timeline, seconds)
-        print(f"written: {timeline}", file=sys.stderr)
-    if bad:
-        sys.exit(2)
 
 
 def convert(
@@ -273,19 +122,28 @@ def recipes(smoke: bool = False) -> None:
 def demo(
     out: Path | None = None,
     video: bool = False,
+    detection: bool = False,
     seed: int = 0,
     smallest: bool = False,
 ) -> None:
     """Draw data, train a network on it with and without a CGNL block, and write a report.
 
     Args:
-        out: Folder for the data, the runs and report.html; by default demo, or demo-video.
+        out: Folder for the data, the runs and report.html; by default demo, demo-video or demo-detection.
         video: Drawn actions and video networks instead of drawn birds and image networks.
+        detection: Drawn flocks and Mask R-CNN instead of single birds and image networks.
         seed: Seed of the drawing and of the training.
         smallest: A run of seconds that only shows that all parts work; its accuracies mean nothing.
     """
     from cgnl.cli.demo import run_demo
 
+    if video and detection:
+        raise ValueError("video and detection are two demos: give one of them")
+    if detection:
+        from cgnl.cli.demo.flock import run_flock_demo
+
+        run_flock_demo(out or Path("demo-detection"), seed=seed, smallest=smallest)
+        return
     if video:
         from cgnl.cli.demo.actions import actions as subject
     else:
@@ -353,6 +211,30 @@ def toy_actions(
     print(f"{out}: {num_classes} classes, {num_classes * groups * clips_per_group} videos in {groups} groups")
 
 
+def toy_flock(
+    out: tyro.conf.Positional[Path],
+    num_species: int = 4,
+    train_images: int = 200,
+    test_images: int = 50,
+    size: tuple[int, int] = (192, 144),
+    seed: int = 0,
+) -> None:
+    """Draw scenes with several birds that overlap, with boxes and masks in COCO's layout.
+
+    Args:
+        out: Folder to write.
+        num_species: Number of species (categories).
+        train_images: Training images.
+        test_images: Test images.
+        size: Width and height of the images (pixels).
+        seed: Seed of the drawing; the same seed gives the same bytes.
+    """
+    from cgnl.data.toy.flock import draw_flock
+
+    draw_flock(out, num_species=num_species, train_images=train_images, test_images=test_images, size=size, seed=seed)
+    print(f"{out}: {num_species} species, {train_images} training and {test_images} test images")
+
+
 def check(
     root: tyro.conf.Positional[Path],
     list_file: Path | None = None,
@@ -380,33 +262,14 @@ def check(
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Draw data sets (toy-birds, toy-actions), or check one (check)."""
-    commands: dict[str, Callable[..., Any]] = {"toy-birds": toy_birds, "toy-actions": toy_actions, "check": check}
+    """Draw data sets (toy-birds, toy-actions, toy-flock), or check one (check)."""
+    commands: dict[str, Callable[..., Any]] = {
+        "toy-birds": toy_birds,
+        "toy-actions": toy_actions,
+        "toy-flock": toy_flock,
+        "check": check,
+    }
     tyro.extras.subcommand_cli_from_dict(commands, prog="cgnl data", args=arguments)
-
-
-def _recipe_argument(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, list[str]]:
-    """Take the recipe's name, a YAML file or a run folder off the front of the arguments."""
-    from cgnl.recipes import RECIPES, load_recipe
-
-    if not arguments or arguments[0].startswith("-"):
-        source = "CHECKPOINT ..." if command == "evaluate" else "RECIPE"
-        print(f"usage: cgnl {command} {source} [options]\n")
-        if command == "evaluate":
-            print("CHECKPOINT is a file or a run folder; of several the mean is given, too.")
-            print("A RECIPE in its place tests its --network.weights.\n")
-        print("RECIPE is one of these names, a YAML file, or a run folder:")
-        print("\n".join(f"  {name}" for name in RECIPES))
-        print(f"\nOptions of one: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")
-        sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
-    name, recipe = load_recipe(arguments[0])
-    return name, recipe, list(arguments[1:])
-
-
-def _names_recipe(argument: str) -> bool:
-    from cgnl.recipes import RECIPES
-
-    return argument in RECIPES or argument.endswith((".yaml", ".yml"))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

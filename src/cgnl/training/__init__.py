@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cgnl.training.checkpoint import TrainedNetwork, load_trained
     from cgnl.training.classification import ClassificationModule
     from cgnl.training.data import ImageData
+    from cgnl.training.detection import DetectionModule
+    from cgnl.training.detection_data import DetectionData
+    from cgnl.training.detection_evaluation import DetectionEvaluation, detect, evaluate_detection
     from cgnl.training.evaluation import Evaluation, evaluate, predict, predict_timeline
     from cgnl.training.run import train
     from cgnl.training.video_data import VideoData
@@ -25,6 +28,9 @@ _FILE_OF_NAME = {
     **dict.fromkeys(["TrainedNetwork", "load_trained"], "checkpoint"),
     "ClassificationModule": "classification",
     "ImageData": "data",
+    "DetectionModule": "detection",
+    "DetectionData": "detection_data",
+    **dict.fromkeys(["DetectionEvaluation", "detect", "evaluate_detection"], "detection_evaluation"),
     **dict.fromkeys(["Evaluation", "evaluate", "predict", "predict_timeline"], "evaluation"),
     "train": "run",
     "VideoData": "video_data",
@@ -32,13 +38,18 @@ _FILE_OF_NAME = {
 
 __all__ = [
     "ClassificationModule",
+    "DetectionData",
+    "DetectionEvaluation",
+    "DetectionModule",
     "Evaluation",
     "FiniteGuard",
     "ImageData",
     "RunKeeper",
     "TrainedNetwork",
     "VideoData",
+    "detect",
     "evaluate",
+    "evaluate_detection",
     "load_trained",
     "predict",
     "predict_timeline",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cgnl.training.checkpoint import FORMAT
 from cgnl.training.data import SampleData
+from cgnl.training.module import TrainingModule
 from cgnl.training.processes import TrainingStopped, gathered
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -113,7 +114,8 @@ class RunKeeper(Checkpoint):
     """Keeps a run on disk: checkpoints, CSV logs, a clean stop on signals, and the state to resume from.
 
     ``last.ckpt`` is written every so many steps, after each epoch's test and on SIGTERM or Ctrl-C; ``best.ckpt``
-    when the top-1 accuracy rises. ``steps.csv`` and ``epochs.csv`` are cut back to the checkpoint on resuming.
+    when the first of the module's reported metrics rises. ``steps.csv`` and ``epochs.csv`` are cut back to the
+    checkpoint on resuming.
 
     Args:
         run: Folder of the run.
@@ -205,6 +207,7 @@ class RunKeeper(Checkpoint):
         """Log the step, save where it is time to, stop where a signal asked for it."""
         self._images += len(batch["index"]) * trainer.world_size
         step, position = trainer.global_step, batch_idx + 1
+        last = step == trainer.max_steps
         if position % trainer.accumulate_grad_batches:
             return
         if step % self.log_every_n_steps == 0:
@@ -223,8 +226,12 @@ class RunKeeper(Checkpoint):
                 )
             for logger in trainer.loggers:
                 logger.log_metrics({"train/step_loss": loss, "lr": rates[0]}, step)
-        if position == trainer.num_training_batches:
-            # Lightning cannot resume between an epoch's last step and its test: on_train_epoch_end saves
+        if last:
+            # the test that ends an epoch also ends a run that its number of steps ends
+            trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1
+        if last or position == trainer.num_training_batches:
+            # Lightning cannot resume between a last step and its test: on_train_epoch_end saves
             return
         self._stop_if_asked(trainer)
         if step % self.checkpoint_every_n_steps == 0:
@@ -235,31 +242,38 @@ class RunKeeper(Checkpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         tested = self._tested
         self.data.share_bad_files()
-        names = ("train/loss", "test/loss", "test/top1", "test/top5")
-        values = {name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in names}
+        assert isinstance(module, TrainingModule)
+        score = next(iter(module.reported))
+        values = {
+            name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in module.logged
+        }
         seconds = time.monotonic() - self._epoch_started
         if trainer.is_global_zero:
             _append(
                 self.run / "epochs.csv",
-                ["step", "epoch", *(name.replace("/", "_") for name in names), "seconds"],
+                ["step", "epoch", *(name.replace("/", "_") for name in values), "seconds"],
                 [trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"],
             )
-            parts = [
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                f"loss {values['train/loss']:.4f}",
-            ]
+            parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:
-                parts += [f"test top-1 {values['test/top1']:.2f} %", f"top-5 {values['test/top5']:.2f} %"]
+                told = [f"{name} {values[key]:.2f} %" for key, name in module.reported.items()]
+                parts += [f"test {told[0]}", *told[1:]]
             parts.append(f"{seconds:.0f} s")
             parts += self.data.troubles()
             self.say("  ".join(parts))
-        improved = tested and values["test/top1"] > self.best
+        improved = tested and values[score] > self.best
         if improved:
-            self.best = values["test/top1"]
+            self.best = values[score]
         trainer.save_checkpoint(self.run / LAST)
         if improved:
             trainer.save_checkpoint(self.run / BEST)
         self._stop_if_asked(trainer)
+
+    @staticmethod
+    def _place(trainer: pl.Trainer) -> str:
+        if trainer.max_steps >= 0:
+            return f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}/{trainer.max_steps}"
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
     # What a checkpoint holds beside Lightning's own state
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import nn
 
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoint_file
+from cgnl.networks.detection import maskrcnn
 from cgnl.networks.image import resnet
 from cgnl.networks.video import c2d_resnet
-from cgnl.training.recipe import NetworkConfig, Recipe, VideoNetworkConfig, from_dict, override
+from cgnl.training.recipe import DetectionRecipe, Recipe, VideoRecipe, from_dict
 
 FORMAT = 2
 """Version of the ``cgnl`` entry in our checkpoints; networks of version 1, which knew images only, are used as well."""
@@ -87,18 +88,30 @@ class TrainedNetwork:
     step: int
 
 
-def build_network(config: NetworkConfig, num_classes: int) -> nn.Module:
-    """Build the image or video network that a recipe describes.
+def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Build the network that a recipe describes.
 
     Args:
-        config: The network's part of a recipe.
-        num_classes: Number of classes.
+        recipe: The recipe.
+        num_classes: Number of classes, without a detector's background.
     """
+    config = recipe.network
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     if config.weights is None:
         settings["new_classifier"] = False
-    build = c2d_resnet if isinstance(config, VideoNetworkConfig) else resnet
+    if isinstance(recipe, DetectionRecipe):
+        # Mask R-CNN resizes the images itself
+        return maskrcnn(**settings, size=recipe.data.size, max_size=recipe.data.max_size, num_classes=num_classes + 1)
+    build = c2d_resnet if isinstance(recipe, VideoRecipe) else resnet
     return build(**settings, num_classes=num_classes)
+
+
+def without_start_weights(recipe: Recipe) -> Recipe:
+    """Return a recipe whose network starts from nothing: other weights are about to be loaded into it."""
+    none: dict[str, Any] = {"weights": None, "new_classifier": False}
+    if isinstance(recipe, DetectionRecipe):
+        none["backbone_weights"] = None
+    return replace(recipe, network=replace(recipe.network, **none))
 
 
 def load_trained(path: str | Path) -> TrainedNetwork:
@@ -114,8 +127,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     checkpoint = read_checkpoint_file(path)
     run = run_entry(checkpoint, path)
     recipe = from_dict(run["recipe"], str(path))
-    without_weights = override(recipe, {"network": {"weights": None}}, str(path))
-    network = build_network(without_weights.network, len(run["classes"]))
+    network = build_network(without_start_weights(recipe), len(run["classes"]))
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     load_exactly(network, state, path)
@@ -179,5 +191,5 @@ def from_start_weights(recipe: Recipe, name: str, classes: Sequence[str]) -> Tra
     """
     if recipe.network.weights is None:
         raise ValueError("network.weights is needed: the weights to test")
-    network = build_network(recipe.network, len(classes)).eval()
+    network = build_network(recipe, len(classes)).eval()
     return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0)

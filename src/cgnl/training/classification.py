@@ -4,12 +4,10 @@ Shapes: B batch, K classes.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -18,14 +16,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cgnl.data.decoding import DataError
-from cgnl.insertion import inserted_blocks
+from cgnl.training.module import TrainingModule
 from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
-from cgnl.training.schedule import learning_rate_factor
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-class ClassificationModule(pl.LightningModule):
+class ClassificationModule(TrainingModule):
     """Trains a network that gives logits [B, K] with cross entropy, and tests it with top-1 and top-5 accuracy.
 
     Batches are dictionaries with ``image`` [B, 3, H, W], or clips [B, 3, T, H, W], ``label`` [B] and ``index`` [B]
@@ -39,12 +34,16 @@ class ClassificationModule(pl.LightningModule):
         mixup: Alpha of mixup; 0 is off.
         cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
         seed: Seed of mixup and cutmix.
+        lr_scale: Factor on all learning rates, warm-up included.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether images are given to the network in the channels-last memory format.
 
     Raises:
         ValueError: A path in ``freeze`` that is not in the network, or one that freezes all of it.
     """
+
+    logged = ("train/loss", "test/loss", "test/top1", "test/top5")
+    reported: ClassVar[dict[str, str]] = {"test/top1": "top-1", "test/top5": "top-5"}
 
     def __init__(
         self,
@@ -56,38 +55,30 @@ class ClassificationModule(pl.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
+        lr_scale: float = 1.0,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(
+            network,
+            optimizer=optimizer,
+            schedule=schedule,
+            lr_scale=lr_scale,
+            freeze=freeze,
+            channels_last=channels_last,
+        )
         self.num_classes = num_classes
-        self.optimizer_config = optimizer or OptimizerConfig()
-        self.schedule_config = schedule or ScheduleConfig(kind="constant")
         self.seed = seed
-        self.channels_last = channels_last
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self._mix = v2.RandomChoice(mixers) if mixers else None
-        self._frozen = [_find(network, path) for path in freeze]
-        for module in self._frozen:
-            module.requires_grad_(False).eval()
-        if not any(p.requires_grad for p in network.parameters()):
-            raise ValueError(f"trainer.freeze ({' '.join(freeze)}) leaves nothing to train")
-        if channels_last:
-            network.to(memory_format=torch.channels_last)
-        self.train_loss, self.test_loss = MeanMetric(), MeanMetric()
-        # kept in checkpoints: a run that resumes in the middle of an epoch then reports the mean of all of it
-        self.train_loss.persistent(True)
+        self.test_loss = MeanMetric()
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
 
-    def train(self, mode: bool = True) -> "ClassificationModule":
-        """Set the training mode; frozen modules stay in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
+    def heads(self) -> Sequence[nn.Module]:
+        """Return the classifier, the last Linear of the network."""
+        return [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1:]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [B, K] of images [B, 3, H, W] or clips [B, 3, T, H, W]."""
@@ -101,12 +92,7 @@ class ClassificationModule(pl.LightningModule):
         """Return the batch's mean loss; a batch without a readable sample gives a zero with zero gradients."""
         images, target = batch["image"], batch["label"]
         if len(target) == 0:
-            if any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()):
-                # the other processes wait for this one's statistics
-                raise DataError(
-                    f"no sample of a whole batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}"
-                )
-            return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
+            return self.loss_of_no_sample(batch)
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
         try:
@@ -136,11 +122,6 @@ class ClassificationModule(pl.LightningModule):
             return mixed.as_subclass(Tensor), target
         finally:
             torch.default_generator.set_state(state)
-
-    def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch."""
-        self.log("train/loss", self.train_loss.compute())
-        self.train_loss.reset()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         """Update loss and accuracies; return the logits [B, K]."""
@@ -191,56 +172,3 @@ class ClassificationModule(pl.LightningModule):
         self.top1.reset()
         self.top5.reset()
         return values
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer, with learning rates of their own for blocks and head."""
-        config = self.optimizer_config
-        norms = {id(p) for module in self.network.modules() if isinstance(module, _NORMS) for p in module.parameters()}
-        decay, norm_decay = config.weight_decay, config.norm_weight_decay
-        groups = []
-        for parameters, factor in self._parameter_groups():
-            group = {"lr": config.lr * factor, "weight_decay": decay}
-            if norm_decay is None:
-                groups.append({"params": parameters, **group})
-            else:
-                groups.append({"params": [p for p in parameters if id(p) not in norms], **group})
-                of_norms = [p for p in parameters if id(p) in norms]
-                groups.append({"params": of_norms, **group, "weight_decay": norm_decay})
-        groups = [group for group in groups if group["params"]]
-        if config.name == "adamw":
-            return torch.optim.AdamW(groups)
-        return torch.optim.SGD(groups, momentum=config.momentum)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimizer and its schedule in optimizer steps."""
-        config, optimizer = self.optimizer_config, self.make_optimizer()
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(
-                step,
-                # infinite until the data is set up, when only step 0 has been asked for
-                steps_per_epoch=self.trainer.num_training_batches / self.trainer.accumulate_grad_batches,
-                max_epochs=self.trainer.max_epochs or 1,
-                lr=config.lr,
-                config=self.schedule_config,
-            ),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _parameter_groups(self) -> Iterator[tuple[list[nn.Parameter], float]]:
-        """Give backbone, blocks and head with their factors on the learning rate."""
-        blocks = {id(p) for block in inserted_blocks(self.network).values() for p in block.parameters()}
-        classifier = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1:]
-        head = {id(p) for module in classifier for p in module.parameters()}
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        yield [p for p in trained if id(p) not in blocks | head], 1.0
-        yield [p for p in trained if id(p) in blocks], self.optimizer_config.block_lr_factor
-        yield [p for p in trained if id(p) in head], self.optimizer_config.head_lr_factor
-
-
-def _find(network: nn.Module, path: str) -> nn.Module:
-    try:
-        return network.get_submodule(path)
-    except AttributeError:
-        names = ", ".join(name for name, _ in network.named_children())
-        raise ValueError(f"trainer.freeze names {path!r}, which is not in the network; it has {names}") from None

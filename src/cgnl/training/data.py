@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,13 +16,16 @@ from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.training.processes import gathered, is_first_process
-from cgnl.training.recipe import DataConfig, VideoDataConfig
+from cgnl.training.recipe import DataConfig, DetectionDataConfig, VideoDataConfig
 from cgnl.training.sampling import EpochBatches
+
+if TYPE_CHECKING:
+    from cgnl.training.video_data import VideoData
 
 Split = Literal["train", "test"]
 # kinds of data sets whose classes have no names of their own
 _LIST_KINDS = ("list", "frame_list")
-ConfigT = TypeVar("ConfigT", bound=DataConfig)
+ConfigT = TypeVar("ConfigT", bound=DataConfig | DetectionDataConfig)
 
 
 class SampleData(pl.LightningDataModule, Generic[ConfigT]):
@@ -62,9 +65,9 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         self._bad: dict[str, BadFiles] = {}
         self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
 
-    # What images and videos differ in
+    # What the kinds of data differ in
 
-    def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+    def _list(self, split: Split) -> SampleList:
         """Read the list of a split."""
         raise NotImplementedError
 
@@ -72,17 +75,21 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         """Return the samples of a split, cut at random in training."""
         raise NotImplementedError
 
+    def _groups(self) -> Sequence[bool] | None:
+        """Return which training samples a batch should not mix with the others, None where all mix."""
+        return None
+
     # Lists
 
     @cached_property
     def train_samples(self) -> SampleList:
         """The training samples, read on first use."""
-        return self._read("train", self.config.train_list, self.config.num_classes)
+        return self._read("train")
 
     @cached_property
     def test_samples(self) -> SampleList:
         """The test samples, read on first use; their classes must be those of the training samples."""
-        samples = self._read("test", self.config.test_list, len(self.classes))
+        samples = self._read("test")
         if samples.kind not in _LIST_KINDS and samples.classes != self.classes:
             new = [name for name in samples.classes if name not in self.classes]
             gone = [name for name in self.classes if name not in samples.classes]
@@ -94,17 +101,14 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             )
         return samples
 
-    def _read(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
-        config = self.config
-        if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
-            raise DataError(f"data.{split}_list is needed: the list file of the {split} {self.noun}s")
-        samples = self._list(split, list_file, num_classes)
+    def _read(self, split: Split) -> SampleList:
+        samples = self._list(split)
         folder = self.run if is_first_process() else None
-        self._bad[split] = BadFiles(samples, folder, limit=config.bad_limit)
+        self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
         if folder is not None and samples.missing:
             folder.mkdir(parents=True, exist_ok=True)
             write_missing(folder, [samples])
-        check_missing(samples, config.bad_limit)
+        check_missing(samples, self.config.bad_limit)
         return samples
 
     @property
@@ -188,6 +192,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             rank=rank,
             world_size=world_size,
             parts=self.accumulate,
+            groups=self._groups(),
         )
         batches.resume(*self._resume_at)
         return self._loader(self._dataset("train", training=True), batches)
@@ -234,15 +239,10 @@ class ImageData(SampleData[DataConfig]):
     noun = "image"
     collate = staticmethod(collate_images)
 
-    def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+    def _list(self, split: Split) -> SampleList:
         assert self.config.root is not None
         return read_images(
-            self.config.root,
-            split,
-            format=self.config.format,
-            list_file=list_file,
-            num_classes=num_classes,
-            missing_limit=1.0,
+            self.config.root, split, format=self.config.format, missing_limit=1.0, **list_options(self, split)
         )
 
     def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
@@ -255,14 +255,31 @@ class ImageData(SampleData[DataConfig]):
         return ImageDataset(samples, transform, seed=self.seed)
 
 
-def make_data(config: DataConfig, **options: Any) -> SampleData:
-    """Return the data module for a recipe's data; options as :class:`SampleData` takes them."""
-    if not isinstance(config, VideoDataConfig):
-        return ImageData(config, **options)
-    # images need no decoder of videos
-    from cgnl.training.video_data import VideoData
+def list_options(data: "ImageData | VideoData", split: Split) -> dict[str, Any]:
+    """Return ``list_file`` and ``num_classes`` for the reader of a split's list.
 
-    return VideoData(config, **options)
+    Raises:
+        DataError: The layout needs a list file, and none is given.
+    """
+    config = data.config
+    list_file = config.train_list if split == "train" else config.test_list
+    if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
+        raise DataError(f"data.{split}_list is needed: the list file of the {split} {data.noun}s")
+    return {"list_file": list_file, "num_classes": config.num_classes if split == "train" else len(data.classes)}
+
+
+def make_data(config: DataConfig | DetectionDataConfig, **options: Any) -> SampleData:
+    """Return the data module for a recipe's data; options as :class:`SampleData` takes them."""
+    # images need neither a decoder of videos nor COCO's masks
+    if isinstance(config, VideoDataConfig):
+        from cgnl.training.video_data import VideoData
+
+        return VideoData(config, **options)
+    if isinstance(config, DetectionDataConfig):
+        from cgnl.training.detection_data import DetectionData
+
+        return DetectionData(config, **options)
+    return ImageData(config, **options)
 
 
 def _leave_signals_to_the_training_process(worker: int) -> None:

@@ -193,7 +193,7 @@ def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[
             video = read_clips(reader, path, numbers, clip_test_transform(config.resize), frame_bytes=size)
         if found := damage(info, video["lost"]):
             _logger.warning("%s %s", path, "; ".join(found))
-        video["frames"] = video["frames"].to(_device())
+        video["frames"] = video["frames"].to(default_device())
         parts = normalised_views(video, config, mean=trained.mean, std=trained.std)
         return _best(trained, torch.cat([_probabilities(trained, part) for part in parts]).mean(0), top)
     image = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(open_image(path))
@@ -229,7 +229,7 @@ def predict_timeline(
         for begin in range(0, len(clips), config.views_per_step):
             some = clips[begin : begin + config.views_per_step].tolist()
             batch = torch.stack([transform(reader.read(path, numbers)[0]) for numbers in some])
-            batch = normalise_clip(batch.to(_device()), mean=trained.mean, std=trained.std)
+            batch = normalise_clip(batch.to(default_device()), mean=trained.mean, std=trained.std)
             for second, probabilities in enumerate(_probabilities(trained, batch), start=begin):
                 yield second, _best(trained, probabilities, top)
 
@@ -251,13 +251,14 @@ def write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, f
             writer.writerow([readable(str(path)), second, *values])
 
 
-def _device() -> torch.device:
+def default_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()
 def _probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
-    return trained.network.to(_device())(batch.to(_device())).float().softmax(-1)
+    return trained.network.to(default_device())(batch.to(default_device())).float().softmax(-1)
 
 
 def _best(trained: TrainedNetwork, probabilities: Tensor, top: int) -> list[tuple[str, float]]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
+from torch import nn
+from torchvision.models.detection import MaskRCNN
 
 from cgnl.data.decoding import DataError
 from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
-from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, run_entry
+from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, run_entry, without_start_weights
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData, make_data
+from cgnl.training.module import TrainingModule
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
-from cgnl.training.recipe import Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
+from cgnl.training.recipe import DetectionRecipe, Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {
@@ -32,7 +35,8 @@ _FREE_TO_CHANGE = {
     "data.test_clips", "data.test_crops", "data.views_per_step",
     "trainer.max_epochs", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
     "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
-    "network.weights", "network.new_classifier",
+    "data.train_annotations", "data.test_annotations", "data.train_images", "data.test_images",
+    "network.weights", "network.new_classifier", "network.backbone_weights",
 }  # fmt: skip
 
 
@@ -42,17 +46,16 @@ class RunResult:
 
     Attributes:
         last: The last checkpoint.
-        best: The checkpoint with the highest top-1 accuracy on the test set, or None where none was tested.
-        last_top1: Top-1 accuracy of the last test (%), or None.
-        last_top5: Top-5 accuracy of the last test (%), or None.
-        best_top1: Highest top-1 accuracy of any epoch (%), or None.
+        best: The checkpoint with the highest score on the test set, or None where none was tested.
+        scores: What the last test gave (%), by name; the first is the score that ``best`` goes by. Empty where none
+            was tested.
+        best_score: Highest score of any epoch (%), or None.
     """
 
     last: Path
     best: Path | None
-    last_top1: float | None
-    last_top5: float | None
-    best_top1: float | None
+    scores: dict[str, float]
+    best_score: float | None
 
 
 def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True) -> RunResult:
@@ -80,26 +83,16 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     pl.seed_everything(config.seed, verbose=False)
     if checkpoint is None and is_first_process():
         # what an attempt that ended before its first checkpoint has listed
-        for listed in ("missing_files.csv", "bad_files.csv", "damaged_videos.csv", "skipped_steps.csv"):
-            (run / listed).unlink(missing_ok=True)
+        for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
+            (run / f"{listed}.csv").unlink(missing_ok=True)
     data = make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
     data.check()
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
     # a checkpoint to go on from replaces the start weights, which need not be there any more
-    start = recipe.network if checkpoint is None else replace(recipe.network, weights=None, new_classifier=False)
+    start = recipe if checkpoint is None else without_start_weights(recipe)
     network = build_network(start, len(data.classes))
-    module = ClassificationModule(
-        network,
-        num_classes=len(data.classes),
-        optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        mixup=recipe.data.mixup,
-        cutmix=recipe.data.cutmix,
-        seed=config.seed,
-        freeze=config.freeze,
-        channels_last=uses_channels_last(config),
-    )
+    module = make_module(recipe, network, data)
     if config.compile:
         network.compile()
     console = Console()
@@ -151,12 +144,44 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     if troubles:
         say(f"troubles: {', '.join(troubles)} (lists are in {run})")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    return RunResult(
-        run / LAST,
-        run / BEST if (run / BEST).exists() else None,
-        metrics.get("test/top1"),
-        metrics.get("test/top5"),
-        keeper.best if (run / BEST).exists() else None,
+    best = run / BEST if (run / BEST).exists() else None
+    scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
+    return RunResult(run / LAST, best, scores, keeper.best if best else None)
+
+
+def make_module(
+    recipe: Recipe, network: nn.Module, data: SampleData, *, channels_last: bool | None = None
+) -> TrainingModule:
+    """Make the Lightning module that trains and tests a recipe's network.
+
+    Args:
+        recipe: The recipe.
+        network: Its network.
+        data: Its data.
+        channels_last: Whether feature maps are in the channels-last memory format; by default as the recipe says.
+    """
+    config, batch = recipe.trainer, recipe.optimizer.lr_batch
+    options: dict[str, Any] = {
+        "optimizer": recipe.optimizer,
+        "schedule": recipe.schedule,
+        "lr_scale": recipe.data.batch_size / batch if batch else 1.0,
+        "freeze": config.freeze,
+        "channels_last": uses_channels_last(config) if channels_last is None else channels_last,
+    }
+    if isinstance(recipe, DetectionRecipe):
+        from cgnl.training.detection import DetectionModule
+        from cgnl.training.detection_data import DetectionData
+
+        assert isinstance(data, DetectionData)
+        assert isinstance(network, MaskRCNN)
+        return DetectionModule(network, truth=data.truth, category_ids=data.category_ids, **options)
+    return ClassificationModule(
+        network,
+        num_classes=len(data.classes),
+        mixup=recipe.data.mixup,
+        cutmix=recipe.data.cutmix,
+        seed=config.seed,
+        **options,
     )
 
 

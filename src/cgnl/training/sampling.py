@@ -1,7 +1,7 @@
 """Which samples make up which batch: a pure function of seed, epoch, rank and position, so that a run can resume
 in the middle of an epoch and several processes never see the same sample twice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,6 +21,8 @@ class EpochBatches:
         rank: Number of this process.
         world_size: Number of processes.
         parts: Batches that make up one optimizer step (gradient accumulation); an epoch holds whole steps only.
+        groups: In training, a value for each sample: a batch holds samples of one value, except a last one that may
+            be made of what is left over. None mixes all.
 
     Raises:
         ValueError: In training, fewer samples than one step takes.
@@ -36,9 +38,10 @@ class EpochBatches:
         rank: int = 0,
         world_size: int = 1,
         parts: int = 1,
+        groups: Sequence[bool] | None = None,
     ) -> None:
         self.length, self.batch_size, self.training, self.seed = length, batch_size, training, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.groups = rank, world_size, groups
         self.epoch = 0
         self._resume_at = (-1, 0)
         per_step = batch_size * world_size * parts
@@ -74,7 +77,28 @@ class EpochBatches:
             order = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = list(range(self.length))
+        if self.training and self.groups is not None:
+            order = self._grouped(order, self.groups)
         mine = order[self.rank :: self.world_size]
         first = self._resume_at[1] if self._resume_at[0] == epoch else 0
         for start in range(first * self.batch_size, self.num_batches * self.batch_size, self.batch_size):
             yield [(epoch, index) for index in mine[start : start + self.batch_size]]
+
+    def _grouped(self, order: list[int], groups: Sequence[bool]) -> list[int]:
+        """Rearrange the samples so that each process's batches, which take every n-th, hold one group each."""
+        waiting: dict[bool, list[int]] = {}
+        batches = []
+        for index in order:
+            batch = waiting.setdefault(groups[index], [])
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                batches.append(waiting.pop(groups[index]))
+        rest = [index for batch in waiting.values() for index in batch]
+        batches += [rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size)]
+        whole = len(batches) // self.world_size * self.world_size
+        return [
+            index
+            for start in range(0, whole, self.world_size)
+            for turn in zip(*batches[start : start + self.world_size], strict=False)
+            for index in turn
+        ]

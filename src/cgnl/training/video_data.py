@@ -22,7 +22,7 @@ from cgnl.data.videos import (
     views,
 )
 from cgnl.data.videos.decoding import import_backend
-from cgnl.training.data import SampleData, Split
+from cgnl.training.data import SampleData, Split, list_options
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.recipe import VideoDataConfig
 
@@ -46,18 +46,17 @@ class VideoData(SampleData[VideoDataConfig]):
         # videos that have another number of frames than their container promises
         self._cut: dict[Path, VideoInfo] = {}
 
-    def _list(self, split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
+    def _list(self, split: Split) -> SampleList:
         config = self.config
         assert config.root is not None
         return read_videos(
             config.root,
             split,
             format=config.format,
-            list_file=list_file,
             annotations=config.annotations,
             fold=config.fold,
-            num_classes=num_classes,
             missing_limit=1.0,
+            **list_options(self, split),
         )
 
     @cached_property

@@ -1,0 +1,133 @@
+"""Testing a trained detector on a data set, and using it on single images."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+from cgnl.training.average_precision import per_class
+from cgnl.training.checkpoint import TrainedNetwork
+from cgnl.training.detection import KINDS, DetectionModule
+from cgnl.training.detection_data import DetectionData
+from cgnl.training.evaluation import default_device
+from cgnl.training.processes import end_together, reporting_dead_readers
+from cgnl.training.recipe import DetectionDataConfig, TrainerConfig
+from cgnl.training.run import make_module, make_trainer, quieten, uses_channels_last
+
+
+@dataclass(frozen=True)
+class DetectionEvaluation:
+    """Average precision on a data set.
+
+    Attributes:
+        box: COCO's measures of the boxes (%), such as ``AP`` and ``AP50``; nan where there is no such object.
+        mask: Those of the masks (%).
+        per_class: Name, objects, AP of the boxes and AP of the masks (%) of each class.
+        count: Tested images.
+        bad: Images that could not be read.
+        detections: Detected objects.
+        troubles: What could not be read, in a few words each.
+    """
+
+    box: dict[str, float]
+    mask: dict[str, float]
+    per_class: tuple[tuple[str, int, float, float], ...]
+    count: int
+    bad: int
+    detections: int
+    troubles: tuple[str, ...]
+
+
+def evaluate_detection(
+    trained: TrainedNetwork,
+    data: DetectionDataConfig,
+    *,
+    trainer: TrainerConfig | None = None,
+    out: Path | None = None,
+    stay: bool = False,
+) -> DetectionEvaluation:
+    """Test a detector: every image of the test split once, over all processes.
+
+    Args:
+        trained: The detector, out of :func:`cgnl.training.checkpoint.load_trained`.
+        data: Where the images and annotations are.
+        trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
+        out: Folder for box_results.json and mask_results.json (COCO's result format), measures.json, per_class.csv
+            and the lists of bad files and annotations, or None.
+        stay: Whether the processes stay together, to test another network: a group that ends cannot begin again.
+
+    Returns:
+        Average precisions of boxes and masks.
+
+    Raises:
+        DataError: Something is wrong with the data set, or its classes are not the network's.
+    """
+    quieten()
+    samples = DetectionData(data, run=out, classes=trained.classes)
+    here = trainer or TrainerConfig(devices=1, precision=trained.recipe.trainer.precision)
+    module = make_module(trained.recipe, trained.network, samples, channels_last=uses_channels_last(here))
+    assert isinstance(module, DetectionModule)
+    # Mask R-CNN resizes the images itself
+    module.network.transform.min_size, module.network.transform.max_size = (data.size,), data.max_size
+    runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with reporting_dead_readers():
+        runner.validate(module, datamodule=samples, verbose=False)
+    samples.share_bad_files()
+    if not stay:
+        end_together()
+    classes = {kind: per_class(module.tested, module.results, coco) for kind, coco in KINDS.items()}
+    evaluation = DetectionEvaluation(
+        module.measures["box"],
+        module.measures["mask"],
+        tuple((name, count, ap, mask[1]) for (name, ap, count), mask in zip(*classes.values(), strict=True)),
+        len(module.tested["images"]),
+        len(samples.test_samples) - len(module.tested["images"]),
+        len(module.results),
+        tuple(samples.troubles()),
+    )
+    if out is not None and runner.is_global_zero:
+        _write(out, module.results, evaluation)
+    return evaluation
+
+
+def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvaluation) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    # two files, as COCO's server wants them: with boxes beside the masks, pycocotools sizes masks by their boxes
+    for kind, other in (("box", "segmentation"), ("mask", "bbox")):
+        rows = [{key: value for key, value in row.items() if key != other} for row in results]
+        (out / f"{kind}_results.json").write_text(json.dumps(rows))
+    measures = {kind: {k: None if math.isnan(v) else v for k, v in getattr(evaluation, kind).items()} for kind in KINDS}
+    (out / "measures.json").write_text(json.dumps(measures, indent=2))
+    with (out / "per_class.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])
+
+
+@torch.inference_mode()
+def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.0) -> dict[str, Tensor]:
+    """Return the objects that a detector finds in an image, the surest first.
+
+    Args:
+        trained: The detector; it is moved to the GPU where there is one.
+        image: An upright RGB image of H x W pixels.
+        min_score: Least score.
+
+    Returns:
+        ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels), ``labels`` [D] (from 1), ``scores`` [D] and ``masks`` [D, H, W]
+        (bool).
+    """
+    device = default_device()
+    (found,) = trained.network.to(device)([to_dtype(to_image(image), torch.float32, scale=True).to(device)])
+    kept = found["scores"] >= min_score
+    return {
+        "boxes": found["boxes"][kept].cpu(),
+        "labels": found["labels"][kept].cpu(),
+        "scores": found["scores"][kept].cpu(),
+        "masks": (found["masks"][kept, 0] >= 0.5).cpu(),
+    }
