@@ -5,7 +5,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,20 +196,6 @@ def test_dropout_stands_before_the_classifier_in_training_only() -> None:
     assert set(values.unique().tolist()) == {0.0, 2.0}
     assert 0.45 < (values == 0).float().mean() < 0.55
     assert list(network.fc.state_dict()) == ["weight", "bias"]
-
-
-@pytest.fixture
-def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of weights, and no way out to fill it."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    # urllib keeps the opener with the proxies of its first use
-    monkeypatch.setattr(urllib.request, "_opener", None)
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    return tmp_path / "hub" / "checkpoints"
 
 
 @pytest.mark.parametrize(

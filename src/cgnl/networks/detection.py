@@ -98,7 +98,7 @@ def maskrcnn(
         backbone_weights: None, the name or enum member of torchvision's ImageNet weights, or the checkpoint file of
             an image network, whose blocks, if it has any, must be those asked for here. Not read if ``weights`` are
             given, as in torchvision.
-        new_classifier: Leave the predictors of classes, boxes and masks of ``weights`` out and start new ones.
+        new_classifier: Leave the layers of ``weights`` that predict classes, boxes and masks out and start new ones.
         backbone_norm: "frozen" BatchNorm, for pre-trained weights, or "batch" for one that is trained. The feature
             pyramid has no norm.
         groups: Groups G of a CGNL block; of a residual block's conv_z.
@@ -156,12 +156,11 @@ def maskrcnn(
         raise ValueError(f"num_classes ({num_classes}) must be at least 2: one class of objects and the background")
 
     checkpoint = _read_weights(arch, neck, weights)
-    if checkpoint is not None:
-        num_classes = num_classes or _num_classes(checkpoint)
-        backbone_checkpoint = None
-    else:
-        num_classes = num_classes or _COCO_CLASSES
+    backbone_checkpoint = None
+    if checkpoint is None:
         backbone_checkpoint = read_weights(models.get_model_weights(arch), backbone_weights, arch)
+    found = None if checkpoint is None else _num_classes(checkpoint)
+    num_classes = num_classes or found or _COCO_CLASSES
     resnet = models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm])
     network = (_with_c4 if neck == "c4" else _with_fpn)(
         resnet,
@@ -339,6 +338,8 @@ def _load_file(network: MaskRCNN, checkpoint: Checkpoint, new_classifier: bool) 
 
 def _load_backbone(network: MaskRCNN, checkpoint: Checkpoint, res5: str) -> None:
     """Load an image network's weights; what they have no part in stays as it is."""
+    if "conv1.weight" not in checkpoint.state_dict:
+        raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: conv1.weight is missing.")
     own = network.state_dict()
     state_dict = {key: value for key, value in own.items() if not key.startswith((_BODY, res5))}
     for key, value in checkpoint.state_dict.items():
