@@ -23,7 +23,7 @@ from cgnl.training.evaluation import Evaluation, evaluate
 from cgnl.training.run import train
 
 # Okabe and Ito's palette, which the common colour blindnesses tell apart
-_COLOURS = {"base": "#999999", "plain": "#0072B2", "cgnl": "#D55E00"}
+COLOURS = {"base": "#999999", "plain": "#0072B2", "cgnl": "#D55E00"}
 _NAMES = {"plain": "plain, continued", "cgnl": "with a CGNL block, continued"}
 
 
@@ -95,7 +95,7 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     Raises:
         DataError: The folder holds something else.
     """
-    _clear(out, subject)
+    clear(out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "report.html"}, subject.folder)
     console, started = Console(soft_wrap=True), time.monotonic()
     console.print(f"Drawing {subject.drawing} ...")
     subject.draw(out / subject.folder, seed)
@@ -124,13 +124,21 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     return path
 
 
-def _clear(out: Path, subject: Subject) -> None:
-    """Make way for a new demo where there is nothing but an earlier one."""
+def clear(out: Path, written: set[str], data: str) -> None:
+    """Make way for a new demo where there is nothing but an earlier one.
+
+    Args:
+        out: The demo's folder.
+        written: Names of what a demo writes into it.
+        data: The one of them that every earlier demo has.
+
+    Raises:
+        DataError: The folder holds something else.
+    """
     if not out.exists():
         return
-    written = {subject.folder, "base", "plain", "cgnl", "accuracies.json", "report.html"}
     found = {path.name for path in out.iterdir()}
-    if found and (subject.folder not in found or found - written):
+    if found and (data not in found or found - written):
         raise DataError(f"{out} holds more than an earlier demo: give another folder with --out, or empty it")
     for path in out.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -256,7 +264,7 @@ def _curves(out: Path, names: dict[str, str], recipes: dict[str, Recipe]) -> Fig
             known = [
                 (epoch, float(row[column])) for epoch, row in zip(epochs, rows, strict=True) if row[column] != "nan"
             ]
-            axes.plot(*zip(*known, strict=True), color=_COLOURS[key], marker=marker, markersize=3, label=names[key])
+            axes.plot(*zip(*known, strict=True), color=COLOURS[key], marker=marker, markersize=3, label=names[key])
     loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     accuracy.set(xlabel="epoch", ylabel="test top-1 (%)", ylim=(0, 100))
     for axes in (loss, accuracy):
@@ -274,7 +282,7 @@ def _per_class(results: dict[str, Evaluation]) -> Figure:
     for shift, key in ((-0.2, "plain"), (0.2, "cgnl")):
         values = [value for _, _, value in results[key].per_class]
         places = [place + shift for place in range(len(names))]
-        axes.barh(places, values, height=0.36, color=_COLOURS[key], label=_NAMES[key])
+        axes.barh(places, values, height=0.36, color=COLOURS[key], label=_NAMES[key])
     axes.set_yticks(range(len(names)), [_plain_name(name) for name in names])
     axes.invert_yaxis()
     axes.set(xlabel="top-1 (%)", xlim=(0, 100))
