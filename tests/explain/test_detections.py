@@ -68,7 +68,7 @@ def test_masks_colour_their_own_pixels_alone(tags):
     assert np.array_equal(changed & ~over, (first | second) & ~over)
     assert tuple(drawn[60, 60]) == tuple(np.rint(0.6 * 128 + 0.4 * np.array([230, 159, 0])).astype(int))
     strong = (drawn == (230, 159, 0)).all(2)
-    neighbours = [np.roll(first, step, axis) for step in (-1, 1) for axis in (0, 1)]
+    neighbours = [np.roll(first, (down, across), (0, 1)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
     assert np.array_equal(strong & ~over, first & ~np.logical_and.reduce(neighbours) & ~over)
 
 
@@ -99,6 +99,16 @@ def test_names_stay_inside_the_picture_and_off_each_other(tags, size):
     if width > 40:
         shared = [detections._shared(a, b) for a in tags for b in tags if a is not b]
         assert sum(shared) == 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+def test_the_rim_of_a_mask_is_as_wide_as_asked(width):
+    mask = np.random.default_rng(width).random((40, 53)) > 0.004
+    padded = np.pad(mask, width)
+    side = 2 * width + 1
+    expected = [[padded[y : y + side, x : x + side].all() for x in range(53)] for y in range(40)]
+    assert np.array_equal(detections._eroded(mask, width), expected)
+    assert 0 < np.sum(expected) < mask.sum()
 
 
 def test_the_surest_object_lies_on_top():

@@ -109,12 +109,21 @@ def _paint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], w
         return
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     mask, under = mask[part], pixels[part]
-    core = np.pad(mask, 1)
-    for _ in range(width):
-        inner = core[1:-1, 1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
-        core = np.pad(inner, 1)
     under[mask] = np.rint((1 - _OPACITY) * under[mask] + _OPACITY * np.array(colour))
-    under[mask & ~core[1:-1, 1:-1]] = colour
+    under[mask & ~_eroded(mask, width)] = colour
+
+
+def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels of a mask [H, W] whose neighbours in a square of 2 width + 1 all belong to it."""
+    core = np.pad(mask, width)
+    for _ in range(2):  # columns, then rows
+        length = 1  # core tells of so many pixels in a row
+        while length < 2 * width + 1:
+            step = min(length, 2 * width + 1 - length)
+            core = core[:-step] & core[step:]
+            length += step
+        core = core.T
+    return core
 
 
 def _write_name(

@@ -7,6 +7,7 @@ area, M numbers of detections of an image.
 import contextlib
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -118,7 +119,7 @@ def average_precision(
     """Return COCO's twelve numbers (%) of detected boxes or masks.
 
     AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95, categories and 101 points of recall; AP50 and AP75 keep
-    one threshold; APs, APm and APl objects of under 32^2, of 32^2 to 96^2 and of over 96^2 pixels. AR1, AR10 and AR100
+    one threshold; APs, APm and APl objects of up to 32^2, of 32^2 to 96^2 and of 96^2 pixels or more. AR1, AR10 and AR100
     are the recalls at so many detections an image, ARs, ARm and ARl those by size. Crowd regions count neither as
     found nor as missed. What is undefined, for want of objects, is nan.
 
@@ -165,9 +166,9 @@ def per_class(
     """
     precision, _ = _tables(truth, results, kind, backend)
     categories = sorted(truth["categories"], key=lambda category: category["id"])
-    kept = [annotation["category_id"] for annotation in truth["annotations"] if not annotation.get("iscrowd", 0)]
+    counts = Counter(row["category_id"] for row in truth["annotations"] if not row.get("iscrowd", 0))
     return [
-        (category["name"], _mean(precision[:, :, k, 0, 2]), kept.count(category["id"]))
+        (category["name"], _mean(precision[:, :, k, 0, 2]), counts[category["id"]])
         for k, category in enumerate(categories)
     ]
 
