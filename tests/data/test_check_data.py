@@ -1,5 +1,6 @@
-"""``check_data`` finds out by itself whether a data set holds images or videos."""
+"""``check_data`` finds out by itself whether a data set holds images, images with objects or videos."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cgnl.data.checking import check_data
 from cgnl.data.decoding import DataError
+from cgnl.data.detection import DetectionReport
 from cgnl.data.images import ImageReport
 from cgnl.data.videos.checking import VideoReport
 
@@ -27,7 +29,7 @@ def make_empty(root: Path, *names: str) -> Path:
     return root
 
 
-def check(root: Path, **options) -> ImageReport | VideoReport:
+def check(root: Path, **options) -> ImageReport | DetectionReport | VideoReport:
     return check_data(root, workers=1, progress=False, **options)
 
 
@@ -62,6 +64,24 @@ def test_annotations_are_those_of_videos(tmp_path):
     assert [split.missing for split in report.splits] == [1, 1]
 
 
+def test_coco(tmp_path):
+    rows = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 6, "height": 4}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 1, 2, 2]}],
+        "categories": [{"id": 5, "name": "a"}],
+    }
+    coco = make_images(tmp_path / "coco", "train2017/1.png")
+    export = make_images(tmp_path / "export", "valid/1.png")
+    mine = make_images(tmp_path / "mine", "1.png")
+    files = [coco / "annotations/instances_train2017.json", export / "valid/_annotations.coco.json", mine / "my.json"]
+    for root, file in zip((coco, export, mine), files, strict=True):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(rows))
+        report = check(root, **({"annotations": file} if root == mine else {}))
+        assert isinstance(report, DetectionReport)
+        assert report.bad == ((Path(f"{file}, annotation 1"), "(1.png) has no mask"),)
+
+
 def test_what_is_no_data_set(tmp_path):
     with pytest.raises(DataError, match="none is not a folder"):
         check(tmp_path / "none")
@@ -72,6 +92,7 @@ def test_what_is_no_data_set(tmp_path):
         check(tmp_path)
 
 
-def test_images_are_checked_without_the_packages_of_videos(tmp_path, monkeypatch):
+def test_images_are_checked_without_the_packages_of_others(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cgnl.data.videos.checking", None)
+    monkeypatch.setitem(sys.modules, "cgnl.data.detection.checking", None)
     assert isinstance(check(make_images(tmp_path, "train/a/1.png", "val/a/1.png")), ImageReport)

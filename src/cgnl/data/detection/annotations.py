@@ -110,13 +110,14 @@ def _why_bad(fields: Mapping[str, Any], image: ImageEntry | None, category_ids: 
     category = fields.get("category_id")
     if not is_id(category) or category not in category_ids:
         return f"has the unknown category {category!r:.80}"
+    bad_box = _why_bad_box(fields.get("bbox"), image)
+    if bad_box is not None:
+        return bad_box
     if fields.get("iscrowd", 0) not in (0, 1):
         return f"has the iscrowd {fields['iscrowd']!r:.80}, expected 0 or 1"
     if "area" in fields and not (_finite(fields["area"]) and fields["area"] >= 0):
         return f"has the area {fields['area']!r:.80}, expected a number from 0"
-    return _why_bad_box(fields.get("bbox"), image) or why_bad_mask(
-        fields.get("segmentation"), image.width, image.height
-    )
+    return why_bad_mask(fields.get("segmentation"), image.width, image.height)
 
 
 def _why_bad_box(bbox: Any, image: ImageEntry) -> str | None:
