@@ -102,7 +102,7 @@ def smoke(
         size = size or 96
         return replace(
             recipe,
-            network=replace(recipe.network, weights=None, backbone_weights=None, rois=32, proposals=100),
+            network=replace(recipe.network, weights=None, backbone_weights=None, rois=8, proposals=20),
             data=replace(
                 recipe.data,
                 root=root,

@@ -446,7 +446,7 @@ def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
         ValueError: An unknown task or field, or a value of another type than the field's.
     """
     task = values.get("task", "image") if isinstance(values, Mapping) else "image"
-    if task not in _TASKS:
+    if task not in [*_TASKS]:
         raise ValueError(f"{source}: task must be one of {', '.join(_TASKS)}, got {task!r}")
     return override(_TASKS[task](), values, source)
 

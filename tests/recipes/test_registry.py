@@ -1,0 +1,45 @@
+"""Recipes out of files: of every task, changed or whole, and what is wrong with them."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from cgnl.recipes import RECIPES, load_recipe, to_dict
+
+ONE_OF_EACH_TASK = ["birds-resnet18-cgnl", "actions-resnet18-cgnl", "coco-maskrcnn-resnet50-cgnl"]
+
+
+def file(tmp_path, values: dict[str, Any]) -> str:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_TASK)
+def test_a_whole_recipe_keeps_the_name_it_was_run_under(name, tmp_path):
+    recipe = RECIPES[name].make()
+    path = file(tmp_path, {"recipe": "mine", **to_dict(recipe)})
+    assert load_recipe(path) == ("mine", recipe)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_TASK)
+def test_a_recipe_with_a_field_missing_is_no_whole_one(name, tmp_path):
+    values = to_dict(RECIPES[name].make())
+    del values["data"]["batch_size"]
+    with pytest.raises(ValueError, match="there is no recipe 'mine'"):
+        load_recipe(file(tmp_path, {"recipe": "mine", **values}))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_TASK)
+def test_a_file_changes_fields_of_a_recipe(name, tmp_path):
+    found, recipe = load_recipe(file(tmp_path, {"recipe": name, "data": {"batch_size": 3}}))
+    full = RECIPES[name].make()
+    assert (found, recipe.data.batch_size, type(recipe)) == (name, 3, type(full))
+    assert recipe.network == full.network
+
+
+@pytest.mark.parametrize("task", ["audio", ["detection"]])
+def test_an_unknown_task_is_named(task, tmp_path):
+    with pytest.raises(ValueError, match="task must be one of image, video, detection"):
+        load_recipe(file(tmp_path, {"recipe": "mine", "task": task}))
