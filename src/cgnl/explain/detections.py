@@ -20,7 +20,7 @@ _PALETTE = (
     (204, 121, 167),
     (0, 114, 178),
 )
-_OPACITY = 0.4
+_OPACITY = 102  # of 255
 
 
 def draw_objects(
@@ -80,11 +80,9 @@ def draw_objects(
     # the surest object is drawn last, over the others, but its name finds its place first
     order = sorted(range(len(boxes)), key=lambda k: scores[k] if scores is not None else -k)
     if masks is not None:
-        pixels = np.array(picture)
         for k in order:
             inside = (masks[k] >= 0.5).reshape(image.height, image.width).cpu().numpy()
-            _paint(pixels, inside.repeat(factor, 0).repeat(factor, 1), colours[k], width)
-        picture = Image.fromarray(pixels)
+            _paint(picture, inside.repeat(factor, 0).repeat(factor, 1), colours[k], width)
     canvas = ImageDraw.Draw(picture)
     for k in order:
         canvas.rectangle(corners[k], outline=colours[k], width=width)
@@ -102,15 +100,14 @@ def _corners(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int
     return first[0], first[1], last[0], last[1]
 
 
-def _paint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
-    """Lay a colour over the pixels [H, W, 3] of a mask, and its full strength on the mask's rim."""
+def _paint(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
+    """Lay a colour over the pixels of a mask [H, W], and its full strength on the mask's rim."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return
-    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    mask, under = mask[part], pixels[part]
-    under[mask] = np.rint((1 - _OPACITY) * under[mask] + _OPACITY * np.array(colour))
-    under[mask & ~_eroded(mask, width)] = colour
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    opacity = mask * np.where(_eroded(mask, width), np.uint8(_OPACITY), np.uint8(255))
+    picture.paste(colour, (int(columns[0]), int(rows[0])), Image.fromarray(opacity))
 
 
 def _eroded(mask: np.ndarray, width: int) -> np.ndarray:

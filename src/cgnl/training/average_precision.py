@@ -119,9 +119,9 @@ def average_precision(
     """Return COCO's twelve numbers (%) of detected boxes or masks.
 
     AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95, categories and 101 points of recall; AP50 and AP75 keep
-    one threshold; APs, APm and APl objects of up to 32^2, of 32^2 to 96^2 and of 96^2 pixels or more. AR1, AR10 and AR100
-    are the recalls at so many detections an image, ARs, ARm and ARl those by size. Crowd regions count neither as
-    found nor as missed. What is undefined, for want of objects, is nan.
+    one threshold; APs, APm and APl objects of up to 32^2, of 32^2 to 96^2 and of 96^2 pixels or more. AR1, AR10 and
+    AR100 are the recalls at so many detections an image, ARs, ARm and ARl those by size. Crowd regions count neither
+    as found nor as missed. What is undefined, for want of objects, is nan.
 
     For masks the size of a detection is that of its mask, as in COCO's own results of masks; pycocotools' ``loadRes``
     takes the box where a row holds both, which changes APs, APm and APl a little.
