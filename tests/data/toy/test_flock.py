@@ -111,7 +111,7 @@ def test_same_seed_same_bytes_with_any_number_of_workers(small_set: Path, tmp_pa
     expected, other = tree_hash(small_set), tree_hash(tmp_path / "other")
     assert tree_hash(tmp_path / "two") == expected
     assert other.keys() == expected.keys()
-    assert all(other[name] != expected[name] for name in expected)
+    assert set(other.values()).isdisjoint(expected.values())
 
 
 def test_val_does_not_depend_on_the_size_of_train(small_set: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_run_lengths_are_cocos() -> None:
 
 @pytest.fixture(scope="module")
 def stages() -> list[Stage]:
-    return [set_stage(catalogue(MAX_SPECIES), (160, 120), np.random.default_rng([9, i])) for i in range(30)]
+    return [set_stage(catalogue(MAX_SPECIES), (160, 120), np.random.default_rng([9, i])) for i in range(20)]
 
 
 def test_masks_are_what_a_marker_colour_shows(stages: list[Stage]) -> None:
@@ -255,7 +255,7 @@ def test_an_image_without_the_bird_differs_in_its_mask_only(stages: list[Stage])
             assert (change[~near] > 60).mean() < 0.002
             assert (change[mask] > 10).mean() > 0.9
             hidden_by_others += int((stage.layers[number].alpha > 0.5).sum() > 1.1 * mask.sum())
-    assert hidden_by_others > 20
+    assert hidden_by_others > len(stages)
 
 
 def test_birds_overlap_and_masks_do_not(stages: list[Stage]) -> None:
@@ -267,7 +267,7 @@ def test_birds_overlap_and_masks_do_not(stages: list[Stage]) -> None:
         numbers[len(birds)] += 1
         shapes = [layer.alpha > 0.5 for layer in birds]
         overlapping += any((a & b).sum() >= MIN_PIXELS for a, b in combinations(shapes, 2))
-    assert overlapping >= 10
+    assert overlapping >= 0.5 * len(stages)
     assert numbers.keys() <= set(range(1, 7))
     assert len(numbers) >= 4, numbers
 
@@ -281,17 +281,18 @@ def test_no_bird_is_drawn_without_an_annotation(stages: list[Stage]) -> None:
 
 
 def test_leaves_hide_birds(stages: list[Stage]) -> None:
+    """Plants hide far more of the birds than the branches alone would."""
     hidden = 0
     for stage in stages:
         for number, layer in enumerate(stage.layers):
             plants = [each.alpha for each in stage.layers[number + 1 :] if each.species is None]
             if layer.species is not None and plants:
-                hidden += int(((layer.alpha > 0.5) & (np.max(plants, axis=0) > 0.5)).sum() >= MIN_PIXELS)
-    assert hidden >= 10
+                hidden += int(((layer.alpha > 0.5) & (np.max(plants, axis=0) > 0.5)).sum())
+    assert hidden > 60 * len(stages)
 
 
 def test_the_smallest_images_can_be_drawn() -> None:
-    for image_id in range(40):
+    for image_id in range(15):
         scene = render(image_id, num_species=MAX_SPECIES, size=(64, 64), seed=1)
         assert scene.image.shape == (64, 64, 3)
         assert any(not each.crowd for each in scene.objects)
@@ -303,7 +304,7 @@ def test_the_smallest_images_can_be_drawn() -> None:
 def test_species_can_be_told_by_the_colours_of_their_masks() -> None:
     """A linear probe on a colour histogram of the visible part finds the species of nearly every bird."""
     features, labels = [], []
-    for image_id in range(100):
+    for image_id in range(70):
         scene = render(image_id, num_species=MAX_SPECIES, size=(96, 72), seed=2)
         for each in scene.objects:
             if not each.crowd:

@@ -17,7 +17,6 @@ MAX_BIRDS = 6
 MIN_PIXELS = 25
 _MIN_SHARE = 0.2
 _SWARM_RATE = 0.2
-_NEIGHBOUR_RATE = 0.65
 _SPRIG_RATE = 0.5
 _ZOOM = 2
 
@@ -145,9 +144,6 @@ def _sample_stage(species: Sequence[Species], size: tuple[int, int], rng: np.ran
         layers.append(_branch(point, angle, rng.uniform(0.03, 0.06) * side, size, rng))
         for _ in range(int((branch_of == branch).sum())):
             x = rng.uniform(0.06, 0.94) * width
-            if feet and rng.random() < _NEIGHBOUR_RATE:
-                x = rng.choice(feet)[0] + rng.choice((-1, 1)) * rng.uniform(0.25, 0.8) * side
-                x = float(np.clip(x, 0.06 * width, 0.94 * width))
             feet.append(np.array([x, point[1] + (x - point[0]) * math.tan(angle)]))
             layers.append(_perched(species, feet[-1], side * rng.uniform(0.85, 1.15), size, light, rng))
         if feet and rng.random() < _SPRIG_RATE:
