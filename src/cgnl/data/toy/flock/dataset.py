@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from cgnl.data.toy.flock.masks import segmentation
 from cgnl.data.toy.flock.scene import FlockScene, draw_scene
-from cgnl.data.toy.flock.species import MAX_SPECIES, catalogue
+from cgnl.data.toy.flock.species import catalogue
 from cgnl.data.toy.folder import count_workers, replacing
 
 # With gaps, as COCO's own: a label is not an id.
-CATEGORY_IDS = (1, 3, 4, 7, 11, 18, 29, 47)[:MAX_SPECIES]
+CATEGORY_IDS = (1, 3, 4, 7, 11, 18, 29, 47)
 # Written last: a folder that has it is a whole set.
 _SETTINGS_FILE = "toy_flock.json"
 # So many masks of birds are written as plain run lengths that all forms are common.
