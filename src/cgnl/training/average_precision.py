@@ -94,17 +94,28 @@ def coco_results(
             for label, box, score in zip(labels, boxes.tolist(), output["scores"].tolist(), strict=True)
         ]
         if "masks" in output:
-            for row, code in zip(found, _run_lengths(output["masks"]), strict=True):
+            for row, code in zip(found, run_lengths(output["masks"][:, 0]), strict=True):
                 row["segmentation"] = code
         rows += found
     return rows
 
 
-def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+    """Return masks as COCO's compressed run lengths, ready for ``json.dump``.
+
+    Args:
+        masks: [D, H, W], true or from 0.5 on where the object is.
+
+    Returns:
+        ``size`` (H, W) and ``counts`` of each mask.
+
+    Raises:
+        ImportError: faster-coco-eval is missing.
+    """
     if len(masks) == 0:
         return []
     # The encoder reads [H, W, D] in Fortran order, which is [D, W, H] in C's.
-    inside = (masks[:, 0] >= 0.5).transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
+    inside = (masks >= 0.5).transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
     codes = _library("faster_coco_eval").mask.encode(inside.transpose(2, 1, 0))
     return [{"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")} for code in codes]
 

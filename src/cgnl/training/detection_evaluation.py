@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from cgnl.training.average_precision import per_class
@@ -75,7 +76,9 @@ def evaluate_detection(
     module = make_module(trained.recipe, trained.network, samples, channels_last=uses_channels_last(here))
     assert isinstance(module, DetectionModule)
     # Mask R-CNN resizes the images itself
-    module.network.transform.min_size, module.network.transform.max_size = (data.size,), data.max_size
+    resize = trained.network.transform
+    assert isinstance(resize, GeneralizedRCNNTransform)
+    resize.min_size, resize.max_size = (data.size,), data.max_size
     runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with reporting_dead_readers():
         runner.validate(module, datamodule=samples, verbose=False)

@@ -149,7 +149,7 @@ def _pictures(out: Path, networks: dict[str, TrainedNetwork], count: int = 8) ->
     for index in range(0, len(images), max(1, len(images) // count)):
         image, target = open_image(images.samples[index].path), dataset[index]["target"]
         drawn = [
-            draw_objects(image, target["boxes"], target["labels"], images.classes, masks=target["masks"], min_side=288)
+            draw_objects(image, target["boxes"], target["labels"], images.classes, masks=target["masks"], min_side=432)
         ]
         for trained in networks.values():
             found = detect(trained, image, min_score=_MIN_SCORE)
@@ -161,7 +161,7 @@ def _pictures(out: Path, networks: dict[str, TrainedNetwork], count: int = 8) ->
                     trained.classes,
                     scores=found["scores"],
                     masks=found["masks"],
-                    min_side=288,
+                    min_side=432,
                 )
             )
         rows.append(_side_by_side(drawn))
