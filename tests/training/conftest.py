@@ -1,4 +1,4 @@
-"""Drawn actions and tiny video recipes for them."""
+"""Drawn actions and flocks, and tiny recipes for them."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from cgnl.data.toy.actions import draw_actions
+from cgnl.data.toy.flock import draw_flock
 from cgnl.recipes import RECIPES, Recipe, override
+from cgnl.training.recipe import DetectionRecipe
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +30,28 @@ def tiny_video(actions: Path) -> Recipe:
         "trainer": {"max_epochs": 1, "log_every_n_steps": 1},
     }
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=actions))
+    return override(recipe, small, "test")
+
+
+@pytest.fixture(scope="session")
+def flock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training and five test scenes of three species; tests must not change them."""
+    root = tmp_path_factory.mktemp("flock") / "set"
+    draw_flock(root, num_species=3, train_images=8, test_images=5, size=(80, 64), workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_detection(flock: Path) -> DetectionRecipe:
+    """Three steps, less than an epoch, of Mask R-CNN with ResNet-18 and a block."""
+    recipe = RECIPES["flock-maskrcnn-resnet18-cgnl"].make()
+    assert isinstance(recipe, DetectionRecipe)
+    small = {
+        "network": {"rois": 16, "proposals": 50},
+        "data": {"size": 64, "max_size": 80, "batch_size": 2, "workers": 0},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"kind": "constant", "warmup": 0.0},
+        "trainer": {"max_epochs": 1, "max_steps": 3, "log_every_n_steps": 1},
+    }
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=flock))
     return override(recipe, small, "test")

@@ -51,7 +51,8 @@ def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
     name, recipe = load_recipe(str(run))
     assert name == "birds"
     assert recipe == tiny(class_folders, max_epochs=2)
-    assert result.best_top1 >= result.last_top1
+    assert list(result.scores) == ["top-1", "top-5"]
+    assert result.best_score >= result.scores["top-1"]
     with (run / "epochs.csv").open(newline="") as file:
         first, second = (float(row["train_loss"]) for row in csv.DictReader(file))
     assert second < 0.7 * first
@@ -203,7 +204,7 @@ def test_clipping_bounds_the_step(class_folders, tmp_path):
     train(recipe, tmp_path / "run", progress=False)
     moved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     pl.seed_everything(recipe.trainer.seed, verbose=False)
-    start = build_network(recipe.network, 3).state_dict()
+    start = build_network(recipe, 3).state_dict()
     squares = sum(
         (moved[f"network.{name}"] - value).square().sum()
         for name, value in start.items()
@@ -286,7 +287,7 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
         ("data: 3", "data must be a mapping"),
         ("- 1", "must be a mapping"),
-        ("task: sound", "task must be one of image, video, got 'sound'"),
+        ("task: sound", "task must be one of image, video, detection, got 'sound'"),
         ("data: {num_frames: 8}", "data.num_frames is no field of a recipe"),
         ("task: video\ndata: {num_frames: 0}", "data.num_frames (0) must be at least 1"),
         ("recipe: ucf101-resnet50\ntask: image", "task must be video for this recipe, got 'image'"),

@@ -130,7 +130,7 @@ def test_the_index_takes_as_long_as_a_video_may_take(tiny_video, tmp_path, monke
 
 def test_strides_in_time_may_be_larger(tiny_video):
     recipe = override(tiny_video, {"network": {"temporal_strides": [4, 1, 1]}}, "test")
-    logits = build_network(recipe.network, 4).eval()(torch.randn(1, 3, 8, 32, 32))
+    logits = build_network(recipe, 4).eval()(torch.randn(1, 3, 8, 32, 32))
     assert logits.shape == (1, 4)
     with pytest.raises(ValueError, match=r"network.temporal_strides \(0\) must be at least 1"):
         override(tiny_video, {"network": {"temporal_strides": [0, 1, 1]}}, "test")
