@@ -63,7 +63,7 @@ def test_layouts(tmp_path, file, folder, split):
 
 def test_files_that_are_given(tmp_path):
     path = make_image(tmp_path / "pictures" / "a.png")
-    file = write_json(tmp_path / "mine" / "birds.json", [image_row(5, "a.png")], [annotation(1, 5)])
+    file = write_json(tmp_path / "mine" / "2017.json", [image_row(5, "a.png")], [annotation(1, 5)])
     for root in (tmp_path, None):
         assert read_coco(root, annotations=file, images=path.parent).samples == (Sample(path, 0),)
     assert read_coco(None, annotations=file).missing == (file.parent / "a.png",)

@@ -67,6 +67,7 @@ def check_detection(
         DataError: a json is not in COCO's form, so that the files are not known; or the splits differ in their
             categories.
     """
+    root = Path(root).expanduser()
     lists: dict[str, DetectionList] = {}
 
     def read(split: Split) -> SampleList:
@@ -74,7 +75,7 @@ def check_detection(
         lists[name] = read_coco(root, split, annotations=annotations)
         return lists[name]
 
-    splits = read_splits(read, Path(root), annotations)
+    splits = read_splits(read, root, annotations)
     first = next(iter(lists.values()))
     for images in lists.values():
         check_categories(first, images)
@@ -99,7 +100,7 @@ def check_detection(
     rows = (*sorted(bad.items()), *(row for images in lists.values() for row in _bad_rows(images)))
     write_anew(out, rows)
     return DetectionReport(
-        Path(root),
+        root,
         first.kind,
         tuple(_report_of(name, images, bad) for name, images in lists.items()),
         tuple(_describe(name, images) for name, images in lists.items()),

@@ -11,7 +11,7 @@ from cgnl.data.detection.annotations import ImageEntry, is_id, sort_annotations
 from cgnl.data.detection.samples import DetectionList, Packed
 from cgnl.data.lists import NoSplitError, Sample, Split, exists
 
-EXPORT = "_annotations.coco.json"
+_EXPORT = "_annotations.coco.json"
 _PREFIX = "instances_"
 
 
@@ -64,7 +64,7 @@ def _candidates(root: Path, split: Split) -> list[Path]:
     """Return the json files of a split; those of the first name that there are."""
     prefixes, folders = (("train",), ("train",)) if split == "train" else (("val", "test"), ("valid", "val", "test"))
     found = [sorted(root.glob(f"annotations/{_PREFIX}{prefix}*.json")) for prefix in prefixes]
-    found += [[root / folder / EXPORT] for folder in folders if exists(root / folder / EXPORT)]
+    found += [[root / folder / _EXPORT] for folder in folders if exists(root / folder / _EXPORT)]
     return next(filter(None, found), [])
 
 
@@ -73,16 +73,15 @@ def _find_annotations(root: Path, split: Split) -> Path:
     if len(files) > 1:  # those of several years, of which the images of one may be there
         files = [file for file in files if _image_folder(root, file) is not None] or files
     if not files:
-        names = (
-            "annotations/instances_train*.json or train/"
-            if split == "train"
-            else ("annotations/instances_val*.json or valid/, val/ or test/")
+        name, folders = ("train", "train/") if split == "train" else ("val", "valid/, val/ or test/")
+        raise NoSplitError(
+            f"{root} has no annotations/{_PREFIX}{name}*.json or {folders}{_EXPORT} (COCO's layout) "
+            f"for the {split} split."
         )
-        raise NoSplitError(f"{root} has no {names}{EXPORT} (COCO's layout) for the {split} split.")
     if len(files) > 1:
         raise DataError(
             f"{root} has several json files for the {split} split: {', '.join(file.name for file in files)}. "
-            "Name the one that is meant."
+            "Give the one that is meant as annotations."
         )
     return resolve_inside(root, files[0].relative_to(root).as_posix(), source=root)
 
@@ -90,12 +89,13 @@ def _find_annotations(root: Path, split: Split) -> Path:
 def _image_folder(root: Path, source: Path) -> Path | None:
     """Return the folder of ``root`` that belongs to a json of COCO's name."""
     name = source.stem.removeprefix(_PREFIX)
-    names = [name, name.rstrip("0123456789")]
-    return next((root / way / name for way in (".", "images") for name in names if (root / way / name).is_dir()), None)
+    names = [name, name.rstrip("0123456789") or name]
+    folders = (base / name for base in (root, root / "images") for name in names)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _find_images(root: Path | None, source: Path) -> Path:
-    if root is None or source.name == EXPORT:
+    if root is None or source.name == _EXPORT:
         return source.parent
     folder = _image_folder(root, source)
     if folder is not None:
