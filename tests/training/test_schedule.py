@@ -5,10 +5,13 @@ from cgnl.recipes import RECIPES, ScheduleConfig
 from cgnl.training.schedule import learning_rate_factor
 
 
-def rates(config, *, epochs, steps_per_epoch=4, lr=0.1):
+def rates(config, *, epochs, steps_per_epoch=4, lr=0.1, max_steps=-1, steps=None):
     return [
-        lr * learning_rate_factor(step, steps_per_epoch=steps_per_epoch, max_epochs=epochs, lr=lr, config=config)
-        for step in range(epochs * steps_per_epoch)
+        lr
+        * learning_rate_factor(
+            step, steps_per_epoch=steps_per_epoch, max_epochs=epochs, lr=lr, config=config, max_steps=max_steps
+        )
+        for step in steps or range(epochs * steps_per_epoch)
     ]
 
 
@@ -22,10 +25,12 @@ def test_steps_equal_torch_multistep():
         reference.step()
 
 
-def test_cosine_equals_torch_cosine():
+@pytest.mark.parametrize(("unit", "max_steps", "end"), [("epoch", 9, 24), ("step", 9, 9), ("step", -1, 24)])
+def test_cosine_equals_torch_cosine(unit, max_steps, end):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=24)
-    for ours in rates(ScheduleConfig(kind="cosine"), epochs=6):
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=end)
+    config = ScheduleConfig(kind="cosine", unit=unit)
+    for ours in rates(config, epochs=6, max_steps=max_steps, steps=range(end)):
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
         optimizer.step()
         reference.step()
@@ -49,3 +54,24 @@ def test_the_recipe_of_the_released_code():
     assert [at[k] for k in (10, 40, 41, 70, 71, 90, 91, 109)] == pytest.approx(
         [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
     )
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("cgnl", {0: 1 / 3, 250: 2 / 3, 499: 0.998667, 500: 1, 119_999: 1, 120_000: 0.1, 159_999: 0.1, 160_000: 0.01}),
+        ("cgnlx", {0: 1 / 3, 10_000: 2 / 3, 20_000: 1, 139_999: 1, 140_000: 0.1, 180_000: 0.01, 199_999: 0.01}),
+    ],
+)
+def test_the_steps_of_table_4c_are_counted_in_steps_whatever_an_epoch_is(block, expected):
+    recipe = RECIPES[f"coco-maskrcnn-resnet50-{block}"].make()
+    for steps_per_epoch in (14_658, 7.5):
+        at = rates(
+            recipe.schedule,
+            epochs=recipe.trainer.max_epochs,
+            steps_per_epoch=steps_per_epoch,
+            lr=0.01,
+            max_steps=recipe.trainer.max_steps,
+            steps=list(expected),
+        )
+        assert at == pytest.approx([0.01 * factor for factor in expected.values()], rel=1e-6)
