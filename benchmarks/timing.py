@@ -6,7 +6,9 @@ turn by turn.
 
 import argparse
 import json
+import os
 import platform
+import resource
 import shlex
 import statistics
 import subprocess
@@ -73,6 +75,34 @@ def bytes_kept(forward: Callable[[], object]) -> int:
     kept = sum(storage.nbytes() for storage in storages.values())
     del result
     return kept
+
+
+def resident_bytes() -> int:
+    """The process's resident set."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    """The process's resident set at its highest."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def number_from_a_fresh_process(script: str, options: Mapping[str, object]) -> int:
+    """The number that a script prints when it is run with these options.
+
+    Its allocator returns every freed tensor to the system, so that its resident set is what it needs.
+
+    Args:
+        script: path of the script.
+        options: values by the options' names, with underscores.
+    """
+    command = [sys.executable, script]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    # every tensor gets its own mapping, which goes back to the system with it
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
+    return int(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def common_arguments(description: str | None, *, default_out: str) -> argparse.ArgumentParser:

@@ -10,13 +10,8 @@ convolutions of the same weights. Run on a machine that does nothing else:
 """
 
 import argparse
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +21,16 @@ from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import network_cost
 from cgnl.networks.video import STRIDES_32_FRAMES, c2d_resnet50
 from conv3d_network import Conv3dResNet
-from timing import common_arguments, ratios, side_by_side, spread, write_result
+from timing import (
+    common_arguments,
+    number_from_a_fresh_process,
+    peak_bytes,
+    ratios,
+    resident_bytes,
+    side_by_side,
+    spread,
+    write_result,
+)
 
 FRAMES = 32
 NUM_CLASSES = 200
@@ -89,12 +93,6 @@ def clips(arguments: argparse.Namespace, memory_format: str) -> tuple[Tensor, Te
     return video, torch.randint(NUM_CLASSES, (arguments.batch_size,))
 
 
-def resident_bytes() -> int:
-    """The process's resident set."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
 def measure_peak(arguments: argparse.Namespace) -> None:
     """Print the peak of memory of training steps, over what the process had before it made the network."""
     video, labels = clips(arguments, arguments.memory_format)
@@ -104,17 +102,14 @@ def measure_peak(arguments: argparse.Namespace) -> None:
     # the optimizer has its momentum from the second step on
     for _ in range(2):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    print(peak_bytes() - before)
 
 
 def peak_in_a_fresh_process(name: str, arguments: argparse.Namespace) -> int:
     """Bytes that `measure_peak` finds."""
-    command = [sys.executable, __file__, "--peak-of", name]
-    for option in ("batch_size", "size", "threads", "seed", "memory_format"):
-        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-    # every tensor gets its own mapping, which goes back to the system with it
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
-    return int(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    names = ("batch_size", "size", "threads", "seed", "memory_format")
+    options = {"peak_of": name, **{option: getattr(arguments, option) for option in names}}
+    return number_from_a_fresh_process(__file__, options)
 
 
 def rows_of_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
