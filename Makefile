@@ -1,9 +1,9 @@
-# Commands for a newcomer: `make demo`, `make demo-video` and `make test`. Each makes .venv first.
+# Commands for a newcomer: `make demo`, `make demo-video`, `make demo-detection` and `make test`. Each makes .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo demo-video test lint format clean
+.PHONY: demo demo-video demo-detection test lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,6 +15,9 @@ demo: $(STAMP) ## draw birds, train with and without a block, write demo/report.
 
 demo-video: $(STAMP) ## the same with drawn actions and video networks, into demo-video/
 	$(BIN)/cgnl demo --video
+
+demo-detection: $(STAMP) ## the same with drawn flocks and Mask R-CNN, into demo-detection/
+	$(BIN)/cgnl demo --detection
 
 test: $(STAMP) ## every unit test, and one recipe of each table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -29,4 +32,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist demo demo-video runs
+	rm -rf .venv build dist demo demo-video demo-detection runs

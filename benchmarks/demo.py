@@ -2,6 +2,7 @@
 
 python benchmarks/demo.py
 python benchmarks/demo.py --video
+python benchmarks/demo.py --detection
 """
 
 import json
@@ -11,23 +12,30 @@ from pathlib import Path
 from cgnl.cli.demo import run_demo
 from cgnl.cli.demo.actions import actions
 from cgnl.cli.demo.birds import birds
+from cgnl.cli.demo.flock import run_flock_demo
 from timing import common_arguments, write_result
 
 
 def main() -> None:
-    """Runs the demo and writes its accuracies."""
+    """Runs the demo and writes what it ended with."""
     parser = common_arguments(__doc__, default_out="demo.json")
-    parser.add_argument("--video", action="store_true", help="drawn actions instead of drawn birds")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--video", action="store_true", help="drawn actions instead of drawn birds")
+    kind.add_argument("--detection", action="store_true", help="drawn flocks instead of drawn birds")
     arguments = parser.parse_args()
-    if arguments.video and arguments.out == parser.get_default("out"):
-        arguments.out = arguments.out.with_name("demo_video.json")
+    suffix = "_video" * arguments.video + "_detection" * arguments.detection
+    if arguments.out == parser.get_default("out"):
+        arguments.out = arguments.out.with_name(f"demo{suffix}.json")
     with tempfile.TemporaryDirectory() as folder:
-        run_demo(actions() if arguments.video else birds(), Path(folder) / "demo", seed=arguments.seed)
-        ended = json.loads((Path(folder) / "demo" / "accuracies.json").read_text())
-    rows = [
-        {"network": name, **{key: values[key] for key in ("top1", "top1_interval", "top5", "count")}}
-        for name, values in ended["networks"].items()
-    ]
+        out = Path(folder) / "demo"
+        if arguments.detection:
+            run_flock_demo(out, seed=arguments.seed)
+            ended = json.loads((out / "average_precision.json").read_text())
+        else:
+            run_demo(actions() if arguments.video else birds(), out, seed=arguments.seed)
+            ended = json.loads((out / "accuracies.json").read_text())
+    kept = ("box", "mask", "count") if arguments.detection else ("top1", "top1_interval", "top5", "count")
+    rows = [{"network": name, **{key: values[key] for key in kept}} for name, values in ended["networks"].items()]
     write_result(arguments.out, seed=arguments.seed, settings={"seconds": ended["seconds"]}, rows=rows)
 
 

@@ -15,7 +15,7 @@ from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("paper-tables", "benchmarks", "video")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("paper-tables", "benchmarks", "video", "detection")))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -153,6 +153,17 @@ def _demo(name: str) -> str:
     return table(("network", "top-1", "95 % interval", "top-5"), rows) + "\n\n" + source(name)
 
 
+def demo_detection() -> str:
+    """What the demo of drawn flocks ended with."""
+    kinds = [(kind, measure) for kind in ("box", "mask") for measure in ("AP", "AP50", "AP75")]
+    rows = [
+        (row["network"], *(f"{row[kind][measure]:.1f} %" for kind, measure in kinds))
+        for row in result("demo_detection")["rows"]
+    ]
+    header = ("network", *(f"{kind} {measure}" for kind, measure in kinds))
+    return table(header, rows) + "\n\n" + source("demo_detection")
+
+
 _VIDEO_NETWORKS = {
     "cgnl": "CGNL",
     "nl_embedded_gaussian": "NL, embedded Gaussian",
@@ -235,9 +246,6 @@ def recipes() -> str:
                     f"{cost.multiplications / 1e9:.1f} G",
                 )
             )
-        numbers = (
-            ("paper AP", "paper AP50", "paper AP75", "released code AP") if detection else ("paper", "released code")
-        )
         numbers = _AVERAGE_PRECISIONS if detection else _ACCURACIES
         header = ("row", "recipe", *numbers, "ours", "parameters", "multiplications")
         parts.append(f"### Table {name}\n\n{table(header, rows)}")
@@ -270,6 +278,7 @@ MADE: dict[str, Callable[[], str]] = {
         reading,
         demo,
         demo_video,
+        demo_detection,
         video_network,
         video_reading,
         recipes,

@@ -248,7 +248,7 @@ def check(
     Args:
         root: Folder of the data set, or root of a list file.
         list_file: List file with lines `path label` (or `folder frames label`).
-        annotations: Lists of a video data set where they are not in its folder.
+        annotations: Lists of a video data set where they are not in its folder, or a COCO json file.
         fold: Split of UCF101: 1, 2 or 3.
         workers: Processes; by default one for each core.
         out: CSV file for the bad files.

@@ -8,6 +8,7 @@ from cgnl.data.detection import (
     DetectionDataset,
     DetectionList,
     check_annotations,
+    check_categories,
     collate,
     read_coco,
     with_objects,
@@ -85,12 +86,7 @@ class DetectionData(SampleData[DetectionDataConfig]):
         train = self._detections("train")
         if not len(train):
             raise DataError(f"{train.root} has no training image with an object")
-        if (train.classes, train.category_ids) != (self.classes, self.category_ids):
-            other = {*zip(train.category_ids, train.classes, strict=True)} ^ {
-                *zip(self.category_ids, self.classes, strict=True)
-            }
-            names = ", ".join(f"{name} ({number})" for number, name in sorted(other)[:5])
-            raise DataError(f"the training and test annotations of {train.root} have other categories: {names} differ")
+        check_categories(train, self._detections("test"))
 
     def troubles(self) -> list[str]:
         """Return what could not be read so far, in a few words each."""
