@@ -40,9 +40,7 @@ def test_warmup_rises_by_step_or_by_epoch_and_ends_at_the_rate():
     by_step = rates(ScheduleConfig(kind="constant", warmup=2, warmup_start_lr=0.02), epochs=3)
     assert by_step[:8] == pytest.approx([0.02 + 0.08 * k / 8 for k in range(8)])
     assert by_step[8:] == pytest.approx([0.1] * 4)
-    by_epoch = rates(
-        ScheduleConfig(kind="constant", warmup=2, warmup_start_lr=0.02, warmup_interval="epoch"), epochs=3
-    )
+    by_epoch = rates(ScheduleConfig(kind="constant", warmup=2, warmup_start_lr=0.02, warmup_interval="epoch"), epochs=3)
     assert by_epoch == pytest.approx([0.02] * 4 + [0.06] * 4 + [0.1] * 4)
 
 
