@@ -15,7 +15,8 @@ from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("paper-tables", "benchmarks", "video", "detection")))
+_DOCS = ("paper-tables", "benchmarks", "video", "detection")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
