@@ -183,6 +183,11 @@ MISTAKES = {
     ),
     "a network option for a checkpoint": (["evaluate", "{run}", "--network.groups=4"], "cannot be changed"),
     "no top": (["predict", "{run}", "x.jpg", "--top=-1"], "top (-1) must be at least 1"),
+    "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) needs a detector"),
+    "a timeline of images": (
+        ["predict", "{run}", "x.jpg", "--timeline=t.csv"],
+        "timeline (t.csv) needs a video network",
+    ),
     "a recipe file with a wrong name": (["train", "{yaml}"], "there is no recipe 'cub-resnet50-cgml'; near names"),
     "a crop larger than the image": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", *SMALL, "--data.size=40"],
