@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torchvision import models
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d, roi_align
@@ -301,6 +303,24 @@ def test_res5_is_one_set_of_weights() -> None:
     again = small("cgnl", neck="c4").eval()
     again.load_state_dict(network.state_dict())
     assert_same(again(x), network.eval()(x))
+
+
+def test_res5_is_reduced_once_over_processes() -> None:
+    # PyTorch's SyncBatchNorm runs in several processes on GPUs alone
+    network = small("cgnl", neck="c4", norm="batch")
+    alone = copy.deepcopy(network)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        gradients = []
+        for trained in (alone, DistributedDataParallel(network)):
+            torch.manual_seed(0)
+            losses = trained([torch.rand(3, 64, 96)] * 2, [objects()] * 2)
+            torch.stack(list(losses.values())).sum().backward()
+            module = getattr(trained, "module", trained)
+            gradients.append(module.roi_heads.box_head.layer4[1].conv2.weight.grad)
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("neck", NECKS)
