@@ -1,6 +1,7 @@
 """Two processes over torchrun train and test as one does."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import compare, wait_for_lines
+from test_resume import DETECTION_SETTINGS, compare, wait_for_lines
 
 from cgnl.cli import main
 
@@ -140,3 +141,31 @@ def test_two_processes_test_the_views_of_each_video_once(actions, tmp_path):
             for k in range(1, 5):
                 assert ours[f"class{k}"] == theirs[f"class{k}"]
                 assert float(ours[f"probability{k}"]) == pytest.approx(float(theirs[f"probability{k}"]), abs=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_detector_and_test_each_image_once(flock, tmp_path):
+    # four of eight images a step, and three test images: unequal shares
+    run = tmp_path / "run"
+    settings = [option for option in DETECTION_SETTINGS if "batch-size" not in option and "max-steps" not in option]
+    settings += ["--data.batch-size=4", "--trainer.max-steps=3", f"--data.root={flock}", "--data.workers=0"]
+    command("train", "flock-maskrcnn-resnet18-cgnl", *settings, f"--run={run}", processes=2)
+    assert [row["step"] for row in rows(run / "steps.csv")] == ["1", "2", "3"]
+    (*_, tested) = rows(run / "epochs.csv")
+    # one by one: other batches differ in the last bits
+    for processes in (1, 2):
+        out = f"--out={tmp_path / f'evaluation{processes}'}"
+        printed = command("evaluate", str(run / "last.ckpt"), out, "--data.batch-size=1", processes=processes)
+        assert printed.count("3 images") == 1
+    alone, pair = (tmp_path / f"evaluation{processes}" for processes in (1, 2))
+    for kind in ("box", "mask"):
+        ours, theirs = (
+            sorted(json.loads((folder / f"{kind}_results.json").read_text()), key=str) for folder in (pair, alone)
+        )
+        assert len(theirs) == 30
+        assert ours == theirs
+    assert (pair / "per_class.csv").read_text() == (alone / "per_class.csv").read_text()
+    measures, told = (json.loads((folder / "measures.json").read_text()) for folder in (pair, alone))
+    assert measures == told
+    # what the run has seen of its own test, over its two processes
+    assert float(tested["test_box_ap"]) == pytest.approx(told["box"]["AP"])

@@ -31,11 +31,24 @@ VIDEO_SETTINGS = (
     "--trainer.checkpoint-every-n-steps=1"
 ).split()
 
+# the run ends in the middle of its third epoch
+DETECTION_SETTINGS = (
+    "--network.neck=c4 --network.rois=8 --network.proposals=20 --network.detections=10 --network.score-threshold=0 "
+    "--data.size=64 --data.max-size=80 --data.batch-size=2 --optimizer.name=sgd --optimizer.lr=0.001 "
+    "--schedule.warmup=2 --trainer.max-epochs=100 --trainer.max-steps=11 --trainer.test-every-n-epochs=2 "
+    "--trainer.log-every-n-steps=1 --trainer.checkpoint-every-n-steps=1"
+).split()
 
-def start(folders: Path, run: Path, *options: str, video: bool = False) -> subprocess.Popen:
-    recipe = ["actions-resnet18-cgnl", *VIDEO_SETTINGS] if video else ["birds-resnet18-cgnl", *SETTINGS]
+COMMANDS = {
+    "image": ["birds-resnet18-cgnl", *SETTINGS],
+    "video": ["actions-resnet18-cgnl", *VIDEO_SETTINGS],
+    "detection": ["flock-maskrcnn-resnet18-cgnl", *DETECTION_SETTINGS],
+}
+
+
+def start(folders: Path, run: Path, *options: str, task: str = "image") -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "cgnl", "train", *recipe, f"--data.root={folders}", f"--run={run}", *options],
+        [sys.executable, "-m", "cgnl", "train", *COMMANDS[task], f"--data.root={folders}", f"--run={run}", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -113,7 +126,7 @@ def test_killed_and_resumed_is_bitwise_the_same(class_folders, reference, tmp_pa
 @pytest.fixture(scope="module")
 def video_reference(actions, tmp_path_factory):
     run = tmp_path_factory.mktemp("video_reference") / "run"
-    finish(start(actions, run, "--data.workers=0", video=True))
+    finish(start(actions, run, "--data.workers=0", task="video"))
     assert len(steps(run)) == 8
     return run
 
@@ -122,13 +135,39 @@ def video_reference(actions, tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_video_run_killed_in_an_epoch_and_resumed_is_bitwise_the_same(actions, video_reference, tmp_path, workers):
     run = tmp_path / "run"
-    process = start(actions, run, f"--data.workers={workers}", video=True)
+    process = start(actions, run, f"--data.workers={workers}", task="video")
     wait_for_lines(process, run / "steps.csv", 6)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["batch"] > 0, "in the middle of an epoch"
-    finish(start(actions, run, f"--data.workers={workers}", "--resume", video=True))
+    finish(start(actions, run, f"--data.workers={workers}", "--resume", task="video"))
     compare(run, video_reference)
+
+
+@pytest.fixture(scope="module")
+def detection_reference(flock, tmp_path_factory):
+    run = tmp_path_factory.mktemp("detection_reference") / "run"
+    finish(start(flock, run, "--data.workers=0", task="detection"))
+    assert len(steps(run)) == 11
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_detection_run_killed_twice_and_resumed_is_bitwise_the_same(flock, detection_reference, tmp_path, workers):
+    run = tmp_path / "run"
+    # in the first epoch, which is not tested, and in the last, which the steps end in its middle
+    for lines in (2, 10):
+        process = start(flock, run, f"--data.workers={workers}", "--resume", task="detection")
+        wait_for_lines(process, run / "steps.csv", lines)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["batch"] > 0, "in the middle of an epoch"
+    finish(start(flock, run, f"--data.workers={workers}", "--resume", task="detection"))
+    compare(run, detection_reference)
+    best = [torch.load(folder / "best.ckpt", weights_only=True)["cgnl"] for folder in (run, detection_reference)]
+    assert best[0]["step"] == best[1]["step"]
+    assert best[0]["best"] == best[1]["best"]
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def actions_resnet18_cgnl() -> VideoRecipe:
     )
 
 
-_FLOCK_STEPS = 600
+_FLOCK_STEPS = 450
 
 
 def _flock(network: DetectionNetworkConfig) -> DetectionRecipe:
@@ -104,11 +104,11 @@ def _flock(network: DetectionNetworkConfig) -> DetectionRecipe:
             neck="fpn",
             norm="batch",
             backbone_norm="batch",
-            rois=64,
-            proposals=100,
+            rois=16,
+            proposals=50,
             detections=20,
         ),
-        data=DetectionDataConfig(size=144, max_size=192, batch_size=8),
+        data=DetectionDataConfig(size=120, max_size=160, batch_size=4),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=10.0, block_lr_factor=5),
         schedule=ScheduleConfig(kind="cosine", unit="step", warmup=50),
         # no epoch is shorter than a step, so that it is the steps that end the run
