@@ -3,13 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 from pycocotools import mask as coco_mask
 from test_cli import run
 
 from cgnl.cli import main
+from cgnl.data.decoding import open_image
 from cgnl.data.toy.flock import draw_flock
+from cgnl.training.checkpoint import load_trained
+from cgnl.training.detection_evaluation import detect
 
 SMALL = (
     "--network.neck=c4 --network.rois=8 --network.proposals=20 --network.detections=10 --network.score-threshold=0 "
@@ -36,7 +40,7 @@ def image(flock):
     return min((flock / "val").iterdir())
 
 
-def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detector):
+def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detector, flock, tmp_path):
     code, out, err = run(capsys, "evaluate", detector)
     assert code == 0, err
     assert "(%, 2 images)" in out
@@ -47,13 +51,21 @@ def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detec
         (line,) = (line for line in out.splitlines() if line.startswith(kind))
         told = [measures[kind][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
         assert line.split()[1:] == ["nan" if value is None else f"{value:.2f}" for value in told]
-    code, out, _ = run(capsys, "evaluate", detector, detector)
+    table = out.splitlines()[:3]
+    # the same files in a layout of one's own
+    moved = shutil.copytree(flock / "val", tmp_path / "moved" / "pictures")
+    json_file = shutil.copy(flock / "annotations" / "instances_val.json", tmp_path / "moved" / "birds.json")
+    files = [f"--data.root={tmp_path / 'moved'}", f"--data.test-annotations={json_file}", f"--data.test-images={moved}"]
+    code, out, err = run(capsys, "evaluate", detector, *files, f"--out={tmp_path / 'out'}")
+    assert (code, out.splitlines()[:3]) == (0, table), err
+    code, out, _ = run(capsys, "evaluate", detector, detector, f"--out={tmp_path / 'both'}")
     assert code == 0
+    assert (tmp_path / "both" / "2" / "measures.json").exists()
     assert f"mean of 2: box AP {measures['box']['AP']:.2f} %, mask AP {measures['mask']['AP']:.2f} %" in out
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-def test_predict_draws_objects_and_prints_them(capsys, detector, image, tmp_path):
+def test_predict_draws_objects_and_prints_them(capsys, detector, flock, image, tmp_path):
     picture = tmp_path / "new" / "drawn.png"
     code, out, err = run(capsys, "predict", detector, image, "--out", picture, "--json", "--score=0")
     assert (code, err) == (0, f"written: {picture}\n")
@@ -63,12 +75,14 @@ def test_predict_draws_objects_and_prints_them(capsys, detector, image, tmp_path
     with Image.open(image) as plain, Image.open(picture) as drawn:
         assert drawn.size == plain.size == (80, 64)
         assert ImageChops.difference(plain.convert("RGB"), drawn).getbbox() is not None
-    for found in row["objects"]:
+    truth = json.loads((flock / "annotations" / "instances_val.json").read_text())
+    names = [category["name"] for category in sorted(truth["categories"], key=lambda category: category["id"])]
+    expected = detect(load_trained(detector), open_image(image))
+    for k, found in enumerate(row["objects"]):
         assert set(found) == {"class", "score", "box", "mask"}
-        assert coco_mask.decode(found["mask"]).shape == (64, 80)
-        x0, y0, x1, y1 = found["box"]
-        assert 0 <= x0 < x1 <= 80
-        assert 0 <= y0 < y1 <= 64
+        assert found["class"] == names[expected["labels"][k] - 1]
+        assert found["box"] == pytest.approx(expected["boxes"][k].tolist(), abs=1e-3)
+        assert np.array_equal(coco_mask.decode(found["mask"]), expected["masks"][k].numpy())
     scores = [found["score"] for found in row["objects"]]
     assert scores == sorted(scores, reverse=True)
     code, out, _ = run(capsys, "predict", detector, image, f"--score={scores[1] - 1e-6}")
@@ -106,8 +120,8 @@ MISTAKES = {
         "trainer.freeze names 'body'",
     ),
     "a side longer than the longest": (
-        ["train", "flock-maskrcnn-resnet18", "--data.root={other}", "--data.size=900"],
-        "data.max_size (192) must be at least 900",
+        ["train", "flock-maskrcnn-resnet18", "--data.root={other}", "--data.size=900", "--data.max-size=800"],
+        "data.max_size (800) must be at least 900",
     ),
 }
 

@@ -51,7 +51,7 @@ def tiny_detection(flock: Path) -> DetectionRecipe:
         "data": {"size": 64, "max_size": 80, "batch_size": 2, "workers": 0},
         "optimizer": {"name": "sgd", "lr": 0.001, "lr_batch": 1},
         "schedule": {"kind": "steps", "warmup": 2.0, "warmup_start_lr": 0.0005, "milestones": [4]},
-        "trainer": {"max_epochs": 3, "max_steps": 6, "log_every_n_steps": 1},
+        "trainer": {"max_epochs": 3, "max_steps": 6, "test_every_n_epochs": 4, "log_every_n_steps": 1},
     }
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=flock))
     return override(recipe, small, "test")

@@ -94,7 +94,7 @@ class TrainingModule(pl.LightningModule):
         """Return the optimizer, with learning rates of their own for blocks, head and biases."""
         config = self.optimizer_config
         norms = {id(p) for module in self.network.modules() if isinstance(module, _NORMS) for p in module.parameters()}
-        biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"} - norms
+        biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
 
         def settings(parameter: nn.Parameter, factor: float) -> tuple[float, float]:
             decay: float | None = None
