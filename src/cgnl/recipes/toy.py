@@ -94,7 +94,7 @@ def actions_resnet18_cgnl() -> VideoRecipe:
     )
 
 
-_FLOCK_STEPS = 450
+_FLOCK_STEPS = 300
 
 
 def _flock(network: DetectionNetworkConfig) -> DetectionRecipe:
