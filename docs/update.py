@@ -203,6 +203,20 @@ def video_network() -> str:
     )
 
 
+def detection() -> str:
+    """Mask R-CNN with ResNet-50 and a block beside the plain network."""
+    rows = [
+        (
+            f"{row['neck'].upper()}, {row['mode']}, + {row['block'].upper()}",
+            times(row["time_over_plain"]),
+            f"{row['peak_over_plain']:.3f}",
+        )
+        for row in result("detection")["rows"]
+        if row["block"] != "plain"
+    ]
+    return table(("network", "time / plain", "peak memory / plain"), rows) + "\n\n" + source("detection")
+
+
 def video_reading() -> str:
     """Reading clips beside other readers."""
     rows = []
@@ -282,6 +296,7 @@ MADE: dict[str, Callable[[], str]] = {
         demo_detection,
         video_network,
         video_reading,
+        detection,
         recipes,
     )
 }

@@ -39,7 +39,7 @@ def test_commands_in_pages_name_recipes_that_exist():
     from cgnl.recipes import RECIPES
 
     named = {
-        name for page in PAGES for name in re.findall(r"cgnl train ((?:cub|imagenet|birds)-[\w-]+)", page.read_text())
+        name for page in PAGES for name in re.findall(r"cgnl train ((?:cub|imagenet|birds|ucf101|mini-kinetics|actions|coco|flock)-[\w-]+)", page.read_text())
     }
     assert named
     assert named <= set(RECIPES)
