@@ -38,8 +38,7 @@ def test_made_parts_are_up_to_date():
 def test_commands_in_pages_name_recipes_that_exist():
     from cgnl.recipes import RECIPES
 
-    named = {
-        name for page in PAGES for name in re.findall(r"cgnl train ((?:cub|imagenet|birds|ucf101|mini-kinetics|actions|coco|flock)-[\w-]+)", page.read_text())
-    }
+    sets = "cub|imagenet|birds|ucf101|mini-kinetics|actions|coco|flock"
+    named = {name for page in PAGES for name in re.findall(rf"cgnl train ((?:{sets})-[\w-]+)", page.read_text())}
     assert named
     assert named <= set(RECIPES)
