@@ -1,0 +1,287 @@
+"""Where the positions of a feature map lie in the image or video that the network saw.
+
+A pixel of the file, upright, is resized and cropped to the network's input, and a position of a feature map stands
+for an equal part of that input: of h rows, row r covers the input's rows from r H / h to (r + 1) H / h.
+
+The pixels that a position is made from reach further than its part, and need not lie around its middle: strided
+convolutions with padding, as ResNets have them, put the middle of what position r sees near the beginning of its
+part, up to half a part from its middle.
+
+Coordinates are in pixels with the corner of the image at 0, x to the right and y down: the middle of the first pixel is
+0.5.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgnl.data.transforms import test_geometry as crop_geometry
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels: from the left and upper to the right and lower edge."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a network saw of an image or of the frames of a video: ``input = image * scale - offset`` on each axis.
+
+    Args:
+        width: of the image (pixels, upright).
+        height: of the image (pixels, upright).
+        input_width: of the network's input (pixels).
+        input_height: of the network's input (pixels).
+        scale_x: width of a pixel of the image in the resized image.
+        scale_y: height of a pixel of the image in the resized image.
+        left: where the input begins in the resized image (pixels).
+        top: where the input begins in the resized image (pixels).
+    """
+
+    width: int
+    height: int
+    input_width: int
+    input_height: int
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    left: int = 0
+    top: int = 0
+
+    @property
+    def area(self) -> Box:
+        """The part of the image that the network saw."""
+        return (*self.to_image(0, 0), *self.to_image(self.input_width, self.input_height))
+
+    def to_input(self, x: float, y: float) -> tuple[float, float]:
+        """Return where a point of the image, x and y in its pixels, lies in the input, be it inside or not.
+
+        Example:
+            >>> view_of(100, 50, size=80, resize=100).to_input(50, 25)
+            (40.0, 40.0)
+        """
+        return x * self.scale_x - self.left, y * self.scale_y - self.top
+
+    def to_image(self, x: float, y: float) -> tuple[float, float]:
+        """Return where a point of the input, x and y in its pixels, lies in the image.
+
+        Example:
+            >>> view_of(100, 50, size=80, resize=100).to_image(40, 40)
+            (50.0, 25.0)
+        """
+        return (x + self.left) / self.scale_x, (y + self.top) / self.scale_y
+
+    def position(self, x: float, y: float, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the position of a feature map that a point of the image falls into.
+
+        Args:
+            x: of the point (pixels of the image).
+            y: of the point (pixels of the image).
+            shape: Rows and columns of the feature map.
+
+        Returns:
+            Row and column.
+
+        Raises:
+            ValueError: The network did not see the point.
+
+        Example:
+            >>> view_of(100, 50, size=80, resize=100).position(32, 25, (8, 8))
+            (4, 0)
+        """
+        across, down = self.to_input(x, y)
+        if not (0 <= across < self.input_width and 0 <= down < self.input_height):
+            x0, y0, x1, y1 = self.area
+            raise ValueError(
+                f"x, y ({x:g}, {y:g}) must lie in what the network sees of the {self.width} x {self.height} pixels: "
+                f"x from {x0:.4g} to {x1:.4g}, y from {y0:.4g} to {y1:.4g}"
+            )
+        rows, columns = shape
+        # a coordinate just below the edge may still round up to the number of rows
+        return min(int(down * rows / self.input_height), rows - 1), min(
+            int(across * columns / self.input_width), columns - 1
+        )
+
+    def box(self, row: int, column: int, shape: tuple[int, int]) -> Box:
+        """Return the part of the image that a position of a feature map stands for.
+
+        Args:
+            row: of the position.
+            column: of the position.
+            shape: Rows and columns of the feature map.
+
+        Returns:
+            x0, y0, x1, y1 (pixels of the image).
+
+        Example:
+            >>> view_of(100, 50, size=80, resize=100).box(4, 0, (8, 8))
+            (30.0, 25.0, 35.0, 30.0)
+        """
+        rows, columns = shape
+        high, wide = self.input_height / rows, self.input_width / columns
+        return (*self.to_image(column * wide, row * high), *self.to_image((column + 1) * wide, (row + 1) * high))
+
+    def place(self, values: Tensor | np.ndarray, *, smooth: bool = False) -> np.ndarray:
+        """Lay a feature map over the image.
+
+        A pixel of the image gets the value of the position that its middle falls into, or, smoothed, a bilinear
+        mixture of the positions around. Positions without a value (NaN) stay without one.
+
+        Args:
+            values: [h, w], one number a position.
+            smooth: Whether to interpolate.
+
+        Returns:
+            float32 [height, width], NaN where the network did not see the image.
+
+        Raises:
+            ValueError: ``values`` has another number of axes.
+
+        Example:
+            >>> view_of(4, 2, size=2, resize=2).place(np.array([[1.0, 2.0], [3.0, 4.0]]))
+            array([[nan,  1.,  2., nan],
+                   [nan,  3.,  4., nan]], dtype=float32)
+        """
+        values = torch.as_tensor(values, device="cpu").detach().numpy().astype(np.float32)
+        if values.ndim != 2:
+            raise ValueError(f"values {list(values.shape)} must be a map [h, w]")
+        rows = _along(self.height, self.scale_y, self.top, self.input_height, len(values))
+        columns = _along(self.width, self.scale_x, self.left, self.input_width, values.shape[1])
+        row, column = (np.nan_to_num(part).astype(int) for part in (rows, columns))
+        placed = values[row[:, None], column]
+        if smooth:
+            known = ~np.isnan(placed)
+            there = ~np.isnan(values)
+            weights = _interpolated(there.astype(np.float32), rows, columns)
+            mixed = _interpolated(np.where(there, values, 0), rows, columns)
+            placed = np.divide(mixed, weights, out=np.full_like(mixed, np.nan), where=known)
+        placed[np.isnan(rows)] = np.nan
+        placed[:, np.isnan(columns)] = np.nan
+        return placed
+
+
+def view_of(width: int, height: int, *, size: int | None = None, resize: int | None = None) -> View:
+    """Return what a network sees of an image behind the test transforms of :mod:`cgnl.data.transforms`.
+
+    Args:
+        width: of the image (pixels, upright).
+        height: of the image (pixels, upright).
+        size: height and width of the crop from the middle (pixels), or None where nothing is cut off.
+        resize: length of the shorter side before the crop (pixels), or None where nothing is resized.
+
+    Returns:
+        The view.
+
+    Raises:
+        ValueError: a size below 1, or a crop larger than the resized image.
+
+    Example:
+        >>> view_of(500, 375, size=448, resize=512).left
+        117
+        >>> view_of(500, 375, resize=512).input_width
+        682
+    """
+    for name, value in (("width", width), ("height", height)):
+        if value < 1:
+            raise ValueError(f"{name} ({value}) must be at least 1 pixel")
+    shorter = min(width, height) if resize is None else resize
+    geometry = crop_geometry(height, width, shorter if size is None else size, shorter)
+    if size is not None:
+        return View(width, height, size, size, geometry.scale_x, geometry.scale_y, geometry.offset_x, geometry.offset_y)
+    across, down = round(width * geometry.scale_x), round(height * geometry.scale_y)
+    return View(width, height, across, down, geometry.scale_x, geometry.scale_y)
+
+
+def time_step(frame: int, num_frames: int, num_steps: int) -> int:
+    """Return the step along the time axis of a feature map that a frame of the network's input falls into.
+
+    Args:
+        frame: Number of the frame, from 0.
+        num_frames: Frames of the input.
+        num_steps: Length of the feature map's time axis.
+
+    Raises:
+        ValueError: There is no such frame.
+
+    Example:
+        >>> [time_step(frame, 8, 4) for frame in range(8)]
+        [0, 0, 1, 1, 2, 2, 3, 3]
+    """
+    if not 0 <= frame < num_frames:
+        raise ValueError(f"frame ({frame}) must lie in 0..{num_frames - 1}, the frames that the network sees")
+    return frame * num_steps // num_frames
+
+
+def token_grid(num_tokens: int, grid: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """Return how a sequence of tokens lies on the image.
+
+    Args:
+        num_tokens: Length of the sequence: the positions of a grid row by row, behind a class token or none.
+        grid: Rows and columns; None if as many.
+
+    Returns:
+        Rows, columns, and the number of tokens before them, 0 or 1.
+
+    Raises:
+        ValueError: So many tokens do not fill the grid.
+
+    Example:
+        >>> token_grid(197)
+        (14, 14, 1)
+        >>> token_grid(96, (8, 12))
+        (8, 12, 0)
+    """
+    for first in (0, 1):
+        side = math.isqrt(max(num_tokens - first, 0))
+        rows, columns = grid if grid is not None else (side, side)
+        if rows * columns == num_tokens - first and num_tokens > first:
+            return rows, columns, first
+    wanted = "a square grid" if grid is None else f"a grid of {grid[0]} x {grid[1]}"
+    raise ValueError(f"num_tokens ({num_tokens}) must be the positions of {wanted}, and one more for a class token")
+
+
+def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Spread a map over sub-sampled positions to all of them.
+
+    Args:
+        values: [..., h', w'], one number for each 2 x 2 positions, as a max-pooling by 2 leaves them.
+        shape: Lengths of all axes before the pooling, h and w the last.
+
+    Returns:
+        [..., h, w]; NaN in an odd row or column at the end, which the pooling leaves out. Where nothing was pooled,
+        the map as it is.
+
+    Raises:
+        ValueError: The pooled map of this shape would be of another.
+
+    Example:
+        >>> unpool(torch.tensor([[1.0, 2.0]]), (2, 5))
+        tensor([[1., 1., 2., 2., nan],
+                [1., 1., 2., 2., nan]])
+    """
+    if values.shape == shape:
+        return values
+    *rest, rows, columns = shape
+    if values.shape != (*rest, rows // 2, columns // 2):
+        raise ValueError(f"values {list(values.shape)} must be of {list(shape)} positions, all or every 2 x 2 of them")
+    whole = values.new_full(shape, math.nan)
+    whole[..., : rows // 2 * 2, : columns // 2 * 2] = values.repeat_interleave(2, -2).repeat_interleave(2, -1)
+    return whole
+
+
+def _along(pixels: int, scale: float, offset: int, length: int, count: int) -> np.ndarray:
+    """Return where the middles of an axis's pixels fall among its positions, in positions; NaN outside."""
+    inside = (np.arange(pixels) + 0.5) * scale - offset
+    return np.where((inside >= 0) & (inside < length), inside * count / length, np.nan)
+
+
+def _interpolated(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return a map [h, w] between the middles of its positions, and as at the outermost of them beyond."""
+    for axis, where in ((0, rows), (1, columns)):
+        last = values.shape[axis] - 1
+        point = np.clip(np.nan_to_num(where) - 0.5, 0, last)
+        before = point.astype(int)
+        part = (point - before).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+        after = np.minimum(before + 1, last)
+        values = values.take(before, axis) * (1 - part) + values.take(after, axis) * part
+    return values
