@@ -275,7 +275,7 @@ def _enclosing(model: nn.Module, path: str) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode without gradients; afterwards restore flags, buffers and random state."""
     training = {module: module.training for module in model.modules()}
     buffers = [
@@ -311,7 +311,7 @@ def _runs(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) ->
     with ExitStack() as stack:
         for module in outputs:
             stack.enter_context(module.register_forward_hook(record))
-        stack.enter_context(_undisturbed(model))
+        stack.enter_context(undisturbed(model))
         if isinstance(example_input, dict):
             model(**example_input)
         elif isinstance(example_input, tuple):
@@ -380,7 +380,7 @@ def _make(
         if not isinstance(block, nn.Module):
             raise ValueError(f"the callable must return a torch.nn.Module, not {type(block).__name__}")
         block.to(device=output.device, dtype=output.dtype).train(target.training)
-        with _undisturbed(block):
+        with undisturbed(block):
             _apply(block, output, layout)
     except Exception as error:
         raise ValueError(

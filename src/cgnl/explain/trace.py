@@ -1,0 +1,231 @@
+"""What the blocks of a network saw in one image or video, and what they made of it.
+
+Legend: C channels, C' inner channels, G groups, S spatial or space-time axes, S' the axes of phi and g, which are
+smaller than S where a non-local block sub-samples, N = prod(S) positions, K classes.
+
+A trace holds theta, phi, g and what the block adds: memory grows with N·C', never with N^2.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cgnl.blocks import (
+    CGNL1d,
+    CGNL2d,
+    CGNL3d,
+    GeneralizedNonLocal1d,
+    GeneralizedNonLocal2d,
+    GeneralizedNonLocal3d,
+    NonLocal1d,
+    NonLocal2d,
+    NonLocal3d,
+    ResidualBlock2d,
+    ResidualBlock3d,
+)
+from cgnl.insertion import inserted_blocks, undisturbed
+from cgnl.kernel_functions import KernelFunction
+from cgnl.ops import scale_factor
+
+Kind = Literal["nl", "gnl", "cgnl", "residual"]
+
+_TYPES: dict[Kind, tuple[type[nn.Module], ...]] = {
+    "nl": (NonLocal1d, NonLocal2d, NonLocal3d),
+    "gnl": (GeneralizedNonLocal1d, GeneralizedNonLocal2d, GeneralizedNonLocal3d),
+    "cgnl": (CGNL1d, CGNL2d, CGNL3d),
+    "residual": (ResidualBlock2d, ResidualBlock3d),
+}
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """What one block saw in one sample, and what it made of it: float32 on the CPU, without gradients.
+
+    A network in float64 is traced in float64.
+
+    Attributes:
+        path: Module path that the block stands after; its own path where it was not inserted.
+        kind: ``"nl"``, ``"gnl"``, ``"cgnl"`` or ``"residual"``.
+        pairwise: Pairwise function of a non-local block, None for others.
+        kernel: Kernel function of a (compact) generalized non-local block, None for others.
+        groups: G; 1 for a non-local block.
+        factor: Scale of the sums. For a non-local block what theta_n · phi_m (or the concatenation's ReLU) is
+            multiplied by: 1 / sqrt(C') or 1 for the softmax forms, 1 / N_phi for the others.
+        theta: [C', *S], as the kernel function sees it: l2-normalised in each group where the kernel function asks
+            for that, without an envelope. The input itself for a Gaussian non-local block, where C' = C.
+        phi: [C', *S'], likewise; None for a residual block.
+        g: [C', *S']; None for a residual block.
+        concat: The 2·C' weights of a non-local block's concatenation, theta's first; None for others.
+        branch: [C, *S], what the block adds to its input: output minus input, after the norm.
+    """
+
+    path: str
+    kind: Kind
+    pairwise: str | None
+    kernel: KernelFunction | None
+    groups: int
+    factor: float
+    theta: Tensor
+    phi: Tensor | None
+    g: Tensor | None
+    concat: Tensor | None
+    branch: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes *S of the block's input, without batch and channels."""
+        return tuple(self.theta.shape[1:])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The output of a network for one input, and what its blocks did.
+
+    Attributes:
+        output: Logits [K]; the network's whole output where that is no tensor.
+        blocks: The blocks by the path they stand after, in the order of ``named_modules()``.
+    """
+
+    output: Any
+    blocks: dict[str, BlockTrace]
+
+
+def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
+    """Runs a network once, in eval mode and without gradients, and keeps what its blocks saw.
+
+    The network is left as it was, also after an error: flags, buffers, random state and hooks. Blocks of other types
+    than those of ``cgnl.blocks`` are left out, as are blocks that did not run. Of a block that sees several samples
+    for one input (the regions of a detector) the first is kept.
+
+    Args:
+        network: Any network with blocks, inserted or its own.
+        x: One input, [1, 3, H, W] or [1, 3, T, H, W], or a list of one image [3, H, W] for detectors, on the network's
+            device.
+
+    Returns:
+        The output and the traces of the blocks; none for a network without blocks.
+
+    Raises:
+        ValueError: ``x`` holds another number of samples than one.
+
+    Example:
+        >>> from cgnl import CGNL2d
+        >>> trace = trace_blocks(torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), CGNL2d(16)), torch.randn(1, 3, 8, 9))
+        >>> trace.blocks["1"].theta.shape, trace.blocks["1"].shape
+        (torch.Size([8, 6, 7]), (6, 7))
+    """
+    check_single(x)
+    traces: dict[str, BlockTrace] = {}
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(network))
+        blocks = blocks_of(network)
+        for path, block in blocks.items():
+            stack.enter_context(block.register_forward_hook(_keep_in(traces, path)))
+        output = network(x)
+    if isinstance(output, Tensor) and output.shape[:1] == (1,):
+        output = output[0].cpu()
+    return Trace(output, {path: traces[path] for path in blocks if path in traces})
+
+
+def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of ``cgnl.blocks`` in a network, inserted ones and the network's own.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        The blocks, by the path they stand after (or, not inserted, by their own), in the order of ``named_modules()``.
+    """
+    inserted = {block: path for path, block in inserted_blocks(network).items()}
+    return {inserted.get(module, path): module for path, module in network.named_modules() if _kind(module)}
+
+
+def check_single(x: Tensor | list[Tensor]) -> None:
+    """Raises ValueError where an input holds another number of samples than one.
+
+    Args:
+        x: A batch [B, ...], or a list of images.
+    """
+    if len(x) != 1:
+        raise ValueError(f"x must hold one sample, not {len(x)}: blocks are explained for one input at a time")
+
+
+def _kind(block: nn.Module) -> Kind | None:
+    return next((kind for kind, types in _TYPES.items() if isinstance(block, types)), None)
+
+
+def _keep_in(traces: dict[str, BlockTrace], path: str) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
+    def hook(block: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        before, after = (tensor[:1].to("cpu", dtype) for tensor in (args[0], output))
+        with torch.autocast("cpu", enabled=False):
+            traces[path] = _trace_block(path, block, before, (after - before)[0])
+
+    return hook
+
+
+def _trace_block(path: str, block: Any, x: Tensor, branch: Tensor) -> BlockTrace:
+    """The trace of a block from its input x, [1, C, *S]."""
+    kind = _kind(block)
+    assert kind is not None
+    pairwise = kernel = phi = g = concat = None
+    factor = 1.0
+    if kind == "nl":
+        pairwise = block.pairwise
+        if pairwise == "gaussian":
+            theta = phi = x.clone(memory_format=torch.contiguous_format)  # the network may go on in place
+        else:
+            theta, phi = _convolved(block.theta, x), _convolved(block.phi, x)
+        g = _convolved(block.g, x)
+        if block.subsample:
+            phi, g = (_pooled(tensor) for tensor in (phi, g))
+        if pairwise in ("dot_product", "concatenation"):
+            factor = 1 / g[0, 0].numel()
+        elif block.scale:
+            factor = theta.shape[1] ** -0.5
+        if pairwise == "concatenation":
+            concat = block.concat.weight.detach().to("cpu", x.dtype, copy=True).flatten()
+    elif kind == "residual":
+        theta = _convolved(block.theta, x)
+    else:
+        kernel = block.kernel
+        theta, phi, g = (_convolved(convolution, x) for convolution in (block.theta, block.phi, block.g))
+        factor = scale_factor(block.scale, theta.numel() // block.groups)
+        if kernel.normalizes_features:
+            theta, phi = (_normalized(tensor, block.groups) for tensor in (theta, phi))
+    return BlockTrace(
+        path=path,
+        kind=kind,
+        pairwise=pairwise,
+        kernel=kernel,
+        groups=block.groups,
+        factor=factor,
+        theta=theta[0],
+        phi=None if phi is None else phi[0],
+        g=None if g is None else g[0],
+        concat=concat,
+        branch=branch,
+    )
+
+
+def _convolved(convolution: nn.Module, x: Tensor) -> Tensor:
+    """The convolution's output in x's type, on x's device."""
+    parameters = {name: parameter.to(x.device, x.dtype) for name, parameter in convolution.named_parameters()}
+    return torch.func.functional_call(convolution, parameters, (x,)).contiguous()
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """The sub-sampling of a non-local block: by 2 along the spatial axes, and never along time."""
+    if features.dim() == 5:
+        return F.max_pool3d(features, (1, 2, 2))
+    return (F.max_pool1d if features.dim() == 3 else F.max_pool2d)(features, 2)
+
+
+def _normalized(features: Tensor, groups: int) -> Tensor:
+    """Features with l2 norm 1 in each group."""
+    return F.normalize(features.unflatten(1, (groups, -1)).flatten(2), dim=2).view_as(features)
