@@ -21,6 +21,7 @@ except ImportError:
 import cgnl
 from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
 from cgnl.cli.evaluation import evaluate
+from cgnl.cli.explanation import explain
 from cgnl.cli.prediction import predict
 from cgnl.training.processes import TrainingStopped, is_first_process
 from cgnl.training.recipe import Recipe
@@ -277,6 +278,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "explain": explain,
     "data": data,
     "convert": convert,
     "recipes": recipes,

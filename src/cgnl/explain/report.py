@@ -50,6 +50,11 @@ def paragraph(text: str, *, dim: bool = False) -> str:
     return f"<p{' class=dim' if dim else ''}>{html.escape(text)}</p>"
 
 
+def link(target: str, text: str) -> str:
+    """Return a paragraph with a link to a file beside the page."""
+    return f'<p><a href="{html.escape(target, quote=True)}">{html.escape(text)}</a></p>'
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
     """Return a table of plain texts.
 

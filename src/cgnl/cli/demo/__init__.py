@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from rich.console import Console
 
+from cgnl.cli.demo.maps import maps_section
 from cgnl.data.decoding import DataError
 from cgnl.explain import report
 from cgnl.recipes import RECIPES, Recipe
@@ -95,7 +96,7 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     Raises:
         DataError: The folder holds something else.
     """
-    clear(out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "report.html"}, subject.folder)
+    clear(out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "explain.html", "report.html"}, subject.folder)
     console, started = Console(soft_wrap=True), time.monotonic()
     console.print(f"Drawing {subject.drawing} ...")
     subject.draw(out / subject.folder, seed)
@@ -233,6 +234,7 @@ def _page(
                 dim=True,
             ),
         ),
+        maps_section(load_trained(out / "cgnl" / "last.ckpt"), _some_samples(out), out / "explain.html"),
         *subject.more({name: out / key for key, name in _NAMES.items()}),
         (
             "Training",
@@ -306,6 +308,12 @@ def _confused(results: dict[str, Evaluation]) -> str:
         for true, predicted in worst
     ]
     return report.table(("true", "taken for", _NAMES["plain"], _NAMES["cgnl"]), rows, numbers=(2, 3))
+
+
+def _some_samples(out: Path, count: int = 3) -> list[tuple[Path, str | None]]:
+    """Some test samples with their classes, evenly spread."""
+    rows = read_predictions(out / "cgnl")
+    return [(Path(rows[place]["path"]), rows[place]["label"]) for place in range(0, len(rows), -(-len(rows) // count))]
 
 
 def _samples(out: Path, subject: Subject, count: int = 12) -> str:

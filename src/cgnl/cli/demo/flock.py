@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from cgnl.cli.demo import COLOURS, clear
+from cgnl.cli.demo.maps import maps_section
 from cgnl.data.decoding import open_image
 from cgnl.data.detection import DetectionDataset, read_coco
 from cgnl.data.toy.birds import draw_birds
@@ -41,7 +42,7 @@ def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     Raises:
         DataError: The folder holds something else.
     """
-    clear(out, {"birds", "flock", "backbone", "detector", "average_precision.json", "report.html"}, "flock")
+    clear(out, {"birds", "flock", "backbone", "detector", "average_precision.json", "explain.html", "report.html"}, "flock")
     console, started = Console(soft_wrap=True), time.monotonic()
     species, birds = (3, 4) if smallest else (10, 60)
     train_images, test_images = (8, 4) if smallest else (300, 60)
@@ -112,11 +113,18 @@ def _page(out: Path, trained: TrainedNetwork, result: DetectionEvaluation, secon
             + report.paragraph(f"Seed {recipe.trainer.seed}, {seconds:.0f} s in all.", dim=True),
         ),
         ("What it sees", _pictures(out, trained)),
+        maps_section(trained, _some_images(out), out / "explain.html"),
         ("Training", report.figure(_curves(out), "Loss in training, and average precision on the test images.")),
         ("By species", _per_class(result)),
         ("The flocks", report.photograph(contact_sheet(out / "flock"), "Some test images, and what is true of them.")),
     ]
     return report.page("Mask R-CNN with a CGNL block, on drawn flocks", sections)
+
+
+def _some_images(out: Path, count: int = 3) -> list[tuple[Path, str | None]]:
+    """Some test images, evenly spread; they have no class."""
+    samples = read_coco(out / "flock", "test").samples
+    return [(samples[place].path, None) for place in range(0, len(samples), -(-len(samples) // count))]
 
 
 def _pictures(out: Path, trained: TrainedNetwork, count: int = 10) -> str:

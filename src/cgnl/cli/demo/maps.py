@@ -1,0 +1,40 @@
+"""What the block of a demo's network relates: figures in the report, and a page to click in beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cgnl.cli.explanation import parts_of_image, strongest_position, traces_of, write_page
+from cgnl.explain import report
+from cgnl.explain.figures import figure5, figure6
+from cgnl.training.checkpoint import TrainedNetwork
+
+
+def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | None]], page: Path) -> tuple[str, str]:
+    """Write the page of some samples, and return the report's section on what the block relates in them.
+
+    Args:
+        trained: A network with one block.
+        samples: Images or videos, and their classes where they have one.
+        page: The page to write, beside the report.
+
+    Returns:
+        Heading and body (HTML).
+    """
+    networks = {"CGNL": trained}
+    body = report.paragraph(
+        "Green marks the reference, the spot where the block's g is strongest; the maps show what the block relates it "
+        "to. A map says what is related, not that the answer comes from there."
+    )
+    for path, _ in samples:
+        seen, traces = traces_of(networks, path)
+        chosen = {name: (trace, next(iter(trace.blocks))) for name, trace in traces.items()}
+        (trace, where) = chosen["CGNL"]
+        at = strongest_position(trace.blocks[where], seen)
+        if len(seen.frames) > 1:
+            drawn = figure6(seen.frames, chosen, at, seen.view)
+        else:
+            drawn = figure5(seen.frames[0], chosen, at[:2], seen.view, parts=parts_of_image(path))
+        body += report.figure(drawn, f"What the block relates in {path.name}.")
+    write_page(networks, dict(samples), None, page)
+    body += report.link(page.name, "Click in these images and see every map of the block")
+    return "What the block relates", body

@@ -1,0 +1,247 @@
+"""``cgnl explain``."""
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+
+def explain(
+    checkpoint: tyro.conf.Positional[Path],
+    inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
+    beside: Path | None = None,
+    at: str | None = None,
+    figure: Literal[1, 5, 6] | None = None,
+    out: Path | None = None,
+    block: str | None = None,
+    channel: int | None = None,
+    mistakes: int = 0,
+    score: bool = False,
+    data: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Show what the blocks of a network relate in images and videos: a page to click in, or a figure of the paper.
+
+    Args:
+        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
+        inputs: Images; for a video network videos, or folders of frames.
+        beside: Another network, shown beside the first: one with an NL block, for instance.
+        at: Where to start, as x,y (pixels of the image) or x,y,frame (of the clip, from 0); by default where the
+            block's g is strongest.
+        figure: Draw this figure of the paper instead of the page: 5 (image), 1 (regions in a video) or 6 (heat maps).
+        out: File to write: the page (by default explain.html), or the figure (explain.png; .svg and .pdf too).
+        block: Path of the block in the figure or score; by default the last one.
+        channel: Reference channel of a CGNL block in the figure; by default the one with the strongest g.
+        mistakes: Take so many of the surest mistakes of the last `cgnl evaluate` of the run as inputs.
+        score: Print and draw how well the maps cover the annotated parts of a data set (CUB, drawn birds).
+        data: Folder of that data set; by default that of the recipe.
+        limit: Number of test images that are scored; by default all.
+        seed: Seed of the score's random regions.
+    """
+    from cgnl.training.checkpoint import load_trained
+
+    networks = {}
+    for path in (checkpoint, beside):
+        if path is not None:
+            trained = load_trained(path)
+            networks[_name(trained, networks, path)] = trained
+    if len({trained.recipe.task for trained in networks.values()}) > 1:
+        raise ValueError(f"beside ({beside}) must hold a network for the same kind of input as {checkpoint}")
+    if score:
+        _score(networks, data, block, limit, seed, out)
+        return
+    truths: dict[Path, str | None] = dict.fromkeys(inputs)
+    if mistakes:
+        truths |= _mistakes(checkpoint, mistakes)
+    if not truths:
+        raise ValueError("inputs must name at least one image or video (or give --mistakes or --score)")
+    if figure is not None:
+        if len(truths) > 1:
+            raise ValueError(f"inputs: a figure is of one image or video, not of {len(truths)}")
+        _draw(networks, next(iter(truths)), at, figure, block, channel, out or Path("explain.png"))
+        return
+    write_page(networks, truths, at, out or Path("explain.html"))
+
+
+def _name(trained: Any, others: dict[str, Any], path: Path) -> str:
+    """What the network is called beside others: by its block, and where that is not enough by its file."""
+    name = {"none": "plain", "nl": "NL", "cgnl": "CGNL", "cgnlx": "CGNLx", "residual": "residual"}[
+        trained.recipe.network.block
+    ]
+    return f"{name} ({path})" if name in others else name
+
+
+def _mistakes(checkpoint: Path, count: int) -> dict[Path, str | None]:
+    """The samples that a run got wrong with the highest probability, and their classes."""
+    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "evaluation" / "predictions.csv"
+    if not file.is_file():
+        raise ValueError(f"mistakes: there is no {file}; `cgnl evaluate {checkpoint}` writes it")
+    with file.open(newline="") as opened:
+        wrong = [row for row in csv.DictReader(opened) if row["label"] != row["class1"]]
+    wrong.sort(key=lambda row: -float(row["probability1"]))
+    if not wrong:
+        raise ValueError(f"mistakes: {file} has none")
+    return {Path(row["path"]): row["label"] for row in wrong[:count]}
+
+
+def _position(at: str, view: Any, num_frames: int) -> tuple[float, float, int]:
+    """Read x,y or x,y,frame."""
+    try:
+        numbers = [float(part) for part in at.split(",")]
+        x, y = numbers[:2]
+        frame = int(numbers[2]) if len(numbers) == 3 else num_frames // 2
+    except (ValueError, IndexError):
+        numbers = []
+    if len(numbers) not in (2, 3):
+        raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 120,80")
+    if not 0 <= frame < num_frames:
+        raise ValueError(f"at ({at}) must name a frame from 0 to {num_frames - 1}")
+    view.position(x, y, (1, 1))
+    return x, y, frame
+
+
+def strongest_position(block: Any, seen: Any) -> tuple[float, float, int]:
+    """The middle of the position where g is strongest."""
+    import torch
+
+    from cgnl.explain.geometry import unpool
+
+    strength = unpool(block.g.abs().amax(0), block.shape)
+    place = torch.unravel_index(strength.argmax(), strength.shape)
+    row, column = (int(part) for part in place[-2:])
+    x0, y0, x1, y1 = seen.view.box(row, column, tuple(block.shape[-2:]))
+    frame = 0
+    if len(block.shape) == 3:
+        frame = min(round((int(place[0]) + 0.5) * len(seen.frames) / block.shape[0]), len(seen.frames) - 1)
+    return (x0 + x1) / 2, (y0 + y1) / 2, frame
+
+
+def traces_of(networks: dict[str, Any], path: Path) -> tuple[Any, dict[str, Any]]:
+    """What the networks saw of a file, and the traces of their blocks; plain networks have none."""
+    from cgnl.explain.inputs import see
+    from cgnl.explain.trace import trace_blocks
+
+    seen = {name: see(trained, path) for name, trained in networks.items()}
+    first = next(iter(seen.values()))
+    if any((each.view, len(each.frames)) != (first.view, len(first.frames)) for each in seen.values()):
+        raise ValueError("beside: both networks must be tested on inputs of the same size")
+    return first, {name: trace_blocks(trained.network, seen[name].x) for name, trained in networks.items()}
+
+
+def _draw(
+    networks: dict[str, Any],
+    path: Path,
+    at: str | None,
+    number: int,
+    block: str | None,
+    channel: int | None,
+    out: Path,
+) -> None:
+    from cgnl.explain.figures import figure1, figure5, figure6, save_figure
+
+    seen, traces = traces_of(networks, path)
+    chosen = {name: (trace, _block(trace, block, name)) for name, trace in traces.items()}
+    first, where = next(iter(chosen.values()))
+    place = _position(at, seen.view, len(seen.frames)) if at else strongest_position(first.blocks[where], seen)
+    if number == 5:
+        if len(seen.frames) > 1:
+            raise ValueError(f"figure 5 is of an image, and {path} is a video: take 1 or 6")
+        drawn = figure5(seen.frames[0], chosen, place[:2], seen.view, channel=channel, parts=parts_of_image(path))
+    elif number == 1:
+        drawn = figure1(seen.frames, chosen, place, seen.view, channel=channel)
+    else:
+        drawn = figure6(seen.frames, chosen, place, seen.view, channel=channel)
+    print(f"written: {save_figure(drawn, out)}")
+
+
+def _block(trace: Any, block: str | None, name: str) -> str:
+    if not trace.blocks:
+        raise ValueError(f"the network {name} has no block: there is nothing to explain in it")
+    if block is None:
+        return list(trace.blocks)[-1]
+    if block not in trace.blocks:
+        raise ValueError(f"block ({block}) must be one of {', '.join(trace.blocks)}")
+    return block
+
+
+def parts_of_image(path: Path) -> Any:
+    """The annotated parts of an image that lies in a data set with parts."""
+    from cgnl.data.images.parts import read_parts
+
+    root = next((folder for folder in path.absolute().parents if (folder / "parts" / "part_locs.txt").is_file()), None)
+    if root is None:
+        return None
+    found = {image.resolve(): parts for image, parts in read_parts(root).items()}.get(path.resolve(), ())
+    return {part.name: (part.x, part.y) for part in found} or None
+
+
+def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> None:
+    from cgnl.data.decoding import DataError
+    from cgnl.explain.effect import effect
+    from cgnl.explain.page import PageBlock, PageItem, write_explain_page
+
+    items, bad = [], 0
+    for path, truth in truths.items():
+        try:
+            seen, traces = traces_of(networks, path)
+        except DataError as error:
+            print(f"cgnl: {error}", file=sys.stderr)
+            bad += 1
+            continue
+        classifies = next(iter(networks.values())).recipe.task != "detection"
+        blocks = [
+            PageBlock(name, trace.blocks[where], effect(networks[name].network, seen.x, where) if classifies else None)
+            for name, trace in traces.items()
+            for where in trace.blocks
+            if trace.blocks[where].kind != "residual"
+        ]
+        if not blocks:
+            raise ValueError("none of the networks has a block with attention: there is nothing to explain")
+        predictions = {
+            name: _best(networks[name].classes, trace.output) for name, trace in traces.items() if classifies
+        }
+        start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
+        items.append(PageItem(str(path), seen.seen_frames(), blocks, predictions, truth, _cell(start, seen)))
+    if items:
+        write_explain_page(out, items, "What the blocks relate")
+        print(f"written: {out}")
+    if bad:
+        sys.exit(2)
+
+
+def _cell(start: tuple[float, float, int], seen: Any) -> tuple[float, float, int]:
+    """A point of the file as a part of the input's width and height, and its frame."""
+    x, y = seen.view.to_input(*start[:2])
+    return x / seen.view.input_width, y / seen.view.input_height, start[2]
+
+
+def _best(classes: Sequence[str], logits: Any, count: int = 3) -> list[tuple[str, float]]:
+    values, places = logits.softmax(-1).topk(min(count, len(classes)))
+    return [(classes[k], value) for k, value in zip(places.tolist(), values.tolist(), strict=True)]
+
+
+def _score(
+    networks: dict[str, Any], data: Path | None, block: str | None, limit: int | None, seed: int, out: Path | None
+) -> None:
+    import json
+
+    from cgnl.explain.figures import save_figure
+    from cgnl.explain.score import score_parts, scores_figure, scores_table
+
+    root = data or next(iter(networks.values())).recipe.data.root
+    if root is None:
+        raise ValueError("data is needed: the folder of a data set with parts")
+    scores = [
+        (name, score_parts(trained, root, path=block, limit=limit, seed=seed)) for name, trained in networks.items()
+    ]
+    print(scores_table(scores))
+    picture = out or Path("scores.png")
+    save_figure(scores_figure(scores), picture)
+    table = picture.with_suffix(".json")
+    table.write_text(json.dumps({name: dataclasses.asdict(score) for name, score in scores}, indent=2))
+    print(f"written: {picture}, {table}")
