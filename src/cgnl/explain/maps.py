@@ -40,7 +40,7 @@ def reference_channel(block: BlockTrace, position: tuple[int, ...]) -> int:
     """
     _, g = _phi_and_g(block)
     _check_position(block, position)
-    return int(g[:, *_position_of_phi(block, position)].abs().argmax())
+    return int(_at(g, _position_of_phi(block, position)).abs().argmax())
 
 
 def affinity_group(block: BlockTrace, channel: int) -> range:
@@ -260,7 +260,7 @@ def _exact(kernel: KernelFunction, reference: Tensor, elements: Tensor, view: Vi
 
 
 def _non_local_row(block: BlockTrace, phi: Tensor, position: tuple[int, ...]) -> Tensor:
-    reference = block.theta[:, *position]
+    reference = _at(block.theta, position)
     if block.concat is not None:
         ours, theirs = block.concat.chunk(2)
         return F.relu(ours @ reference + _weighted(theirs, phi)) * block.factor
@@ -270,7 +270,7 @@ def _non_local_row(block: BlockTrace, phi: Tensor, position: tuple[int, ...]) ->
 
 def _non_local_column(block: BlockTrace, phi: Tensor, position: tuple[int, ...]) -> Tensor:
     theta = block.theta
-    reference = phi[:, *_position_of_phi(block, position)]
+    reference = _at(phi, _position_of_phi(block, position))
     if block.concat is not None:
         theirs, ours = block.concat.chunk(2)
         return F.relu(_weighted(theirs, theta) + ours @ reference) * block.factor
@@ -290,6 +290,11 @@ def _log_denominators(block: BlockTrace, phi: Tensor) -> Tensor:
 def _weighted(weights: Tensor, features: Tensor) -> Tensor:
     """The sum over channels of weights [C'] times features [C', *S]."""
     return (weights @ features.flatten(1)).view(features.shape[1:])
+
+
+def _at(features: Tensor, position: tuple[int, ...]) -> Tensor:
+    """All channels at one position, [C']."""
+    return features.movedim(0, -1)[position]
 
 
 def _phi_and_g(block: BlockTrace) -> tuple[Tensor, Tensor]:

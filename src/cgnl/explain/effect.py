@@ -1,0 +1,128 @@
+"""How much the output moves when a block is bypassed, or one of its groups is left out.
+
+Legend: C channels, C' inner channels, G groups, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgnl.explain.trace import blocks_of, check_single
+from cgnl.insertion import undisturbed
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A network's output for one input with a block, without it, and without each of its groups.
+
+    The probabilities are the softmax of the logits.
+
+    Attributes:
+        path: Module path that the block stands after.
+        logits: [K], with the whole block.
+        logits_bypassed: [K], with the block's input in place of its output.
+        logits_without: [G, K], with each group left out; [0, K] where groups were not asked for.
+    """
+
+    path: str
+    logits: Tensor
+    logits_bypassed: Tensor
+    logits_without: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[K], with the whole block."""
+        return self.logits.softmax(-1)
+
+    @property
+    def probabilities_bypassed(self) -> Tensor:
+        """[K], with the block's input in place of its output."""
+        return self.logits_bypassed.softmax(-1)
+
+    @property
+    def probabilities_without(self) -> Tensor:
+        """[G, K], with each group left out."""
+        return self.logits_without.softmax(-1)
+
+
+def effect(
+    network: nn.Module,
+    x: Tensor | list[Tensor],
+    path: str,
+    *,
+    groups: bool = True,
+    vector: Callable[[Any], Tensor] | None = None,
+) -> Effect:
+    """Runs a network with a block, with the block bypassed, and with each group of it left out.
+
+    A group is left out by setting its part of y, the operation's output, to zero where it enters conv_z. The group's
+    channels then still get what the norm makes of zero (a constant of each channel in eval mode), which a bypassed
+    block does not add: all groups left out together are not the bypass. A non-local block has one group, its whole y.
+    Takes 2 + G forward passes, in eval mode and without gradients; the network is left as it was, also after an error.
+
+    Args:
+        network: Any network with blocks, inserted or its own.
+        x: One input, [1, 3, H, W] or [1, 3, T, H, W], or a list of one image [3, H, W] for detectors, on the network's
+            device.
+        path: Which block, as in the keys of ``trace_blocks(...).blocks``.
+        groups: Whether to leave the groups out, one after the other.
+        vector: For a network whose output is not logits [1, K]: makes a vector [K] of the output. The effect's
+            probabilities mean something only if these are logits.
+
+    Returns:
+        The outputs, on the CPU.
+
+    Raises:
+        ValueError: There is no block at ``path``, ``x`` holds another number of samples than one, or the output (or
+            what ``vector`` makes of it) has another shape.
+
+    Example:
+        >>> from cgnl import CGNL2d
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), CGNL2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> effect(network, torch.randn(1, 3, 8, 9), "1").logits_without.shape
+        torch.Size([8, 16])
+    """
+    check_single(x)
+    blocks: dict[str, Any] = blocks_of(network)
+    if path not in blocks:
+        known = ", ".join(map(repr, blocks)) or "none"
+        raise ValueError(f"path ({path!r}) must be that of a block; the network's blocks: {known}")
+    block = blocks[path]
+    name = next(name for name, module in network.named_modules() if module is block)
+    weight = f"{name}.z.weight".removeprefix(".")
+
+    def run(weights: dict[str, Tensor] | None = None) -> Tensor:
+        return _logits(torch.func.functional_call(network, weights or {}, (x,)), vector)
+
+    with undisturbed(network):
+        logits = run()
+        with block.register_forward_hook(lambda _, args, output: args[0]):
+            bypassed = run()
+        without = [run({weight: part}) for part in _without_each_group(block)] if groups else []
+    return Effect(path, logits, bypassed, torch.stack(without) if without else logits.new_zeros(0, len(logits)))
+
+
+def _without_each_group(block: Any) -> list[Tensor]:
+    """conv_z's weight with zeros for each group in turn: the same as zeros in the group's part of its input."""
+    weights = []
+    for group in range(block.groups):
+        weight = block.z.weight.clone()
+        weight.chunk(block.groups)[group].zero_()
+        weights.append(weight)
+    return weights
+
+
+def _logits(output: Any, vector: Callable[[Any], Tensor] | None) -> Tensor:
+    if vector is not None:
+        logits = vector(output)
+    elif isinstance(output, Tensor) and output.shape[:1] == (1,):
+        logits = output[0]
+    else:
+        logits = output
+    if not isinstance(logits, Tensor) or logits.dim() != 1:
+        seen = str(tuple(logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"output must be logits [1, K], or a vector [K] made of it by vector=, but is {seen}")
+    return logits.cpu()
