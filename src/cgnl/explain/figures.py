@@ -106,19 +106,19 @@ def figure5(
     for (reference, panels), row in zip(lines, axes, strict=True):
         _show(row[0], picture, view)
         _mark(row[0], reference, panels[0].values.shape, view)
-        row[0].set_title(f"reference\nx {reference[0]:g}, y {reference[1]:g}")
+        row[0].set_title(f"reference\nx {reference[0]:.4g}, y {reference[1]:.4g}", fontsize=8)
         for panel, ax in zip(panels, row[1:], strict=False):
             _show(ax, _faded(picture), view)
             _heat(ax, panel.values, view, signed=panel.signed)
             _frame(ax, panel.values.abs() >= threshold, view)
-            ax.set_title(panel.title)
+            ax.set_title(panel.title, fontsize=8)
         if parts is not None:
             _show(row[-1], picture, view)
-            _name_parts(row[-1], parts, legend=row is axes[0])
-            row[-1].set_title("parts\nground truth")
+            _name_parts(row[-1], parts, legend=row[-1] is axes[0, -1])
+            row[-1].set_title("parts\nground truth", fontsize=8)
     shown = [panel for _, panels in lines for panel in panels]
     _colour_bars(figure, axes, shown)
-    boxes = f"Green: the reference. White: affinity of at least {threshold:g} of the map's largest."
+    boxes = f"Green: the reference. White: |affinity| of at least {threshold:g} of the map's largest."
     _write(figure, caption if caption is not None else " ".join([boxes, *_notes(networks)]))
     return figure
 
@@ -255,10 +255,7 @@ class _Panel:
 
     title: str
     values: Tensor
-
-    @property
-    def signed(self) -> bool:
-        return bool((self.values < 0).any())
+    signed: bool  # whether any map of the network has negative affinities: all of them get the same colours
 
 
 def _related(
@@ -310,7 +307,8 @@ def _strongest(name: str, block: BlockTrace, maps: Tensor, channels: range, num_
         if block.kind != "nl":
             which = f"channel {channels[k]}, group {channels[k] // len(channels)}"
         peak = float(maps[k].abs().max())
-        panels.append(_Panel(f"{name}: max {peak:.2g}\n{which}", _spread(normalised(maps[k]), block)[0]))
+        values = _spread(normalised(maps[k]), block)[0]
+        panels.append(_Panel(f"{name}: max {peak:.2g}\n{which}", values, bool((maps < 0).any())))
     return panels
 
 
@@ -338,7 +336,7 @@ def _strip(
             maps, which = maps.abs(), f"group {channels[0] // len(channels)}, any channel"
         largest = maps.abs().max()
         values = _spread(normalised(maps.amax(0)), block)
-        panels.append(_Panel(f"{name}: max {largest:.2g}\n{which}", values))
+        panels.append(_Panel(f"{name}: max {largest:.2g}\n{which}", values, bool((maps < 0).any())))
     chosen = _chosen_frames(len(frames), max(len(panel.values) for panel in panels), reference, num_frames)
     figure, axes = _grid(len(networks), len(chosen), view)
     for panel, row in zip(panels, axes, strict=True):
@@ -354,14 +352,14 @@ def _strip(
                 _frame(ax, values.abs() >= threshold, view)
             if frame == reference:
                 _mark(ax, at[:2], values.shape, view)
-            if row is axes[0]:
-                ax.set_title(f"frame {frame}" + (", reference" if frame == reference else ""))
+            if ax in axes[0]:
+                ax.set_title(f"frame {frame}" + (", reference" if frame == reference else ""), fontsize=8)
         row[0].set_ylabel(panel.title, fontsize=8)
     if threshold is None:
         _colour_bars(figure, axes, panels)
         boxes = "Green: the reference."
     else:
-        boxes = f"Green: the reference. White: affinity of at least {threshold:g} of the largest in the clip."
+        boxes = f"Green: the reference. White: |affinity| of at least {threshold:g} of the largest in the clip."
     _write(figure, caption if caption is not None else " ".join([boxes, *_notes(networks)]))
     return figure
 
@@ -421,11 +419,10 @@ def _faded(picture: Image.Image) -> Image.Image:
 
 def _grid(rows: int, columns: int, view: View) -> tuple[Figure, np.ndarray]:
     tall = min(max(_PANEL * view.height / view.width, 0.8), 1.6 * _PANEL)
-    figure = Figure(figsize=(max(columns * _PANEL, 4.0), rows * (tall + 0.5) + 1.3), layout="constrained")
+    figure = Figure(figsize=(max(columns * _PANEL, 4.0), rows * (tall + 0.4) + 0.2), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-        ax.title.set_fontsize(8)
     return figure, axes
 
 
@@ -484,9 +481,9 @@ def _mark(ax: Axes, at: tuple[float, ...], shape: Sequence[int], view: View) -> 
 def _draw_box(ax: Axes, box: Box, colour: str) -> None:
     x0, y0, x1, y1 = box
     # a dark rim keeps it visible on bright ground
-    rim = [withStroke(linewidth=2.8, foreground="black")]
+    rim = [withStroke(linewidth=2.2, foreground="black")]
     ax.add_patch(
-        Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.4, path_effects=rim, zorder=3)
+        Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.2, path_effects=rim, zorder=3)
     )
 
 
@@ -509,10 +506,13 @@ def _colour_bars(figure: Figure, axes: np.ndarray, panels: Sequence[_Panel]) -> 
         if any(panel.signed == signed for panel in panels):
             colour = ScalarMappable(Normalize(low, 1), colours)
             bar = figure.colorbar(colour, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.02, alpha=_OPACITY)
-            bar.set_label("affinity / largest affinity" + (", with its sign" if signed else ""), fontsize=8)
+            bar.set_label("affinity / largest |affinity|" if signed else "|affinity| / largest", fontsize=8)
             bar.ax.tick_params(labelsize=7)
+            figure.set_figheight(figure.get_figheight() + 0.55)
 
 
 def _write(figure: Figure, caption: str) -> None:
     letters = int(14.5 * figure.get_figwidth())  # of 8 points
-    figure.supxlabel(textwrap.fill(caption, letters), fontsize=8)
+    lines = textwrap.wrap(caption, letters)
+    figure.set_figheight(figure.get_figheight() + 0.16 * len(lines))
+    figure.supxlabel("\n".join(lines), fontsize=8)

@@ -1,0 +1,161 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgnl import CGNL2d
+from cgnl.data.transforms import clip_test_transform, test_transform
+from cgnl.explain.geometry import View, time_step, token_grid, unpool, view_of
+from cgnl.explain.maps import affinity
+from cgnl.explain.trace import trace_blocks
+
+# wide, tall, square, odd, cropped and not, enlarged and reduced
+VIEWS = [
+    (96, 64, 64, 64),
+    (64, 96, 48, 64),
+    (131, 77, 64, 80),
+    (77, 131, 48, 48),
+    (50, 50, 96, 112),
+    (201, 199, 32, 40),
+    (640, 427, 224, 256),
+]
+
+
+@pytest.mark.parametrize(("width", "height", "size", "resize"), VIEWS)
+def test_points_lie_where_the_transform_takes_them(width, height, size, resize):
+    """Images whose values are their coordinates tell where each pixel of the input came from."""
+    view = view_of(width, height, size=size, resize=resize)
+    transform = test_transform(size, resize, mean=(0.0,) * 3, std=(1.0,) * 3)
+    xs = np.tile((np.arange(width) + 0.5) / width * 250, (height, 1))
+    ys = np.tile(((np.arange(height) + 0.5) / height * 250)[:, None], (1, width))
+    image = Image.fromarray(np.stack([xs, ys, ys], -1).round().astype(np.uint8))
+    seen = transform(image)[:2].numpy() * 255 / 250
+    inner = slice(2, -2)  # at the image's rim a resize has nothing beyond to mix in
+    for k in range(size)[inner]:
+        x, y = view.to_image(k + 0.5, k + 0.5)
+        assert seen[0, size // 2, k] * width == pytest.approx(x, abs=0.02 * width / 4 + 0.6)
+        assert seen[1, k, size // 2] * height == pytest.approx(y, abs=0.02 * height / 4 + 0.6)
+        assert view.to_input(x, y) == pytest.approx((k + 0.5, k + 0.5))
+
+
+def test_the_view_of_a_clip_has_the_size_of_the_clip():
+    for width, height, size, resize in VIEWS:
+        frames = np.zeros((2, height, width, 3), np.uint8)
+        for cut in (size, None):
+            view = view_of(width, height, size=cut, resize=resize)
+            assert clip_test_transform(resize, cut)(frames).shape[2:] == (view.input_height, view.input_width)
+    whole = view_of(70, 40)
+    assert whole == View(70, 40, 70, 40)
+    assert whole.area == (0, 0, 70, 40)
+
+
+@pytest.mark.parametrize(("width", "height", "size", "resize"), VIEWS)
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3)])
+def test_a_position_holds_the_points_of_its_box(width, height, size, resize, shape):
+    view = view_of(width, height, size=size, resize=resize)
+    numbers = np.arange(shape[0] * shape[1], dtype=float).reshape(shape)
+    placed = view.place(numbers)
+    assert placed.shape == (height, width)
+    covered = np.zeros((height, width), int)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            x0, y0, x1, y1 = view.box(row, column, shape)
+            assert view.position((x0 + x1) / 2, (y0 + y1) / 2, shape) == (row, column)
+            xs = [x for x in range(width) if x0 <= x + 0.5 < x1]
+            ys = [y for y in range(height) if y0 <= y + 0.5 < y1]
+            assert (placed[np.ix_(ys, xs)] == numbers[row, column]).all()
+            covered[np.ix_(ys, xs)] += 1
+    x0, y0, x1, y1 = view.area
+    inside = np.zeros((height, width), bool)
+    inside[math.ceil(y0 - 0.5) : math.ceil(y1 - 0.5), math.ceil(x0 - 0.5) : math.ceil(x1 - 0.5)] = True
+    np.testing.assert_array_equal(covered, inside)
+    np.testing.assert_array_equal(np.isnan(placed), ~inside)
+
+
+def test_smoothed_maps_agree_with_torch():
+    values = torch.randn(5, 7)
+    view = View(70, 40, 70, 40)
+    expected = torch.nn.functional.interpolate(values[None, None], (40, 70), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(view.place(values, smooth=True), expected[0, 0], atol=1e-5)
+
+
+def test_smoothed_maps_leave_out_positions_without_a_value():
+    values = torch.full((3, 3), 2.0)
+    values[2] = math.nan
+    placed = View(12, 12, 12, 12).place(values, smooth=True)
+    assert (placed[:8] == 2).all()
+    assert np.isnan(placed[8:]).all()
+
+
+def test_points_that_the_network_did_not_see():
+    view = view_of(100, 50, size=40, resize=50)
+    assert view.position(30, 5, (4, 4)) == (0, 0)
+    for x, y in ((29.9, 25), (70, 25), (50, 45), (50, 4.9), (math.nan, 25)):
+        with pytest.raises(
+            ValueError, match=r"must lie in what the network sees of the 100 x 50 pixels: x from 30 to 70"
+        ):
+            view.position(x, y, (4, 4))
+
+
+class Averages(torch.nn.Module):
+    """Brightness of each part of 8 x 8 pixels, then a block that relates bright positions to bright ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.AvgPool2d(8)
+        self.block = CGNL2d(3, inner_channels=3, groups=1)
+        for convolution in (self.block.theta, self.block.phi, self.block.g):
+            torch.nn.init.dirac_(convolution.weight)
+
+    def forward(self, x):
+        return self.block(self.mean(x))
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (96, 97), (131, 64), (192, 128), (150, 300)])
+@pytest.mark.parametrize("size", [48, 64])
+def test_the_map_of_a_bright_square_lights_that_square(width, height, size):
+    """A square that fills two by two positions to the pixel, drawn in the file, comes back at the same pixels."""
+    view = view_of(width, height, size=size, resize=64)
+    x0, y0, _, _ = view.box(2, 3, (size // 8, size // 8))
+    _, _, x1, y1 = view.box(3, 4, (size // 8, size // 8))
+    pixels = np.zeros((height, width, 3), np.uint8)
+    bright = (slice(round(y0), round(y1)), slice(round(x0), round(x1)))
+    pixels[bright] = 255
+    x = test_transform(size, 64, mean=(0.0,) * 3, std=(1.0,) * 3)(Image.fromarray(pixels))
+    block = trace_blocks(Averages(), x[None]).blocks["block"]
+    at = view.position((x0 + x1) / 2, (y0 + y1) / 2, block.shape)
+    lit = view.place(affinity(block, at)[0]) > 0.5
+    expected = np.zeros((height, width), bool)
+    expected[bright] = True
+    assert np.flatnonzero(lit.any(1)).tolist() == np.flatnonzero(expected.any(1)).tolist()
+    np.testing.assert_array_equal(lit, expected)
+
+
+def test_time_steps():
+    assert [time_step(frame, 32, 8) for frame in (0, 3, 4, 31)] == [0, 0, 1, 7]
+    assert [time_step(frame, 5, 2) for frame in range(5)] == [0, 0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"frame \(8\) must lie in 0..7"):
+        time_step(8, 8, 4)
+
+
+def test_token_grids():
+    assert token_grid(49) == (7, 7, 0)
+    assert token_grid(50) == (7, 7, 1)
+    assert token_grid(13, (3, 4)) == (3, 4, 1)
+    for tokens, grid in ((48, None), (0, None), (14, (3, 4)), (11, (3, 4))):
+        with pytest.raises(ValueError, match=rf"num_tokens \({tokens}\) must be the positions of a"):
+            token_grid(tokens, grid)
+
+
+def test_unpooling_is_the_inverse_of_pooling():
+    values = torch.randn(2, 3, 4)
+    for height, width in ((6, 8), (7, 9)):
+        whole = unpool(values, (2, height, width))
+        assert whole.shape == (2, height, width)
+        assert torch.equal(torch.nn.functional.max_pool2d(whole, 2), values)
+        assert int(whole.isnan().sum()) == 2 * (height * width - 48)
+    assert unpool(values, (2, 3, 4)) is values
+    with pytest.raises(ValueError, match="every 2 x 2"):
+        unpool(values, (2, 5, 8))
