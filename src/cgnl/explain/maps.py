@@ -8,6 +8,7 @@ Every map comes from theta, phi and g directly. No matrix of all pairs is ever b
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Eq. 1-12 and Fig. 5.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -234,14 +235,15 @@ def polynomial(block: BlockTrace, group: int, theta: Tensor) -> Tensor:
 
 def _series(kernel: KernelFunction, reference: Tensor, elements: Tensor, constant: bool) -> Tensor:
     zeroth, *others = kernel.coefficients
-    values = _horner([torch.as_tensor(a2) for a2 in (zeroth if constant else 0.0, *others)], reference * elements)
+    coefficients = reference.new_tensor([zeroth if constant else 0.0, *others])
+    values = _horner(coefficients.unbind(), reference * elements)
     ours, theirs = kernel.envelope(reference), kernel.envelope(elements)
     return values if ours is None or theirs is None else values * (ours * theirs)
 
 
-def _horner(coefficients: list[Tensor], base: Tensor) -> Tensor:
+def _horner(coefficients: Sequence[Tensor], base: Tensor) -> Tensor:
     *lower, highest = coefficients
-    values = highest.to(base.dtype).expand_as(base)
+    values = highest.expand_as(base)
     for coefficient in reversed(lower):
         values = values * base + coefficient
     return values
