@@ -1,0 +1,204 @@
+"""The report page: click on a spot of an image or video and see what each block relates it to.
+
+One self-contained HTML file: no server, no outside request, works from ``file://``. It carries theta, phi and g of
+every block in 8 bits, and computes all maps itself.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cgnl.explain.effect import Effect
+from cgnl.explain.page.packing import pack_block
+from cgnl.explain.report import write_page
+from cgnl.explain.trace import BlockTrace
+
+# Text of an input's frames and one block together stays below the first; the frames alone below the second.
+_MAX_BYTES = 1_950_000
+_MAX_FRAME_BYTES = 600_000
+_EFFECT_CLASSES = 5
+_THUMBNAIL_SIZE = 96
+
+
+@dataclass(frozen=True)
+class PageBlock:
+    """One block of one network in the report page.
+
+    Attributes:
+        network: The network's name on the page, such as ``"CGNL"``.
+        trace: What the block saw in this input.
+        effect: What it changed in the prediction; None leaves that out.
+    """
+
+    network: str
+    trace: BlockTrace
+    effect: Effect | None = None
+
+
+@dataclass(frozen=True)
+class PageItem:
+    """One image or video of the report page.
+
+    Attributes:
+        name: What it is called, unique in the page.
+        frames: The image as the networks saw it, or the frames that went in; the blocks' positions cover them wholly.
+        blocks: Blocks to show, of one network or several.
+        predictions: Class names and probabilities of each network, the most probable first.
+        truth: The true class, or None where it is not known.
+    """
+
+    name: str
+    frames: Sequence[Image.Image]
+    blocks: Sequence[PageBlock]
+    predictions: Mapping[str, Sequence[tuple[str, float]]]
+    truth: str | None = None
+
+
+def explain_page(
+    items: Sequence[PageItem], title: str, *, class_names: Sequence[str] | None = None, notes: Sequence[str] = ()
+) -> str:
+    """Returns the report page of some inputs as HTML.
+
+    An input and one block of it take less than 2 MB: features that are larger are averaged over space, and the page
+    says so.
+
+    Args:
+        items: The inputs, in the order of the strip to choose from.
+        title: The page's title.
+        class_names: Names of the networks' classes, for the effects; None for ``class 0`` and so on.
+        notes: Paragraphs below the title.
+
+    Returns:
+        The whole page.
+
+    Raises:
+        ValueError: There are no items, an item has no frames or no blocks, a block is not of an image or video, or a
+            kernel function has an envelope that the page cannot compute.
+    """
+    if not items:
+        raise ValueError("items must hold at least one input")
+    data, thumbnails = [], []
+    for item in items:
+        _check(item)
+        data.append(_item_data(item, class_names))
+        thumbnails.append(_thumbnail(item))
+    index = [
+        {"name": item.name, "thumbnail": thumbnail, "truth": item.truth, "predictions": _predictions(item)}
+        for item, thumbnail in zip(items, thumbnails, strict=True)
+    ]
+    scripts = "\n".join([_data_script("index", index), *(_data_script(f"item-{k}", one) for k, one in enumerate(data))])
+    resources = files(__name__)
+    read = {name: (resources / name).read_text(encoding="utf-8") for name in ("page.html", "page.css")}
+    code = "\n".join((resources / name).read_text(encoding="utf-8") for name in ("maps.js", "drawing.js", "page.js"))
+    page = read["page.html"]
+    for mark, content in {
+        "TITLE": html.escape(title),
+        "NOTES": "\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        "STYLE": read["page.css"],
+        "CODE": code,
+        "DATA": scripts,
+    }.items():
+        page = page.replace(f"<!--{mark}-->", content)
+    return page
+
+
+def write_explain_page(
+    path: Path,
+    items: Sequence[PageItem],
+    title: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes the report page of some inputs, whole or not at all; see `explain_page`.
+
+    Args:
+        path: The HTML file to write.
+        items: The inputs.
+        title: The page's title.
+        class_names: Names of the networks' classes.
+        notes: Paragraphs below the title.
+
+    Raises:
+        ValueError: As in `explain_page`.
+    """
+    write_page(path, explain_page(items, title, class_names=class_names, notes=notes))
+
+
+def _check(item: PageItem) -> None:
+    if not item.frames:
+        raise ValueError(f"item ({item.name!r}) must have at least one frame")
+    if not item.blocks:
+        raise ValueError(f"item ({item.name!r}) must have at least one block")
+    for block in item.blocks:
+        if len(block.trace.shape) not in (2, 3):
+            raise ValueError(
+                f"block ({block.trace.path!r}) must be of an image or a video, but its positions are {block.trace.shape}"
+            )
+
+
+def _item_data(item: PageItem, class_names: Sequence[str] | None) -> dict[str, Any]:
+    frames, shrunk = _encoded_frames(item.frames)
+    budget = _MAX_BYTES - sum(map(len, frames))
+    blocks = []
+    for block in item.blocks:
+        packed = pack_block(block.trace, budget) | {"network": block.network}
+        if block.effect is not None:
+            packed["effect"] = _effect_data(block.effect, item.truth, class_names)
+        blocks.append(packed)
+    width, height = item.frames[0].size
+    return {"frames": frames, "width": width, "height": height, "shrunk": shrunk, "blocks": blocks}
+
+
+def _encoded_frames(frames: Sequence[Image.Image]) -> tuple[list[str], bool]:
+    """Frames as JPEG in text, drawn smaller where they would take too much; and whether they were."""
+    scale = 1.0
+    while True:
+        encoded = [_jpeg(frame, scale) for frame in frames]
+        if sum(map(len, encoded)) <= _MAX_FRAME_BYTES:
+            return encoded, scale < 1
+        scale *= 0.75
+
+
+def _jpeg(image: Image.Image, scale: float) -> str:
+    image = image.convert("RGB")
+    if scale < 1:
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _thumbnail(item: PageItem) -> str:
+    frame = item.frames[len(item.frames) // 2]
+    return _jpeg(frame, min(0.999, _THUMBNAIL_SIZE / max(frame.size)))
+
+
+def _predictions(item: PageItem) -> dict[str, list[list[Any]]]:
+    return {
+        network: [[name, float(probability)] for name, probability in ranked]
+        for network, ranked in item.predictions.items()
+    }
+
+
+def _effect_data(effect: Effect, truth: str | None, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Probabilities of the most probable classes and the true one, with the block and without parts of it."""
+    names = class_names or [f"class {k}" for k in range(len(effect.logits))]
+    chosen = effect.probabilities.topk(min(_EFFECT_CLASSES, len(names))).indices.tolist()
+    if truth in names and names.index(truth) not in chosen:
+        chosen.append(names.index(truth))
+    rows = [effect.probabilities, effect.probabilities_bypassed, *effect.probabilities_without]
+    return {"names": [names[k] for k in chosen], "probabilities": [row[chosen].tolist() for row in rows]}
+
+
+def _data_script(name: str, content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'

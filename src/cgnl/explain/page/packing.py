@@ -1,0 +1,171 @@
+"""What the report page carries of a block: features of 8 bits, small enough to be mailed.
+
+The page computes its maps from them, so that one file holds every reference, group and channel.
+"""
+
+import base64
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cgnl.explain.maps import _log_denominators, affinity, sums
+from cgnl.explain.page.wording import kind_in_words, statement
+from cgnl.explain.trace import BlockTrace
+from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
+
+# Values of theta and of phi at which a kernel function of one's own is tabulated.
+_TABLE_SIZE = 129
+
+
+def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
+    """A block's trace as the page's scripts read it, ready for JSON.
+
+    Args:
+        block: The trace.
+        max_bytes: Bytes of text that the features may take; beyond that they are averaged over space.
+
+    Returns:
+        Plain numbers, texts and lists.
+
+    Raises:
+        ValueError: The kernel function has an envelope of its own, which the page cannot compute.
+
+    Example:
+        >>> from cgnl import CGNL2d
+        >>> from cgnl.explain.trace import trace_blocks
+        >>> block = trace_blocks(CGNL2d(32, groups=4), torch.randn(1, 32, 6, 7)).blocks[""]
+        >>> pack_block(block, 10_000)["shape"], pack_block(block, 1_000)["shape"]
+        ([6, 7], [4, 4])
+    """
+    packed: dict[str, Any] = {
+        "path": block.path,
+        "kind": block.kind,
+        "words": kind_in_words(block),
+        "statement": statement(block),
+        "groups": block.groups,
+        "factor": block.factor,
+        "channels": block.theta.shape[0],
+        "shape": list(block.shape),
+    }
+    if block.phi is None or block.g is None:
+        return packed | {"notes": []}
+    small = _pooled(block, max_bytes)
+    theta, phi, g = _quantised(small.theta), _quantised(small.phi), _quantised(small.g)
+    rounded = dataclasses.replace(small, theta=theta[2], phi=phi[2], g=g[2])
+    packed |= {
+        "shape": list(small.shape),
+        "shapePhi": list(small.phi.shape[1:]),
+        "theta": _encoded(theta),
+        "phi": None if torch.equal(small.theta, small.phi) else _encoded(phi),
+        "g": _encoded(g),
+        "pairwise": block.pairwise,
+        "notes": _notes(block, small, rounded),
+    }
+    if block.concat is not None:
+        packed["concat"] = block.concat.tolist()
+    if block.pairwise in ("gaussian", "embedded_gaussian"):
+        packed["logDenominators"] = _floats(_log_denominators(rounded, rounded.phi))
+    if block.kernel is not None:
+        packed["kernel"] = _kernel(block)
+    if block.kind == "cgnl":
+        packed["sums"] = sums(block).tolist()
+        packed["thetaRange"] = [[part.min().item(), part.max().item()] for part in block.theta.chunk(block.groups)]
+    return packed
+
+
+def _pooled(block: BlockTrace, max_bytes: int) -> Any:
+    """The block with features averaged over the two spatial axes until their text fits."""
+    assert block.phi is not None
+    assert block.g is not None
+    shared = torch.equal(block.theta, block.phi)
+    features = [block.theta, block.g] if shared else [block.theta, block.phi, block.g]
+    text = sum(math.ceil(tensor.numel() / 3) * 4 for tensor in features)
+    if text <= max_bytes:
+        return block
+    ratio = math.sqrt(max_bytes / text)
+    axes = [max(1, int(size * ratio)) for size in block.shape[-2:]]
+    strides = [size // small for size, small in zip(block.shape[-2:], block.phi.shape[-2:], strict=True)]
+    axes_phi = [max(1, size // stride) for size, stride in zip(axes, strides, strict=True)]
+    return dataclasses.replace(
+        block,
+        theta=_averaged(block.theta, axes),
+        phi=_averaged(block.phi, axes_phi),
+        g=_averaged(block.g, axes_phi),
+    )
+
+
+def _averaged(features: Tensor, axes: list[int]) -> Tensor:
+    means = F.adaptive_avg_pool2d(features.reshape(-1, 1, *features.shape[-2:]), axes)
+    return means.view(*features.shape[:-2], *axes)
+
+
+def _quantised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole numbers from -127 to 127, the scale of each channel, and the features that the two stand for."""
+    flat = features.flatten(1).float()
+    scales = flat.abs().amax(1) / 127
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    numbers = (flat / scales[:, None]).round().to(torch.int8)
+    return numbers, scales, (numbers * scales[:, None]).view(features.shape)
+
+
+def _encoded(quantised: tuple[Tensor, Tensor, Tensor]) -> dict[str, str]:
+    numbers, scales, _ = quantised
+    return {"numbers": base64.b64encode(numbers.numpy().tobytes()).decode(), "scales": _floats(scales)}
+
+
+def _floats(values: Tensor) -> str:
+    return base64.b64encode(values.float().numpy().astype("<f4").tobytes()).decode()
+
+
+def _kernel(block: BlockTrace) -> dict[str, Any]:
+    kernel = block.kernel
+    assert kernel is not None
+    packed: dict[str, Any] = {"coefficients": list(kernel.coefficients), "gamma": None, "envelope": False}
+    if isinstance(kernel, GaussianRBF):
+        packed |= {"gamma": kernel.gamma, "envelope": kernel.beta == "exact"}
+    elif kernel.envelope(torch.zeros(())) is not None:
+        raise ValueError(f"kernel ({kernel!r}) has an envelope of its own, which the report page cannot draw")
+    if block.kind == "gnl":
+        names = {DotProduct: "dot", EmbeddedGaussian: "exp", GaussianRBF: "rbf"}
+        packed["exact"] = names.get(type(kernel)) or _table(kernel, block)
+    return packed
+
+
+def _table(kernel: KernelFunction, block: BlockTrace) -> dict[str, Any]:
+    """A kernel function of one's own on a grid over the ranges of theta and phi; zero lies within both."""
+    assert block.phi is not None
+    ranges = [(min(0.0, t.min().item()), max(0.0, t.max().item())) for t in (block.theta, block.phi)]
+    theta, phi = (torch.linspace(low, high, _TABLE_SIZE) for low, high in ranges)
+    values = kernel.exact(theta[:, None], phi[None, :]).expand(_TABLE_SIZE, _TABLE_SIZE)
+    return {"ranges": ranges, "size": _TABLE_SIZE, "values": _floats(values.contiguous())}
+
+
+def _notes(block: BlockTrace, small: BlockTrace, rounded: BlockTrace) -> list[str]:
+    """What was rounded and pooled, with the difference that rounding makes to some maps."""
+    notes = []
+    if small is not block:
+        before, after = ("×".join(map(str, shape)) for shape in (block.shape, small.shape))
+        notes.append(
+            f"To keep this file small, theta, phi and g were averaged from {before} to {after} positions; "
+            "the maps are those of the averaged features."
+        )
+    differences = []
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        position = tuple(int(size * share) for size in small.shape)
+        channel = None if small.kernel is None else int(share * small.theta.shape[0])
+        ours, exact = (affinity(trace, position, channel) for trace in (rounded, small))
+        peak = exact.abs().max().item()
+        differences.append((ours - exact).abs().max().item() / peak if peak else 0.0)
+    notes.append(
+        "theta, phi and g are rounded to 8 bits with one scale a channel: maps of five references differ by at most "
+        f"{100 * max(differences):.2g} % of their strongest value from the unrounded ones."
+    )
+    if block.kind == "cgnl":
+        notes.append("The sums z and the curve are those of the unrounded features.")
+    if block.kind == "gnl" and not isinstance(block.kernel, DotProduct | EmbeddedGaussian | GaussianRBF):
+        notes.append(f"The kernel function is interpolated in a table of {_TABLE_SIZE} × {_TABLE_SIZE} values.")
+    return notes

@@ -1,0 +1,449 @@
+"""The report page, in a real headless Chromium: clicks, keys, and maps against those of Python."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cgnl import CGNL2d, CGNL3d, GeneralizedNonLocal2d, NonLocal2d, ResidualBlock2d
+from cgnl.blocks import NonLocal3d
+from cgnl.explain.effect import effect
+from cgnl.explain.maps import affinity, evidence, polynomial, reference_channel
+from cgnl.explain.page import PageBlock, PageItem, explain_page, write_explain_page
+from cgnl.explain.trace import trace_blocks
+from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF, SeriesKernel
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+class Browser:
+    """A headless Chromium, spoken to over two pipes in its DevTools protocol."""
+
+    def __init__(self, profile: Path) -> None:
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        options = f"--headless --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir={profile}"
+        self._process = subprocess.Popen(
+            ["bash", "-c", f"exec {CHROMIUM} {options} about:blank 3<&{theirs_in} 4>&{theirs_out}"],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._rest = b""
+        self._numbers = count(1)
+        self._session: str | None = None
+        self.events: list[dict] = []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **params: object) -> dict:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self) -> dict:
+        while b"\0" not in self._rest:
+            part = os.read(self._in, 1 << 20)
+            assert part, "Chromium has ended"
+            self._rest += part
+        first, self._rest = self._rest.split(b"\0", 1)
+        return json.loads(first)
+
+    def evaluate(self, expression: str) -> object:
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def open(self, path: Path, width: int = 1200, height: int = 900) -> None:
+        self.events.clear()
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
+        )
+        self.send("Page.navigate", url=path.as_uri())
+        deadline = time.monotonic() + 30
+        while not self.evaluate("typeof input !== 'undefined' && input !== null && cards.length > 0"):
+            assert time.monotonic() < deadline, self.events
+            time.sleep(0.05)
+
+    def click(self, x: float, y: float) -> None:
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def click_on(self, selector: str, across: float = 0.5, down: float = 0.5) -> None:
+        """Clicks on a share of an element's width and height."""
+        box = self.evaluate(
+            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'nearest'}}); "
+            "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+        )
+        self.click(box[0] + across * box[2], box[1] + down * box[3])
+
+    def press(self, key: str) -> None:
+        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "PageUp": 33, "PageDown": 34}
+        codes |= {"End": 35, "Home": 36, "Tab": 9}
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+
+    def tiles(self, block: int) -> list[tuple[str, np.ndarray]]:
+        """The names of the maps on show of a block, with their values."""
+        shown = self.evaluate(f"cards[{block}].shown.tiles.map((tile) => [tile.name, Array.from(tile.map)])")
+        return [(name, np.array(values)) for name, values in shown]
+
+    def complaints(self) -> list[dict]:
+        """Errors in the console and requests for anything but the page itself and what it carries."""
+        errors = [
+            event
+            for event in self.events
+            if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        ]
+        urls = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
+        return errors + [url for url in urls if not url.startswith(("data:", "file:///"))]
+
+    def close(self) -> None:
+        self._session = None
+        self.send("Browser.close")
+        self._process.wait(30)
+        os.close(self._in)
+        os.close(self._out)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+def trace(block: nn.Module, *shape: int, channels: int = 32, seed: int = 0):
+    """A trace of a block with weights large enough that its maps have structure."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=channels**-0.5, generator=generator)
+    return trace_blocks(block, torch.randn(1, channels, *shape, generator=generator)).blocks[""]
+
+
+def image(size: tuple[int, int] = (112, 96)) -> Image.Image:
+    across = np.linspace(0, 255, size[0], dtype=np.uint8)
+    pixels = np.broadcast_to(across, (size[1], size[0]))
+    return Image.fromarray(np.stack([pixels, pixels[:, ::-1], pixels // 2], axis=-1))
+
+
+def item(*traces, name: str = "a wren", frames=None, **others) -> PageItem:
+    blocks = [PageBlock(f"network {k}", one) for k, one in enumerate(traces)]
+    predictions = others.pop("predictions", {"network 0": [("wren", 0.75), ("robin", 0.25)]})
+    return PageItem(name, frames or [image()], blocks, predictions, **others)
+
+
+KERNELS = {
+    "dot": "dot",
+    "embedded_gaussian": EmbeddedGaussian(),
+    "rbf_constant": GaussianRBF(gamma=0.1),
+    "rbf_normalized": GaussianRBF(gamma=0.5, beta="normalized"),
+    "rbf_exact": GaussianRBF(gamma=0.1, beta="exact"),
+    "own": SeriesKernel(lambda t, u: (1 + t * u) ** 2, [1, 2, 1]),
+}
+
+
+def all_blocks():
+    """Traces of every kind of block at 9 × 8 positions."""
+    blocks = {
+        f"nl_{pairwise}{'_subsampled' if subsample else ''}": NonLocal2d(32, pairwise=pairwise, subsample=subsample)
+        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+        for subsample in (False, True)
+    }
+    for name, kernel in KERNELS.items():
+        blocks[f"cgnl_{name}"] = CGNL2d(32, groups=4, kernel=kernel)
+        blocks[f"gnl_{name}"] = GeneralizedNonLocal2d(32, groups=4, kernel=kernel, scale="mean")
+    return {name: trace(block, 9, 8) for name, block in blocks.items()}
+
+
+def assert_same_map(shown: np.ndarray, expected: torch.Tensor) -> None:
+    expected = expected.flatten().double().numpy()
+    assert np.abs(shown - expected).max() <= 0.02 * np.abs(expected).max()
+    if expected.std() > 1e-12:
+        assert np.corrcoef(shown, expected)[0, 1] > 0.999
+
+
+def assert_block_shows(browser: Browser, k: int, block, position, view: str) -> None:
+    """The tiles of a block are the strongest maps that Python computes for the page's reference channel."""
+    if block.kind == "nl":
+        ((name, shown),) = browser.tiles(k)
+        assert name == "all channels"
+        assert_same_map(shown, affinity(block, position, view=view))
+        return
+    channel = browser.evaluate(f"cards[{k}].shown.reference")
+    strength = block.g[(slice(None), *position)].abs()
+    assert strength[channel] >= 0.98 * strength[reference_channel(block, position)]
+    maps = affinity(block, position, channel, view=view)
+    tiles = browser.tiles(k)
+    assert len(tiles) == min(12, len(maps))
+    for name, shown in tiles:
+        wanted = maps[int(name.removeprefix("channel ")) % len(maps)]
+        assert np.abs(shown - wanted.flatten().numpy()).max() <= 0.02 * maps.abs().max().item()
+    assert_same_map(np.concatenate([shown for _, shown in tiles]), torch.stack(
+        [maps[int(name.removeprefix("channel ")) % len(maps)] for name, _ in tiles]))
+
+
+@needs_chromium
+def test_the_maps_of_every_block_follow_a_click_and_are_those_of_python(browser, tmp_path):
+    blocks = all_blocks()
+    write_explain_page(tmp_path / "page.html", [item(*blocks.values())], "All blocks")
+    browser.open(tmp_path / "page.html")
+    browser.click_on("#picture", across=(2 + 0.4) / 8, down=(5 + 0.6) / 9)
+    for view in ("row", "column"):
+        browser.evaluate(f"cards.forEach((card) => (card.settings.view = '{view}')); update()")
+        for k, block in enumerate(blocks.values()):
+            assert_block_shows(browser, k, block, (5, 2), view)
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_arrow_keys_move_the_reference_and_say_where_it_is(browser, tmp_path):
+    block = trace(CGNL2d(32, groups=4), 9, 8)
+    write_explain_page(tmp_path / "page.html", [item(block)], "Keys")
+    browser.open(tmp_path / "page.html")
+    browser.click_on("#picture", across=0.01, down=0.01)
+    browser.evaluate("document.getElementById('picture').focus()")
+    for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown"):
+        browser.press(key)
+    assert_block_shows(browser, 0, block, (1, 2), "row")
+    assert "reference at row 2, column 3 of 9 × 8" in browser.evaluate("document.getElementById('status').textContent")
+    for _ in range(20):
+        browser.press("ArrowDown")
+    assert browser.evaluate("reference(input.blocks[0])") == [8, 2]
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_the_picture_carries_the_map_where_its_cells_lie(browser, tmp_path):
+    class OneBright(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = CGNL2d(1, inner_channels=1, groups=1)
+            for convolution in (self.block.theta, self.block.phi, self.block.g):
+                nn.init.ones_(convolution.weight)
+
+        def forward(self, x):
+            return self.block(x)
+
+    x = torch.full((1, 1, 8, 8), 0.01)
+    x[0, 0, 6, 1] = 1.0
+    block = trace_blocks(OneBright(), x).blocks["block"]
+    grey = Image.new("RGB", (160, 160), (128, 128, 128))
+    write_explain_page(tmp_path / "page.html", [item(block, frames=[grey])], "One spot")
+    browser.open(tmp_path / "page.html")
+    browser.click_on("#picture", across=0.8, down=0.2)
+    size = browser.evaluate("document.getElementById('picture').width")
+    pixels = np.array(
+        browser.evaluate(
+            "Array.from(document.getElementById('picture').getContext('2d').getImageData(0, 0, "
+            f"{size}, {size}).data)"
+        )
+    ).reshape(size, size, 4)
+    orange = pixels[..., 0] - pixels[..., 2] > 60
+    cell = size // 8
+    expected = np.zeros_like(orange)
+    expected[6 * cell : 7 * cell, cell : 2 * cell] = True
+    assert (orange == expected).mean() > 0.999
+
+
+@needs_chromium
+def test_evidence_and_its_curve_are_those_of_python(browser, tmp_path):
+    blocks = [trace(CGNL2d(32, groups=4, kernel=kernel), 9, 8) for kernel in KERNELS.values()]
+    write_explain_page(tmp_path / "page.html", [item(*blocks)], "Evidence")
+    browser.open(tmp_path / "page.html")
+    browser.click_on("#tab-evidence")
+    assert browser.evaluate("document.getElementById('panel-evidence').hidden") is False
+    assert browser.evaluate("document.getElementById('panel-affinity').hidden") is True
+    for k, block in enumerate(blocks):
+        for power in {1, len(block.kernel.coefficients) - 1}:
+            browser.evaluate(f"Object.assign(cards[{k}].settings, {{evidenceGroup: 2, power: {power}}}); update()")
+            maps = evidence(block, 2, power)
+            (whole_name, whole), *tiles = browser.tiles(k)
+            assert whole_name == "whole group 2"
+            assert np.abs(whole - maps.sum(0).flatten().numpy()).max() <= 0.04 * maps.abs().max().item()
+            for name, shown in tiles:
+                wanted = maps[int(name.removeprefix("channel ")) - 8].flatten().numpy()
+                assert np.abs(shown - wanted).max() <= 0.03 * maps.abs().max().item()
+        theta = torch.tensor([-0.7, 0.1, 1.3])
+        curve = browser.evaluate(f"[-0.7, 0.1, 1.3].map((theta) => polynomialAt(input.blocks[{k}], 2, theta))")
+        torch.testing.assert_close(torch.tensor(curve), polynomial(block, 2, theta), rtol=1e-4, atol=1e-6)
+    assert browser.evaluate("document.querySelectorAll('#panel-evidence svg.curve path').length") == len(blocks)
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_effect_shows_the_probabilities_without_the_block_and_each_group(browser, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 32, 3), CGNL2d(32, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    measured = effect(network, x, "1")
+    names = [f"bird {k}" for k in range(32)]
+    best = int(measured.logits.argmax())
+    one = PageItem(
+        "a bird",
+        [image()],
+        [PageBlock("CGNL", trace_blocks(network, x).blocks["1"], measured)],
+        {"CGNL": [(names[best], float(measured.probabilities[best]))]},
+        truth=names[best],
+    )
+    write_explain_page(tmp_path / "page.html", [one], "Effect", class_names=names)
+    browser.open(tmp_path / "page.html")
+    browser.click_on("#tab-affinity")
+    browser.press("End")
+    assert browser.evaluate("state.tab") == "effect"
+    rows = browser.evaluate(
+        "[...document.querySelectorAll('#panel-effect tbody tr')].map((r) => [...r.children].map((c) => c.textContent))"
+    )
+    probabilities = [measured.probabilities, measured.probabilities_bypassed, *measured.probabilities_without]
+    assert [row[0] for row in rows] == ["with the block", "bypassed", "without group 0", "without group 1"]
+    assert [row[2] for row in rows] == [f"{100 * float(row[best]):.1f} %" for row in probabilities]
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_a_video_has_frames_to_choose_from_and_keys_for_time(browser, tmp_path):
+    blocks = [trace(CGNL3d(32, groups=4), 4, 6, 5), trace(NonLocal3d(32, subsample=True), 4, 6, 5)]
+    frames = [image() for _ in range(8)]
+    write_explain_page(tmp_path / "page.html", [item(*blocks, frames=frames)], "A video")
+    browser.open(tmp_path / "page.html")
+    assert browser.evaluate("document.querySelectorAll('#film canvas').length") == 8
+    browser.click_on("#film li:nth-child(2) button")
+    browser.click_on("#picture", across=0.5, down=0.25)
+    for k, block in enumerate(blocks):
+        assert_block_shows(browser, k, block, (0, 1, 2), "row")
+    browser.press("PageDown")
+    browser.press("PageDown")
+    assert browser.evaluate("state.frame") == 5
+    for k, block in enumerate(blocks):
+        assert_block_shows(browser, k, block, (2, 1, 2), "row")
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_several_inputs_and_the_worst_mistakes_first(browser, tmp_path):
+    block = trace(CGNL2d(32, groups=4), 9, 8)
+    residual = trace(ResidualBlock2d(32), 9, 8)
+    guesses = {"right": 0.9, "slightly <wrong>": 0.3, "badly wrong": 0.95}
+    items = [
+        item(
+            block,
+            residual,
+            name=name,
+            truth="wren" if name == "right" else "robin",
+            predictions={"CGNL": [("wren", probability), ("robin", 1 - probability)]},
+        )
+        for name, probability in guesses.items()
+    ]
+    items[1] = item(block, residual, name="slightly <wrong>", truth="robin", predictions={"CGNL": [("wren", 0.3)]})
+    write_explain_page(tmp_path / "page.html", items, "Birds & <more>", notes=["a < b"])
+    browser.open(tmp_path / "page.html")
+    names = "[...document.querySelectorAll('#strip button > span:first-of-type')].map((e) => e.textContent)"
+    assert browser.evaluate(names) == list(guesses)
+    assert browser.evaluate("document.querySelector('h1').textContent") == "Birds & <more>"
+    browser.evaluate(
+        "document.getElementById('order').value = 'mistakes'; "
+        "document.getElementById('order').dispatchEvent(new Event('change'))"
+    )
+    assert browser.evaluate(names) == ["badly wrong", "slightly <wrong>"]
+    browser.click_on("#strip li:nth-child(2) button")
+    deadline = time.monotonic() + 10
+    while browser.evaluate("state.item") != 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert browser.evaluate("document.getElementById('item-name').textContent") == "slightly <wrong>"
+    assert "Truth: robin" in browser.evaluate("document.getElementById('predictions').textContent")
+    assert "no attention" in browser.evaluate("document.querySelectorAll('#panel-affinity .honest')[1].textContent")
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_everything_is_reached_by_keyboard_and_has_a_name(browser, tmp_path):
+    block = trace(CGNL2d(32, groups=4, kernel="rbf"), 9, 8)
+    write_explain_page(tmp_path / "page.html", [item(block, name=name) for name in "ab"], "Names")
+    browser.open(tmp_path / "page.html")
+    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+    controls = ("button", "slider", "combobox", "spinbutton", "checkbox", "tab", "tabpanel", "application", "img")
+    unnamed = [
+        node["role"]["value"]
+        for node in nodes
+        if not node["ignored"]
+        and node.get("role", {}).get("value") in controls
+        and not node.get("name", {}).get("value")
+    ]
+    assert unnamed == []
+    wanted = browser.evaluate(
+        "[...document.querySelectorAll('button, select, input, summary, [tabindex=\"0\"]')]"
+        ".filter((e) => e.checkVisibility() && e.tabIndex >= 0).length"
+    )
+    browser.evaluate("window.reached = new Set(); addEventListener('focusin', (e) => window.reached.add(e.target))")
+    for _ in range(wanted + 2):
+        browser.press("Tab")
+    assert browser.evaluate("window.reached.size") >= wanted
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(browser, tmp_path):
+    blocks = [trace(CGNL2d(32, groups=4), 9, 8), trace(NonLocal2d(32), 9, 8)]
+    write_explain_page(tmp_path / "page.html", [item(*blocks, name=f"input {k}") for k in range(6)], "A phone")
+    browser.open(tmp_path / "page.html", width=390, height=844)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    left, right = browser.evaluate(
+        "['left', 'right'].map((id) => document.getElementById(id).getBoundingClientRect().toJSON())"
+    )
+    assert right["top"] >= left["bottom"]
+    assert browser.complaints() == []
+
+
+def test_an_image_and_a_block_take_less_than_two_megabytes_and_large_blocks_are_pooled():
+    generator = torch.Generator().manual_seed(0)
+    noise = Image.fromarray(torch.randint(0, 256, (448, 448, 3), generator=generator, dtype=torch.uint8).numpy())
+    block = trace(CGNL2d(512, inner_channels=512), 28, 28, channels=512)
+    one = item(block, frames=[noise])
+    page = explain_page([one], "Size")
+    assert len(page.encode()) < 2_000_000
+    assert "averaged from" not in explain_page([item(block)], "Size")  # a picture of ordinary size leaves room enough
+    large = trace(NonLocal2d(1024, pairwise="embedded_gaussian"), 40, 40, channels=1024)
+    page = explain_page([item(large, frames=[noise])], "Size")
+    assert len(page.encode()) < 2_000_000
+    assert re.search(r"averaged from 40×40 to \d+×\d+ positions", page)
+
+
+def test_the_page_asks_for_nothing_from_outside():
+    page = explain_page([item(trace(CGNL2d(32), 9, 8))], "Alone")
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+
+
+def test_wrong_items_are_named():
+    with pytest.raises(ValueError, match="items must hold at least one input"):
+        explain_page([], "Nothing")
+    with pytest.raises(ValueError, match="'a wren'.*at least one block"):
+        explain_page([item()], "No blocks")
