@@ -213,7 +213,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     part = path.with_name(f".{path.name}.part")
     # letters of an SVG file become outlines, the same on every machine
     with matplotlib.rc_context({"svg.hashsalt": "cgnl", "svg.fonttype": "path"}):
-        figure.savefig(part, format=suffix[1:], dpi=160, metadata=metadata)
+        figure.savefig(part, format=suffix[1:], dpi=160, metadata=metadata, bbox_inches="tight")
     part.replace(path)
     return path
 
@@ -333,7 +333,7 @@ def _strip(
         maps, channels = _related(name, block, (at[0], at[1], reference), view, len(frames), channel)
         which = "all channels"
         if block.kind != "nl":
-            maps, which = maps.abs(), f"group {channels[0] // len(channels)}, any channel"
+            maps, which = maps.abs(), f"group {channels[0] // len(channels)}, largest of its channels"
         largest = maps.abs().max()
         values = _spread(normalised(maps.amax(0)), block)
         panels.append(_Panel(f"{name}: max {largest:.2g}\n{which}", values, bool((maps < 0).any())))

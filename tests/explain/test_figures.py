@@ -1,0 +1,181 @@
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.patches import Rectangle
+from PIL import Image
+from scipy import ndimage
+
+from cgnl import CGNL1d, CGNL2d, CGNL3d, NonLocal2d, NonLocal3d, ResidualBlock2d
+from cgnl.explain.figures import CONSTANT_NOTE, DOT_PRODUCT_NOTE, figure1, figure5, figure6, regions, save_figure
+from cgnl.explain.geometry import view_of
+from cgnl.explain.maps import affinity, affinity_group, reference_channel
+from cgnl.explain.trace import trace_blocks
+
+VIEW = view_of(90, 60, size=48, resize=60)  # sees x from 21 to 69, y from 6 to 54
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
+WHITE, GREEN = (1.0, 1.0, 1.0, 1.0), (0.0, 0xC4 / 255, 0x4F / 255, 1.0)
+
+
+def traced(block, *shape):
+    """A network that is one block, on random features in place of an image."""
+    torch.manual_seed(0)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    return trace_blocks(block, torch.randn(1, 16, *shape)), ""
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {"NL": traced(NonLocal2d(16), 6, 6), "CGNL": traced(CGNL2d(16, groups=1), 6, 6)}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return {
+        "NL": traced(NonLocal3d(16, subsample=True), 4, 6, 6),
+        "CGNL": traced(CGNL3d(16, groups=2), 4, 6, 6),
+    }
+
+
+def boxes(ax, colour):
+    found = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_edgecolor() == colour]
+    return sorted(patch.get_bbox().extents.tolist() for patch in found if not patch.get_fill())
+
+
+def laid(ax):
+    """The maps drawn over an image: where, and the values."""
+    return [(tuple(image.get_extent()), np.asarray(image.get_array())) for image in ax.images[1:]]
+
+
+def expected_boxes(values, threshold):
+    """Boxes by SciPy, in pixels of the image: positions are 8 pixels wide in the crop that begins at 21, 6."""
+    labels, _ = ndimage.label(values >= threshold)
+    return sorted(
+        [21 + 8 * x.start, 6 + 8 * y.start, 21 + 8 * x.stop, 6 + 8 * y.stop] for y, x in ndimage.find_objects(labels)
+    )
+
+
+def test_regions_agree_with_scipy():
+    generator = np.random.default_rng(0)
+    for shape, share in (((1, 1), 0.5), ((5, 9), 0.4), ((30, 20), 0.55), ((14, 14), 0.0), ((14, 14), 1.0)):
+        mask = generator.random(shape) < share
+        labels, _ = ndimage.label(mask)
+        expected = {(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)}
+        found = regions(torch.from_numpy(mask))
+        assert set(found) == expected
+        assert len(found) == labels.max()
+
+
+def test_figure5_draws_the_affinities_where_they_are(images):
+    figure = figure5(IMAGE, images, (30, 20), VIEW, threshold=0.6, num_maps=3, parts={"beak": (40, 30)})
+    axes = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title().split(":")[0].split("\n")[0] for ax in axes] == ["reference", "NL", *3 * ["CGNL"], "parts"]
+    assert boxes(axes[0], GREEN) == [[29, 14, 37, 22]]  # row 1, column 1
+    nl, cgnl = (trace.blocks[path] for trace, path in images.values())
+    channel = reference_channel(cgnl, (1, 1))
+    maps = affinity(cgnl, (1, 1), channel).numpy()
+    peaks = np.abs(maps).max((1, 2))
+    strongest = np.argsort(-peaks)[:3]
+    for ax, values in zip(axes[1:5], [affinity(nl, (1, 1)).numpy(), *maps[strongest]], strict=True):
+        values = values / np.abs(values).max()
+        ((extent, drawn),) = laid(ax)
+        assert extent == (21, 69, 54, 6)
+        np.testing.assert_allclose(drawn, values, rtol=1e-5)
+        assert boxes(ax, WHITE) == expected_boxes(np.abs(values), 0.6)
+    for ax, k in zip(axes[2:5], strongest, strict=True):
+        assert ax.get_title() == f"CGNL: max {peaks[k]:.2g}\nchannel {affinity_group(cgnl, channel)[k]}, group 0"
+    assert [text.get_text() for text in axes[5].texts] == ["1", "1 beak"]
+    assert axes[5].texts[0].get_position() == (40, 30)
+    assert [ax.get_xlabel() for ax in figure.axes if ax not in axes] == [
+        "|affinity| / largest",
+        "affinity / largest |affinity|",
+    ]
+    assert DOT_PRODUCT_NOTE in figure._supxlabel.get_text().replace("\n", " ")
+
+
+def test_figure5_has_a_row_for_each_reference_and_for_networks_that_do_not_fit(images):
+    both = figure5(IMAGE, images, [(30, 20), (60, 50)], VIEW)
+    assert sum(ax.get_title().startswith("reference") for ax in both.axes) == 2
+    more = images | {"RBF": traced(CGNL2d(16, groups=1, kernel="rbf"), 6, 6)}
+    figure = figure5(np.asarray(IMAGE), more, (30, 20), VIEW, caption="as given")
+    assert sum(ax.get_title().startswith("reference") for ax in figure.axes) == 2
+    assert figure._supxlabel.get_text() == "as given"
+    single = figure5(IMAGE, {"RBF": more["RBF"]}, (30, 20), VIEW, parts={"wing": (30, 20, 40, 44)})
+    text = single._supxlabel.get_text().replace("\n", " ")
+    assert CONSTANT_NOTE in text
+    assert DOT_PRODUCT_NOTE not in text
+    assert [30, 20, 40, 44] in boxes([ax for ax in single.axes if ax.get_title()][-1], WHITE)
+
+
+def test_a_class_token_is_no_place_of_the_image():
+    block = traced(CGNL1d(16, groups=1), 37)
+    figure = figure5(IMAGE, {"tokens": block}, (30, 20), VIEW, num_maps=1)
+    values = affinity(block[0].blocks[""], (1 + 6 + 1,))[:, 1:]
+    values = values[values.abs().amax(1).argmax()]
+    ((_, drawn),) = laid(figure.axes[1])
+    np.testing.assert_allclose(drawn, (values / values.abs().max()).view(6, 6), rtol=1e-5)
+
+
+def test_figures_1_and_6_show_each_frame_its_time_step(clips):
+    frames = [IMAGE] * 8
+    strip = figure1(frames, clips, (60, 50, 3), VIEW, num_frames=4, threshold=0.5)
+    heat = figure6(frames, clips, (60, 50, 3), VIEW, num_frames=4)
+    assert [ax.get_title() for ax in strip.axes[:4]] == ["frame 1", "frame 3, reference", "frame 5", "frame 7"]
+    nl, cgnl = (trace.blocks[path] for trace, path in clips.values())
+    expected = [
+        affinity(nl, (1, 5, 4)).repeat_interleave(2, 1).repeat_interleave(2, 2),
+        affinity(cgnl, (1, 5, 4)).abs().amax(0),
+    ]
+    for row, values in enumerate(expected):
+        values = (values / values.max()).numpy()
+        for step in range(4):
+            ((extent, drawn),) = laid(heat.axes[4 * row + step])
+            assert extent == (21, 69, 54, 6)
+            np.testing.assert_allclose(drawn, values[step], rtol=1e-5)
+            assert boxes(strip.axes[4 * row + step], WHITE) == expected_boxes(values[step], 0.5)
+            marked = [[53, 46, 61, 54]] if step == 1 else []
+            assert boxes(strip.axes[4 * row + step], GREEN) == marked
+            ((_, shade),) = laid(strip.axes[4 * row + step])
+            np.testing.assert_array_equal(shade[..., 3] > 0, values[step] < 0.5)
+
+
+def test_what_cannot_be_drawn(images, clips):
+    with pytest.raises(ValueError, match=r"image \(60 x 90\) must have the view's 90 x 60 pixels"):
+        figure5(IMAGE.transpose(Image.Transpose.ROTATE_90), images, (30, 20), VIEW)
+    with pytest.raises(ValueError, match="must lie in what the network sees"):
+        figure5(IMAGE, images, (3, 20), VIEW)
+    with pytest.raises(ValueError, match=r"networks\['CGNL'\]: 'layer3' must be one of"):
+        figure5(IMAGE, {"CGNL": (images["CGNL"][0], "layer3")}, (30, 20), VIEW)
+    with pytest.raises(ValueError, match="networks must hold"):
+        figure5(IMAGE, {}, (30, 20), VIEW)
+    with pytest.raises(ValueError, match="relates no positions"):
+        figure5(IMAGE, {"plain": traced(ResidualBlock2d(16), 6, 6)}, (30, 20), VIEW)
+    with pytest.raises(ValueError, match=r"a block of 4 time steps has seen more than the frames \(1\)"):
+        figure5(IMAGE, clips, (30, 20), VIEW)
+    with pytest.raises(ValueError, match=r"frame \(8\) must lie in 0..7"):
+        figure1([IMAGE] * 8, clips, (30, 20, 8), VIEW)
+    for options, words in (
+        ({"threshold": 0.0}, r"threshold \(0.0\) must be above 0"),
+        ({"num_maps": 0}, r"num_maps \(0\) must"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            figure5(IMAGE, images, (30, 20), VIEW, **options)
+    with pytest.raises(ValueError, match=r"num_frames \(0\) must"):
+        figure6([IMAGE] * 8, clips, (30, 20, 0), VIEW, num_frames=0)
+
+
+def test_saved_figures_are_the_same_each_time(images, tmp_path):
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    for suffix, start in starts.items():
+        files = [
+            save_figure(figure5(IMAGE, images, (30, 20), VIEW, num_maps=1), tmp_path / folder / f"figure{suffix}")
+            for folder in "ab"
+        ]
+        first, second = (file.read_bytes() for file in files)
+        assert first == second
+        assert first.startswith(start)
+        assert b"<dc:date>" not in first
+    assert len(list(tmp_path.rglob("*.*"))) == 6
+    with pytest.raises(ValueError, match=r"figure.jpg\) must end in one of .png, .svg, .pdf"):
+        save_figure(matplotlib.figure.Figure(), tmp_path / "figure.jpg")
