@@ -45,7 +45,7 @@ def explain(
     """
     from cgnl.training.checkpoint import load_trained
 
-    networks = {}
+    networks: dict[str, Any] = {}
     for path in (checkpoint, beside):
         if path is not None:
             trained = load_trained(path)
@@ -171,13 +171,13 @@ def _block(trace: Any, block: str | None, name: str) -> str:
 
 def parts_of_image(path: Path) -> Any:
     """The annotated parts of an image that lies in a data set with parts."""
-    from cgnl.data.images.parts import read_parts
+    from cgnl.data.images import read_cub_parts
 
     root = next((folder for folder in path.absolute().parents if (folder / "parts" / "part_locs.txt").is_file()), None)
     if root is None:
         return None
-    found = {image.resolve(): parts for image, parts in read_parts(root).items()}.get(path.resolve(), ())
-    return {part.name: (part.x, part.y) for part in found} or None
+    _, locations = read_cub_parts(root)
+    return next((parts for image, parts in locations.items() if image.resolve() == path.resolve()), None)
 
 
 def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> None:
@@ -206,18 +206,19 @@ def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str
             name: _best(networks[name].classes, trace.output) for name, trace in traces.items() if classifies
         }
         start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
-        items.append(PageItem(str(path), seen.seen_frames(), blocks, predictions, truth, _cell(start, seen)))
+        items.append(PageItem(str(path), seen.seen_frames(), blocks, predictions, truth, _share(start, seen)))
     if items:
-        write_explain_page(out, items, "What the blocks relate")
+        classes = next(iter(networks.values())).classes if items[0].predictions else None
+        write_explain_page(out, items, "What the blocks relate", class_names=classes)
         print(f"written: {out}")
     if bad:
         sys.exit(2)
 
 
-def _cell(start: tuple[float, float, int], seen: Any) -> tuple[float, float, int]:
-    """A point of the file as a part of the input's width and height, and its frame."""
+def _share(start: tuple[float, float, int], seen: Any) -> tuple[float, float, float]:
+    """A point of the file and its frame as shares of the input's time, height and width."""
     x, y = seen.view.to_input(*start[:2])
-    return x / seen.view.input_width, y / seen.view.input_height, start[2]
+    return (start[2] + 0.5) / len(seen.frames), y / seen.view.input_height, x / seen.view.input_width
 
 
 def _best(classes: Sequence[str], logits: Any, count: int = 3) -> list[tuple[str, float]]:

@@ -96,7 +96,5 @@ def _see_for_detection(trained: TrainedNetwork, path: Path, image: Image.Image) 
     # the network resizes the image itself, and fills it up to a multiple of 32 pixels
     resized, _ = resize([x])
     (height, width), (full_height, full_width) = resized.image_sizes[0], resized.tensors.shape[-2:]
-    view = View(
-        image.width, image.height, full_width, full_height, width / image.width, height / image.height
-    )
+    view = View(image.width, image.height, full_width, full_height, width / image.width, height / image.height)
     return SeenInput(path, (image,), view, [x])

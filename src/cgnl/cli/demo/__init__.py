@@ -96,7 +96,9 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     Raises:
         DataError: The folder holds something else.
     """
-    clear(out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "explain.html", "report.html"}, subject.folder)
+    clear(
+        out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "explain.html", "report.html"}, subject.folder
+    )
     console, started = Console(soft_wrap=True), time.monotonic()
     console.print(f"Drawing {subject.drawing} ...")
     subject.draw(out / subject.folder, seed)

@@ -42,7 +42,11 @@ def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     Raises:
         DataError: The folder holds something else.
     """
-    clear(out, {"birds", "flock", "backbone", "detector", "average_precision.json", "explain.html", "report.html"}, "flock")
+    clear(
+        out,
+        {"birds", "flock", "backbone", "detector", "average_precision.json", "explain.html", "report.html"},
+        "flock",
+    )
     console, started = Console(soft_wrap=True), time.monotonic()
     species, birds = (3, 4) if smallest else (10, 60)
     train_images, test_images = (8, 4) if smallest else (300, 60)

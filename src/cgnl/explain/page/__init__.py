@@ -53,6 +53,8 @@ class PageItem:
         blocks: Blocks to show, of one network or several.
         predictions: Class names and probabilities of each network, the most probable first.
         truth: The true class, or None where it is not known.
+        start: Where the reference is at first, as shares of time, height and width from 0 to below 1; None for the
+            middle, or where it was in the input shown before.
     """
 
     name: str
@@ -60,6 +62,7 @@ class PageItem:
     blocks: Sequence[PageBlock]
     predictions: Mapping[str, Sequence[tuple[str, float]]]
     truth: str | None = None
+    start: tuple[float, float, float] | None = None
 
 
 def explain_page(
@@ -155,7 +158,7 @@ def _item_data(item: PageItem, class_names: Sequence[str] | None) -> dict[str, A
             packed["effect"] = _effect_data(block.effect, item.truth, class_names)
         blocks.append(packed)
     width, height = item.frames[0].size
-    return {"frames": frames, "width": width, "height": height, "shrunk": shrunk, "blocks": blocks}
+    return {"frames": frames, "width": width, "height": height, "shrunk": shrunk, "blocks": blocks, "start": item.start}
 
 
 def _encoded_frames(frames: Sequence[Image.Image]) -> tuple[list[str], bool]:

@@ -406,6 +406,7 @@ async function show(k) {
   if (turn !== loading) return; // another input was chosen meanwhile
   input = { ...packed, pictures, blocks: packed.blocks.map(unpackBlock) };
   Object.assign(state, { item: k, frame: Math.floor(input.frames.length / 2), overlay: { block: 0, slot: 0 } });
+  if (input.start) Object.assign(state, { at: input.start, frame: Math.floor(input.start[0] * input.frames.length) });
   const video = input.frames.length > 1;
   byId("item-name").textContent = index[k].name;
   byId("video").hidden = byId("help-video").hidden = !video;
