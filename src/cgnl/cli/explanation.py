@@ -186,6 +186,7 @@ def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str
     from cgnl.explain.page import PageBlock, PageItem, write_explain_page
 
     items, bad = [], 0
+    short = len({path.name for path in truths}) == len(truths)
     for path, truth in truths.items():
         try:
             seen, traces = traces_of(networks, path)
@@ -206,7 +207,7 @@ def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str
             name: _best(networks[name].classes, trace.output) for name, trace in traces.items() if classifies
         }
         start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
-        items.append(PageItem(str(path), seen.seen_frames(), blocks, predictions, truth, _share(start, seen)))
+        items.append(PageItem(path.name if short else str(path), seen.seen_frames(), blocks, predictions, truth, _share(start, seen)))
     if items:
         classes = next(iter(networks.values())).classes if items[0].predictions else None
         write_explain_page(out, items, "What the blocks relate", class_names=classes)
