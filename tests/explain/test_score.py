@@ -92,6 +92,9 @@ def test_squares_in_the_middle_and_around_the_reference(seen):
     found = measure(lit((0, 0), (0, 1), (0, 2), (0, 3)), seen, reference=3)
     assert found.coverage[CENTRE].tolist() == [0, 0, 1, 0, 0, 0]
     assert found.coverage[REFERENCE].tolist() == [0, 0, 0, 1, 0, 0]
+    # at the edge of the input the square is moved into it as a whole: from 60 to 80
+    edge = seen_parts({"tip": (78, 40), "near": (62, 40), "far": (58, 40)}, 1, view_of(80, 80))
+    assert measure(lit((0, 0), (0, 1), (0, 2), (0, 3)), edge, reference=0).coverage[REFERENCE].tolist() == [1, 1, 0]
     # one position in the middle is 35 to 45, and the back's disc reaches from 42 on
     assert found.pointing[CENTRE] == 1
     assert found.pointing[REFERENCE] == 0
@@ -106,20 +109,21 @@ def test_random_positions_are_what_chance_gives(seen):
     found = measure(values, seen, reference=0)
     shuffled = [
         measure(values.flatten()[torch.randperm(64, generator=generator)].view(1, 8, 8), seen, reference=0)
-        for _ in range(4000)
+        for _ in range(1500)
     ]
     assert found.area == 5 / 64
     np.testing.assert_allclose(
-        np.mean([draw.coverage[BLOCK] for draw in shuffled], axis=0), found.coverage[RANDOM], atol=0.015
+        np.mean([draw.coverage[BLOCK] for draw in shuffled], axis=0), found.coverage[RANDOM], atol=0.02
     )
-    assert np.mean([draw.pointing[BLOCK] for draw in shuffled]) == pytest.approx(found.pointing[RANDOM], abs=0.015)
+    assert np.mean([draw.pointing[BLOCK] for draw in shuffled]) == pytest.approx(found.pointing[RANDOM], abs=0.02)
     # back, tail and belly lie in a position each, and the leg in the belly's and one more
     assert found.pointing[RANDOM] == 4 / 64
 
 
-def test_parts_are_discs_of_the_image_as_the_network_saw_it():
+def test_parts_are_discs_of_the_image_as_the_network_saw_it(monkeypatch):
     """A count of an image's own pixels: no square, resized and cropped, parts at and over the border of the crop."""
-    width, height, radius = 300, 200, 17.0
+    monkeypatch.setattr("cgnl.explain.score._POINTS", 20_000)
+    width, height, radius = 300, 200, 40.0
     view = view_of(width, height, size=96, resize=112)
     parts = {"in": (140.2, 90.0), "border": (70.0, 60.0), "out": (30.0, 100.0), "corner": (233.0, 183.0)}
     seen = seen_parts(parts, radius, view)
@@ -134,10 +138,10 @@ def test_parts_are_discs_of_the_image_as_the_network_saw_it():
     at = values[0][np.clip((y * 6).astype(int), 0, 5), np.clip((x * 6).astype(int), 0, 5)]
     for number, name in enumerate(seen.names):
         disc = visible & (np.hypot(grid_x - parts[name][0], grid_y - parts[name][1]) < radius)
-        assert found.coverage[BLOCK, number] == pytest.approx((at >= 0.7 * values.max())[disc].mean(), abs=0.02)
+        assert found.coverage[BLOCK, number] == pytest.approx((at >= 0.7 * values.max())[disc].mean(), abs=0.005)
         half = np.sqrt(found.area) / 2
         middle = (abs(x - 0.5) < half) & (abs(y - 0.5) < half)
-        assert found.coverage[CENTRE, number] == pytest.approx(middle[disc].mean(), abs=0.02)
+        assert found.coverage[CENTRE, number] == pytest.approx(middle[disc].mean(), abs=0.005)
 
 
 def test_without_parts_at_other_positions_there_is_nothing_to_find():
@@ -186,7 +190,7 @@ def test_a_network_on_the_drawn_birds(birds, network, maps):
     scores = score_parts(untrained(**network), birds)
     assert (scores.path, scores.kind) == ("layer3.0", network.get("block", "cgnl"))
     assert (scores.images, scores.unreadable) == (12, 0)
-    assert 5 * scores.images < scores.references <= scores.parts <= 15 * scores.images
+    assert 5 * scores.images < scores.parts <= 15 * scores.images
     assert [(row.maps, row.by) for row in scores.rows] == [(name, by) for name in maps for by in COVERERS]
     for row in scores.rows:
         for mean in (row.pointing, row.coverage, row.area):

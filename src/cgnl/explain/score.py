@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from cgnl.data.decoding import BadFileError, DataError, open_image
@@ -95,9 +97,8 @@ class PartScores:
         kind: Which block it is: "nl", "gnl" or "cgnl".
         threshold: Of a map's maximum, from which on a position is in its region.
         radius: Of a part, in diagonals of the bird's bounding box.
-        images: Images with a reference and another part.
-        references: References in them.
-        parts: Parts that the network saw in them.
+        images: Images in which the network saw parts at different positions.
+        parts: Parts that the network saw in them, each of which was the reference once.
         unreadable: Images that could not be read.
         rows: The scores, for each kind of maps those of the block and of its baselines.
     """
@@ -107,7 +108,6 @@ class PartScores:
     threshold: float
     radius: float
     images: int
-    references: int
     parts: int
     unreadable: int
     rows: tuple[ScoreRow, ...]
@@ -261,6 +261,7 @@ def score_parts(
     threshold: float = 0.7,
     radius: float = 0.05,
     seed: int = 0,
+    progress: bool = True,
 ) -> PartScores:
     """Score the maps of a block against the parts of a data set's test images.
 
@@ -276,6 +277,7 @@ def score_parts(
         threshold: Share of a map's maximum, from which on a position is in its region.
         radius: Of a part, in diagonals of the bird's bounding box.
         seed: Of the bootstrap.
+        progress: Whether a progress bar is shown on the standard error output of a terminal.
 
     Returns:
         Scores of the block and of its baselines.
@@ -294,7 +296,8 @@ def score_parts(
         raise ValueError(f"limit ({limit}) must be at least 1")
     tally = _Tally()
     unreadable, block = 0, None
-    for file, parts, size in _annotated(Path(root).expanduser(), limit):
+    images = _annotated(Path(root).expanduser(), limit)
+    for file, parts, size in track(images, "scoring images", console=Console(stderr=True), disable=not progress):
         try:
             block, seen = _look(trained, file, parts, radius * size, path)
         except BadFileError:
@@ -309,15 +312,14 @@ def score_parts(
         threshold,
         radius,
         len(tally.images),
-        tally.references,
         tally.parts,
         unreadable,
         tuple(tally.rows(seed)),
     )
 
 
-def _annotated(root: Path, limit: int | None) -> Iterator[tuple[Path, dict[str, tuple[float, float]], float]]:
-    """Give file, parts and the bounding box's diagonal (pixels) of test images with at least two parts."""
+def _annotated(root: Path, limit: int | None) -> list[tuple[Path, dict[str, tuple[float, float]], float]]:
+    """Return file, parts and the bounding box's diagonal (pixels) of test images with at least two parts."""
     samples = read_images(root, "test", format="cub").samples
     boxes, (_, locations) = read_cub_boxes(root), read_cub_parts(root)
     files = [sample.path for sample in samples if len(locations[sample.path]) > 1]
@@ -325,8 +327,7 @@ def _annotated(root: Path, limit: int | None) -> Iterator[tuple[Path, dict[str, 
         raise DataError(f"{root / 'bounding_boxes.txt'} has no line for {lacking}.")
     if limit is not None and limit < len(files):
         files = [files[k * len(files) // limit] for k in range(limit)]
-    for file in files:
-        yield file, locations[file], math.hypot(*boxes[file][2:])
+    return [(file, locations[file], math.hypot(*boxes[file][2:])) for file in files]
 
 
 def _look(
@@ -355,7 +356,7 @@ class _Tally:
     def __init__(self) -> None:
         self.images: list[dict[str, np.ndarray]] = []
         self.found: dict[str, dict[str, list[np.ndarray]]] = {}
-        self.references = self.parts = 0
+        self.parts = 0
 
     def add(self, seen: SeenParts, block: BlockTrace, threshold: float) -> None:
         """Score one image."""
@@ -375,7 +376,6 @@ class _Tally:
         if not measured:
             return
         self.images.append({name: np.mean(values, axis=0) for name, values in measured.items()})
-        self.references += len(next(iter(measured.values())))
         self.parts += len(seen.names)
         for name, of_name in parts.items():
             for part_name, of_part in of_name.items():
@@ -423,10 +423,7 @@ def scores_table(scores: Iterable[tuple[str, PartScores]]) -> str:
             numbers = [_percent(mean) for mean in (row.pointing, row.coverage, row.gain)]
             lines.append([name, row.maps, _TITLES[row.by], *numbers, f"{100 * row.area.mean:.1f}"])
         unreadable = f", {score.unreadable} images unreadable" if score.unreadable else ""
-        notes.append(
-            f"{name}: block at {score.path}, {score.images} images, {score.parts} parts, {score.references} references"
-            f"{unreadable}"
-        )
+        notes.append(f"{name}: block at {score.path}, {score.images} images, {score.parts} parts{unreadable}")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*table, "%, with 95 % intervals over images", *notes])
