@@ -333,7 +333,7 @@ def _strip(
         maps, channels = _related(name, block, (at[0], at[1], reference), view, len(frames), channel)
         which = "all channels"
         if block.kind != "nl":
-            maps, which = maps.abs(), f"group {channels[0] // len(channels)}, largest of its channels"
+            maps, which = maps.abs(), f"group {channels[0] // len(channels)},\nlargest of channels"
         largest = maps.abs().max()
         values = _spread(normalised(maps.amax(0)), block)
         panels.append(_Panel(f"{name}: max {largest:.2g}\n{which}", values, bool((maps < 0).any())))
