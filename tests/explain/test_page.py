@@ -206,8 +206,10 @@ def assert_block_shows(browser: Browser, k: int, block, position, view: str) -> 
     for name, shown in tiles:
         wanted = maps[int(name.removeprefix("channel ")) % len(maps)]
         assert np.abs(shown - wanted.flatten().numpy()).max() <= 0.02 * maps.abs().max().item()
-    assert_same_map(np.concatenate([shown for _, shown in tiles]), torch.stack(
-        [maps[int(name.removeprefix("channel ")) % len(maps)] for name, _ in tiles]))
+    assert_same_map(
+        np.concatenate([shown for _, shown in tiles]),
+        torch.stack([maps[int(name.removeprefix("channel ")) % len(maps)] for name, _ in tiles]),
+    )
 
 
 @needs_chromium
@@ -262,8 +264,7 @@ def test_the_picture_carries_the_map_where_its_cells_lie(browser, tmp_path):
     size = browser.evaluate("document.getElementById('picture').width")
     pixels = np.array(
         browser.evaluate(
-            "Array.from(document.getElementById('picture').getContext('2d').getImageData(0, 0, "
-            f"{size}, {size}).data)"
+            f"Array.from(document.getElementById('picture').getContext('2d').getImageData(0, 0, {size}, {size}).data)"
         )
     ).reshape(size, size, 4)
     orange = pixels[..., 0] - pixels[..., 2] > 60
@@ -445,5 +446,5 @@ def test_the_page_asks_for_nothing_from_outside():
 def test_wrong_items_are_named():
     with pytest.raises(ValueError, match="items must hold at least one input"):
         explain_page([], "Nothing")
-    with pytest.raises(ValueError, match="'a wren'.*at least one block"):
+    with pytest.raises(ValueError, match=r"'a wren'.*at least one block"):
         explain_page([item()], "No blocks")

@@ -144,21 +144,24 @@ def _check(item: PageItem) -> None:
     for block in item.blocks:
         if len(block.trace.shape) not in (2, 3):
             raise ValueError(
-                f"block ({block.trace.path!r}) must be of an image or a video, but its positions are {block.trace.shape}"
+                f"block ({block.trace.path!r}) must be of an image or a video, "
+                f"but its positions are {block.trace.shape}"
             )
 
 
 def _item_data(item: PageItem, class_names: Sequence[str] | None) -> dict[str, Any]:
     frames, shrunk = _encoded_frames(item.frames)
     budget = _MAX_BYTES - sum(map(len, frames))
+    note = "The pictures are JPEGs" + (", drawn smaller than the networks saw them." if shrunk else ".")
     blocks = []
     for block in item.blocks:
         packed = pack_block(block.trace, budget) | {"network": block.network}
+        packed["notes"].append(note)
         if block.effect is not None:
             packed["effect"] = _effect_data(block.effect, item.truth, class_names)
         blocks.append(packed)
     width, height = item.frames[0].size
-    return {"frames": frames, "width": width, "height": height, "shrunk": shrunk, "blocks": blocks, "start": item.start}
+    return {"frames": frames, "width": width, "height": height, "blocks": blocks, "start": item.start}
 
 
 def _encoded_frames(frames: Sequence[Image.Image]) -> tuple[list[str], bool]:

@@ -99,7 +99,8 @@ def _pooled(block: BlockTrace, max_bytes: int) -> Any:
 
 
 def _averaged(features: Tensor, axes: list[int]) -> Tensor:
-    means = F.adaptive_avg_pool2d(features.reshape(-1, 1, *features.shape[-2:]), axes)
+    height, width = axes
+    means = F.adaptive_avg_pool2d(features.reshape(-1, 1, *features.shape[-2:]), (height, width))
     return means.view(*features.shape[:-2], *axes)
 
 

@@ -206,19 +206,19 @@ function effectCard(block) {
       const value = probabilities[k][column];
       const bar = element("div", { "aria-hidden": "true" });
       bar.style.width = percent(value).replace(" ", "");
-      const moved = 100 * (value - whole);
+      const moved = (100 * (value - whole)).toFixed(1).replace("-0.0", "0.0");
       return element("tr", {}, element("th", { scope: "row" }, name), element("td", { className: "track" }, bar),
         element("td", { className: "number" }, percent(value)),
-        element("td", { className: "number" }, k ? `${moved < 0 ? "\u2212" : "+"}${Math.abs(moved).toFixed(1)}` : ""));
+        element("td", { className: "number" }, k ? (moved.startsWith("-") ? moved.replace("-", "\u2212") : `+${moved}`) : ""));
     }));
   };
   fill(0);
   const classes = choice("probability of", names.map((name, k) => [String(k), name]), (value) => fill(Number(value)));
   return cardOf(block, element("div", { className: "controls" }, classes),
-    element("table", { className: "bars" },
-      element("thead", {}, element("tr", {}, ...["", "", "probability", "change, points"].map((text) => element("th", { scope: "col" }, text)))),
+    element("table", {},
+      element("thead", {}, element("tr", {}, ...["", "", "probability", "change"].map((text) => element("th", { scope: "col" }, text)))),
       body),
-    element("p", { className: "dim" }, "A group that is left out still leaves what the norm makes of zero, which a bypassed block does not: all groups left out together are not the bypass."));
+    element("p", { className: "dim" }, "Changes are in points of a percent. A group that is left out still leaves what the norm makes of zero, which a bypassed block does not: all groups left out together are not the bypass."));
 }
 
 function buildCards() {
@@ -312,6 +312,7 @@ function drawPicture(shown, block) {
     sized(button.firstChild, 112);
     paintFrame(button.firstChild, frame);
     button.setAttribute("aria-current", String(frame === state.frame));
+    if (frame === state.frame) byId("film").scrollLeft = button.offsetLeft - byId("film").clientWidth / 2;
   });
   const name = `${block.network} · ${block.path || "block"}`;
   const where = inWords(reference(block));

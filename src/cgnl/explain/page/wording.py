@@ -64,13 +64,13 @@ def statement(block: BlockTrace) -> str:
 def _non_local_statement(block: BlockTrace) -> str:
     if block.pairwise in ("gaussian", "embedded_gaussian"):
         return (
-            "A row is a softmax over all positions: it adds up to 1 and is the same for every channel. It says how much "
-            "of g each position lends to the reference, not what that did to the prediction: see Effect."
+            "A row is a softmax over all positions: it adds up to 1 and is the same for every channel. It says how "
+            "much of g each position lends to the reference, not what that did to the prediction: see Effect."
         )
     if block.pairwise == "dot_product":
         return (
-            "The dot product of the channel vectors of two positions, over the number of positions; it may be negative, "
-            "and is the same for every channel. What it did to the prediction is under Effect."
+            "The dot product of the channel vectors of two positions, over the number of positions; it may be "
+            "negative, and is the same for every channel. What it did to the prediction is under Effect."
         )
     return (
         "ReLU of one number of the reference plus one of the other position: where the sum is positive, all references "
