@@ -333,8 +333,9 @@ def test_effect_shows_the_probabilities_without_the_block_and_each_group(browser
 def test_a_video_has_frames_to_choose_from_and_keys_for_time(browser, tmp_path):
     blocks = [trace(CGNL3d(32, groups=4), 4, 6, 5), trace(NonLocal3d(32, subsample=True), 4, 6, 5)]
     frames = [image() for _ in range(8)]
-    write_explain_page(tmp_path / "page.html", [item(*blocks, frames=frames)], "A video")
+    write_explain_page(tmp_path / "page.html", [item(*blocks, frames=frames, start=(0.9, 0.5, 0.1))], "A video")
     browser.open(tmp_path / "page.html")
+    assert browser.evaluate("[state.frame, reference(input.blocks[0])]") == [7, [3, 3, 0]]
     assert browser.evaluate("document.querySelectorAll('#film canvas').length") == 8
     browser.click_on("#film li:nth-child(2) button")
     browser.click_on("#picture", across=0.5, down=0.25)
@@ -448,3 +449,7 @@ def test_wrong_items_are_named():
         explain_page([], "Nothing")
     with pytest.raises(ValueError, match=r"'a wren'.*at least one block"):
         explain_page([item()], "No blocks")
+    broken = trace(CGNL2d(32), 9, 8)
+    broken.phi[3, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match="must have finite features to be shown for 'a wren'"):
+        explain_page([item(broken)], "Not a number")

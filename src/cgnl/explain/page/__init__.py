@@ -83,8 +83,8 @@ def explain_page(
         The whole page.
 
     Raises:
-        ValueError: There are no items, an item has no frames or no blocks, a block is not of an image or video, or a
-            kernel function has an envelope that the page cannot compute.
+        ValueError: There are no items, an item has no frames or no blocks, a block is not of an image or video or has
+            features that are not finite, or a kernel function has an envelope that the page cannot compute.
     """
     if not items:
         raise ValueError("items must hold at least one input")
@@ -147,6 +147,9 @@ def _check(item: PageItem) -> None:
                 f"block ({block.trace.path!r}) must be of an image or a video, "
                 f"but its positions are {block.trace.shape}"
             )
+        features = (block.trace.theta, block.trace.phi, block.trace.g)
+        if not all(tensor.isfinite().all() for tensor in features if tensor is not None):
+            raise ValueError(f"block ({block.trace.path!r}) must have finite features to be shown for {item.name!r}")
 
 
 def _item_data(item: PageItem, class_names: Sequence[str] | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
         >>> from cgnl.explain.trace import trace_blocks
         >>> block = trace_blocks(CGNL2d(32, groups=4), torch.randn(1, 32, 6, 7)).blocks[""]
         >>> pack_block(block, 10_000)["shape"], pack_block(block, 1_000)["shape"]
-        ([6, 7], [4, 4])
+        ([6, 7], [3, 4])
     """
     packed: dict[str, Any] = {
         "path": block.path,
