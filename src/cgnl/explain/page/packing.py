@@ -165,6 +165,10 @@ def _notes(block: BlockTrace, small: BlockTrace, rounded: BlockTrace) -> list[st
         "theta, phi and g are rounded to 8 bits with one scale a channel: maps of five references differ by at most "
         f"{100 * max(differences):.2g} % of their strongest value from the unrounded ones."
     )
+    if block.kernel is not None:
+        notes.append(
+            "A reference whose theta is close to zero is rounded the most: all its maps are then off by a factor."
+        )
     if block.kind == "cgnl":
         notes.append("The sums z and the curve are those of the unrounded features.")
     if block.kind == "gnl" and not isinstance(block.kernel, DotProduct | EmbeddedGaussian | GaussianRBF):
