@@ -15,8 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cgnl.data.decoding import DataError
-from cgnl.training.module import TrainingModule
+from cgnl.training.module import TrainingModule, naming_small_batches
 from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 
 
@@ -95,15 +94,8 @@ class ClassificationModule(TrainingModule):
             return self.loss_of_no_sample(batch)
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
-        try:
+        with naming_small_batches(images):
             logits = self(images)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise DataError(
-                f"a batch of {len(images)} sample of {' x '.join(map(str, images.shape[2:]))} is too small for "
-                "BatchNorm: raise data.batch_size or data.size"
-            ) from error
         loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
         if loss.isfinite():
             self.train_loss.update(loss.detach(), weight=len(target))

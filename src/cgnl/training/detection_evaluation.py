@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from cgnl.training.average_precision import per_class
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
@@ -78,18 +78,24 @@ def evaluate_detection(
     # Mask R-CNN resizes the images itself
     resize = trained.network.transform
     assert isinstance(resize, GeneralizedRCNNTransform)
-    resize.min_size, resize.max_size = (data.size,), data.max_size
+    own_size = resize.min_size, resize.max_size
     runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with reporting_dead_readers():
-        runner.validate(module, datamodule=samples, verbose=False)
+    try:
+        resize.min_size, resize.max_size = (data.size,), data.max_size
+        with reporting_dead_readers():
+            runner.validate(module, datamodule=samples, verbose=False)
+    finally:
+        resize.min_size, resize.max_size = own_size
     samples.share_bad_files()
     if not stay:
         end_together()
-    classes = {kind: per_class(module.tested, module.results, coco) for kind, coco in KINDS.items()}
+    classes = module.per_class
     evaluation = DetectionEvaluation(
         module.measures["box"],
         module.measures["mask"],
-        tuple((name, count, ap, mask[1]) for (name, ap, count), mask in zip(*classes.values(), strict=True)),
+        tuple(
+            (name, count, ap, mask[1]) for (name, ap, count), mask in zip(classes["box"], classes["mask"], strict=True)
+        ),
         len(module.tested["images"]),
         len(samples.test_samples) - len(module.tested["images"]),
         len(module.results),
@@ -126,11 +132,19 @@ def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.
         (bool).
     """
     device = default_device()
-    (found,) = trained.network.to(device)([to_dtype(to_image(image), torch.float32, scale=True).to(device)])
-    kept = found["scores"] >= min_score
+    heads = trained.network.to(device).roi_heads
+    assert isinstance(heads, RoIHeads)
+    own_score = heads.score_thresh
+    try:
+        # masks are pasted of what is kept alone; torchvision keeps what is above its threshold, not at it
+        below = float(torch.nextafter(torch.tensor(min_score), torch.tensor(-math.inf)))
+        heads.score_thresh = max(own_score, below)
+        (found,) = trained.network([to_dtype(to_image(image), torch.float32, scale=True).to(device)])
+    finally:
+        heads.score_thresh = own_score
     return {
-        "boxes": found["boxes"][kept].cpu(),
-        "labels": found["labels"][kept].cpu(),
-        "scores": found["scores"][kept].cpu(),
-        "masks": (found["masks"][kept, 0] >= 0.5).cpu(),
+        "boxes": found["boxes"].cpu(),
+        "labels": found["labels"].cpu(),
+        "scores": found["scores"].cpu(),
+        "masks": (found["masks"] >= 0.5)[:, 0].cpu(),
     }

@@ -202,7 +202,8 @@ class DetectionNetworkConfig:
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
     """Kernel function of a CGNL block (cgnlx is always rbf)."""
     norm: Literal["batch", "sync_batch", "group"] = "sync_batch"
-    """Norm at the block's end; with one image a process only sync_batch keeps the attention."""
+    """Norm at the block's end. sync_batch is over all processes; with one image in all it cancels the attention, as
+    batch does with one image a process, and group always."""
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
     channel_reduction: int = 2
@@ -235,7 +236,8 @@ class DetectionDataConfig:
     """The images and their objects, and how many go into one step."""
 
     root: Path | None = None
-    """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same of val."""
+    """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same of val; not needed
+    where the files and folders below are given."""
     train_annotations: Path | None = None
     """COCO json file for training, where the layout is another one."""
     test_annotations: Path | None = None
@@ -283,17 +285,17 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     """Weight decay."""
     norm_weight_decay: float | None = None
-    """Weight decay of the norms' weights and biases; by default that of all others."""
+    """Weight decay of the norms' weights and biases; by default that of all other weights and biases."""
     bias_weight_decay: float | None = None
-    """Weight decay of the biases that are not a norm's; by default that of all others."""
+    """Weight decay of the biases (a norm's only without norm_weight_decay); by default that of all weights."""
     bias_lr_factor: float = 1.0
-    """Factor on the learning rate of these biases."""
+    """Factor on the learning rate of all biases, those of norms among them."""
     lr_batch: int | None = None
     """Batch that lr is meant for: with another data.batch_size the rate is scaled linearly; none: lr as it is."""
     block_lr_factor: float = 1.0
     """Factor on the learning rate of the inserted blocks."""
     head_lr_factor: float = 1.0
-    """Factor on the learning rate of the classifier."""
+    """Factor on the learning rate of the classifier; of a detector's layers that predict classes, boxes and masks."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy."""
     clip_norm: float | None = None
@@ -380,7 +382,8 @@ class TrainerConfig:
         for name in ("test_every_n_epochs", "checkpoint_every_n_steps", "log_every_n_steps"):
             _within(f"trainer.{name}", getattr(self, name), 1)
         _within("trainer.devices", self.devices, 1)
-        _within("trainer.max_steps", self.max_steps, -1)
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"trainer.max_steps ({self.max_steps}) must be -1 or at least 1")
         _within("trainer.seed", self.seed, 0, 2**32 - 1)
         _within("trainer.ema_decay", self.ema_decay, 0, 1)
         _within("trainer.skip_limit", self.skip_limit, 0)
@@ -416,7 +419,16 @@ class DetectionRecipe(Recipe):
     network: DetectionNetworkConfig = field(default_factory=DetectionNetworkConfig)  # type: ignore[assignment]
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        if self.optimizer.label_smoothing:
+            raise ValueError(
+                f"optimizer.label_smoothing ({self.optimizer.label_smoothing:g}) is for classifiers: the losses of a "
+                "detector have none"
+            )
 
+
+# Fields that had other names in earlier versions.
+_RENAMED = {"schedule.warmup_epochs": "warmup"}
 _TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
 
 
@@ -475,7 +487,8 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
     hints = typing.get_type_hints(type(config))
     fields = {field.name: hints[field.name] for field in dataclasses.fields(config)}
     changed = {}
-    for name, value in values.items():
+    for given, value in values.items():
+        name = _RENAMED.get(f"{prefix}{given}", given)
         if name not in fields:
             raise ValueError(f"{source}: {prefix}{name} is no field of a recipe; fields here: {', '.join(fields)}")
         if dataclasses.is_dataclass(getattr(config, name)):
