@@ -52,8 +52,8 @@ def network_of(name: str, neck: str, arguments: argparse.Namespace) -> MaskRCNN:
     network = maskrcnn_resnet50(
         BLOCKS[name], neck=neck, num_classes=NUM_CLASSES, size=arguments.size, max_size=2 * arguments.size
     )
-    for name in ("conv1", "layer1"):
-        network.backbone.body[name].requires_grad_(False)
+    for stage in ("conv1", "layer1"):
+        network.backbone.body[stage].requires_grad_(False)
     return network.to(arguments.device)
 
 
