@@ -267,15 +267,29 @@ def test_trained_norms_of_the_backbone() -> None:
     assert all(value.isfinite().all() for value in network.state_dict().values()), "res5 sees no region for the masks"
 
 
-def test_one_image_warns_for_plain_batch_norm_alone() -> None:
+@pytest.mark.parametrize("norm", ["batch", "sync_batch"])
+def test_one_image_in_all_warns(norm: str) -> None:
     # the warning comes once a process
     cgnl.blocks._warn_of_single_sample.cache_clear()
-    x, targets = [torch.rand(3, 64, 96)], [objects()]
+    x, targets = [torch.rand(3, 64, 96)] * 2, [objects()] * 2
     with warnings.catch_warnings():
         warnings.simplefilter("error", SingleSampleWarning)
-        small("cgnl")(x, targets)
+        small("cgnl", norm=norm)(x, targets)
+        small("cgnl", norm="group")(x[:1], targets[:1])
     with pytest.warns(SingleSampleWarning):
-        small("cgnl", norm="batch")(x, targets)
+        small("cgnl", norm=norm)(x[:1], targets[:1])
+
+
+@pytest.mark.parametrize("neck", ["c4", "fpn"])
+def test_limits_that_are_set_are_those_of_a_network_made_with_them(neck: detection.Neck) -> None:
+    limits = {"proposals": 7, "detections": 4, "score_threshold": 0.2}
+    expected, network = small("cgnl", neck=neck, **limits).eval(), small("cgnl", neck=neck).eval()
+    network.load_state_dict(expected.state_dict())
+    x = [torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))]
+    assert len(network(x)[0]["scores"]) != len(expected(x)[0]["scores"])
+    detection.set_test_limits(network, **limits)
+    assert_same(network(x), expected(x))
+    assert vars(network.rpn)["_pre_nms_top_n"]["testing"] == vars(expected.rpn)["_pre_nms_top_n"]["testing"]
 
 
 def test_res5_is_one_set_of_weights() -> None:

@@ -113,6 +113,32 @@ def test_the_end_of_a_cosine_cannot_move(class_folders, tmp_path):
         train(override(recipe, {"trainer": {"max_epochs": 2}}, "test"), tmp_path / "run", resume=True)
 
 
+def test_the_end_of_a_cosine_in_steps_cannot_move(class_folders, tmp_path):
+    recipe = override(tiny(class_folders, max_steps=2), {"schedule": {"kind": "cosine", "unit": "step"}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    for steps in (3, -1):
+        longer = override(recipe, {"trainer": {"max_steps": steps, "max_epochs": 5}}, "test")
+        with pytest.raises(DataError, match=f"so it cannot go on: trainer.max_steps, the .* was 2, now {steps}$"):
+            train(longer, tmp_path / "run", resume=True)
+    # epochs do not end it
+    train(override(recipe, {"trainer": {"max_epochs": 5}}, "test"), tmp_path / "run", resume=True, progress=False)
+
+
+NORMS_OVER_PROCESSES = {
+    "trainer.sync_batch_norm": {"trainer": {"sync_batch_norm": True}},
+    "network.norm sync_batch": {"network": {"norm": "sync_batch"}},
+}
+
+
+@pytest.mark.parametrize("name", NORMS_OVER_PROCESSES)
+def test_norms_over_processes_are_refused_on_cpus(class_folders, tmp_path, name):
+    recipe = override(tiny(class_folders, accelerator="cpu", devices=2), NORMS_OVER_PROCESSES[name], "test")
+    with pytest.raises(ValueError, match=f"{name} needs GPUs in several processes"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    train(override(recipe, {"trainer": {"devices": 1, "max_steps": 1}}, "test"), tmp_path / "run", progress=False)
+
+
 def test_resuming_does_not_need_the_start_weights(finished, class_folders, tmp_path):
     _, run = finished
     weights = shutil.copy(run / "last.ckpt", tmp_path / "weights.ckpt")
@@ -287,6 +313,8 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
         ("data: 3", "data must be a mapping"),
         ("- 1", "must be a mapping"),
+        ("trainer: {max_steps: 0}", "trainer.max_steps (0) must be -1 or at least 1"),
+        ("task: detection\noptimizer: {label_smoothing: 0.1}", "optimizer.label_smoothing (0.1) is for classifiers"),
         ("task: sound", "task must be one of image, video, detection, got 'sound'"),
         ("data: {num_frames: 8}", "data.num_frames is no field of a recipe"),
         ("task: video\ndata: {num_frames: 0}", "data.num_frames (0) must be at least 1"),

@@ -146,6 +146,7 @@ class RunKeeper(Checkpoint):
         self._handlers: dict[int, Any] = {}
         self._random_state: Sequence[Tensor] | None = None
         self._tested = False
+        self._loop_at_end: dict[str, Any] | None = None
         self._started = self._epoch_started = time.monotonic()
         self._images = 0
 
@@ -230,6 +231,9 @@ class RunKeeper(Checkpoint):
             # the test that ends an epoch also ends a run that its number of steps ends
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1
+            if position < trainer.num_training_batches:
+                # Lightning takes the epoch for a whole one from here on, so that a longer run would leave its rest out
+                self._loop_at_end = trainer.fit_loop.state_dict()
         if last or position == trainer.num_training_batches:
             # Lightning cannot resume between a last step and its test: on_train_epoch_end saves
             return
@@ -281,6 +285,8 @@ class RunKeeper(Checkpoint):
         """Add what makes a checkpoint complete in itself and the state of the run."""
         batches = trainer.fit_loop.epoch_loop.batch_idx + 1
         done = trainer.num_training_batches <= batches
+        if self._loop_at_end is not None:
+            checkpoint["loops"]["fit_loop"] = self._loop_at_end
         checkpoint["cgnl"] = {
             **self.description,
             "format": FORMAT,

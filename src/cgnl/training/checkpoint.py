@@ -189,21 +189,24 @@ def from_start_weights(recipe: Recipe, name: str, classes: Sequence[str]) -> Tra
     """
     if recipe.network.weights is None:
         raise ValueError("network.weights is needed: the weights to test")
-    if isinstance(recipe, DetectionRecipe) and recipe.network.weights.endswith("COCO_V1"):
-        _check_classes_of_coco(classes)
+    if isinstance(recipe, DetectionRecipe):
+        _check_classes_of_named(recipe.network.weights, classes)
     network = build_network(recipe, len(classes)).eval()
     return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0)
 
 
-def _check_classes_of_coco(classes: Sequence[str]) -> None:
+def _check_classes_of_named(weights: str, classes: Sequence[str]) -> None:
     """Refuse data whose labels mean other kinds of objects than the outputs of torchvision's weights do."""
-    every = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+    named = MaskRCNN_ResNet50_FPN_Weights
+    if weights.rpartition(".")[2] not in named.__members__ and Path(weights).name != Path(named.COCO_V1.url).name:
+        return
+    every = named.COCO_V1.meta["categories"][1:]
     names = every if len(classes) == len(every) else [name for name in every if name != "N/A"]
     if list(classes) == names:
         return
     new, gone = ([name for name in ours if name not in other] for ours, other in ((classes, names), (names, classes)))
     lists = [f"{what}: {', '.join(some[:5])}" for what, some in (("not among them", new), ("lacking", gone)) if some]
     raise ValueError(
-        f"network.weights COCO_V1 are of COCO's {len(names)} classes, and the data has {len(classes)} others; "
+        f"network.weights {weights} are of COCO's {len(names)} classes, and the data has {len(classes)} others; "
         f"{'; '.join(lists) or 'their order differs'}"
     )
