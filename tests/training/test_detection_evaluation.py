@@ -211,14 +211,14 @@ def test_evaluation_runs_the_network_on_images_of_the_size_asked_for(trained, fl
         assert {coco_mask.decode(row["segmentation"]).shape for row in rows} == {(image.height, image.width)}
 
 
-def test_evaluation_leaves_the_network_as_it_is(trained, flock, monkeypatch):
+def test_evaluation_leaves_the_network_as_it_is(trained):
     before = trained.network.transform.min_size, trained.network.transform.max_size
     data = dataclasses.replace(trained.recipe.data, size=48, max_size=60)
     evaluate_detection(trained, data)
     assert (trained.network.transform.min_size, trained.network.transform.max_size) == before == ((64,), 80)
 
 
-def test_masks_are_pasted_of_what_is_kept_alone(trained, flock, monkeypatch):
+def test_masks_are_pasted_of_what_is_kept_alone(trained, flock):
     with Image.open(next((flock / "val").iterdir())) as file:
         image = file.convert("RGB")
     least = float(detect(trained, image)["scores"][2])

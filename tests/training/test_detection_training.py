@@ -233,6 +233,7 @@ def test_a_root_is_not_needed_where_files_and_folders_are_given(flock):
             lacking.check()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_for_more_steps_than_it_was_to_take(tiny_detection, finished, tmp_path):
     longer = override(tiny_detection, {"trainer": {"max_steps": 9}}, "test")
     run = shutil.copytree(finished[1], tmp_path / "run")
@@ -241,6 +242,7 @@ def test_a_run_goes_on_for_more_steps_than_it_was_to_take(tiny_detection, finish
     compare(run, tmp_path / "reference", epochs=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::cgnl.blocks.SingleSampleWarning")
 def test_parts_of_a_batch_and_an_average_of_weights_end_with_the_steps(tiny_detection, tmp_path):
     # four steps of two images one by one make an epoch
