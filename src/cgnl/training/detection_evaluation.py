@@ -45,6 +45,13 @@ class DetectionEvaluation:
     detections: int
     troubles: tuple[str, ...]
 
+    def measures(self) -> dict[str, dict[str, float | None]]:
+        """Return box and mask measures for JSON, which has no nan: None where there is no such object."""
+        return {
+            kind: {name: None if math.isnan(value) else value for name, value in getattr(self, kind).items()}
+            for kind in KINDS
+        }
+
 
 def evaluate_detection(
     trained: TrainedNetwork,
@@ -112,8 +119,7 @@ def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvalua
     for kind, other in (("box", "segmentation"), ("mask", "bbox")):
         rows = [{key: value for key, value in row.items() if key != other} for row in results]
         (out / f"{kind}_results.json").write_text(json.dumps(rows))
-    measures = {kind: {k: None if math.isnan(v) else v for k, v in getattr(evaluation, kind).items()} for kind in KINDS}
-    (out / "measures.json").write_text(json.dumps(measures, indent=2))
+    (out / "measures.json").write_text(json.dumps(evaluation.measures(), indent=2))
     with (out / "per_class.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])
 
