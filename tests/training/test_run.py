@@ -21,6 +21,7 @@ from cgnl.data.decoding import DataError, open_image
 from cgnl.data.transforms import test_transform as centre_crop
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES, OptimizerConfig, from_dict, load_recipe, override, to_dict
+from cgnl.training.callbacks import RunKeeper
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.evaluation import evaluate, predict, wilson_interval
 from cgnl.training.run import train
@@ -43,6 +44,32 @@ def tiny(folders, **trainer):
 def finished(class_folders, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "first"
     return train(tiny(class_folders, max_epochs=2), run, name="birds", progress=False), run
+
+
+def test_a_run_in_steps_that_stops_after_an_untested_epoch_goes_on_as_if_it_had_not(
+    class_folders, tmp_path, monkeypatch
+):
+    recipe = tiny(class_folders, max_epochs=50, max_steps=8, test_every_n_epochs=4)
+    train(recipe, tmp_path / "unbroken", progress=False)
+    ends = RunKeeper.on_train_epoch_end
+
+    def stop(keeper, trainer, module):
+        ends(keeper, trainer, module)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunKeeper, "on_train_epoch_end", stop)
+        with pytest.raises(SystemExit):
+            train(recipe, tmp_path / "run", progress=False)
+    result = train(recipe, tmp_path / "run", resume=True, progress=False)
+    steps = [
+        [row[:4] for row in csv.reader((tmp_path / name / "steps.csv").read_text().splitlines())]
+        for name in ("unbroken", "run")
+    ]
+    assert steps[0] == steps[1]
+    assert [row[0] for row in steps[0][1:]] == list("12345678")
+    assert len({row[1] for row in steps[0][1:]}) > 1, "several epochs"
+    assert list(result.scores) == ["top-1", "top-5"], "tested after the last step"
 
 
 def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):

@@ -336,14 +336,12 @@ def _mask_rcnn(
 
 def _read_weights(arch: str, neck: str, weights: Weights) -> Checkpoint | None:
     enum = MaskRCNN_ResNet50_FPN_Weights
-    checkpoint = read_weights(enum, weights, "Mask R-CNN")
-    if checkpoint is None:
-        return None
-    if not checkpoint.by_name and Path(checkpoint.source).name == Path(enum.COCO_V1.url).name:
-        checkpoint = checkpoint._replace(by_name=True)
-    if checkpoint.by_name and (arch, neck) != ("resnet50", "fpn"):
+    named = str(weights).removeprefix(f"{enum.__name__}.") in enum.__members__
+    known_file = weights is not None and Path(str(weights)).name == Path(enum.COCO_V1.url).name
+    if (named or known_file) and (arch, neck) != ("resnet50", "fpn"):
         raise ValueError(f"weights ({weights}) are of resnet50 with neck 'fpn', not of {arch} with neck {neck!r}")
-    return checkpoint
+    checkpoint = read_weights(enum, weights, "Mask R-CNN")
+    return checkpoint._replace(by_name=True) if checkpoint is not None and known_file else checkpoint
 
 
 def _num_classes(checkpoint: Checkpoint) -> int:

@@ -34,6 +34,7 @@ class ClassificationModule(TrainingModule):
         cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
         seed: Seed of mixup and cutmix.
         lr_scale: Factor on all learning rates, warm-up included.
+        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether images are given to the network in the channels-last memory format.
 
@@ -55,6 +56,7 @@ class ClassificationModule(TrainingModule):
         cutmix: float = 0.0,
         seed: int = 0,
         lr_scale: float = 1.0,
+        max_steps: int = -1,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
@@ -63,6 +65,7 @@ class ClassificationModule(TrainingModule):
             optimizer=optimizer,
             schedule=schedule,
             lr_scale=lr_scale,
+            max_steps=max_steps,
             freeze=freeze,
             channels_last=channels_last,
         )

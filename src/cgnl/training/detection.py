@@ -34,6 +34,7 @@ class DetectionModule(TrainingModule):
         optimizer: Optimizer.
         schedule: Learning rate over the run.
         lr_scale: Factor on all learning rates, warm-up included.
+        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether the network works on feature maps in the channels-last memory format.
 
@@ -59,6 +60,7 @@ class DetectionModule(TrainingModule):
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         lr_scale: float = 1.0,
+        max_steps: int = -1,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
@@ -67,6 +69,7 @@ class DetectionModule(TrainingModule):
             optimizer=optimizer,
             schedule=schedule,
             lr_scale=lr_scale,
+            max_steps=max_steps,
             freeze=freeze,
             channels_last=channels_last,
         )

@@ -26,6 +26,7 @@ class TrainingModule(pl.LightningModule):
         optimizer: Optimizer and loss.
         schedule: Learning rate over the run.
         lr_scale: Factor on all learning rates, warm-up included.
+        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether the network works on feature maps in the channels-last memory format.
 
@@ -45,6 +46,7 @@ class TrainingModule(pl.LightningModule):
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         lr_scale: float = 1.0,
+        max_steps: int = -1,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
@@ -52,7 +54,7 @@ class TrainingModule(pl.LightningModule):
         self.network = network
         self.optimizer_config = optimizer or OptimizerConfig()
         self.schedule_config = schedule or ScheduleConfig(kind="constant")
-        self.lr_scale = lr_scale
+        self.lr_scale, self.max_steps = lr_scale, max_steps
         self.channels_last = channels_last
         self._frozen = [_find(network, path) for path in freeze]
         for module in self._frozen:
@@ -130,7 +132,7 @@ class TrainingModule(pl.LightningModule):
                 # infinite until the data is set up, when only step 0 has been asked for
                 steps_per_epoch=self.trainer.num_training_batches / self.trainer.accumulate_grad_batches,
                 max_epochs=self.trainer.max_epochs or 1,
-                max_steps=self.trainer.max_steps,
+                max_steps=self.max_steps if self.max_steps >= 0 else self.trainer.max_steps,
                 lr=config.lr,
                 config=self.schedule_config,
             ),

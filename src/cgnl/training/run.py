@@ -117,6 +117,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
         log_every_n_steps=config.log_every_n_steps,
         test_every_n_epochs=config.test_every_n_epochs,
+        max_steps=config.max_steps,
         say=say,
     )
     guard = FiniteGuard(run, config.skip_limit, data.names)
@@ -124,13 +125,12 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     if config.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if progress and console.is_terminal:
-        callbacks.append(RunProgressBar())
+        callbacks.append(RunProgressBar(config.max_steps))
     trainer = make_trainer(
         config,
         callbacks=callbacks,
         logger=TensorBoardLogger(run, name="", version="tensorboard"),
         max_epochs=config.max_epochs,
-        max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm,
         check_val_every_n_epoch=config.test_every_n_epochs,
@@ -167,6 +167,7 @@ def make_module(
         "schedule": recipe.schedule,
         "lr_scale": recipe.data.batch_size / batch if batch else 1.0,
         "freeze": config.freeze,
+        "max_steps": config.max_steps,
         "channels_last": uses_channels_last(config) if channels_last is None else channels_last,
     }
     if isinstance(recipe, DetectionRecipe):
