@@ -7,7 +7,8 @@ block differs. The released table for CGNL, +6.5 % of training time and +4 % of 
 A training step is forward, losses, backward and SGD with momentum, in float32, with stem and layer1 frozen as in the
 recipes. The networks take turns within one process. Peak memory is measured in a fresh process for each network: on a
 CPU the peak of the resident set over what it was before the network was made, on a GPU the peak of what PyTorch
-allocated. Run on a machine that does nothing else:
+allocated. On a CPU the heads see a quarter of the recipes' regions, so that it takes minutes; more of them only make
+the block's share smaller. Run on a machine that does nothing else:
 
     python benchmarks/detection.py
     python benchmarks/detection.py --device cuda
@@ -50,10 +51,16 @@ def network_of(name: str, neck: str, arguments: argparse.Namespace) -> MaskRCNN:
     """The network of that name; what is outside the block has the same weights in each."""
     torch.manual_seed(arguments.seed)
     network = maskrcnn_resnet50(
-        BLOCKS[name], neck=neck, num_classes=NUM_CLASSES, size=arguments.size, max_size=2 * arguments.size
+        BLOCKS[name],
+        neck=neck,
+        num_classes=NUM_CLASSES,
+        size=arguments.size,
+        max_size=2 * arguments.size,
+        rois=arguments.rois,
+        proposals=arguments.proposals,
     )
-    for name in ("conv1", "layer1"):
-        network.backbone.body[name].requires_grad_(False)
+    for stage in ("conv1", "layer1"):
+        network.backbone.body[stage].requires_grad_(False)
     return network.to(arguments.device)
 
 
@@ -134,7 +141,7 @@ def measure_peak(arguments: argparse.Namespace) -> None:
 def rows_of(neck: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time and memory of the networks with this neck, and what they are to the plain one's."""
     batch = batch_of(arguments)
-    names = ("batch_size", "size", "threads", "seed", "device")
+    names = ("batch_size", "size", "rois", "proposals", "threads", "seed", "device")
     options = {name: getattr(arguments, name) for name in names}
     rows = []
     for mode in MODES:
@@ -180,6 +187,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, help="images; 1 on a CPU, 2 on a GPU")
     parser.add_argument("--size", type=int, help="pixels of the shorter side; 480 on a CPU, 800 on a GPU")
+    parser.add_argument("--rois", type=int, help="regions an image that the heads train on; 128 on a CPU, 512 on a GPU")
+    parser.add_argument("--proposals", type=int, help="regions an image in inference; 250 on a CPU, 1000 on a GPU")
     parser.add_argument("--necks", nargs="+", choices=NECKS, default=list(NECKS))
     parser.add_argument("--peaks", type=int, default=2, help="processes a network whose peaks are measured")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -187,12 +196,14 @@ def main() -> None:
     on_gpu = arguments.device == "cuda"
     arguments.batch_size = arguments.batch_size or (2 if on_gpu else 1)
     arguments.size = arguments.size or (800 if on_gpu else 480)
+    arguments.rois = arguments.rois or (512 if on_gpu else 128)
+    arguments.proposals = arguments.proposals or (1000 if on_gpu else 250)
     torch.set_num_threads(arguments.threads)
     if arguments.peak_of:
         measure_peak(arguments)
         return
     rows = [row for neck in arguments.necks for row in rows_of(neck, arguments)]
-    settings = ("device", "batch_size", "size", "repeats", "peaks")
+    settings = ("device", "batch_size", "size", "rois", "proposals", "repeats", "peaks")
     write_result(
         arguments.out,
         seed=arguments.seed,

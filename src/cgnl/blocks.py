@@ -193,8 +193,9 @@ class _GroupedBlock(_Block):
         if (
             not torch.compiler.is_compiling()
             and x.shape[0] == 1
-            and type(self.norm) is _BATCH_NORMS[self.num_axes]
+            and isinstance(self.norm, nn.Module)
             and self.norm.training
+            and _is_over_this_process(self.norm)
         ):
             _warn_of_single_sample()
 
@@ -283,8 +284,8 @@ class CGNL2d(_CompactBlock):
     The paper's norm is BatchNorm. The released code has GroupNorm with the same groups as conv_z: it
     normalises each sample and group on its own and so, with the dot product, divides out the scalar phi^T g
     again except for its sign. BatchNorm in training with one sample per process does the same, hence the
-    warning; use ``"sync_batch"`` then, or frozen statistics. ``"group"`` is for loading the released
-    checkpoints.
+    warning; use ``"sync_batch"`` in several processes then, or frozen statistics. ``"group"`` is for loading
+    the released checkpoints.
 
     Eq. 2 prints C' = C; the default of C/2 is the released code's.
 
@@ -523,6 +524,14 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int) -> nn.Modu
     return nn.SyncBatchNorm(channels) if norm == "sync_batch" else _BATCH_NORMS[num_axes](channels)
 
 
+def _is_over_this_process(norm: nn.Module) -> bool:
+    """Whether the norm takes its statistics in training over the samples of this process alone."""
+    if type(norm) is nn.SyncBatchNorm:
+        distributed = torch.distributed
+        return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
+    return type(norm) in _BATCH_NORMS.values()
+
+
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
     """The norm in the type of ``branch``, also where its parameters are of a half type."""
     tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
@@ -565,7 +574,8 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...], more: s
 def _warn_of_single_sample() -> None:
     warnings.warn(
         "A CGNL block with BatchNorm is in training with one sample per process: its norm then divides out "
-        'the scalars that the block computes. Use norm="sync_batch", a larger batch, or frozen statistics.',
+        'the scalars that the block computes. Use a larger batch, norm="sync_batch" over several processes, or '
+        "frozen statistics.",
         SingleSampleWarning,
         stacklevel=2,
     )

@@ -182,6 +182,7 @@ MISTAKES = {
         "x.txt does not exist",
     ),
     "a network option for a checkpoint": (["evaluate", "{run}", "--network.groups=4"], "cannot be changed"),
+    "a score of a classifier": (["predict", "{run}", "x.jpg", "--score=0.5"], "score (0.5) needs a detector"),
     "no top": (["predict", "{run}", "x.jpg", "--top=-1"], "top (-1) must be at least 1"),
     "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) needs a detector"),
     "a timeline of images": (

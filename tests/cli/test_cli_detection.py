@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops
 from pycocotools import mask as coco_mask
 from test_cli import run
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
 
 from cgnl.cli import main
 from cgnl.data.decoding import open_image
@@ -19,6 +21,8 @@ SMALL = (
     "--network.neck=c4 --network.rois=8 --network.proposals=20 --network.detections=10 --network.score-threshold=0 "
     "--data.size=64 --data.max-size=80 --data.batch-size=2 --data.workers=0 --trainer.max-steps=1"
 ).split()
+TWO_CPUS = ("--trainer.accelerator=cpu", "--trainer.devices=2")
+FPN = ("--network.neck=fpn", "--network.backbone-weights=None")
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +109,82 @@ def test_predict_goes_on_after_a_bad_image_and_draws_the_others(capsys, detector
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [f"{path.stem}.png" for path in images]
 
 
+def test_evaluate_looks_for_more_or_fewer_objects(capsys, detector, tmp_path):
+    counts = {}
+    for option in ("detections=10", "detections=3", "proposals=1", "score-threshold=1"):
+        code, _, err = run(capsys, "evaluate", detector, f"--network.{option}", f"--out={tmp_path / option}")
+        assert code == 0, err
+        counts[option] = len(json.loads((tmp_path / option / "box_results.json").read_text()))
+    # of two images; a proposal can be one object of each of three classes
+    assert counts == {"detections=10": 20, "detections=3": 6, "proposals=1": 6, "score-threshold=1": 0}
+
+
+def coco_names(flock, root, names):
+    """A flock whose annotations have the categories of other names, in their order, and the birds the first ones."""
+    shutil.copytree(flock, root)
+    for path in (root / "annotations").iterdir():
+        truth = json.loads(path.read_text())
+        truth["categories"] = [{"id": k, "name": name} for k, name in enumerate(names, start=1)]
+        for row in truth["annotations"]:
+            row["category_id"] = 1
+        path.write_text(json.dumps(truth))
+    return root
+
+
+def test_evaluate_tests_torchvisions_weights_on_data_of_their_classes(capsys, flock, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+    cached = tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    torch.save(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), cached)
+    names = [name for name in weights.meta["categories"][1:] if name != "N/A"]
+    small = ["--data.size=64", "--data.max-size=80", "--data.workers=0", "--network.proposals=5", "--network.weights"]
+    command = ["evaluate", "coco-maskrcnn-resnet50", *FPN, *small, "COCO_V1", f"--out={tmp_path / 'out'}"]
+    root = coco_names(flock, tmp_path / "coco", names)
+    code, out, err = run(capsys, *command, f"--data.root={root}")
+    assert code == 0, err
+    assert "(%, 2 images)" in out
+    swapped = coco_names(flock, tmp_path / "swapped", [names[1], names[0], *names[2:]])
+    code, _, err = run(capsys, *command, f"--data.root={swapped}")
+    assert code == 2
+    assert "their order differs" in err
+
+
 MISTAKES = {
     "a timeline of a detector": (["predict", "{run}", "{image}", "--timeline=t.csv"], "timeline (t.csv) needs a video"),
+    "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) needs a network that classifies"),
+    "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would write the picture over the image"),
+    "a folder of the image": (["predict", "{run}", "{image}", "{copy}", "--out={tmp}"], "over the image {copy}"),
+    "one picture of two images": (
+        ["predict", "{run}", "{image}", "{copy}", "--out=x.png"],
+        "out (x.png) must be a folder for the pictures of 2 images",
+    ),
+    "no place of data": (
+        ["train", "flock-maskrcnn-resnet18"],
+        "data.root is needed, or in its place data.train_annotations and data.train_images",
+    ),
+    "a norm over processes": (
+        ["train", "flock-maskrcnn-resnet18-cgnl", "--data.root={other}", "--network.norm=sync_batch", *TWO_CPUS],
+        "network.norm sync_batch needs GPUs in several processes",
+    ),
+    "smoothed labels": (
+        ["train", "flock-maskrcnn-resnet18", "--data.root={other}", "--optimizer.label-smoothing=0.1"],
+        "optimizer.label_smoothing (0.1) is for classifiers",
+    ),
+    "weights of other classes": (
+        ["evaluate", "coco-maskrcnn-resnet50", "--data.root={other}", "--network.weights=COCO_V1", *FPN],
+        "network.weights COCO_V1 are of COCO's 80 classes, and the data has 3 others; not among them: great",
+    ),
     "a picture of no known kind": (["predict", "{run}", "{image}", "--out=x.txt"], "out (x.txt) must end in .png"),
     "no such score": (["predict", "{run}", "{image}", "--score=2"], "score (2.0) must be between 0 and 1"),
     "pictures of one name": (["predict", "{run}", "{image}", "{image}", "--out=d"], "two of the images have one name"),
     "no such image": (["predict", "{run}", "nothing.jpg"], "nothing.jpg does not exist"),
     "other classes": (["evaluate", "{run}", "--data.root={other}"], "other classes than expected"),
     "no annotations": (["evaluate", "{run}", "--data.root={tmp}"], "{tmp}"),
-    "another network": (["evaluate", "{run}", "--network.rois=9"], "cannot be changed"),
+    "another network": (
+        ["evaluate", "{run}", "--network.rois=9"],
+        "cannot be changed, except network.proposals, network.detections, network.score_threshold",
+    ),
     "no such neck": (["train", "flock-maskrcnn-resnet18", "--data.root={other}", "--network.neck=c5"], "c5"),
     "no such part": (
         ["train", "flock-maskrcnn-resnet18", "--data.root={other}", *SMALL, "--trainer.freeze=body"],
@@ -133,6 +204,7 @@ def test_a_mistake_ends_in_a_plain_sentence(capsys, detector, flock, image, tmp_
         path.write_text(path.read_text().replace('"name": "', '"name": "great '))
     places = {"run": detector, "image": image, "other": other, "tmp": tmp_path / "empty"}
     places["tmp"].mkdir()
+    places["copy"] = shutil.copy(image, places["tmp"] / "copy.png")
     arguments, message = MISTAKES[case]
     filled = [argument.format(**places) for argument in arguments]
     if filled[0] == "train":

@@ -101,12 +101,9 @@ def test_coco_weights_make_torchvisions_network(coco_file: Path) -> None:
     few_of_ours = partial(detection.maskrcnn_resnet50, size=64, score_threshold=0.0, proposals=20, detections=30)
     x = [torch.rand(3, 64, 96), torch.rand(3, 72, 64)]
     expected = theirs(x)
-    ours = few_of_ours("cgnl", weights="COCO_V1").eval()
+    ours = few_of_ours("cgnl", weights=MaskRCNN_ResNet50_FPN_Weights.COCO_V1).eval()
     assert_same(ours(x), expected)
     assert list(remove_blocks(ours).state_dict()) == list(theirs.state_dict())
-    for weights in (MaskRCNN_ResNet50_FPN_Weights.COCO_V1, coco_file):
-        same = few_of_ours(weights=weights).state_dict()
-        assert all(torch.equal(value, same[key]) for key, value in ours.state_dict().items())
 
     # nothing but the state dict is needed to build it again
     again = few_of_ours().eval()
@@ -114,8 +111,11 @@ def test_coco_weights_make_torchvisions_network(coco_file: Path) -> None:
     assert_same(again(x), expected)
 
     # torchvision's defaults are ours
-    default, built = detection.maskrcnn_resnet50("none"), maskrcnn_resnet50_fpn(weights_backbone=None)
+    with torch.device("meta"):
+        default, built = detection.maskrcnn_resnet50("none"), maskrcnn_resnet50_fpn(weights_backbone=None)
     assert repr(default.transform) == repr(built.transform)
+    anchors, expected_anchors = default.rpn.anchor_generator, built.rpn.anchor_generator
+    assert (anchors.sizes, anchors.aspect_ratios) == (expected_anchors.sizes, expected_anchors.aspect_ratios)
     for part in ("rpn", "roi_heads"):
         settings = [
             {key: value for key, value in vars(getattr(network, part)).items() if isinstance(value, int | float | dict)}
@@ -138,10 +138,10 @@ def test_coco_weights_of_the_used_ids(coco_file: Path, coco_weights: dict[str, T
 
     with pytest.raises(CheckpointError, match=r"91 classes .*, 81 without .*num_classes \(7\): new_classifier=True"):
         detection.maskrcnn_resnet50(weights="COCO_V1", num_classes=7)
-    new = detection.maskrcnn_resnet50(weights="COCO_V1", num_classes=7, new_classifier=True).state_dict()
+    new = detection.maskrcnn_resnet50(weights=coco_file, num_classes=7, new_classifier=True).state_dict()
     assert [len(new[f"{name}.bias"]) for name in PREDICTORS] == [7, 28, 7]
-    key = "roi_heads.mask_predictor.conv5_mask.weight"
-    assert torch.equal(new[key], coco_weights[key])
+    for key in ("roi_heads.mask_predictor.conv5_mask.weight", "backbone.body.layer1.0.bn1.weight"):
+        assert torch.equal(new[key], network[key])
     new = detection.maskrcnn_resnet50(weights="COCO_V1", new_classifier=True).state_dict()
     assert not any(torch.equal(new[f"{name}.weight"], coco_weights[f"{name}.weight"]) for name in PREDICTORS)
 
@@ -215,8 +215,10 @@ def test_c4_of_deeper_networks(arch: str) -> None:
     assert network.rpn._post_nms_top_n == {"training": 2000, "testing": 1000}
 
 
-@pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("block", ["nl", "cgnl", "cgnlx", "residual"])
+@pytest.mark.parametrize(
+    ("neck", "block"),
+    [("c4", "nl"), ("fpn", "nl"), ("c4", "cgnl"), ("fpn", "cgnl"), ("c4", "cgnlx"), ("fpn", "residual")],
+)
 def test_new_blocks_leave_the_network_as_it_is(neck: str, block: str, tmp_path: Path) -> None:
     plain = small(neck=neck).eval()
     randomize_norms(plain)
@@ -267,15 +269,75 @@ def test_trained_norms_of_the_backbone() -> None:
     assert all(value.isfinite().all() for value in network.state_dict().values()), "res5 sees no region for the masks"
 
 
-def test_one_image_warns_for_plain_batch_norm_alone() -> None:
+@pytest.mark.parametrize("norm", ["batch", "sync_batch"])
+def test_one_image_in_all_warns(norm: str) -> None:
     # the warning comes once a process
     cgnl.blocks._warn_of_single_sample.cache_clear()
-    x, targets = [torch.rand(3, 64, 96)], [objects()]
+    x, targets = [torch.rand(3, 64, 96)] * 2, [objects()] * 2
     with warnings.catch_warnings():
         warnings.simplefilter("error", SingleSampleWarning)
-        small("cgnl")(x, targets)
+        small("cgnl", norm=norm)(x, targets)
+        small("cgnl", norm="group")(x[:1], targets[:1])
     with pytest.warns(SingleSampleWarning):
-        small("cgnl", norm="batch")(x, targets)
+        small("cgnl", norm=norm)(x[:1], targets[:1])
+
+
+@pytest.mark.parametrize("neck", ["c4", "fpn"])
+def test_limits_that_are_set_are_those_of_a_network_made_with_them(neck: detection.Neck) -> None:
+    limits = {"proposals": 7, "detections": 4, "score_threshold": 0.2}
+    expected, network = small("cgnl", neck=neck, **limits).eval(), small("cgnl", neck=neck).eval()
+    network.load_state_dict(expected.state_dict())
+    x = [torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))]
+    assert len(network(x)[0]["scores"]) != len(expected(x)[0]["scores"])
+    detection.set_test_limits(network, **limits)
+    assert_same(network(x), expected(x))
+    assert vars(network.rpn)["_pre_nms_top_n"]["testing"] == vars(expected.rpn)["_pre_nms_top_n"]["testing"]
+
+
+# "batch": the feature map of res4 is of 16 bits, too
+@pytest.mark.parametrize(("neck", "backbone_norm"), [("c4", "frozen"), ("c4", "batch"), ("fpn", "frozen")])
+def test_mixed_precision_leaves_boxes_and_scores_in_float32(neck: str, backbone_norm: str) -> None:
+    network = small("cgnl", neck=neck, backbone_norm=backbone_norm, proposals=8, rois=64, detections=30)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    seen: dict[str, Any] = {}
+    for name in ("rpn.anchor_generator", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor"):
+        network.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output})
+        )
+    network.roi_heads.box_roi_pool.register_forward_hook(lambda module, args, output: seen.update(regions=args[1]))
+
+    x, target = [torch.rand(3, 64, 96), torch.rand(3, 64, 96)], objects()
+    target["boxes"] += torch.tensor([0.37, 0.11, 0.23, 0.19])
+    losses, anchors = [], []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with autocast(enabled=enabled):
+            losses.append(network(x, [target, target]))
+        anchors.append(seen["rpn.anchor_generator"])
+        for regions in seen["regions"]:
+            of_truth = (regions[:, None] == target["boxes"]).all(dim=2).any(dim=0)
+            assert of_truth.all(), "true boxes are among the regions that are trained on, not rounded"
+    torch.testing.assert_close(*anchors, rtol=0.0, atol=0.0)  # checks the type, too
+    # scores near each other change places, so some of the regions are others
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.25, atol=0.0)
+    torch.stack(list(losses[1].values())).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+    with torch.no_grad(), autocast():
+        assert network.backbone(torch.rand(1, 3, 64, 64))["0"].dtype == (
+            torch.float32 if (neck, backbone_norm) == ("c4", "frozen") else torch.bfloat16
+        )
+        found = network.eval()(x)
+    outputs = [*seen["rpn.head"][0], *seen["rpn.head"][1], *seen["roi_heads.box_predictor"]]
+    outputs += [seen["roi_heads.mask_predictor"]]
+    assert {output.dtype for output in outputs} == {torch.float32}
+    for of_image in found:
+        assert {of_image[key].dtype for key in ("boxes", "scores", "masks")} == {torch.float32}
+        boxes = of_image["boxes"]
+        inside = boxes[(boxes > 0) & (boxes < 64)]
+        for values in (inside, of_image["scores"]):
+            assert len(values) > 10
+            assert (values == values.bfloat16()).float().mean() < 0.1, "values are rounded to 16 bits"
 
 
 def test_res5_is_one_set_of_weights() -> None:

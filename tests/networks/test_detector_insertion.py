@@ -49,7 +49,13 @@ def assert_equal_outputs(a: list[dict[str, Tensor]], b: list[dict[str, Tensor]])
         assert all(torch.equal(of_a[key], of_b[key]) for key in of_a)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+# Mask R-CNN, which is quicker than the one and tells more than the other, runs the same parts
+SLOW = {"faster_rcnn", "keypoint_rcnn"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in DETECTORS]
+)
 def test_insertion_into_torchvisions_detectors(name: str) -> None:
     torch.manual_seed(0)
     detector = DETECTORS[name]().eval()

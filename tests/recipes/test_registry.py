@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cgnl.recipes import RECIPES, load_recipe, to_dict
+from cgnl.recipes import RECIPES, from_dict, load_recipe, override, to_dict
 
 ONE_OF_EACH_TASK = ["birds-resnet18-cgnl", "actions-resnet18-cgnl", "coco-maskrcnn-resnet50-cgnl"]
 
@@ -43,3 +43,18 @@ def test_a_file_changes_fields_of_a_recipe(name, tmp_path):
 def test_an_unknown_task_is_named(task, tmp_path):
     with pytest.raises(ValueError, match="task must be one of image, video, detection"):
         load_recipe(file(tmp_path, {"recipe": "mine", "task": task}))
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path):
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
+    values = to_dict(recipe)
+    # as an earlier version has written it
+    for name in ("bias_weight_decay", "bias_lr_factor", "lr_batch"):
+        del values["optimizer"][name]
+    del values["schedule"]["unit"]
+    values["schedule"]["warmup_epochs"] = values["schedule"].pop("warmup") + 1.5
+    warmer = override(recipe, {"schedule": {"warmup": recipe.schedule.warmup + 1.5}}, "test")
+    for name in ("mine", "birds-resnet18-cgnl"):
+        assert load_recipe(file(tmp_path, {"recipe": name, **values})) == (name, warmer)
+    del values["task"]
+    assert from_dict(values, "a checkpoint") == warmer

@@ -20,6 +20,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cgnl.data.decoding import DataError
 from cgnl.data.toy.flock import draw_flock
 from cgnl.recipes import override
+from cgnl.training import average_precision
 from cgnl.training.checkpoint import TrainedNetwork, load_trained
 from cgnl.training.detection_evaluation import detect, evaluate_detection
 from cgnl.training.run import train
@@ -208,3 +209,30 @@ def test_evaluation_runs_the_network_on_images_of_the_size_asked_for(trained, fl
     assert len(rows) == 30
     with Image.open(next((flock / "val").iterdir())) as image:
         assert {coco_mask.decode(row["segmentation"]).shape for row in rows} == {(image.height, image.width)}
+
+
+def test_evaluation_leaves_the_network_as_it_is(trained):
+    before = trained.network.transform.min_size, trained.network.transform.max_size
+    data = dataclasses.replace(trained.recipe.data, size=48, max_size=60)
+    evaluate_detection(trained, data)
+    assert (trained.network.transform.min_size, trained.network.transform.max_size) == before == ((64,), 80)
+
+
+def test_masks_are_pasted_of_what_is_kept_alone(trained, flock):
+    with Image.open(next((flock / "val").iterdir())) as file:
+        image = file.convert("RGB")
+    least = float(detect(trained, image)["scores"][2])
+    pasted = []
+    hook = trained.network.roi_heads.mask_head.register_forward_pre_hook(lambda _, args: pasted.append(len(args[0])))
+    found = detect(trained, image, min_score=least)
+    hook.remove()
+    assert pasted == [len(found["scores"])] == [3]
+    assert trained.network.roi_heads.score_thresh == 0.0
+
+
+def test_tables_are_computed_once_for_each_kind(stand_in, monkeypatch):
+    calls = []
+    tables = average_precision._tables
+    monkeypatch.setattr(average_precision, "_tables", lambda *args: calls.append(args[2]) or tables(*args))
+    evaluate_detection(stand_in, stand_in.recipe.data)
+    assert calls == ["bbox", "segm"]

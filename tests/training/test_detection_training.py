@@ -9,14 +9,16 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from test_resume import compare
 
 from cgnl.cli import main
 from cgnl.data.decoding import DataError
 from cgnl.networks.detection import maskrcnn_resnet18
 from cgnl.recipes import override
-from cgnl.training.checkpoint import build_network
+from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.data import make_data
 from cgnl.training.detection import DetectionModule
+from cgnl.training.detection_evaluation import evaluate_detection
 from cgnl.training.recipe import DetectionDataConfig, OptimizerConfig
 from cgnl.training.run import make_module, train
 
@@ -108,11 +110,11 @@ def test_a_batch_without_a_readable_image_has_zero_gradients(parts):
     assert (module.results, module._seen) == ([], [])
 
 
-@pytest.mark.parametrize("neck", ["c4", "fpn"])
-def test_every_parameter_has_the_rate_and_the_decay_of_its_kind(neck):
+@pytest.mark.parametrize(("neck", "norm_decay"), [("c4", 0.02), ("fpn", 0.02), ("c4", None)])
+def test_every_parameter_has_the_rate_and_the_decay_of_its_kind(neck, norm_decay):
     network = maskrcnn_resnet18("cgnl", neck=neck, num_classes=4, norm="batch", backbone_norm="batch")
     config = OptimizerConfig(
-        lr=0.1, weight_decay=0.01, norm_weight_decay=0.02, bias_weight_decay=0.0, bias_lr_factor=2.0,
+        lr=0.1, weight_decay=0.01, norm_weight_decay=norm_decay, bias_weight_decay=0.0, bias_lr_factor=2.0,
         block_lr_factor=3.0, head_lr_factor=5.0,
     )  # fmt: skip
     frozen = ("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1")
@@ -128,16 +130,17 @@ def test_every_parameter_has_the_rate_and_the_decay_of_its_kind(neck):
         part = name.rsplit(".", 2)[-2]
         in_a_downsample = part == "1" and "downsample" in name
         norm = part in ("bn1", "bn2", "norm") or in_a_downsample
-        bias = name.endswith(".bias") and not norm
-        block, head = "inserted_block" in name, "box_predictor" in name or "mask_predictor" in name
+        bias = name.endswith(".bias")
+        heads = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
+        block, head = "inserted_block" in name, any(layer in name for layer in heads)
         rate = 0.1 * 0.5 * (3 if block else 5 if head else 1) * (2 if bias else 1)
-        decay = 0.02 if norm else 0.0 if bias else 0.01
+        decay = norm_decay if norm and norm_decay is not None else 0.0 if bias else 0.01
         assert given.pop(id(parameter)) == pytest.approx((rate, decay)), name
         kinds.add((norm, bias, block, head))
     assert not given
     assert kinds == {
         (False, False, False, False), (False, True, False, False), (True, False, False, False),
-        (False, False, True, False), (True, False, True, False),
+        (True, True, False, False), (False, False, True, False), (True, False, True, False), (True, True, True, False),
         (False, False, False, True), (False, True, False, True),
     }  # fmt: skip
 
@@ -201,3 +204,66 @@ def test_bad_images_and_annotations_are_left_out_of_training_and_listed(flock, t
     assert row["id"] == str(truth["annotations"][0]["id"])
     with pytest.raises(DataError, match=r"1 of \d+ annotations of .*instances_train.json are bad"):
         train(override(recipe, {"data": {"bad_limit": 0.0}}, "test"), tmp_path / "strict", progress=False)
+
+
+def test_a_batch_too_small_for_batch_norm_is_named(flock):
+    # at 32 pixels the last stage has one position
+    network = maskrcnn_resnet18("none", num_classes=4, backbone_norm="batch", size=32, max_size=32)
+    module = DetectionModule(network, truth={}, category_ids=(1, 2, 3))
+    data = make_data(DetectionDataConfig(root=flock, batch_size=1, workers=0))
+    with pytest.raises(DataError, match="a batch of 1 sample of 64 x 80 is too small for BatchNorm"):
+        module.training_step(next(iter(data.train_dataloader())), 0)
+
+
+def test_a_root_is_not_needed_where_files_and_folders_are_given(flock):
+    files = {
+        f"{ours}_{what}": flock / place.format(theirs)
+        for ours, theirs in (("train", "train"), ("test", "val"))
+        for what, place in (("annotations", "annotations/instances_{}.json"), ("images", "{}"))
+    }
+    config = DetectionDataConfig(**files, batch_size=2, workers=0)
+    assert config.root is None
+    data, expected = make_data(config), make_data(dataclasses.replace(config, root=flock))
+    data.check()
+    assert data.truth == expected.truth
+    assert data.train_samples == expected.train_samples
+    for name in files:
+        lacking = make_data(dataclasses.replace(config, **{name: None}))
+        with pytest.raises(ValueError, match=f"data.root is needed, or in its place data.{name}: "):
+            lacking.check()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_for_more_steps_than_it_was_to_take(tiny_detection, finished, tmp_path):
+    longer = override(tiny_detection, {"trainer": {"max_steps": 9}}, "test")
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    train(longer, run, name="flock", resume=True, progress=False)
+    train(longer, tmp_path / "reference", name="flock", progress=False)
+    compare(run, tmp_path / "reference", epochs=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::cgnl.blocks.SingleSampleWarning")
+def test_parts_of_a_batch_and_an_average_of_weights_end_with_the_steps(tiny_detection, tmp_path):
+    # four steps of two images one by one make an epoch
+    options = {"accumulate": 2, "ema_decay": 0.999999, "max_steps": 6}
+    result = train(override(tiny_detection, {"trainer": options}, "test"), tmp_path / "run", progress=False)
+    first, last = rows(tmp_path / "run" / "epochs.csv")
+    assert (first["step"], last["step"]) == ("4", "6")
+    assert first["test_mask_ap"] == "nan"
+    assert last["test_mask_ap"] == repr(result.scores["mask AP"])
+    latest = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert {name: latest["cgnl"][name] for name in ("epoch", "batch", "step")} == {"epoch": 1, "batch": 4, "step": 6}
+    # the average, which hardly moves, is what is tested and used
+    name = "roi_heads.box_predictor.cls_score.weight"
+    kept, moved = latest["state_dict"][f"network.{name}"], latest["current_model_state"][f"network.{name}"]
+    assert (kept - moved).abs().max() > 1e-6
+    trained = load_trained(tmp_path / "run" / "last.ckpt")
+    assert torch.equal(trained.network.state_dict()[name], kept)
+    tested = evaluate_detection(trained, trained.recipe.data)
+    assert tested.mask["AP"] == pytest.approx(result.scores["mask AP"])
+
+
+def test_a_detector_is_not_compiled(tiny_detection, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.compile is for classifiers"):
+        train(override(tiny_detection, {"trainer": {"compile": True}}, "test"), tmp_path / "run", progress=False)

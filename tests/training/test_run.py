@@ -21,6 +21,7 @@ from cgnl.data.decoding import DataError, open_image
 from cgnl.data.transforms import test_transform as centre_crop
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES, OptimizerConfig, from_dict, load_recipe, override, to_dict
+from cgnl.training.callbacks import RunKeeper
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.evaluation import evaluate, predict, wilson_interval
 from cgnl.training.run import train
@@ -43,6 +44,32 @@ def tiny(folders, **trainer):
 def finished(class_folders, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "first"
     return train(tiny(class_folders, max_epochs=2), run, name="birds", progress=False), run
+
+
+def test_a_run_in_steps_that_stops_after_an_untested_epoch_goes_on_as_if_it_had_not(
+    class_folders, tmp_path, monkeypatch
+):
+    recipe = tiny(class_folders, max_epochs=50, max_steps=8, test_every_n_epochs=4)
+    train(recipe, tmp_path / "unbroken", progress=False)
+    ends = RunKeeper.on_train_epoch_end
+
+    def stop(keeper, trainer, module):
+        ends(keeper, trainer, module)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunKeeper, "on_train_epoch_end", stop)
+        with pytest.raises(SystemExit):
+            train(recipe, tmp_path / "run", progress=False)
+    result = train(recipe, tmp_path / "run", resume=True, progress=False)
+    steps = [
+        [row[:4] for row in csv.reader((tmp_path / name / "steps.csv").read_text().splitlines())]
+        for name in ("unbroken", "run")
+    ]
+    assert steps[0] == steps[1]
+    assert [row[0] for row in steps[0][1:]] == list("12345678")
+    assert len({row[1] for row in steps[0][1:]}) > 1, "several epochs"
+    assert list(result.scores) == ["top-1", "top-5"], "tested after the last step"
 
 
 def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
@@ -111,6 +138,32 @@ def test_the_end_of_a_cosine_cannot_move(class_folders, tmp_path):
     train(recipe, tmp_path / "run", progress=False)
     with pytest.raises(DataError, match="the end of the cosine, was 1, now 2"):
         train(override(recipe, {"trainer": {"max_epochs": 2}}, "test"), tmp_path / "run", resume=True)
+
+
+def test_the_end_of_a_cosine_in_steps_cannot_move(class_folders, tmp_path):
+    recipe = override(tiny(class_folders, max_steps=2), {"schedule": {"kind": "cosine", "unit": "step"}}, "test")
+    train(recipe, tmp_path / "run", progress=False)
+    for steps in (3, -1):
+        longer = override(recipe, {"trainer": {"max_steps": steps, "max_epochs": 5}}, "test")
+        with pytest.raises(DataError, match=f"so it cannot go on: trainer.max_steps, the .* was 2, now {steps}$"):
+            train(longer, tmp_path / "run", resume=True)
+    # epochs do not end it
+    train(override(recipe, {"trainer": {"max_epochs": 5}}, "test"), tmp_path / "run", resume=True, progress=False)
+
+
+NORMS_OVER_PROCESSES = {
+    "trainer.sync_batch_norm": {"trainer": {"sync_batch_norm": True}},
+    "network.norm sync_batch": {"network": {"norm": "sync_batch"}},
+}
+
+
+@pytest.mark.parametrize("name", NORMS_OVER_PROCESSES)
+def test_norms_over_processes_are_refused_on_cpus(class_folders, tmp_path, name):
+    recipe = override(tiny(class_folders, accelerator="cpu", devices=2), NORMS_OVER_PROCESSES[name], "test")
+    with pytest.raises(ValueError, match=f"{name} needs GPUs in several processes"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    train(override(recipe, {"trainer": {"devices": 1, "max_steps": 1}}, "test"), tmp_path / "run", progress=False)
 
 
 def test_resuming_does_not_need_the_start_weights(finished, class_folders, tmp_path):
@@ -287,6 +340,8 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
         ("data: 3", "data must be a mapping"),
         ("- 1", "must be a mapping"),
+        ("trainer: {max_steps: 0}", "trainer.max_steps (0) must be -1 or at least 1"),
+        ("task: detection\noptimizer: {label_smoothing: 0.1}", "optimizer.label_smoothing (0.1) is for classifiers"),
         ("task: sound", "task must be one of image, video, detection, got 'sound'"),
         ("data: {num_frames: 8}", "data.num_frames is no field of a recipe"),
         ("task: video\ndata: {num_frames: 0}", "data.num_frames (0) must be at least 1"),

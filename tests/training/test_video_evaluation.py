@@ -203,7 +203,7 @@ def test_only_the_head_of_a_trained_network_can_be_changed(run, tmp_path, capsys
     assert probabilities["average"] != probabilities["fully_convolutional"]
     with pytest.raises(SystemExit):
         main(["evaluate", str(run), "--network.temporal-strides", "2", "2", "2"])
-    assert "cannot be changed, except a video's head" in capsys.readouterr().err
+    assert "cannot be changed, except network.head" in capsys.readouterr().err
 
 
 def test_several_runs_are_tested_and_their_mean_is_told(run, actions, tmp_path, capsys):

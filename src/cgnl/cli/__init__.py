@@ -223,7 +223,7 @@ def toy_flock(
     """Draw scenes with several birds that overlap, with boxes and masks in COCO's layout.
 
     Args:
-        out: Folder to write.
+        out: Folder to write; an earlier drawn set in it is replaced.
         num_species: Number of species (categories).
         train_images: Training images.
         test_images: Test images.

@@ -11,6 +11,7 @@ from cgnl.training.processes import is_first_process
 from cgnl.training.recipe import (
     DataConfig,
     DetectionDataConfig,
+    DetectionNetworkConfig,
     NetworkConfig,
     TrainerConfig,
     VideoDataConfig,
@@ -70,17 +71,27 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         start = dataclasses.replace(recipe, **parts_of(options))
         trained = from_start_weights(start, name, make_data(options.data).classes)
     elif options.network != recipe.network:
-        trained = _with_head_of(trained, options.network)
+        trained = _tested_as(trained, options.network)
     return trained, options.data, options.trainer, options.out / part if options.out else out
 
 
-def _with_head_of(trained: Any, network: NetworkConfig) -> Any:
+def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig) -> Any:
     """The network with another way to test it; what has weights cannot be changed."""
-    head = getattr(network, "head", None)
-    if head is None or dataclasses.replace(trained.recipe.network, head=head) != network:
-        raise ValueError("network options are those of the checkpoint and cannot be changed, except a video's head")
-    trained.network.head = head
-    return trained
+    names = {"video": ("head",), "detection": ("proposals", "detections", "score_threshold")}
+    free = {name: getattr(network, name) for name in names.get(trained.recipe.task, ())}
+    if dataclasses.replace(trained.recipe.network, **free) != network:
+        options = [f"network.{name}" for name in free]
+        raise ValueError(
+            "network options are those of the checkpoint and cannot be changed"
+            + f", except {', '.join(options)}" * bool(options)
+        )
+    if isinstance(network, DetectionNetworkConfig):
+        from cgnl.networks.detection import set_test_limits
+
+        set_test_limits(trained.network, **free)
+    else:
+        trained.network.head = free["head"]
+    return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, network=network))
 
 
 def _here(config: TrainerConfig) -> TrainerConfig:

@@ -14,10 +14,10 @@ def predict(
     checkpoint: tyro.conf.Positional[Path],
     files: tyro.conf.Positional[tuple[Path, ...]],
     json: bool = False,
-    top: int = 5,
+    top: int | None = None,
     timeline: Path | None = None,
     out: Path | None = None,
-    score: float = 0.5,
+    score: float | None = None,
 ) -> None:
     """Print the most probable classes of images or videos, or the objects in images; draw the objects.
 
@@ -25,18 +25,18 @@ def predict(
         checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
         files: Image files; for a video network video files, or folders of frames.
         json: Print one JSON object for each file instead of a table.
-        top: Number of classes.
+        top: Number of classes; by default 5.
         timeline: CSV file for the most probable classes of each second of the videos.
         out: Picture with the detected objects drawn in; of several images a folder of pictures.
-        score: Least score of a detected object.
+        score: Least score of a detected object; by default 0.5.
     """
     from cgnl.training.checkpoint import load_trained
 
     if not files:
         raise ValueError("files must name at least one image or video")
-    if top < 1:
+    if top is not None and top < 1:
         raise ValueError(f"top ({top}) must be at least 1")
-    if not 0 <= score <= 1:
+    if score is not None and not 0 <= score <= 1:
         raise ValueError(f"score ({score}) must be between 0 and 1")
     trained = load_trained(checkpoint)
     task = trained.recipe.task
@@ -44,11 +44,16 @@ def predict(
         raise ValueError(f"timeline ({timeline}) needs a video network, and {checkpoint} holds one of another kind")
     if out is not None and task != "detection":
         raise ValueError(f"out ({out}) needs a detector, and {checkpoint} holds a network that classifies")
+    if score is not None and task != "detection":
+        raise ValueError(f"score ({score}) needs a detector, and {checkpoint} holds a network that classifies")
+    if top is not None and task == "detection":
+        raise ValueError(f"top ({top}) needs a network that classifies, and {checkpoint} holds a detector")
     if task == "detection":
         pictures = _pictures(files, out)
-        done = [_objects(trained, path, picture, score, json) for path, picture in zip(files, pictures, strict=True)]
+        least = 0.5 if score is None else score
+        done = [_objects(trained, path, picture, least, json) for path, picture in zip(files, pictures, strict=True)]
     else:
-        done = _classify(trained, files, top, timeline, json)
+        done = _classify(trained, files, top or 5, timeline, json)
     if not all(done):
         sys.exit(2)
 
@@ -92,14 +97,22 @@ def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
     """The picture to draw of each file: ``out``, or of several files one each in the folder ``out``."""
     if out is None:
         return [None] * len(files)
+    is_picture = out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not out.is_dir()
     if len(files) == 1 and not out.is_dir():
-        if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        if not is_picture:
             raise ValueError(f"out ({out}) must end in .png, .jpg or .webp")
-        return [out]
-    pictures: list[Path | None] = [out / f"{path.stem}.png" for path in files]
+        pictures = [out]
+    else:
+        if is_picture:
+            raise ValueError(f"out ({out}) must be a folder for the pictures of {len(files)} images")
+        pictures = [out / f"{path.stem}.png" for path in files]
     if len(set(pictures)) < len(files):
         raise ValueError(f"files: two of the images have one name, so that their pictures in {out} would be one")
-    return pictures
+    images = {path.resolve() for path in files}
+    for picture in pictures:
+        if picture.resolve() in images:
+            raise ValueError(f"out ({out}) would write the picture over the image {picture}: give another place")
+    return [*pictures]
 
 
 def _objects(trained: Any, path: Path, picture: Path | None, score: float, json: bool) -> bool:

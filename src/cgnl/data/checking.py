@@ -73,6 +73,12 @@ def check_data(
             out=out,
             progress=progress,
         )
+    if list_file is None and annotations is None and next(files_below(root, root, VIDEO_SUFFIXES), None) is None:
+        raise DataError(
+            f"{root} is no known data set: it has no annotations/instances_*.json (COCO), no images.txt "
+            "(CUB-200-2011), no train/ with class folders of images or videos, and no videos. Lists and annotations "
+            "elsewhere are given with --list-file and --annotations."
+        )
     # Imported here, as images are checked where PyAV is not installed too.
     from cgnl.data.videos.checking import check_videos
 

@@ -36,6 +36,7 @@ try:
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+    from torchvision.models.detection.rpn import RPNHead
     from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 except ImportError as error:
     raise ImportError("cgnl.networks.detection needs torchvision: pip install 'cgnl[train]'") from error
@@ -43,10 +44,14 @@ except ImportError as error:
 Neck = Literal["c4", "fpn"]
 BackboneNorm = Literal["frozen", "batch"]
 
-_COCO_CLASSES = 91  # ids up to 90 and the background, as torchvision counts; 10 of the ids are of no class
+_DEFAULT_NUM_CLASSES = 91  # ids up to 90 and the background, as torchvision counts; 10 of the ids are of no class
 _BODY = "backbone.body."
+# Proposals that are ranked before suppression, over those that are left: by level, which the res4 map is alone.
+_RANKED = {"c4": 6, "fpn": 1}
 _RES5 = {"c4": "roi_heads.box_head.layer4.", "fpn": f"{_BODY}layer4."}
-_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+PREDICTORS = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")
+"""The layers of a Mask R-CNN that predict classes, boxes and masks: those whose shapes follow from the classes."""
+_PREDICTORS = tuple(f"{name}." for name in PREDICTORS)
 _BACKBONE_NORMS: dict[str, type[nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
 
 
@@ -160,7 +165,7 @@ def maskrcnn(
     if checkpoint is None:
         backbone_checkpoint = read_weights(models.get_model_weights(arch), backbone_weights, arch)
     found = None if checkpoint is None else _num_classes(checkpoint)
-    num_classes = num_classes or found or _COCO_CLASSES
+    num_classes = num_classes or found or _DEFAULT_NUM_CLASSES
     resnet = models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm])
     network = (_with_c4 if neck == "c4" else _with_fpn)(
         resnet,
@@ -191,6 +196,22 @@ maskrcnn_resnet18 = partial(maskrcnn, "resnet18")
 maskrcnn_resnet34 = partial(maskrcnn, "resnet34")
 maskrcnn_resnet50 = partial(maskrcnn, "resnet50")
 maskrcnn_resnet101 = partial(maskrcnn, "resnet101")
+
+
+def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score_threshold: float) -> None:
+    """Change how many objects a network looks for in eval mode; no weights hang on it.
+
+    Args:
+        network: A network of :func:`maskrcnn`.
+        proposals: As in :func:`maskrcnn`, like the next two; training is left as it is.
+        detections: Objects that are kept in an image at most.
+        score_threshold: Least score of a detection, from 0 to 1.
+    """
+    c4 = isinstance(network.backbone, _Res4Backbone)
+    network.rpn._pre_nms_top_n["testing"] = _RANKED["c4" if c4 else "fpn"] * proposals
+    network.rpn._post_nms_top_n["testing"] = proposals
+    network.roi_heads.detections_per_img = detections
+    network.roi_heads.score_thresh = score_threshold
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -234,14 +255,47 @@ class _Res5MaskHead(nn.Module):
         return self._shared[0](regions)
 
 
+class _Anchors(AnchorGenerator):
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().set_cell_anchors(torch.float32 if torch.is_autocast_enabled(device.type) else dtype, device)
+
+
+class _RPNHead(RPNHead):
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [_unrounded(of_level) for of_level in logits], [_unrounded(of_level) for of_level in deltas]
+
+
+class _BoxPredictor(FastRCNNPredictor):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = super().forward(x)
+        return _unrounded(logits), _unrounded(deltas)
+
+
+class _MaskPredictor(MaskRCNNPredictor):
+    def forward(self, x: Tensor) -> Tensor:
+        return _unrounded(super().forward(x))
+
+
+def _unrounded(x: Tensor) -> Tensor:
+    """Return what a head gives as float32 if it is autocast to 16 bits.
+
+    torchvision computes boxes, scores and the regions to train on in the type of what the heads give, and anchors in
+    that of the feature maps. bfloat16 has 8 bits: between 512 and 1024 pixels, boxes would be multiples of 4.
+    """
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+
 def _with_fpn(resnet: models.ResNet, num_classes: int, **options: Any) -> MaskRCNN:
     """torchvision's network; the region proposal network ranks its proposals a level."""
-    backbone = _resnet_fpn_extractor(resnet, trainable_layers=5)
-    return MaskRCNN(
-        backbone,
+    return _mask_rcnn(
+        _resnet_fpn_extractor(resnet, trainable_layers=5),
         num_classes,
-        rpn_pre_nms_top_n_train=options["rpn_post_nms_top_n_train"],
-        rpn_pre_nms_top_n_test=options["rpn_post_nms_top_n_test"],
+        box_channels=1024,
+        mask_channels=256,
+        rpn_anchor_generator=_Anchors(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=_RANKED["fpn"] * options["rpn_post_nms_top_n_train"],
+        rpn_pre_nms_top_n_test=_RANKED["fpn"] * options["rpn_post_nms_top_n_test"],
         **options,
     )
 
@@ -250,31 +304,44 @@ def _with_c4(resnet: models.ResNet, num_classes: int, **options: Any) -> MaskRCN
     """Mask R-CNN on the res4 map; all proposals are of one level, hence six times as many before suppression."""
     out_channels = resnet.fc.in_features
     layer4 = resnet.layer4
-    return MaskRCNN(
+    return _mask_rcnn(
         _Res4Backbone(resnet, out_channels // 2),
-        rpn_anchor_generator=AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
-        rpn_pre_nms_top_n_train=6 * options["rpn_post_nms_top_n_train"],
-        rpn_pre_nms_top_n_test=6 * options["rpn_post_nms_top_n_test"],
+        num_classes,
+        box_channels=out_channels,
+        mask_channels=out_channels,
+        rpn_anchor_generator=_Anchors(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
+        rpn_pre_nms_top_n_train=_RANKED["c4"] * options["rpn_post_nms_top_n_train"],
+        rpn_pre_nms_top_n_test=_RANKED["c4"] * options["rpn_post_nms_top_n_test"],
         box_roi_pool=MultiScaleRoIAlign(["0"], 14, sampling_ratio=0),
         box_head=_Res5BoxHead(layer4),
-        box_predictor=FastRCNNPredictor(out_channels, num_classes),
         mask_roi_pool=MultiScaleRoIAlign(["0"], 14, sampling_ratio=0),
         mask_head=_Res5MaskHead(layer4),
-        mask_predictor=MaskRCNNPredictor(out_channels, 256, num_classes),
+        **options,
+    )
+
+
+def _mask_rcnn(
+    backbone: nn.Module, num_classes: int, *, box_channels: int, mask_channels: int, **options: Any
+) -> MaskRCNN:
+    """torchvision's Mask R-CNN whose boxes, scores and masks are float32 under autocast, too."""
+    anchors_per_position = options["rpn_anchor_generator"].num_anchors_per_location()[0]
+    return MaskRCNN(
+        backbone,
+        rpn_head=_RPNHead(backbone.out_channels, anchors_per_position),
+        box_predictor=_BoxPredictor(box_channels, num_classes),
+        mask_predictor=_MaskPredictor(mask_channels, 256, num_classes),
         **options,
     )
 
 
 def _read_weights(arch: str, neck: str, weights: Weights) -> Checkpoint | None:
     enum = MaskRCNN_ResNet50_FPN_Weights
-    checkpoint = read_weights(enum, weights, "Mask R-CNN")
-    if checkpoint is None:
-        return None
-    if not checkpoint.by_name and Path(checkpoint.source).name == Path(enum.COCO_V1.url).name:
-        checkpoint = checkpoint._replace(by_name=True)
-    if checkpoint.by_name and (arch, neck) != ("resnet50", "fpn"):
+    named = str(weights).removeprefix(f"{enum.__name__}.") in enum.__members__
+    known_file = weights is not None and Path(str(weights)).name == Path(enum.COCO_V1.url).name
+    if (named or known_file) and (arch, neck) != ("resnet50", "fpn"):
         raise ValueError(f"weights ({weights}) are of resnet50 with neck 'fpn', not of {arch} with neck {neck!r}")
-    return checkpoint
+    checkpoint = read_weights(enum, weights, "Mask R-CNN")
+    return checkpoint._replace(by_name=True) if checkpoint is not None and known_file else checkpoint
 
 
 def _num_classes(checkpoint: Checkpoint) -> int:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from cgnl.networks.image import NetworkCost
 
 _NUM_CLASSES = {"cub": 200, "ucf101": 101, "mini_kinetics": 200, "kinetics": 400}
-_COCO_CLASSES = 80
+_COCO_CATEGORIES = 80
 
 
 def recipe_cost(recipe: Recipe) -> "NetworkCost":
@@ -67,7 +67,7 @@ def _detector_cost(recipe: DetectionRecipe) -> "NetworkCost":
     with torch.device("meta"):
         detector = maskrcnn(
             **dataclasses.asdict(network),
-            num_classes=_COCO_CLASSES + 1,
+            num_classes=_COCO_CATEGORIES + 1,
             size=recipe.data.size,
             max_size=recipe.data.max_size,
         )

@@ -63,6 +63,12 @@ class RecipeEntry:
 
 RECIPES: dict[str, RecipeEntry] = {}
 
+# Fields that runs of earlier versions do not have under these names; their defaults are what was done then.
+_NEW_FIELDS = {
+    "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
+    "schedule": {"unit", "warmup"},
+}
+
 
 def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
     """Put a function that makes a recipe into :data:`RECIPES`, under its own name with dashes.
@@ -106,6 +112,10 @@ def smoke(
             data=replace(
                 recipe.data,
                 root=root,
+                train_annotations=None,
+                test_annotations=None,
+                train_images=None,
+                test_images=None,
                 size=size,
                 max_size=round(recipe.data.max_size / recipe.data.size * size),
                 batch_size=batch_size or 2,
@@ -159,10 +169,10 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
 
 
 def _is_whole(values: Mapping[str, Any], source: str) -> bool:
-    """Whether the values leave no field to a default."""
+    """Whether the values leave no field to a default, except what an earlier version had not."""
     defaults = from_dict({"task": values.get("task", Recipe.task)}, source)
     return all(
-        isinstance(values.get(part), Mapping) and fields.keys() <= values[part].keys()
+        isinstance(values.get(part), Mapping) and fields.keys() - _NEW_FIELDS.get(part, set()) <= values[part].keys()
         for part, fields in to_dict(defaults).items()
         if part != "task"
     )

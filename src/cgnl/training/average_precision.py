@@ -149,11 +149,7 @@ def average_precision(
         ValueError: A row names an image or category that is not in the truth, or lacks the box or mask it is tested on.
         ImportError: The library is missing.
     """
-    precision, recall = _tables(truth, results, kind, backend)
-    summary = {
-        name: _mean(precision[slice(None) if t is None else t, ..., a, m]) for name, (t, a, m) in _PRECISIONS.items()
-    }
-    return summary | {name: _mean(recall[..., a, m]) for name, (a, m) in _RECALLS.items()}
+    return measures_and_classes(truth, results, kind, backend=backend)[0]
 
 
 def per_class(
@@ -175,13 +171,40 @@ def per_class(
         ValueError: As in :func:`average_precision`.
         ImportError: The library is missing.
     """
-    precision, _ = _tables(truth, results, kind, backend)
+    return measures_and_classes(truth, results, kind, backend=backend)[1]
+
+
+def measures_and_classes(
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    kind: Kind,
+    *,
+    backend: Backend = "faster_coco_eval",
+) -> tuple[dict[str, float], list[tuple[str, float, int]]]:
+    """Return what :func:`average_precision` and :func:`per_class` return, in the time of one of them.
+
+    Args:
+        truth: As in :func:`average_precision`.
+        results: As in :func:`average_precision`.
+        kind: "bbox" or "segm".
+        backend: Which library computes them.
+
+    Raises:
+        ValueError: As in :func:`average_precision`.
+        ImportError: The library is missing.
+    """
+    precision, recall = _tables(truth, results, kind, backend)
+    measures = {
+        name: _mean(precision[slice(None) if t is None else t, ..., a, m]) for name, (t, a, m) in _PRECISIONS.items()
+    }
+    measures |= {name: _mean(recall[..., a, m]) for name, (a, m) in _RECALLS.items()}
     categories = sorted(truth["categories"], key=lambda category: category["id"])
     counts = Counter(row["category_id"] for row in truth["annotations"] if not row.get("iscrowd", 0))
-    return [
+    classes = [
         (category["name"], _mean(precision[:, :, k, 0, 2]), counts[category["id"]])
         for k, category in enumerate(categories)
     ]
+    return measures, classes
 
 
 def _mean(values: np.ndarray) -> float:

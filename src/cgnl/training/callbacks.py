@@ -124,6 +124,8 @@ class RunKeeper(Checkpoint):
         checkpoint_every_n_steps: Optimizer steps between two writes of ``last.ckpt`` within an epoch.
         log_every_n_steps: Steps between two lines of ``steps.csv``.
         test_every_n_epochs: Epochs between two tests; the last epoch is always tested.
+        max_steps: Optimizer steps after which the run ends, tested; -1 is no limit. Lightning is not told: with its
+            own limit it goes on from the end of an epoch as if that had not ended.
         say: Prints a line for people.
     """
 
@@ -136,16 +138,19 @@ class RunKeeper(Checkpoint):
         checkpoint_every_n_steps: int,
         log_every_n_steps: int,
         test_every_n_epochs: int = 1,
+        max_steps: int = -1,
         say: Callable[[str], None] = print,
     ) -> None:
         self.run, self.data, self.description, self.say = run, data, dict(description), say
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.log_every_n_steps, self.test_every_n_epochs = log_every_n_steps, test_every_n_epochs
         self.best = -math.inf
+        self.max_steps = max_steps
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
         self._random_state: Sequence[Tensor] | None = None
         self._tested = False
+        self._loop_at_end: dict[str, Any] | None = None
         self._started = self._epoch_started = time.monotonic()
         self._images = 0
 
@@ -153,6 +158,7 @@ class RunKeeper(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals, restore the random state of a resumed run, cut its logs back."""
+        trainer.should_stop = 0 <= self.max_steps <= trainer.global_step
         # here and not before: Lightning puts its own SIGTERM handler in place while it sets up
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, self._on_signal)
@@ -207,7 +213,7 @@ class RunKeeper(Checkpoint):
         """Log the step, save where it is time to, stop where a signal asked for it."""
         self._images += len(batch["index"]) * trainer.world_size
         step, position = trainer.global_step, batch_idx + 1
-        last = step == trainer.max_steps
+        last = step == self.max_steps
         if position % trainer.accumulate_grad_batches:
             return
         if step % self.log_every_n_steps == 0:
@@ -230,6 +236,9 @@ class RunKeeper(Checkpoint):
             # the test that ends an epoch also ends a run that its number of steps ends
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1
+            if position < trainer.num_training_batches:
+                # Lightning takes the epoch for a whole one from here on, so that a longer run would leave its rest out
+                self._loop_at_end = trainer.fit_loop.state_dict()
         if last or position == trainer.num_training_batches:
             # Lightning cannot resume between a last step and its test: on_train_epoch_end saves
             return
@@ -269,10 +278,9 @@ class RunKeeper(Checkpoint):
             trainer.save_checkpoint(self.run / BEST)
         self._stop_if_asked(trainer)
 
-    @staticmethod
-    def _place(trainer: pl.Trainer) -> str:
-        if trainer.max_steps >= 0:
-            return f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}/{trainer.max_steps}"
+    def _place(self, trainer: pl.Trainer) -> str:
+        if self.max_steps >= 0:
+            return f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}/{self.max_steps}"
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
     # What a checkpoint holds beside Lightning's own state
@@ -281,6 +289,8 @@ class RunKeeper(Checkpoint):
         """Add what makes a checkpoint complete in itself and the state of the run."""
         batches = trainer.fit_loop.epoch_loop.batch_idx + 1
         done = trainer.num_training_batches <= batches
+        if self._loop_at_end is not None:
+            checkpoint["loops"]["fit_loop"] = self._loop_at_end
         checkpoint["cgnl"] = {
             **self.description,
             "format": FORMAT,
@@ -314,8 +324,9 @@ def _restore_random_state(states: Sequence[Tensor]) -> None:
 class RunProgressBar(RichProgressBar):
     """Lightning's rich progress bar with images per second and the time that the whole run still takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_steps: int = -1) -> None:
         super().__init__(refresh_rate=1)
+        self.max_steps = max_steps
         self._first: tuple[int, float] | None = None
 
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
@@ -328,10 +339,13 @@ class RunProgressBar(RichProgressBar):
         step, now = trainer.global_step, time.monotonic()
         if self._first is None or step < self._first[0]:
             self._first = step, now
-        elif step > self._first[0] and trainer.estimated_stepping_batches != math.inf:
-            left = (trainer.estimated_stepping_batches - step) * (now - self._first[1]) / (step - self._first[0])
+        elif step > self._first[0] and (end := self._end(trainer)) != math.inf:
+            left = (end - step) * (now - self._first[1]) / (step - self._first[0])
             shown["run ends in"] = f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}"
         return {**metrics, **shown}
+
+    def _end(self, trainer: pl.Trainer) -> float:
+        return min(trainer.estimated_stepping_batches, self.max_steps if self.max_steps >= 0 else math.inf)
 
 
 def _append(path: Path, header: list[str], row: list[Any]) -> None:

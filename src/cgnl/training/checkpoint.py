@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoint_file
@@ -152,9 +153,6 @@ def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path} has a 'cgnl' entry of format {run['format']}; this version of cgnl reads formats 1 to {FORMAT}"
         )
-    schedule = run["recipe"].get("schedule", {})
-    if "warmup_epochs" in schedule:  # the field's name in earlier versions
-        schedule["warmup"] = schedule.pop("warmup_epochs")
     return run
 
 
@@ -187,9 +185,28 @@ def from_start_weights(recipe: Recipe, name: str, classes: Sequence[str]) -> Tra
 
     Raises:
         CheckpointError: The weights cannot be had, or do not fit.
-        ValueError: The recipe names no weights.
+        ValueError: The recipe names no weights, or weights of other classes than the data's.
     """
     if recipe.network.weights is None:
         raise ValueError("network.weights is needed: the weights to test")
+    if isinstance(recipe, DetectionRecipe):
+        _check_classes_of_named(recipe.network.weights, classes)
     network = build_network(recipe, len(classes)).eval()
     return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0)
+
+
+def _check_classes_of_named(weights: str, classes: Sequence[str]) -> None:
+    """Refuse data whose labels mean other kinds of objects than the outputs of torchvision's weights do."""
+    named = MaskRCNN_ResNet50_FPN_Weights
+    if weights.rpartition(".")[2] not in named.__members__ and Path(weights).name != Path(named.COCO_V1.url).name:
+        return
+    every = named.COCO_V1.meta["categories"][1:]
+    names = every if len(classes) == len(every) else [name for name in every if name != "N/A"]
+    if list(classes) == names:
+        return
+    new, gone = ([name for name in ours if name not in other] for ours, other in ((classes, names), (names, classes)))
+    lists = [f"{what}: {', '.join(some[:5])}" for what, some in (("not among them", new), ("lacking", gone)) if some]
+    raise ValueError(
+        f"network.weights {weights} are of COCO's {len(names)} classes, and the data has {len(classes)} others; "
+        f"{'; '.join(lists) or 'their order differs'}"
+    )

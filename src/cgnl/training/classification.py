@@ -15,8 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cgnl.data.decoding import DataError
-from cgnl.training.module import TrainingModule
+from cgnl.training.module import TrainingModule, naming_small_batches
 from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 
 
@@ -35,6 +34,7 @@ class ClassificationModule(TrainingModule):
         cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
         seed: Seed of mixup and cutmix.
         lr_scale: Factor on all learning rates, warm-up included.
+        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether images are given to the network in the channels-last memory format.
 
@@ -56,6 +56,7 @@ class ClassificationModule(TrainingModule):
         cutmix: float = 0.0,
         seed: int = 0,
         lr_scale: float = 1.0,
+        max_steps: int = -1,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
@@ -64,6 +65,7 @@ class ClassificationModule(TrainingModule):
             optimizer=optimizer,
             schedule=schedule,
             lr_scale=lr_scale,
+            max_steps=max_steps,
             freeze=freeze,
             channels_last=channels_last,
         )
@@ -95,15 +97,8 @@ class ClassificationModule(TrainingModule):
             return self.loss_of_no_sample(batch)
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
-        try:
+        with naming_small_batches(images):
             logits = self(images)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise DataError(
-                f"a batch of {len(images)} sample of {' x '.join(map(str, images.shape[2:]))} is too small for "
-                "BatchNorm: raise data.batch_size or data.size"
-            ) from error
         loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
         if loss.isfinite():
             self.train_loss.update(loss.detach(), weight=len(target))

@@ -57,8 +57,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if config.root is None:
-            raise ValueError(f"data.root is needed: the folder with the {self.noun}s")
+        self._check_places(config)
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
         self._resume_at = (0, 0)
@@ -66,6 +65,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
 
     # What the kinds of data differ in
+
+    def _check_places(self, config: ConfigT) -> None:
+        """Raise a ValueError where it is not said where the samples are."""
+        if config.root is None:
+            raise ValueError(f"data.root is needed: the folder with the {self.noun}s")
 
     def _list(self, split: Split) -> SampleList:
         """Read the list of a split."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from cgnl.training.average_precision import Kind, average_precision, coco_results
-from cgnl.training.module import TrainingModule
+from cgnl.networks.detection import PREDICTORS
+from cgnl.training.average_precision import Kind, coco_results, measures_and_classes
+from cgnl.training.module import TrainingModule, naming_small_batches
 from cgnl.training.processes import gathered
 from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 
@@ -33,12 +34,14 @@ class DetectionModule(TrainingModule):
         optimizer: Optimizer.
         schedule: Learning rate over the run.
         lr_scale: Factor on all learning rates, warm-up included.
+        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether the network works on feature maps in the channels-last memory format.
 
     Attributes:
         results: After a test: rows of COCO's result format, of all processes.
         measures: After a test: COCO's measures (%) of the "box" and "mask" kinds.
+        per_class: After a test: name, AP (%) and number of objects of each class, of both kinds.
         tested: After a test: the part of ``truth`` that was read, over all processes.
 
     Raises:
@@ -57,6 +60,7 @@ class DetectionModule(TrainingModule):
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         lr_scale: float = 1.0,
+        max_steps: int = -1,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
@@ -65,24 +69,27 @@ class DetectionModule(TrainingModule):
             optimizer=optimizer,
             schedule=schedule,
             lr_scale=lr_scale,
+            max_steps=max_steps,
             freeze=freeze,
             channels_last=channels_last,
         )
         self.truth, self.category_ids = truth, tuple(category_ids)
         self.results: list[dict[str, Any]] = []
         self.measures: dict[str, dict[str, float]] = {}
+        self.per_class: dict[str, list[tuple[str, float, int]]] = {}
         self.tested: dict[str, Any] = {}
         self._seen: list[int] = []
 
     def heads(self) -> Sequence[nn.Module]:
-        """Return the predictors of boxes, classes and masks."""
-        return [self.network.get_submodule(f"roi_heads.{what}_predictor") for what in ("box", "mask")]
+        """Return the layers that predict classes, boxes and masks."""
+        return [self.network.get_submodule(name) for name in PREDICTORS]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the sum of the batch's losses; a batch without a readable image gives a zero with zero gradients."""
         if not batch["image"]:
             return self.loss_of_no_sample(batch)
-        losses = self.network(batch["image"], batch["target"])
+        with naming_small_batches(batch["image"]):
+            losses = self.network(batch["image"], batch["target"])
         loss = torch.stack(list(losses.values())).sum()
         if loss.isfinite():
             self.train_loss.update(loss.detach(), weight=len(batch["image"]))
@@ -107,7 +114,7 @@ class DetectionModule(TrainingModule):
         self.results = [row for _, rows in shares for row in rows]
         self.tested = _only_images(self.truth, {image_id for seen, _ in shares for image_id in seen})
         for name, kind in KINDS.items():
-            self.measures[name] = average_precision(self.tested, self.results, kind)
+            self.measures[name], self.per_class[name] = measures_and_classes(self.tested, self.results, kind)
             for measure, value in self.measures[name].items():
                 self.log(f"test/{name}_{measure.lower()}", value)
 

@@ -33,6 +33,9 @@ class DetectionData(SampleData[DetectionDataConfig]):
         super().__init__(config, **options)
         self._lists: dict[Split, DetectionList] = {}
 
+    def _check_places(self, config: DetectionDataConfig) -> None:
+        """Leave it to the reading of each split: one may be tested on alone."""
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the categories, in the order of the labels; those of the test images, which may be there alone."""
@@ -41,13 +44,13 @@ class DetectionData(SampleData[DetectionDataConfig]):
     def _list(self, split: Split) -> DetectionList:
         if split not in self._lists:
             config = self.config
-            assert config.root is not None
-            self._lists[split] = read_coco(
-                config.root,
-                split,
-                annotations=config.train_annotations if split == "train" else config.test_annotations,
-                images=config.train_images if split == "train" else config.test_images,
-            )
+            places = {what: getattr(config, f"{split}_{what}") for what in ("annotations", "images")}
+            if config.root is None and (lacking := [what for what, place in places.items() if place is None]):
+                raise ValueError(
+                    f"data.root is needed, or in its place {' and '.join(f'data.{split}_{what}' for what in lacking)}: "
+                    f"where the {split} images and their objects are"
+                )
+            self._lists[split] = read_coco(config.root, split, **places)
             if self.run is not None and is_first_process():
                 write_bad_annotations(self.run, list(self._lists.values()))
             check_annotations(self._lists[split], config.bad_limit)

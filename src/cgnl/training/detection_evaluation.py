@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from cgnl.training.average_precision import per_class
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
@@ -44,6 +44,13 @@ class DetectionEvaluation:
     bad: int
     detections: int
     troubles: tuple[str, ...]
+
+    def measures(self) -> dict[str, dict[str, float | None]]:
+        """Return box and mask measures for JSON, which has no nan: None where there is no such object."""
+        return {
+            kind: {name: None if math.isnan(value) else value for name, value in getattr(self, kind).items()}
+            for kind in KINDS
+        }
 
 
 def evaluate_detection(
@@ -78,18 +85,24 @@ def evaluate_detection(
     # Mask R-CNN resizes the images itself
     resize = trained.network.transform
     assert isinstance(resize, GeneralizedRCNNTransform)
-    resize.min_size, resize.max_size = (data.size,), data.max_size
+    own_size = resize.min_size, resize.max_size
     runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with reporting_dead_readers():
-        runner.validate(module, datamodule=samples, verbose=False)
+    try:
+        resize.min_size, resize.max_size = (data.size,), data.max_size
+        with reporting_dead_readers():
+            runner.validate(module, datamodule=samples, verbose=False)
+    finally:
+        resize.min_size, resize.max_size = own_size
     samples.share_bad_files()
     if not stay:
         end_together()
-    classes = {kind: per_class(module.tested, module.results, coco) for kind, coco in KINDS.items()}
+    classes = module.per_class
     evaluation = DetectionEvaluation(
         module.measures["box"],
         module.measures["mask"],
-        tuple((name, count, ap, mask[1]) for (name, ap, count), mask in zip(*classes.values(), strict=True)),
+        tuple(
+            (name, count, ap, mask[1]) for (name, ap, count), mask in zip(classes["box"], classes["mask"], strict=True)
+        ),
         len(module.tested["images"]),
         len(samples.test_samples) - len(module.tested["images"]),
         len(module.results),
@@ -106,8 +119,7 @@ def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvalua
     for kind, other in (("box", "segmentation"), ("mask", "bbox")):
         rows = [{key: value for key, value in row.items() if key != other} for row in results]
         (out / f"{kind}_results.json").write_text(json.dumps(rows))
-    measures = {kind: {k: None if math.isnan(v) else v for k, v in getattr(evaluation, kind).items()} for kind in KINDS}
-    (out / "measures.json").write_text(json.dumps(measures, indent=2))
+    (out / "measures.json").write_text(json.dumps(evaluation.measures(), indent=2))
     with (out / "per_class.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])
 
@@ -126,11 +138,19 @@ def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.
         (bool).
     """
     device = default_device()
-    (found,) = trained.network.to(device)([to_dtype(to_image(image), torch.float32, scale=True).to(device)])
-    kept = found["scores"] >= min_score
+    heads = trained.network.to(device).roi_heads
+    assert isinstance(heads, RoIHeads)
+    own_score = heads.score_thresh
+    try:
+        # masks are pasted of what is kept alone; torchvision keeps what is above its threshold, not at it
+        below = float(torch.nextafter(torch.tensor(min_score), torch.tensor(-math.inf)))
+        heads.score_thresh = max(own_score, below)
+        (found,) = trained.network([to_dtype(to_image(image), torch.float32, scale=True).to(device)])
+    finally:
+        heads.score_thresh = own_score
     return {
-        "boxes": found["boxes"][kept].cpu(),
-        "labels": found["labels"][kept].cpu(),
-        "scores": found["scores"][kept].cpu(),
-        "masks": (found["masks"][kept, 0] >= 0.5).cpu(),
+        "boxes": found["boxes"].cpu(),
+        "labels": found["labels"].cpu(),
+        "scores": found["scores"].cpu(),
+        "masks": (found["masks"] >= 0.5)[:, 0].cpu(),
     }

@@ -1,6 +1,7 @@
 """What the Lightning modules of all tasks share: the network, frozen parts, optimizer and schedule."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -25,6 +26,7 @@ class TrainingModule(pl.LightningModule):
         optimizer: Optimizer and loss.
         schedule: Learning rate over the run.
         lr_scale: Factor on all learning rates, warm-up included.
+        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether the network works on feature maps in the channels-last memory format.
 
@@ -44,6 +46,7 @@ class TrainingModule(pl.LightningModule):
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         lr_scale: float = 1.0,
+        max_steps: int = -1,
         freeze: tuple[str, ...] = (),
         channels_last: bool = True,
     ) -> None:
@@ -51,7 +54,7 @@ class TrainingModule(pl.LightningModule):
         self.network = network
         self.optimizer_config = optimizer or OptimizerConfig()
         self.schedule_config = schedule or ScheduleConfig(kind="constant")
-        self.lr_scale = lr_scale
+        self.lr_scale, self.max_steps = lr_scale, max_steps
         self.channels_last = channels_last
         self._frozen = [_find(network, path) for path in freeze]
         for module in self._frozen:
@@ -97,13 +100,14 @@ class TrainingModule(pl.LightningModule):
         biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
 
         def settings(parameter: nn.Parameter, factor: float) -> tuple[float, float]:
-            decay: float | None = None
-            if id(parameter) in norms:
-                decay = config.norm_weight_decay
-            elif id(parameter) in biases:
-                decay = config.bias_weight_decay
+            decays: list[float | None] = [config.weight_decay]
+            if id(parameter) in biases:
                 factor *= config.bias_lr_factor
-            return config.lr * self.lr_scale * factor, config.weight_decay if decay is None else decay
+                decays.append(config.bias_weight_decay)
+            if id(parameter) in norms:
+                decays.append(config.norm_weight_decay)
+            # the last rule that is set
+            return config.lr * self.lr_scale * factor, [decay for decay in decays if decay is not None][-1]
 
         groups = []
         for parameters, factor in self._parameter_groups():
@@ -128,7 +132,7 @@ class TrainingModule(pl.LightningModule):
                 # infinite until the data is set up, when only step 0 has been asked for
                 steps_per_epoch=self.trainer.num_training_batches / self.trainer.accumulate_grad_batches,
                 max_epochs=self.trainer.max_epochs or 1,
-                max_steps=self.trainer.max_steps,
+                max_steps=self.max_steps if self.max_steps >= 0 else self.trainer.max_steps,
                 lr=config.lr,
                 config=self.schedule_config,
             ),
@@ -143,6 +147,28 @@ class TrainingModule(pl.LightningModule):
         yield [p for p in trained if id(p) not in blocks | head], 1.0
         yield [p for p in trained if id(p) in blocks], self.optimizer_config.block_lr_factor
         yield [p for p in trained if id(p) in head], self.optimizer_config.head_lr_factor
+
+
+@contextmanager
+def naming_small_batches(images: Sequence[Tensor]) -> Iterator[None]:
+    """Say of which size a batch is that is too small for BatchNorm.
+
+    Args:
+        images: The batch: images [3, H, W] or clips [3, T, H, W].
+
+    Raises:
+        DataError: A BatchNorm had a single value for a channel to take statistics of.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"a batch of {len(images)} sample{'s' * (len(images) > 1)} of "
+            f"{' x '.join(map(str, images[0].shape[1:]))} is too small for BatchNorm: raise data.batch_size or "
+            "data.size"
+        ) from error
 
 
 def _find(network: nn.Module, path: str) -> nn.Module:

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -33,7 +33,7 @@ _FREE_TO_CHANGE = {
     "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
     "data.annotations", "data.index", "data.decode_timeout",
     "data.test_clips", "data.test_crops", "data.views_per_step",
-    "trainer.max_epochs", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
     "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
     "data.train_annotations", "data.test_annotations", "data.train_images", "data.test_images",
     "network.weights", "network.new_classifier", "network.backbone_weights",
@@ -78,6 +78,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         TrainingStopped: A signal stopped the run; its state is saved.
     """
     quieten()
+    _check_can_run(recipe)
     checkpoint = _checkpoint_to_resume(recipe, run, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
@@ -116,6 +117,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
         log_every_n_steps=config.log_every_n_steps,
         test_every_n_epochs=config.test_every_n_epochs,
+        max_steps=config.max_steps,
         say=say,
     )
     guard = FiniteGuard(run, config.skip_limit, data.names)
@@ -123,13 +125,12 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     if config.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if progress and console.is_terminal:
-        callbacks.append(RunProgressBar())
+        callbacks.append(RunProgressBar(config.max_steps))
     trainer = make_trainer(
         config,
         callbacks=callbacks,
         logger=TensorBoardLogger(run, name="", version="tensorboard"),
         max_epochs=config.max_epochs,
-        max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm,
         check_val_every_n_epoch=config.test_every_n_epochs,
@@ -166,6 +167,7 @@ def make_module(
         "schedule": recipe.schedule,
         "lr_scale": recipe.data.batch_size / batch if batch else 1.0,
         "freeze": config.freeze,
+        "max_steps": config.max_steps,
         "channels_last": uses_channels_last(config) if channels_last is None else channels_last,
     }
     if isinstance(recipe, DetectionRecipe):
@@ -200,21 +202,7 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
         config: The trainer's part of a recipe.
         options: More arguments of ``lightning.pytorch.Trainer``.
     """
-    gpus = torch.cuda.is_available() and config.accelerator != "cpu"
-    if config.accelerator == "gpu" and not gpus:
-        raise ValueError("trainer.accelerator is gpu, but PyTorch finds no GPU here")
-    if gpus and config.devices and config.devices > torch.cuda.device_count():
-        raise ValueError(
-            f"trainer.devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs here"
-        )
-    devices, nodes = config.devices or ("auto" if gpus else 1), config.nodes
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        # torchrun says how many processes it has started, here and in all
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    many = nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
-    if config.sync_batch_norm and many and not gpus:
-        raise ValueError("trainer.sync_batch_norm needs GPUs: PyTorch has no SyncBatchNorm on CPUs")
+    devices, nodes, many = _processes(config)
     precision: Any = "32-true" if config.precision == "32" else config.precision
     return pl.Trainer(
         accelerator=config.accelerator,
@@ -230,6 +218,48 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
         enable_model_summary=False,
         **options,
     )
+
+
+def _uses_gpus(config: TrainerConfig) -> bool:
+    return torch.cuda.is_available() and config.accelerator != "cpu"
+
+
+def _processes(config: TrainerConfig) -> tuple[int | Literal["auto"], int, bool]:
+    """Return the processes on a machine, the machines, and whether the processes are several in all."""
+    gpus = _uses_gpus(config)
+    if config.accelerator == "gpu" and not gpus:
+        raise ValueError("trainer.accelerator is gpu, but PyTorch finds no GPU here")
+    if gpus and config.devices and config.devices > torch.cuda.device_count():
+        raise ValueError(
+            f"trainer.devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs here"
+        )
+    devices: int | Literal["auto"] = config.devices or ("auto" if gpus else 1)
+    nodes = config.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        # torchrun says how many processes it has started, here and in all
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    return devices, nodes, nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
+
+
+def _check_can_run(recipe: Recipe) -> None:
+    """Refuse what PyTorch cannot do, before anything is read or built.
+
+    Raises:
+        ValueError: There is no such device, a SyncBatchNorm would be trained in several processes on CPUs, or a
+            detector compiled.
+    """
+    config = recipe.trainer
+    synchronised = {
+        "trainer.sync_batch_norm": config.sync_batch_norm,
+        "network.norm sync_batch": recipe.network.block != "none" and recipe.network.norm == "sync_batch",
+    }
+    *_, many = _processes(config)
+    for name, used in synchronised.items():
+        if used and many and not _uses_gpus(config):
+            raise ValueError(f"{name} needs GPUs in several processes: PyTorch has no SyncBatchNorm on CPUs")
+    if config.compile and isinstance(recipe, DetectionRecipe):
+        raise ValueError("trainer.compile is for classifiers: torch.compile breaks a detector into many small graphs")
 
 
 def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | None:
@@ -249,11 +279,12 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
         if stored.task != recipe.task:
             raise DataError(f"{checkpoint} is of a run on {stored.task}s, so it cannot go on with {recipe.task}s")
         changed = _differences(to_dict(stored), to_dict(recipe))
-        if stored.schedule.kind == "cosine" and stored.trainer.max_epochs != recipe.trainer.max_epochs:
-            changed.append(
-                f"trainer.max_epochs, the end of the cosine, was {stored.trainer.max_epochs}, "
-                f"now {recipe.trainer.max_epochs}"
-            )
+        if stored.schedule.kind == "cosine":
+            in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
+            end = "max_steps" if in_steps else "max_epochs"
+            before, now = (getattr(config, end) for config in (stored.trainer, recipe.trainer))
+            if before != now:
+                changed.append(f"trainer.{end}, the end of the cosine, was {before}, now {now}")
         if changed:
             raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
     return checkpoint
@@ -262,13 +293,14 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
 def _check_same_data(checkpoint: Path, data: SampleData) -> None:
     """Refuse to go on with other classes or another number of samples than the run began with."""
     entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
+    root = data.config.root or data.train_samples.root
     if tuple(entry["classes"]) != data.classes:
         other = sorted(set(data.classes) ^ set(entry["classes"]))
         what = f"classes {', '.join(other[:5])}" if other else "the order of the classes"
-        raise DataError(f"{checkpoint} was trained on other classes than {data.config.root} has: {what} differ")
+        raise DataError(f"{checkpoint} was trained on other classes than {root} has: {what} differ")
     if entry["num_samples"] != len(data.train_samples):
         raise DataError(
-            f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {data.config.root} has "
+            f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {root} has "
             f"{len(data.train_samples)}: the run cannot go on where it stood"
         )
 

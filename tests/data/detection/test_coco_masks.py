@@ -113,8 +113,8 @@ GOOD = pycocotools.mask.encode(blobs(0))["counts"].decode()
         (GOOD[:3] + "!" + GOOD[4:], "is broken"),
         (GOOD + "é", "is broken"),
         ("ooooooooooooooooo0", "is broken"),
-        ([TOTAL], "an empty mask"),
-        ([TOTAL, 0], "an empty mask"),
+        ([TOTAL], "covers no pixel"),
+        ([TOTAL, 0], "covers no pixel"),
     ],
 )
 def test_run_length_encodings_that_do_not_add_up(counts, reason):
@@ -141,8 +141,12 @@ def test_run_length_encodings_that_do_not_add_up(counts, reason):
         ([[1, 1, 5, 1, 5, None]], "no finite number"),
         ([[1, 1, 5, 1, 5, 10**400]], "no finite number"),
         ([[1, 1, 5, 1, 5, 10**9]], "more than an image's size beyond"),
-        ([[41, 1, 50, 1, 50, 9]], "a mask outside the image"),
-        ([[1, -9, 5, -9, 5, -2]], "a mask outside the image"),
+        ([[41, 1, 50, 1, 50, 9]], "has a mask that covers no pixel of the image"),
+        ([[1, -9, 5, -9, 5, -2]], "has a mask that covers no pixel of the image"),
+        ([[-5, 5, 5, -5, -5, -5]], "covers no pixel"),  # its bounding box lies partly in the image
+        ([[2, 2, 8, 2.2, 8, 2.3]], "covers no pixel"),
+        ([[3, 3, 3, 3, 3, 3]], "covers no pixel"),
+        ([[2, 2, 8, 2.2, 8, 2.3], [-5, 5, 5, -5, -5, -5]], "covers no pixel"),
         ({"size": [WIDTH, HEIGHT], "counts": [0, TOTAL]}, "of size [40, 25], but the image has [25, 40]"),
         ({"counts": [0, TOTAL]}, "of size None"),
     ],
@@ -151,6 +155,23 @@ def test_bad_masks(segmentation, reason):
     found = why_bad_mask(segmentation, WIDTH, HEIGHT)
     assert found is not None
     assert reason in found
+
+
+def test_polygons_are_refused_just_where_pycocotools_finds_no_pixel():
+    """Whether a polygon must be drawn to know so or not."""
+    generator = np.random.default_rng(2)
+    empty = 0
+    for number in range(3000):
+        # around a line across the image's border or not, as thin as a fraction of a pixel
+        start, step = generator.uniform(-5, [WIDTH + 5, HEIGHT + 5]), generator.uniform(-12, 12, 2)
+        points = start + generator.uniform(0, 1, (generator.integers(3, 7), 1)) * step
+        points += generator.uniform(-0.5, 0.5, points.shape) * generator.choice([0.1, 1, 4, 16])
+        polygon = (points.round() if number % 3 == 0 else points).ravel().tolist()
+        runs = pycocotools.mask.merge(pycocotools.mask.frPyObjects([polygon], HEIGHT, WIDTH))
+        covers = pycocotools.mask.area(runs) > 0
+        assert (why_bad_mask([polygon], WIDTH, HEIGHT) is None) == covers, polygon
+        empty += not covers
+    assert 300 < empty < 2700
 
 
 def test_no_broken_string_gets_past_the_check():

@@ -20,7 +20,7 @@ from cgnl.data.decoding import DataError
 from cgnl.data.toy.birds.scenery import expose
 from cgnl.data.toy.flock import CATEGORY_IDS, catalogue, contact_sheet, draw_flock
 from cgnl.data.toy.flock.dataset import render
-from cgnl.data.toy.flock.masks import border_polygons, compressed, run_lengths
+from cgnl.data.toy.flock.masks import border_polygons, compressed, run_counts
 from cgnl.data.toy.flock.scene import MIN_PIXELS, Stage, set_stage
 from cgnl.data.toy.flock.species import MAX_SPECIES
 
@@ -206,10 +206,10 @@ def test_polygons_decode_to_the_very_mask() -> None:
     assert 100 < holes < 500
 
 
-def test_run_lengths_are_cocos() -> None:
+def test_run_counts_are_cocos() -> None:
     for mask in random_masks(np.random.default_rng(1)):
         expected = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        counts = run_lengths(mask)
+        counts = run_counts(mask)
         assert compressed(counts).encode() == expected["counts"]
         assert coco_mask.frPyObjects({"size": list(mask.shape), "counts": counts}, *mask.shape) == expected
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -61,8 +61,9 @@ def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     trained = load_trained(out / "detector" / "last.ckpt")
     result = evaluate_detection(trained, recipe.data, out=out / "detector" / "evaluation")
     seconds = time.monotonic() - started
+    outcome = {"count": result.count, **result.measures()}
     (out / "average_precision.json").write_text(
-        json.dumps({"seconds": round(seconds), "networks": {"Mask R-CNN with a CGNL block": asdict(result)}}, indent=2)
+        json.dumps({"seconds": round(seconds), "networks": {"Mask R-CNN with a CGNL block": outcome}}, indent=2)
     )
     path = out / "report.html"
     report.write_page(path, _page(out, trained, result, seconds, smallest))

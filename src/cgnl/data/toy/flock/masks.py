@@ -63,10 +63,10 @@ def _following(edge: tuple[int, int, int], edges: set[tuple[int, int, int]]) -> 
     return (y, x, (step - 1) % 4), -1
 
 
-def run_lengths(mask: np.ndarray) -> list[int]:
+def run_counts(mask: np.ndarray) -> list[int]:
     """Return the lengths of the runs of a mask bool [H, W], column by column; the first run is of pixels outside.
 
-    >>> run_lengths(np.array([[True, True], [False, True]]))
+    >>> run_counts(np.array([[True, True], [False, True]]))
     [0, 1, 1, 2]
     """
     flat = mask.ravel(order="F")
@@ -101,5 +101,5 @@ def segmentation(mask: np.ndarray, *, as_counts: bool = False) -> list[list[int]
     polygons = None if as_counts else border_polygons(mask)
     if polygons is not None:
         return polygons
-    counts = run_lengths(mask)
+    counts = run_counts(mask)
     return {"size": list(mask.shape), "counts": counts if as_counts else compressed(counts)}
