@@ -15,7 +15,7 @@ from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-_DOCS = ("paper-tables", "benchmarks", "video", "detection")
+_DOCS = ("paper-tables", "benchmarks", "video", "detection", "explain")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -217,6 +217,39 @@ def detection() -> str:
     return table(("network", "time / plain", "peak memory / plain"), rows) + "\n\n" + source("detection")
 
 
+def explain() -> str:
+    """What the maps of one block cost beyond the forward pass."""
+    *cases, memory = result("explain")["rows"]
+    rows = [
+        (
+            f"{row['name']}, block at {shape(row['features'])}",
+            f"{row['maps']['median'] * 1000:.1f} ms",
+            f"{row['beyond_forward']['median'] * 1000:.0f} ms",
+            f"{row['bound'] * 1000:.0f} ms",
+            f"{row['effect']['median']:.1f} s",
+        )
+        for row in cases
+    ]
+    header = ("input", "maps of a reference", "with the trace, beyond the forward pass", "bound", "effect")
+    kept = f"A trace keeps {memory['bytes_per_position_and_inner_channel']:.0f} bytes a position and inner channel."
+    return table(header, rows) + f"\n\n{kept}\n\n" + source("explain")
+
+
+def part_scores() -> str:
+    """How well the maps of NL and CGNL blocks cover the parts of the drawn birds."""
+    rows = []
+    for network in result("part_scores")["rows"]:
+        for row in network["rows"]:
+            who = f"{network['network']}, {row['maps']}" if row["by"] == "block" else f"same area: {row['by']}"
+            rows.append((who, *(_share(row[measure]) for measure in ("pointing", "coverage", "area"))))
+    header = ("maps", "pointing game", "parts inside", "area of the region")
+    return table(header, rows) + "\n\n" + source("part_scores")
+
+
+def _share(mean: dict[str, float]) -> str:
+    return f"{100 * mean['mean']:.1f} % ({100 * mean['low']:.1f} to {100 * mean['high']:.1f})"
+
+
 def video_reading() -> str:
     """Reading clips beside other readers."""
     rows = []
@@ -297,6 +330,8 @@ MADE: dict[str, Callable[[], str]] = {
         video_network,
         video_reading,
         detection,
+        explain,
+        part_scores,
         recipes,
     )
 }
