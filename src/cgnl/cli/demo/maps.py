@@ -22,8 +22,8 @@ def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | No
     """
     networks = {"CGNL": trained}
     body = report.paragraph(
-        "Green marks the reference, the spot where the block's g is strongest; the maps show what the block relates it "
-        "to. A map says what is related, not that the answer comes from there."
+        "Green marks the reference, the spot where the block's g is strongest; a map shows how strongly each element is "
+        "related to it. What is true of each map stands below it; none says that the answer comes from there."
     )
     for path, _ in samples:
         seen, traces = traces_of(networks, path)
