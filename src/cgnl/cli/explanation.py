@@ -1,7 +1,7 @@
 """``cgnl explain``."""
 
 import csv
-import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,10 +41,13 @@ def explain(
         score: Print and draw how well the maps cover the annotated parts of a data set (CUB, drawn birds).
         data: Folder of that data set; by default that of the recipe.
         limit: Number of test images that are scored; by default all.
-        seed: Seed of the score's random regions.
+        seed: Seed of the bootstrap over images that gives the score its intervals.
     """
     from cgnl.training.checkpoint import load_trained
 
+    if out is not None:
+        # told before the work, not after it
+        _check_suffix(out, page=figure is None and not score)
     networks: dict[str, Any] = {}
     for path in (checkpoint, beside):
         if path is not None:
@@ -52,11 +55,24 @@ def explain(
             networks[_name(trained, networks, path)] = trained
     if len({trained.recipe.task for trained in networks.values()}) > 1:
         raise ValueError(f"beside ({beside}) must hold a network for the same kind of input as {checkpoint}")
+    if len({trained.classes for trained in networks.values()}) > 1:
+        raise ValueError(f"beside ({beside}) must hold a network for the same classes as {checkpoint}")
+    _check_needed(
+        figure is not None, "--figure", {"--channel": channel is not None, "--block": block is not None and not score}
+    )
+    _check_needed(score, "--score", {"--data": data is not None, "--limit": limit is not None})
+    _check_needed(
+        not score, "no --score", {"--at": at is not None, "--mistakes": bool(mistakes), "an input": bool(inputs)}
+    )
     if score:
         _score(networks, data, block, limit, seed, out)
         return
     truths: dict[Path, str | None] = dict.fromkeys(inputs)
+    if mistakes < 0:
+        raise ValueError(f"mistakes ({mistakes}) must be at least 0")
     if mistakes:
+        if next(iter(networks.values())).recipe.task == "detection":
+            raise ValueError(f"mistakes are those of a network that classifies, and {checkpoint} is a detector")
         truths |= _mistakes(checkpoint, mistakes)
     if not truths:
         raise ValueError("inputs must name at least one image or video (or give --mistakes or --score)")
@@ -65,7 +81,22 @@ def explain(
             raise ValueError(f"inputs: a figure is of one image or video, not of {len(truths)}")
         _draw(networks, next(iter(truths)), at, figure, block, channel, out or Path("explain.png"))
         return
-    write_page(networks, truths, at, out or Path("explain.html"))
+    write_maps_page(networks, truths, at, out or Path("explain.html"))
+
+
+def _check_needed(there: bool, needed: str, given: dict[str, bool]) -> None:
+    """Refuse what would do nothing."""
+    for name, is_given in given.items():
+        if is_given and not there:
+            raise ValueError(f"{name} does nothing here: it goes with {needed}")
+
+
+def _check_suffix(out: Path, *, page: bool) -> None:
+    wanted: tuple[str, ...] = (".html", ".htm")
+    if not page:
+        from cgnl.explain.figures import SUFFIXES as wanted
+    if out.suffix.lower() not in wanted:
+        raise ValueError(f"out ({out}) must end in {' or '.join(wanted)}, as {'the page' if page else 'a figure'} does")
 
 
 def _name(trained: Any, others: dict[str, Any], path: Path) -> str:
@@ -92,17 +123,15 @@ def _mistakes(checkpoint: Path, count: int) -> dict[Path, str | None]:
 def _position(at: str, view: Any, num_frames: int) -> tuple[float, float, int]:
     """Read x,y or x,y,frame."""
     try:
-        numbers = [float(part) for part in at.split(",")]
-        x, y = numbers[:2]
-        frame = int(numbers[2]) if len(numbers) == 3 else num_frames // 2
-    except (ValueError, IndexError):
-        numbers = []
-    if len(numbers) not in (2, 3):
-        raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 120,80")
+        x, y, *rest = at.split(",")
+        point = float(x), float(y)
+        (frame,) = [int(part) for part in rest] or [num_frames // 2]
+    except ValueError:
+        raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 120,80") from None
     if not 0 <= frame < num_frames:
         raise ValueError(f"at ({at}) must name a frame from 0 to {num_frames - 1}")
-    view.position(x, y, (1, 1))
-    return x, y, frame
+    view.position(*point, (1, 1))
+    return *point, frame
 
 
 def strongest_position(block: Any, seen: Any) -> tuple[float, float, int]:
@@ -112,12 +141,17 @@ def strongest_position(block: Any, seen: Any) -> tuple[float, float, int]:
     from cgnl.explain.geometry import unpool
 
     strength = unpool(block.g.abs().amax(0), block.shape)
-    place = torch.unravel_index(strength.argmax(), strength.shape)
-    row, column = (int(part) for part in place[-2:])
-    x0, y0, x1, y1 = seen.view.box(row, column, tuple(block.shape[-2:]))
+    # neither where a pooling left something out, nor where a detector's input is filled up
+    rows, columns = block.shape[-2:]
+    across, down = seen.view.to_input(seen.view.width, seen.view.height)
+    strength[..., math.ceil(down / seen.view.input_height * rows - 0.5) :, :] = -1
+    strength[..., math.ceil(across / seen.view.input_width * columns - 0.5) :] = -1
+    place = torch.unravel_index(strength.nan_to_num(-1).argmax(), strength.shape)
+    x0, y0, x1, y1 = seen.view.box(int(place[-2]), int(place[-1]), (rows, columns))
     frame = 0
     if len(block.shape) == 3:
-        frame = min(round((int(place[0]) + 0.5) * len(seen.frames) / block.shape[0]), len(seen.frames) - 1)
+        # the frame in the middle of the step
+        frame = (2 * int(place[0]) + 1) * len(seen.frames) // (2 * block.shape[0])
     return (x0 + x1) / 2, (y0 + y1) / 2, frame
 
 
@@ -125,12 +159,20 @@ def traces_of(networks: dict[str, Any], path: Path) -> tuple[Any, dict[str, Any]
     """What the networks saw of a file, and the traces of their blocks; plain networks have none."""
     from cgnl.explain.inputs import see
     from cgnl.explain.trace import trace_blocks
+    from cgnl.training.evaluation import default_device
 
     seen = {name: see(trained, path) for name, trained in networks.items()}
     first = next(iter(seen.values()))
-    if any((each.view, len(each.frames)) != (first.view, len(first.frames)) for each in seen.values()):
-        raise ValueError("beside: both networks must be tested on inputs of the same size")
-    return first, {name: trace_blocks(trained.network, seen[name].x) for name, trained in networks.items()}
+    if any((each.view, each.frames) != (first.view, first.frames) for each in seen.values()):
+        raise ValueError("beside: both networks must be tested on inputs of the same size, and on the same frames")
+    device = default_device()
+    return first, {
+        name: trace_blocks(trained.network.to(device), _on(device, seen[name].x)) for name, trained in networks.items()
+    }
+
+
+def _on(device: Any, x: Any) -> Any:
+    return [image.to(device) for image in x] if isinstance(x, list) else x.to(device)
 
 
 def _draw(
@@ -162,10 +204,11 @@ def _draw(
 def _block(trace: Any, block: str | None, name: str) -> str:
     if not trace.blocks:
         raise ValueError(f"the network {name} has no block: there is nothing to explain in it")
-    if block is None:
-        return list(trace.blocks)[-1]
+    block = list(trace.blocks)[-1] if block is None else block
     if block not in trace.blocks:
         raise ValueError(f"block ({block}) must be one of {', '.join(trace.blocks)}")
+    if trace.blocks[block].kind == "residual":
+        raise ValueError(f"the network {name} has a residual block after {block}, which relates nothing")
     return block
 
 
@@ -180,9 +223,8 @@ def parts_of_image(path: Path) -> Any:
     return next((parts for image, parts in locations.items() if image.resolve() == path.resolve()), None)
 
 
-def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> None:
+def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> None:
     from cgnl.data.decoding import DataError
-    from cgnl.explain.effect import effect
     from cgnl.explain.page import PageBlock, PageItem, write_explain_page
 
     items, bad = [], 0
@@ -196,7 +238,7 @@ def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str
             continue
         classifies = next(iter(networks.values())).recipe.task != "detection"
         blocks = [
-            PageBlock(name, trace.blocks[where], effect(networks[name].network, seen.x, where) if classifies else None)
+            PageBlock(name, trace.blocks[where], _effect(networks[name], seen.x, where) if classifies else None)
             for name, trace in traces.items()
             for where in trace.blocks
             if trace.blocks[where].kind != "residual"
@@ -207,13 +249,24 @@ def write_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str
             name: _best(networks[name].classes, trace.output) for name, trace in traces.items() if classifies
         }
         start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
-        items.append(PageItem(path.name if short else str(path), seen.seen_frames(), blocks, predictions, truth, _share(start, seen)))
+        items.append(
+            PageItem(
+                path.name if short else str(path), seen.seen_frames(), blocks, predictions, truth, _share(start, seen)
+            )
+        )
     if items:
         classes = next(iter(networks.values())).classes if items[0].predictions else None
         write_explain_page(out, items, "What the blocks relate", class_names=classes)
         print(f"written: {out}")
     if bad:
         sys.exit(2)
+
+
+def _effect(trained: Any, x: Any, where: str) -> Any:
+    from cgnl.explain.effect import effect
+    from cgnl.training.evaluation import default_device
+
+    return effect(trained.network, _on(default_device(), x), where)
 
 
 def _share(start: tuple[float, float, int], seen: Any) -> tuple[float, float, float]:
@@ -245,5 +298,5 @@ def _score(
     picture = out or Path("scores.png")
     save_figure(scores_figure(scores), picture)
     table = picture.with_suffix(".json")
-    table.write_text(json.dumps({name: dataclasses.asdict(score) for name, score in scores}, indent=2))
+    table.write_text(json.dumps({name: score.as_dict() for name, score in scores}, indent=2))
     print(f"written: {picture}, {table}")
