@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cgnl.cli.explanation import parts_of_image, strongest_position, traces_of, write_page
+from cgnl.cli.explanation import parts_of_image, strongest_position, traces_of, write_maps_page
 from cgnl.explain import report
 from cgnl.explain.figures import figure5, figure6
 from cgnl.training.checkpoint import TrainedNetwork
@@ -22,8 +22,8 @@ def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | No
     """
     networks = {"CGNL": trained}
     body = report.paragraph(
-        "Green marks the reference, the spot where the block's g is strongest; a map shows how strongly each element is "
-        "related to it. What is true of each map stands below it; none says that the answer comes from there."
+        "Green marks the reference, the spot where the block's g is strongest; a map shows how strongly each element "
+        "is related to it. What is true of each map stands below it; none says that the answer comes from there."
     )
     for path, _ in samples:
         seen, traces = traces_of(networks, path)
@@ -35,6 +35,6 @@ def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | No
         else:
             drawn = figure5(seen.frames[0], chosen, at[:2], seen.view, parts=parts_of_image(path))
         body += report.figure(drawn, f"What the block relates in {path.name}.")
-    write_page(networks, dict(samples), None, page)
+    write_maps_page(networks, dict(samples), None, page)
     body += report.link(page.name, "Click in these images and see every map of the block")
     return "What the block relates", body
