@@ -6,11 +6,22 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy import ndimage
 
-from cgnl import CGNL1d, CGNL2d, CGNL3d, NonLocal2d, NonLocal3d, ResidualBlock2d
-from cgnl.explain.figures import CONSTANT_NOTE, DOT_PRODUCT_NOTE, figure1, figure5, figure6, regions, save_figure
+from cgnl import (
+    CGNL1d,
+    CGNL2d,
+    CGNL3d,
+    GaussianRBF,
+    GeneralizedNonLocal2d,
+    NonLocal2d,
+    NonLocal3d,
+    ResidualBlock2d,
+    SeriesKernel,
+)
+from cgnl.explain.figures import figure1, figure5, figure6, regions, save_figure
 from cgnl.explain.geometry import view_of
 from cgnl.explain.maps import affinity, affinity_group, reference_channel
 from cgnl.explain.trace import trace_blocks
+from cgnl.explain.wording import statement
 
 VIEW = view_of(90, 60, size=48, resize=60)  # sees x from 21 to 69, y from 6 to 54
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
@@ -41,6 +52,10 @@ def clips():
 def boxes(ax, colour):
     found = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_edgecolor() == colour]
     return sorted(patch.get_bbox().extents.tolist() for patch in found if not patch.get_fill())
+
+
+def caption(figure):
+    return figure._supxlabel.get_text().replace("\n", " ")
 
 
 def laid(ax):
@@ -91,7 +106,43 @@ def test_figure5_draws_the_affinities_where_they_are(images):
         "|affinity| / largest",
         "affinity / largest |affinity|",
     ]
-    assert DOT_PRODUCT_NOTE in figure._supxlabel.get_text().replace("\n", " ")
+    for name, block in (("NL", nl), ("CGNL", cgnl)):
+        assert f"{name}: {statement(block)}" in caption(figure)
+
+
+LINEAR = "With the dot product all reference elements"
+PRACTICALLY = "it is practically the dot product's map, "
+SAME = "The part that is the same for all pairs (p = 0) is left out."
+
+
+@pytest.mark.parametrize(
+    ("block", "true", "untrue"),
+    [
+        (CGNL2d(16), [LINEAR], [PRACTICALLY, "left out"]),
+        (CGNL2d(16, kernel=SeriesKernel(lambda t, u: 1 + t * u, [1, 1])), [LINEAR, SAME], [PRACTICALLY]),
+        (GeneralizedNonLocal2d(16), [LINEAR], [PRACTICALLY, "left out"]),
+        (
+            GeneralizedNonLocal2d(16, kernel=SeriesKernel(lambda t, u: (1 + t * u) ** 2, [1, 2])),
+            ["exact kernel function", "f(t, 0) f(0, u) / f(0, 0), is left out"],
+            [LINEAR, PRACTICALLY, SAME],
+        ),
+        (CGNL2d(16, kernel="embedded_gaussian"), [f"While theta · phi is well below 1 {PRACTICALLY}", SAME], [LINEAR]),
+        (GeneralizedNonLocal2d(16, kernel="embedded_gaussian"), ["exact kernel function", PRACTICALLY, SAME], [LINEAR]),
+        (CGNL2d(16, kernel="rbf"), [f"While 2 gamma theta · phi is well below 1 {PRACTICALLY}", SAME], [LINEAR]),
+        (
+            CGNL2d(16, kernel=GaussianRBF(beta="exact")),
+            [f"{PRACTICALLY}times an envelope of phi", "product of the two envelopes, is left out"],
+            [LINEAR, SAME],
+        ),
+        (NonLocal2d(16), ["adds up to 1"], [LINEAR, PRACTICALLY, "left out"]),
+        (NonLocal2d(16, pairwise="dot_product"), ["may be negative"], [LINEAR, PRACTICALLY, "left out"]),
+        (NonLocal2d(16, pairwise="concatenation"), ["up to a constant"], [LINEAR, PRACTICALLY, "left out"]),
+    ],
+)
+def test_figures_say_what_is_true_of_each_kind_of_block(block, true, untrue):
+    text = caption(figure5(IMAGE, {"it": traced(block, 6, 6)}, (30, 20), VIEW, num_maps=1))
+    assert all(words in text for words in true)
+    assert not any(words in text for words in untrue)
 
 
 def test_figure5_has_a_row_for_each_reference_and_for_networks_that_do_not_fit(images):
@@ -102,9 +153,7 @@ def test_figure5_has_a_row_for_each_reference_and_for_networks_that_do_not_fit(i
     assert sum(ax.get_title().startswith("reference") for ax in figure.axes) == 2
     assert figure._supxlabel.get_text() == "as given"
     single = figure5(IMAGE, {"RBF": more["RBF"]}, (30, 20), VIEW, parts={"wing": (30, 20, 40, 44)})
-    text = single._supxlabel.get_text().replace("\n", " ")
-    assert CONSTANT_NOTE in text
-    assert DOT_PRODUCT_NOTE not in text
+    assert statement(more["RBF"][0].blocks[""]) in caption(single)
     assert [30, 20, 40, 44] in boxes([ax for ax in single.axes if ax.get_title()][-1], WHITE)
 
 

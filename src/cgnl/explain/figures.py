@@ -26,15 +26,7 @@ from torch import Tensor
 from cgnl.explain.geometry import Box, View, time_step, token_grid, unpool
 from cgnl.explain.maps import affinity, affinity_group, normalised, reference_channel, strongest_channels
 from cgnl.explain.trace import BlockTrace, Trace
-
-DOT_PRODUCT_NOTE = (
-    "With the dot-product kernel all reference elements of a group give the same map up to its size and sign: it shows "
-    "phi, which the group sums over, and of the reference only the sign of its theta."
-)
-"""What is true of the affinity maps of GNL and CGNL blocks with the dot-product kernel."""
-
-CONSTANT_NOTE = "The kernel's constant term (p = 0), the same for all elements, is left out."
-"""What is true of the affinity maps of GNL and CGNL blocks with other kernel functions."""
+from cgnl.explain.wording import kind_in_words, statement
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -386,18 +378,14 @@ def _check(networks: Mapping[str, tuple[Trace, str]], threshold: float | None) -
 
 
 def _notes(networks: Mapping[str, tuple[Trace, str]]) -> list[str]:
-    """Return what the maps are, and what is true of them."""
-    notes = [f"{name}: block after {path}." for name, (_, path) in networks.items()]
-    kernels = [block.kernel for trace, path in networks.values() if (block := trace.blocks[path]).kind != "nl"]
-    linear = [
-        kernel is not None and not any(factor for p, factor in enumerate(kernel.coefficients) if p > 1)
-        for kernel in kernels
-    ]
-    if any(linear):
-        notes.append(DOT_PRODUCT_NOTE)
-    if not all(linear):
-        notes.append(CONSTANT_NOTE)
-    return notes
+    """Return what the maps are, and what is true of them, once for the networks of which the same is."""
+    notes: list[str] = []
+    names: dict[str, list[str]] = {}
+    for name, (trace, path) in networks.items():
+        block = trace.blocks[path]
+        notes.append(f"{name}: block after {path} ({kind_in_words(block)}).")
+        names.setdefault(statement(block), []).append(name)
+    return notes + [f"{', '.join(of)}: {words}" if len(networks) > 1 else words for words, of in names.items()]
 
 
 def _picture(image: Image.Image | np.ndarray, view: View) -> Image.Image:

@@ -279,10 +279,10 @@ def _non_local_column(block: BlockTrace, phi: Tensor, position: tuple[int, ...])
     logits = _weighted(reference, theta) * block.factor
     if block.pairwise == "dot_product":
         return logits
-    return (logits.flatten() - _log_denominators(block, phi)).exp().view_as(logits)
+    return (logits.flatten() - log_denominators(block, phi)).exp().view_as(logits)
 
 
-def _log_denominators(block: BlockTrace, phi: Tensor) -> Tensor:
+def log_denominators(block: BlockTrace, phi: Tensor) -> Tensor:
     """The logarithm of every row's softmax denominator, [N], some rows at a time."""
     theta, phi = block.theta.flatten(1), phi.flatten(1)
     rows = max(1, _ENTRIES_AT_ONCE // phi.shape[1])

@@ -6,14 +6,15 @@ The page computes its maps from them, so that one file holds every reference, gr
 import base64
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cgnl.explain.maps import _log_denominators, affinity, sums
-from cgnl.explain.page.wording import kind_in_words, statement
+from cgnl.explain.maps import log_denominators, affinity, sums
+from cgnl.explain.wording import kind_in_words, statement
 from cgnl.explain.trace import BlockTrace
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
 
@@ -59,6 +60,7 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
     packed |= {
         "shape": list(small.shape),
         "shapePhi": list(small.phi.shape[1:]),
+        "coverPhi": _covered(block.shape, block.phi.shape[1:]),
         "theta": _encoded(theta),
         "phi": None if torch.equal(small.theta, small.phi) else _encoded(phi),
         "g": _encoded(g),
@@ -68,13 +70,18 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
     if block.concat is not None:
         packed["concat"] = block.concat.tolist()
     if block.pairwise in ("gaussian", "embedded_gaussian"):
-        packed["logDenominators"] = _floats(_log_denominators(rounded, rounded.phi))
+        packed["logDenominators"] = _floats(log_denominators(rounded, rounded.phi))
     if block.kernel is not None:
         packed["kernel"] = _kernel(block)
     if block.kind == "cgnl":
         packed["sums"] = sums(block).tolist()
         packed["thetaRange"] = [[part.min().item(), part.max().item()] for part in block.theta.chunk(block.groups)]
     return packed
+
+
+def _covered(shape: Sequence[int], shape_phi: Sequence[int]) -> list[float]:
+    """The share of each axis that phi's positions cover: a pooling leaves out what does not fill its last window."""
+    return [size // small * small / size for size, small in zip(shape, shape_phi, strict=True)]
 
 
 def _pooled(block: BlockTrace, max_bytes: int) -> Any:
