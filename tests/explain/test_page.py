@@ -17,6 +17,7 @@ from torch import nn
 
 from cgnl import CGNL2d, CGNL3d, GeneralizedNonLocal2d, NonLocal2d, ResidualBlock2d
 from cgnl.blocks import NonLocal3d
+from cgnl.explain import geometry
 from cgnl.explain.effect import effect
 from cgnl.explain.maps import affinity, evidence, polynomial, reference_channel
 from cgnl.explain.page import PageBlock, PageItem, explain_page, write_explain_page
@@ -235,7 +236,7 @@ def test_arrow_keys_move_the_reference_and_say_where_it_is(browser, tmp_path):
     for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown"):
         browser.press(key)
     assert_block_shows(browser, 0, block, (1, 2), "row")
-    assert "reference at row 2, column 3 of 9 × 8" in browser.evaluate("document.getElementById('status').textContent")
+    assert "reference at row 1, column 2 of 9 × 8" in browser.evaluate("document.getElementById('status').textContent")
     for _ in range(20):
         browser.press("ArrowDown")
     assert browser.evaluate("reference(input.blocks[0])") == [8, 2]
@@ -272,6 +273,37 @@ def test_the_picture_carries_the_map_where_its_cells_lie(browser, tmp_path):
     expected = np.zeros_like(orange)
     expected[6 * cell : 7 * cell, cell : 2 * cell] = True
     assert (orange == expected).mean() > 0.999
+
+
+@needs_chromium
+def test_a_subsampled_map_leaves_the_odd_row_and_column_without_colour(browser, tmp_path):
+    block = trace(NonLocal2d(32, subsample=True), 7, 7)
+    assert block.phi.shape[1:] == (3, 3)
+    grey = Image.new("RGB", (140, 140), (128, 128, 128))
+    write_explain_page(tmp_path / "page.html", [item(block, frames=[grey])], "Odd")
+    browser.open(tmp_path / "page.html")
+    browser.evaluate("moveTo([0, 0.9, 0.9])")
+    size = browser.evaluate("document.getElementById('picture').width")
+    expected = geometry.unpool(affinity(block, (6, 6)), (7, 7))
+    strongest = int(affinity(block, (6, 6)).argmax())
+    middles = [int((k + 0.5) / 7 * size) for k in range(7)]
+    coloured = browser.evaluate(
+        f"{middles}.map((y) => {middles}.map((x) => {{ const p = document.getElementById('picture')"
+        ".getContext('2d').getImageData(x, y, 1, 1).data; return p[0] - p[2]; }))"
+    )
+    # the outline covers the reference's edges only; colour grows with the map, and there is none beyond the pooling
+    shown = torch.tensor(coloured)
+    assert (shown[expected.isnan()] == 0).all()
+    assert (shown[expected == expected.nan_to_num().max()] == shown.max()).all()
+    assert shown.max() > 60
+    assert f"strongest at row {strongest // 3}, column {strongest % 3} of 3 × 3" in browser.evaluate(
+        "document.getElementById('status').textContent"
+    )
+    for position in ((6, 6), (5, 4), (0, 1)):
+        column = browser.evaluate(
+            f"Array.from(affinityMaps(input.blocks[0], {list(position)}, {{view: 'column'}}).maps[0])"
+        )
+        assert_same_map(np.array(column), affinity(block, position, view="column"))
 
 
 @needs_chromium

@@ -64,15 +64,20 @@ async function loadPicture(source) {
   return { colour, grey };
 }
 
-/** Draws a picture (in grey where asked for) and over it the part of a map that belongs to it. */
-function paint(canvas, picture, { grey, map, start, shape, peak, strength }) {
+/**
+ * Draws a picture (in grey where asked for) and over it the part of a map that belongs to it; ``cover`` is the share of
+ * each axis that the map's cells cover, from the upper left: all of it where left out.
+ */
+function paint(canvas, picture, { grey, map, start, shape, cover, peak, strength }) {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = true;
   context.drawImage(grey ? picture.grey : picture.colour, 0, 0, canvas.width, canvas.height);
   if (!map) return;
   const [height, width] = shape.slice(-2);
   context.imageSmoothingEnabled = false;
-  context.drawImage(cellsOf(map, start, height, width, peak, strength), 0, 0, canvas.width, canvas.height);
+  const [down, across] = cover ? cover.slice(-2) : [1, 1];
+  const cells = cellsOf(map, start, height, width, peak, strength);
+  context.drawImage(cells, 0, 0, canvas.width * across, canvas.height * down);
 }
 
 /** Outlines the cell at a row and column of a feature map; dashed where it lies in another frame. */

@@ -58,8 +58,10 @@ function positionOf(index, shape) {
 
 /** The cell of phi and g that a position was pooled into. */
 function positionInPhi(block, position) {
-  return position.map((n, axis) =>
-    Math.min(Math.floor(n / Math.floor(block.shape[axis] / block.shapePhi[axis])), block.shapePhi[axis] - 1));
+  return position.map((n, axis) => {
+    const cells = block.shapePhi[axis] / block.coverPhi[axis]; // along the whole axis, with what the pooling left out
+    return Math.min(Math.floor(((n + 0.5) * cells) / block.shape[axis]), block.shapePhi[axis] - 1);
+  });
 }
 
 /** The channel in which g is strongest at a position, of one group or (group null) of all. */
@@ -150,8 +152,8 @@ function nonLocalMap(block, position, view) {
 function affinityMaps(block, position, { view = "row", channel = null, group = null } = {}) {
   const reference = channel === null ? strongestChannel(block, position, group) : channel;
   if (block.kind === "nl") {
-    const shape = view === "row" ? block.shapePhi : block.shape;
-    return { first: 0, reference, shape, maps: [nonLocalMap(block, position, view)] };
+    const grid = view === "row" ? { shape: block.shapePhi, cover: block.coverPhi } : { shape: block.shape };
+    return { first: 0, reference, ...grid, maps: [nonLocalMap(block, position, view)] };
   }
   const at = flatIndex(position, block.shape);
   const [ours, theirs] = view === "row" ? [block.theta, block.phi] : [block.phi, block.theta];

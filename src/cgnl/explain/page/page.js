@@ -252,7 +252,8 @@ function drawTiles(buttons, shown, k) {
     const where = positionOf(tile.peak.at, shown.shape);
     sized(canvas, 132);
     paint(canvas, input.pictures[state.frame], {
-      grey: true, map: tile.map, start: startOf(shown.shape, state.frame), shape: shown.shape, peak: tile.full, strength: 0.85,
+      grey: true, map: tile.map, start: startOf(shown.shape, state.frame), shape: shown.shape, cover: shown.cover,
+      peak: tile.full, strength: 0.85,
     });
     canvas.setAttribute("aria-label", `${tile.name}: strongest at ${inWords(where)}, ${number(tile.peak.value)}`);
     caption.textContent = `${tile.name}: ${number(tile.peak.value)}`;
@@ -262,8 +263,8 @@ function drawTiles(buttons, shown, k) {
 
 function inWords(position) {
   const [row, column] = position.slice(-2);
-  const time = position.length === 3 ? `time ${position[0] + 1}, ` : "";
-  return `${time}row ${row + 1}, column ${column + 1}`;
+  const time = position.length === 3 ? `time ${position[0]}, ` : "";
+  return `${time}row ${row}, column ${column}`;
 }
 
 
@@ -300,7 +301,7 @@ function drawPicture(shown, block) {
   const paintFrame = (target, frame) => {
     paint(target, input.pictures[frame], {
       grey: state.grey, map: tile && tile.map, start: shown ? startOf(shown.shape, frame) : 0, shape: shown && shown.shape,
-      peak: tile && tile.full, strength: state.opacity,
+      cover: shown && shown.cover, peak: tile && tile.full, strength: state.opacity,
     });
     const position = reference(block);
     const elsewhere = position.length === 3 && startOf(block.shape, frame) !== position[0] * block.shape[1] * block.shape[2];
@@ -318,7 +319,7 @@ function drawPicture(shown, block) {
   const where = inWords(reference(block));
   canvas.setAttribute("aria-label", `${index[state.item].name}; reference at ${where}; map of ${name}`);
   const says = !shown ? "This block has no attention." : `${state.tab === "evidence" && block.kind === "cgnl" ? "Evidence" : "Affinity"}, ${name}, ${tile.name}: `
-    + `reference at ${where} of ${block.shape.slice(-2).join(" × ")}; strongest at ${inWords(positionOf(tile.peak.at, shown.shape))}, ${number(tile.peak.value)}.`;
+    + `reference at ${where} of ${block.shape.slice(-2).join(" × ")}; strongest at ${inWords(positionOf(tile.peak.at, shown.shape))} of ${shown.shape.slice(-2).join(" × ")}, ${number(tile.peak.value)}.`;
   byId("status").textContent = says;
   drawLegend(tile);
 }
