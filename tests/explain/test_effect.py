@@ -1,4 +1,4 @@
-"""Effects against networks from which the block, or what feeds one group of it, was taken out."""
+"""Effects against networks from which the block, or what one group of it adds, was taken out."""
 
 import copy
 
@@ -47,26 +47,39 @@ def test_bypassed_is_the_network_without_the_block():
     assert (result.logits - result.logits_bypassed).abs().max() > 1e-2
 
 
-def test_a_group_left_out_is_a_group_whose_phi_is_zero():
-    network, x = image_network(groups=4), torch.randn(1, 3, 48, 64)
+def silence(block: nn.Module, groups: list[int]) -> None:
+    """What a group adds becomes zero: its weights of conv_z, and what the norm makes of zero."""
+    for group in groups:
+        for tensor in (block.z.weight, block.norm.bias, block.norm.running_mean):
+            tensor.data.chunk(block.groups)[group].zero_()
+
+
+@pytest.mark.parametrize("kernel", ["dot", "rbf"])
+def test_a_group_left_out_is_a_group_that_adds_nothing(kernel):
+    network, x = image_network(groups=4, kernel=kernel), torch.randn(1, 3, 48, 64)
     result = effect(network, x, "layer3.0")
     assert result.logits_without.shape == (4, 5)
     for group in range(4):
         other = copy.deepcopy(network)
-        with torch.no_grad():  # with the dot product the group's y is then zero
-            other.layer3[0].inserted_block.phi.weight.chunk(4)[group].zero_()
+        silence(other.layer3[0].inserted_block, [group])
         torch.testing.assert_close(result.logits_without[group], logits_of(other, x))
         assert (result.logits_without[group] - result.logits).abs().max() > 1e-3
 
 
-def test_a_non_local_block_has_one_group_and_its_norm_stays():
-    network, x = image_network("nl"), torch.randn(1, 3, 48, 64)
-    result = effect(network, x, "layer3.0")
-    other = copy.deepcopy(network)
-    with torch.no_grad():
-        other.layer3[0].inserted_block.g.weight.zero_()
-    torch.testing.assert_close(result.logits_without[0], logits_of(other, x))
-    assert (result.logits_without[0] - result.logits_bypassed).abs().max() > 1e-3
+def test_all_groups_left_out_together_are_the_bypass():
+    network, x = image_network(groups=4), torch.randn(1, 3, 48, 64)
+    silenced = copy.deepcopy(network)
+    silence(silenced.layer3[0].inserted_block, [0, 1, 2])
+    # the last group left out of a block whose others add nothing
+    torch.testing.assert_close(
+        effect(silenced, x, "layer3.0").logits_without[3], effect(network, x, "layer3.0").logits_bypassed
+    )
+
+
+def test_a_non_local_block_has_one_group_the_bypass():
+    result = effect(image_network("nl"), torch.randn(1, 3, 48, 64), "layer3.0")
+    assert torch.equal(result.logits_without, result.logits_bypassed[None])
+    assert (result.logits_without[0] - result.logits).abs().max() > 1e-3
 
 
 def test_videos():
@@ -114,13 +127,11 @@ def test_the_network_is_left_as_it_was(fails):
     network = nn.Sequential(nn.BatchNorm2d(8), cgnl.CGNL2d(8, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), tail)
     network[0].eval()
     before = copy.deepcopy(network.state_dict())
-    weight = network[1].z.weight
     try:
         effect(network, torch.randn(1, 8, 4, 4), "1")
     except RuntimeError:
         assert fails
     assert [module.training for module in network[:3]] == [False, True, True]
-    assert network[1].z.weight is weight
     assert not any(module._forward_hooks for module in network.modules())
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 

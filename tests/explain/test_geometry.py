@@ -74,21 +74,6 @@ def test_a_position_holds_the_points_of_its_box(width, height, size, resize, sha
     np.testing.assert_array_equal(np.isnan(placed), ~inside)
 
 
-def test_smoothed_maps_agree_with_torch():
-    values = torch.randn(5, 7)
-    view = View(70, 40, 70, 40)
-    expected = torch.nn.functional.interpolate(values[None, None], (40, 70), mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(view.place(values, smooth=True), expected[0, 0], atol=1e-5)
-
-
-def test_smoothed_maps_leave_out_positions_without_a_value():
-    values = torch.full((3, 3), 2.0)
-    values[2] = math.nan
-    placed = View(12, 12, 12, 12).place(values, smooth=True)
-    assert (placed[:8] == 2).all()
-    assert np.isnan(placed[8:]).all()
-
-
 def test_points_that_the_network_did_not_see():
     view = view_of(100, 50, size=40, resize=50)
     assert view.position(30, 5, (4, 4)) == (0, 0)
@@ -135,7 +120,12 @@ def test_the_map_of_a_bright_square_lights_that_square(width, height, size):
 
 def test_time_steps():
     assert [time_step(frame, 32, 8) for frame in (0, 3, 4, 31)] == [0, 0, 1, 7]
-    assert [time_step(frame, 5, 2) for frame in range(5)] == [0, 0, 0, 1, 1]
+    assert [time_step(frame, 5, 2) for frame in range(5)] == [0, 0, 1, 1, 1]
+    assert [time_step(frame, 5, 3) for frame in range(5)] == [0, 0, 1, 2, 2]
+    for frames, steps in ((7, 3), (5, 5), (32, 4), (9, 4)):
+        ends = [(step + 1) * frames / steps for step in range(steps)]
+        expected = [int(np.searchsorted(ends, frame + 0.5, side='right')) for frame in range(frames)]
+        assert [time_step(frame, frames, steps) for frame in range(frames)] == expected
     with pytest.raises(ValueError, match=r"frame \(8\) must lie in 0..7"):
         time_step(8, 8, 4)
 
@@ -143,10 +133,9 @@ def test_time_steps():
 def test_token_grids():
     assert token_grid(49) == (7, 7, 0)
     assert token_grid(50) == (7, 7, 1)
-    assert token_grid(13, (3, 4)) == (3, 4, 1)
-    for tokens, grid in ((48, None), (0, None), (14, (3, 4)), (11, (3, 4))):
-        with pytest.raises(ValueError, match=rf"num_tokens \({tokens}\) must be the positions of a"):
-            token_grid(tokens, grid)
+    for tokens in (0, 48, 51):
+        with pytest.raises(ValueError, match=rf"num_tokens \({tokens}\) must be the positions of a square"):
+            token_grid(tokens)
 
 
 def test_unpooling_is_the_inverse_of_pooling():

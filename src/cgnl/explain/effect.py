@@ -3,7 +3,7 @@
 Legend: C channels, C' inner channels, G groups, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Effect:
         path: Module path that the block stands after.
         logits: [K], with the whole block.
         logits_bypassed: [K], with the block's input in place of its output.
-        logits_without: [G, K], with each group left out; [0, K] where groups were not asked for.
+        logits_without: [G, K], with each group bypassed; [0, K] where groups were not asked for.
     """
 
     path: str
@@ -58,9 +58,9 @@ def effect(
 ) -> Effect:
     """Runs a network with a block, with the block bypassed, and with each group of it left out.
 
-    A group is left out by setting its part of y, the operation's output, to zero where it enters conv_z. The group's
-    channels then still get what the norm makes of zero (a constant of each channel in eval mode), which a bypassed
-    block does not add: all groups left out together are not the bypass. A non-local block has one group, its whole y.
+    A group is left out by bypassing it: conv_z is grouped, so each group has its own C/G of the block's channels, and
+    these get the block's input in place of its output. All groups left out together are the bypass; a non-local block
+    has one group, which is the bypass too.
     Takes 2 + G forward passes, in eval mode and without gradients; the network is left as it was, also after an error.
 
     Args:
@@ -91,28 +91,32 @@ def effect(
         known = ", ".join(map(repr, blocks)) or "none"
         raise ValueError(f"path ({path!r}) must be that of a block; the network's blocks: {known}")
     block = blocks[path]
-    name = next(name for name, module in network.named_modules() if module is block)
-    weight = f"{name}.z.weight".removeprefix(".")
 
-    def run(weights: dict[str, Tensor] | None = None) -> Tensor:
-        return _logits(torch.func.functional_call(network, weights or {}, (x,)), vector)
+    def run() -> Tensor:
+        return _logits(network(x), vector)
+
+    def run_without(left_out: Iterable[int]) -> Tensor:
+        with block.register_forward_hook(_bypass(block.groups, left_out)):
+            return run()
 
     with undisturbed(network):
         logits = run()
-        with block.register_forward_hook(lambda _, args, output: args[0]):
-            bypassed = run()
-        without = [run({weight: part}) for part in _without_each_group(block)] if groups else []
+        bypassed = run_without(range(block.groups))
+        without = [run_without([group]) for group in range(block.groups)] if groups else []
     return Effect(path, logits, bypassed, torch.stack(without) if without else logits.new_zeros(0, len(logits)))
 
 
-def _without_each_group(block: Any) -> list[Tensor]:
-    """conv_z's weight with zeros for each group in turn: the same as zeros in the group's part of its input."""
-    weights = []
-    for group in range(block.groups):
-        weight = block.z.weight.clone()
-        weight.chunk(block.groups)[group].zero_()
-        weights.append(weight)
-    return weights
+def _bypass(groups: int, left_out: Iterable[int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A hook that puts a block's input in place of its output in the channels of some groups."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        mixed = list(output.chunk(groups, dim=1))
+        before = args[0].chunk(groups, dim=1)
+        for group in left_out:
+            mixed[group] = before[group]
+        return torch.cat(mixed, dim=1)
+
+    return hook
 
 
 def _logits(output: Any, vector: Callable[[Any], Tensor] | None) -> Tensor:

@@ -121,15 +121,13 @@ class View:
         high, wide = self.input_height / rows, self.input_width / columns
         return (*self.to_image(column * wide, row * high), *self.to_image((column + 1) * wide, (row + 1) * high))
 
-    def place(self, values: Tensor | np.ndarray, *, smooth: bool = False) -> np.ndarray:
+    def place(self, values: Tensor | np.ndarray) -> np.ndarray:
         """Lay a feature map over the image.
 
-        A pixel of the image gets the value of the position that its middle falls into, or, smoothed, a bilinear
-        mixture of the positions around. Positions without a value (NaN) stay without one.
+        A pixel of the image gets the value of the position that its middle falls into.
 
         Args:
             values: [h, w], one number a position.
-            smooth: Whether to interpolate.
 
         Returns:
             float32 [height, width], NaN where the network did not see the image.
@@ -149,12 +147,6 @@ class View:
         columns = _along(self.width, self.scale_x, self.left, self.input_width, values.shape[1])
         row, column = (np.nan_to_num(part).astype(int) for part in (rows, columns))
         placed = values[row[:, None], column]
-        if smooth:
-            known = ~np.isnan(placed)
-            there = ~np.isnan(values)
-            weights = _interpolated(there.astype(np.float32), rows, columns)
-            mixed = _interpolated(np.where(there, values, 0), rows, columns)
-            placed = np.divide(mixed, weights, out=np.full_like(mixed, np.nan), where=known)
         placed[np.isnan(rows)] = np.nan
         placed[:, np.isnan(columns)] = np.nan
         return placed
@@ -193,7 +185,12 @@ def view_of(width: int, height: int, *, size: int | None = None, resize: int | N
 
 
 def time_step(frame: int, num_frames: int, num_steps: int) -> int:
-    """Return the step along the time axis of a feature map that a frame of the network's input falls into.
+    """Return the step along the time axis of a feature map that the middle of a frame of the input falls into.
+
+    A step stands for an equal part of the input's frames, as a position does for a part of its space, and what it is
+    made from need not lie around the middle of its part: behind three convolutions with stride 2 and padding, step t
+    is centred on frame 8 t, the first of its part, and is drawn over all of 8 t to 8 t + 7. Where a layer samples
+    every second frame alone, the frames between are not read at all, and are drawn with the step of their part.
 
     Args:
         frame: Number of the frame, from 0.
@@ -206,38 +203,35 @@ def time_step(frame: int, num_frames: int, num_steps: int) -> int:
     Example:
         >>> [time_step(frame, 8, 4) for frame in range(8)]
         [0, 0, 1, 1, 2, 2, 3, 3]
+        >>> [time_step(frame, 5, 3) for frame in range(5)]
+        [0, 0, 1, 2, 2]
     """
     if not 0 <= frame < num_frames:
         raise ValueError(f"frame ({frame}) must lie in 0..{num_frames - 1}, the frames that the network sees")
-    return frame * num_steps // num_frames
+    return (2 * frame + 1) * num_steps // (2 * num_frames)
 
 
-def token_grid(num_tokens: int, grid: tuple[int, int] | None = None) -> tuple[int, int, int]:
+def token_grid(num_tokens: int) -> tuple[int, int, int]:
     """Return how a sequence of tokens lies on the image.
 
     Args:
-        num_tokens: Length of the sequence: the positions of a grid row by row, behind a class token or none.
-        grid: Rows and columns; None if as many.
+        num_tokens: Length of the sequence: the positions of a square grid row by row, behind a class token or none.
 
     Returns:
         Rows, columns, and the number of tokens before them, 0 or 1.
 
     Raises:
-        ValueError: So many tokens do not fill the grid.
+        ValueError: So many tokens do not fill a square grid.
 
     Example:
         >>> token_grid(197)
         (14, 14, 1)
-        >>> token_grid(96, (8, 12))
-        (8, 12, 0)
     """
     for first in (0, 1):
         side = math.isqrt(max(num_tokens - first, 0))
-        rows, columns = grid if grid is not None else (side, side)
-        if rows * columns == num_tokens - first and num_tokens > first:
-            return rows, columns, first
-    wanted = "a square grid" if grid is None else f"a grid of {grid[0]} x {grid[1]}"
-    raise ValueError(f"num_tokens ({num_tokens}) must be the positions of {wanted}, and one more for a class token")
+        if side and side**2 == num_tokens - first:
+            return side, side, first
+    raise ValueError(f"num_tokens ({num_tokens}) must be the positions of a square grid, and one more for a class token")
 
 
 def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -273,15 +267,3 @@ def _along(pixels: int, scale: float, offset: int, length: int, count: int) -> n
     """Return where the middles of an axis's pixels fall among its positions, in positions; NaN outside."""
     inside = (np.arange(pixels) + 0.5) * scale - offset
     return np.where((inside >= 0) & (inside < length), inside * count / length, np.nan)
-
-
-def _interpolated(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return a map [h, w] between the middles of its positions, and as at the outermost of them beyond."""
-    for axis, where in ((0, rows), (1, columns)):
-        last = values.shape[axis] - 1
-        point = np.clip(np.nan_to_num(where) - 0.5, 0, last)
-        before = point.astype(int)
-        part = (point - before).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
-        after = np.minimum(before + 1, last)
-        values = values.take(before, axis) * (1 - part) + values.take(after, axis) * part
-    return values
