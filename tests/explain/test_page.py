@@ -347,7 +347,12 @@ def test_effect_shows_the_probabilities_without_the_block_and_each_group(browser
         {"CGNL": [(names[best], float(measured.probabilities[best]))]},
         truth=names[best],
     )
-    write_explain_page(tmp_path / "page.html", [one], "Effect", class_names=names)
+    with pytest.raises(ValueError, match=r"class_names \(31 of them\).* network CGNL \(32\)"):
+        explain_page([one], "Effect", class_names=names[:31])
+    with pytest.raises(ValueError, match=r"class_names \(33 of them\).* network CGNL \(32\)"):
+        explain_page([one], "Effect", class_names={"CGNL": [*names, "one more"]})
+    assert f"class {best}" in explain_page([one], "Effect", class_names={"another network": ["wren"]})
+    write_explain_page(tmp_path / "page.html", [one], "Effect", class_names={"CGNL": names, "other": ["wren"]})
     browser.open(tmp_path / "page.html")
     browser.click_on("#tab-affinity")
     browser.press("End")
@@ -357,6 +362,7 @@ def test_effect_shows_the_probabilities_without_the_block_and_each_group(browser
     )
     probabilities = [measured.probabilities, measured.probabilities_bypassed, *measured.probabilities_without]
     assert [row[0] for row in rows] == ["with the block", "bypassed", "without group 0", "without group 1"]
+    assert browser.evaluate("document.querySelector('#panel-effect option').textContent") == names[best]
     assert [row[2] for row in rows] == [f"{100 * float(row[best]):.1f} %" for row in probabilities]
     assert browser.complaints() == []
 
@@ -379,6 +385,19 @@ def test_a_video_has_frames_to_choose_from_and_keys_for_time(browser, tmp_path):
     for k, block in enumerate(blocks):
         assert_block_shows(browser, k, block, (2, 1, 2), "row")
     assert browser.complaints() == []
+
+
+@needs_chromium
+def test_a_frame_shows_the_time_step_that_its_middle_falls_into(browser, tmp_path):
+    block = trace(CGNL3d(32, groups=4), 3, 6, 5)
+    write_explain_page(tmp_path / "page.html", [item(block, frames=[image() for _ in range(5)])], "Five frames")
+    browser.open(tmp_path / "page.html")
+    steps = "[0, 1, 2, 3, 4].map((frame) => startOf(input.blocks[0].shape, frame) / 30)"
+    assert browser.evaluate(steps) == [0, 0, 1, 2, 2]
+    for frame, wanted in enumerate([0, 0, 1, 2, 2]):
+        browser.click_on(f"#film li:nth-child({frame + 1}) button")
+        browser.click_on("#picture")
+        assert browser.evaluate("reference(input.blocks[0])[0]") == wanted
 
 
 @needs_chromium

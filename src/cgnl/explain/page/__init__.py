@@ -27,6 +27,9 @@ _MAX_FRAME_BYTES = 600_000
 _EFFECT_CLASSES = 5
 _THUMBNAIL_SIZE = 96
 
+ClassNames = Sequence[str] | Mapping[str, Sequence[str]] | None
+"""Names of classes: the same for all networks, or of each network by its name."""
+
 
 @dataclass(frozen=True)
 class PageBlock:
@@ -66,7 +69,7 @@ class PageItem:
 
 
 def explain_page(
-    items: Sequence[PageItem], title: str, *, class_names: Sequence[str] | None = None, notes: Sequence[str] = ()
+    items: Sequence[PageItem], title: str, *, class_names: ClassNames = None, notes: Sequence[str] = ()
 ) -> str:
     """Returns the report page of some inputs as HTML.
 
@@ -76,7 +79,8 @@ def explain_page(
     Args:
         items: The inputs, in the order of the strip to choose from.
         title: The page's title.
-        class_names: Names of the networks' classes, for the effects; None for ``class 0`` and so on.
+        class_names: Names of the networks' classes, for the effects: of all networks, or a mapping from a network's
+            name to those of its own; None, or a network that is not in the mapping, for ``class 0`` and so on.
         notes: Paragraphs below the title.
 
     Returns:
@@ -84,7 +88,8 @@ def explain_page(
 
     Raises:
         ValueError: There are no items, an item has no frames or no blocks, a block is not of an image or video or has
-            features that are not finite, or a kernel function has an envelope that the page cannot compute.
+            features that are not finite, or a kernel function has an envelope that the page cannot compute; or there
+            are more or fewer class names than logits.
     """
     if not items:
         raise ValueError("items must hold at least one input")
@@ -118,7 +123,7 @@ def write_explain_page(
     items: Sequence[PageItem],
     title: str,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames = None,
     notes: Sequence[str] = (),
 ) -> None:
     """Writes the report page of some inputs, whole or not at all; see `explain_page`.
@@ -127,7 +132,7 @@ def write_explain_page(
         path: The HTML file to write.
         items: The inputs.
         title: The page's title.
-        class_names: Names of the networks' classes.
+        class_names: Names of the networks' classes, of all networks or a mapping from each one's name.
         notes: Paragraphs below the title.
 
     Raises:
@@ -152,7 +157,7 @@ def _check(item: PageItem) -> None:
             raise ValueError(f"block ({block.trace.path!r}) must have finite features to be shown for {item.name!r}")
 
 
-def _item_data(item: PageItem, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _item_data(item: PageItem, class_names: ClassNames) -> dict[str, Any]:
     frames, shrunk = _encoded_frames(item.frames)
     budget = _MAX_BYTES - sum(map(len, frames))
     note = "The pictures are JPEGs" + (", drawn smaller than the networks saw them." if shrunk else ".")
@@ -161,7 +166,7 @@ def _item_data(item: PageItem, class_names: Sequence[str] | None) -> dict[str, A
         packed = pack_block(block.trace, budget) | {"network": block.network}
         packed["notes"].append(note)
         if block.effect is not None:
-            packed["effect"] = _effect_data(block.effect, item.truth, class_names)
+            packed["effect"] = _effect_data(block.effect, item.truth, _class_names(block, class_names))
         blocks.append(packed)
     width, height = item.frames[0].size
     return {"frames": frames, "width": width, "height": height, "blocks": blocks, "start": item.start}
@@ -198,9 +203,22 @@ def _predictions(item: PageItem) -> dict[str, list[list[Any]]]:
     }
 
 
-def _effect_data(effect: Effect, truth: str | None, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _class_names(block: PageBlock, class_names: ClassNames) -> Sequence[str]:
+    """The names of the classes whose logits the effect holds."""
+    assert block.effect is not None
+    count = len(block.effect.logits)
+    names = class_names.get(block.network) if isinstance(class_names, Mapping) else class_names
+    if names is None:
+        return [f"class {k}" for k in range(count)]
+    if len(names) != count:
+        raise ValueError(
+            f"class_names ({len(names)} of them) must be as many as the logits of the network {block.network} ({count})"
+        )
+    return names
+
+
+def _effect_data(effect: Effect, truth: str | None, names: Sequence[str]) -> dict[str, Any]:
     """Probabilities of the most probable classes and the true one, with the block and without parts of it."""
-    names = class_names or [f"class {k}" for k in range(len(effect.logits))]
     chosen = effect.probabilities.topk(min(_EFFECT_CLASSES, len(names))).indices.tolist()
     if truth in names and names.index(truth) not in chosen:
         chosen.append(names.index(truth))

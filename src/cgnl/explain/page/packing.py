@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cgnl.explain.maps import log_denominators, affinity, sums
-from cgnl.explain.wording import kind_in_words, statement
+from cgnl.explain.maps import affinity, log_denominators, sums
 from cgnl.explain.trace import BlockTrace
+from cgnl.explain.wording import kind_in_words, statement
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
 
 # Values of theta and of phi at which a kernel function of one's own is tabulated.
