@@ -1,3 +1,5 @@
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from cgnl import (
 from cgnl.explain.figures import figure1, figure5, figure6, regions, save_figure
 from cgnl.explain.geometry import view_of
 from cgnl.explain.maps import affinity, affinity_group, reference_channel
-from cgnl.explain.trace import trace_blocks
+from cgnl.explain.trace import Trace, trace_blocks
 from cgnl.explain.wording import statement
 
 VIEW = view_of(90, 60, size=48, resize=60)  # sees x from 21 to 69, y from 6 to 54
@@ -200,6 +202,9 @@ def test_what_cannot_be_drawn(images, clips):
         figure5(IMAGE, {}, (30, 20), VIEW)
     with pytest.raises(ValueError, match="relates no positions"):
         figure5(IMAGE, {"plain": traced(ResidualBlock2d(16), 6, 6)}, (30, 20), VIEW)
+    several = dataclasses.replace(images["CGNL"][0].blocks[""], samples=3)
+    with pytest.raises(ValueError, match=r"networks\['regions'\]: a block that saw 3 samples for one input has no"):
+        figure5(IMAGE, {"regions": (Trace(None, {"": several}), "")}, (30, 20), VIEW)
     with pytest.raises(ValueError, match=r"a block of 4 time steps has seen more than the frames \(1\)"):
         figure5(IMAGE, clips, (30, 20), VIEW)
     with pytest.raises(ValueError, match=r"frame \(8\) must lie in 0..7"):

@@ -190,7 +190,7 @@ def test_how_far_a_series_is_from_one_map(kernel, product):
     """The bound of the docs: an error of at most e^s - 1 - s over s, s the largest |2 gamma t u| or |t u|."""
     theta = torch.full((1, 1), math.sqrt(product), dtype=torch.float64)
     phi = torch.linspace(-1, 1, 101, dtype=torch.float64)[None] * math.sqrt(product)
-    trace = BlockTrace("", "cgnl", None, kernel, 1, 1.0, theta.expand(1, 101), phi, phi, None, phi)
+    trace = BlockTrace("", "cgnl", None, kernel, 1, 1.0, theta.expand(1, 101), phi, phi, None)
     s = product * (2 * kernel.gamma if isinstance(kernel, GaussianRBF) else 1)
     map_ = affinity(trace, (0,), 0)
     linear = kernel.coefficients[1] * product * torch.linspace(-1, 1, 101, dtype=torch.float64)

@@ -60,8 +60,7 @@ def test_features_are_those_of_the_block(make_block, kind, shape):
     assert torch.equal(trace.output, block(x)[0])
     traced = trace.blocks[""]
     assert (traced.kind, traced.shape, traced.groups) == (kind, shape, before.groups)
-    assert traced.branch.abs().max() > 1e-3
-    torch.testing.assert_close(traced.branch, (before(x) - x)[0])
+    assert traced.samples == 1
     gaussian = getattr(block, "pairwise", None) == "gaussian"
     torch.testing.assert_close(traced.theta, (x if gaussian else before.theta(x))[0].detach())
     if kind == "residual":
@@ -132,7 +131,7 @@ def test_half_networks_are_traced_in_float32():
     block = trace_blocks(network, x).blocks["1"]
     with torch.no_grad():
         expected = copy.deepcopy(network[1].theta).float()(network[0](x).float())[0]
-    assert block.theta.dtype == block.branch.dtype == torch.float32
+    assert block.theta.dtype == torch.float32
     torch.testing.assert_close(block.theta, expected)
 
 
@@ -155,21 +154,25 @@ def test_a_network_without_blocks_has_no_traces():
 
 
 class Regions(nn.Module):
-    """A network that passes three crops of its one input through its block, as detectors do with regions."""
+    """A network that passes three crops of its one input through its block, together or one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, together: bool) -> None:
         super().__init__()
         self.block = cgnl.CGNL2d(8, groups=2)
+        self.together = together
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(torch.cat([x[..., :4], x[..., 2:6], x[..., 4:]]))
+        crops = [x[..., :4], x[..., 2:6], x[..., 4:]]
+        return self.block(torch.cat(crops)) if self.together else torch.cat([self.block(crop) for crop in crops])
 
 
-def test_of_several_samples_the_first_is_kept():
-    network = Regions()
+@pytest.mark.parametrize("together", [True, False])
+def test_of_several_samples_the_first_is_kept_and_all_are_counted(together):
+    network = Regions(together=together)
     x = torch.randn(1, 8, 4, 8)
-    trace = trace_blocks(network, x)
-    torch.testing.assert_close(trace.blocks["block"].theta, network.block.theta(x[..., :4])[0].detach())
+    block = trace_blocks(network, x).blocks["block"]
+    torch.testing.assert_close(block.theta, network.block.theta(x[..., :4])[0].detach())
+    assert block.samples == 3
 
 
 class Fails(nn.Module):
@@ -199,9 +202,9 @@ def test_memory_grows_with_positions():
 
     def kept(side: int) -> int:
         traced = trace_blocks(block, torch.randn(1, 8, side, side)).blocks[""]
-        return sum(t.untyped_storage().nbytes() for t in (traced.theta, traced.phi, traced.g, traced.branch))
+        return sum(t.untyped_storage().nbytes() for t in (traced.theta, traced.phi, traced.g))
 
-    assert kept(16) == 4 * (3 * 4 + 8) * 16**2
+    assert kept(16) == 4 * 3 * 4 * 16**2
     assert kept(32) == 4 * kept(16)
 
 

@@ -256,6 +256,10 @@ def _related(
     """Return what a block relates a reference to, maps [K, *S'], and their channels; one map for all of an NL block."""
     if block.kind == "residual":
         raise ValueError(f"networks[{name!r}]: a residual block relates no positions to each other")
+    if block.samples > 1:
+        raise ValueError(
+            f"networks[{name!r}]: a block that saw {block.samples} samples for one input has no place in the image"
+        )
     steps, rows, columns = _axes_of(block)
     if steps > num_frames:
         raise ValueError(

@@ -3,12 +3,12 @@
 Legend: C channels, C' inner channels, G groups, S spatial or space-time axes, S' the axes of phi and g, which are
 smaller than S where a non-local block sub-samples, N = prod(S) positions, K classes.
 
-A trace holds theta, phi, g and what the block adds: memory grows with N·C', never with N^2.
+A trace holds theta, phi and g: memory grows with N·C', never with N^2.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -61,7 +61,9 @@ class BlockTrace:
         phi: [C', *S'], likewise; None for a residual block.
         g: [C', *S']; None for a residual block.
         concat: The 2·C' weights of a non-local block's concatenation, theta's first; None for others.
-        branch: [C, *S], what the block adds to its input: output minus input, after the norm.
+        samples: How many samples the block saw for the one input, over all its runs. Above 1 (regions of a detector,
+            frames in the batch, a block that runs twice) the trace is that of the first, whose positions are not
+            those of the input: figures refuse to draw it.
     """
 
     path: str
@@ -74,7 +76,7 @@ class BlockTrace:
     phi: Tensor | None
     g: Tensor | None
     concat: Tensor | None
-    branch: Tensor
+    samples: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +102,7 @@ def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
 
     The network is left as it was, also after an error: flags, buffers, random state and hooks. Blocks of other types
     than those of ``cgnl.blocks`` are left out, as are blocks that did not run. Of a block that sees several samples
-    for one input (the regions of a detector) the first is kept.
+    for one input (the regions of a detector), in one run or several, the first is kept and all are counted.
 
     Args:
         network: Any network with blocks, inserted or its own.
@@ -161,16 +163,18 @@ def _kind(block: nn.Module) -> Kind | None:
 
 def _keep_in(traces: dict[str, BlockTrace], path: str) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
     def hook(block: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        if path in traces:
+            traces[path] = replace(traces[path], samples=traces[path].samples + len(output))
+            return
         dtype = torch.promote_types(output.dtype, torch.float32)
-        before, after = (tensor[:1].to("cpu", dtype) for tensor in (args[0], output))
         with torch.autocast("cpu", enabled=False):
-            traces[path] = _trace_block(path, block, before, (after - before)[0])
+            traces[path] = _trace_block(path, block, args[0][:1].to("cpu", dtype), len(output))
 
     return hook
 
 
-def _trace_block(path: str, block: Any, x: Tensor, branch: Tensor) -> BlockTrace:
-    """The trace of a block from its input x, [1, C, *S]."""
+def _trace_block(path: str, block: Any, x: Tensor, samples: int) -> BlockTrace:
+    """The trace of a block from the first of its samples x, [1, C, *S]."""
     kind = _kind(block)
     assert kind is not None
     pairwise = kernel = phi = g = concat = None
@@ -209,7 +213,7 @@ def _trace_block(path: str, block: Any, x: Tensor, branch: Tensor) -> BlockTrace
         phi=None if phi is None else phi[0],
         g=None if g is None else g[0],
         concat=concat,
-        branch=branch,
+        samples=samples,
     )
 
 
