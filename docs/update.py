@@ -219,7 +219,7 @@ def detection() -> str:
 
 def explain() -> str:
     """What the maps of one block cost beyond the forward pass."""
-    *cases, memory = result("explain")["rows"]
+    *cases, non_local, compact = result("explain")["rows"]
     rows = [
         (
             f"{row['name']}, block at {shape(row['features'])}",
@@ -231,8 +231,10 @@ def explain() -> str:
         for row in cases
     ]
     header = ("input", "maps of a reference", "with the trace, beyond the forward pass", "bound", "effect")
-    kept = f"A trace keeps {memory['bytes_per_position_and_inner_channel']:.0f} bytes a position and inner channel."
-    return table(header, rows) + f"\n\n{kept}\n\n" + source("explain")
+    needed = "Trace and maps together need at most {:.0f} bytes a position and inner channel (NL {:.0f}).".format(
+        *(memory["bytes_per_position_and_inner_channel"] for memory in (compact, non_local))
+    )
+    return table(header, rows) + f"\n\n{needed}\n\n" + source("explain")
 
 
 def part_scores() -> str:

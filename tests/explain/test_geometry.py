@@ -124,7 +124,7 @@ def test_time_steps():
     assert [time_step(frame, 5, 3) for frame in range(5)] == [0, 0, 1, 2, 2]
     for frames, steps in ((7, 3), (5, 5), (32, 4), (9, 4)):
         ends = [(step + 1) * frames / steps for step in range(steps)]
-        expected = [int(np.searchsorted(ends, frame + 0.5, side='right')) for frame in range(frames)]
+        expected = [int(np.searchsorted(ends, frame + 0.5, side="right")) for frame in range(frames)]
         assert [time_step(frame, frames, steps) for frame in range(frames)] == expected
     with pytest.raises(ValueError, match=r"frame \(8\) must lie in 0..7"):
         time_step(8, 8, 4)

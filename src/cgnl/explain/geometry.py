@@ -231,7 +231,9 @@ def token_grid(num_tokens: int) -> tuple[int, int, int]:
         side = math.isqrt(max(num_tokens - first, 0))
         if side and side**2 == num_tokens - first:
             return side, side, first
-    raise ValueError(f"num_tokens ({num_tokens}) must be the positions of a square grid, and one more for a class token")
+    raise ValueError(
+        f"num_tokens ({num_tokens}) must be the positions of a square grid, and one more for a class token"
+    )
 
 
 def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
