@@ -189,6 +189,7 @@ def test_a_bad_image_among_good_ones_is_told(capsys, named, tmp_path):
     assert [item["name"] for item in items_of(page)] == [named["image"].name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_figure_5_is_written_in_the_form_of_its_name(capsys, cgnl, image, tmp_path, suffix, magic):
     out = tmp_path / f"figure{suffix}"
@@ -277,6 +278,7 @@ def test_the_strongest_position_lies_in_the_image(detector, video_run, scene, vi
     assert 0 <= y < 64
 
 
+@pytest.mark.slow
 def test_mistakes_are_those_of_the_last_evaluation(capsys, cgnl, tmp_path):
     fresh = shutil.copytree(cgnl, tmp_path / "run")
     page = tmp_path / "page.html"
