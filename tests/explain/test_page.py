@@ -382,6 +382,8 @@ def test_a_video_has_frames_to_choose_from_and_keys_for_time(browser, tmp_path):
     browser.press("PageDown")
     browser.press("PageDown")
     assert browser.evaluate("state.frame") == 5
+    assert browser.evaluate("document.querySelector('#film [aria-current=true]').textContent") == "frame 5"
+    assert browser.evaluate("document.getElementById('place').hidden") is True  # no way to the file is known
     for k, block in enumerate(blocks):
         assert_block_shows(browser, k, block, (2, 1, 2), "row")
     assert browser.complaints() == []
@@ -398,6 +400,71 @@ def test_a_frame_shows_the_time_step_that_its_middle_falls_into(browser, tmp_pat
         browser.click_on(f"#film li:nth-child({frame + 1}) button")
         browser.click_on("#picture")
         assert browser.evaluate("reference(input.blocks[0])[0]") == wanted
+
+
+@needs_chromium
+def test_the_reference_is_told_in_pixels_of_the_file(browser, tmp_path):
+    view = geometry.view_of(500, 375, size=448, resize=512)
+    to_file = (view.scale_x, view.scale_y, view.left, view.top)
+    block = trace(CGNL3d(32, groups=4), 4, 6, 5)
+    frames = [image((448, 448)) for _ in range(8)]
+    write_explain_page(tmp_path / "page.html", [item(block, frames=frames, to_file=to_file)], "A place")
+    browser.open(tmp_path / "page.html")
+    for share in ((0.3, 0.7), (0.0, 0.0), (1.0, 1.0)):
+        browser.evaluate(f"moveTo([{5.5 / 8}, {share[1]}, {share[0]}])")
+        x, y, frame = map(float, browser.evaluate("document.getElementById('at').textContent").split(","))
+        wanted = view.to_image(448 * share[0], 448 * share[1])
+        assert (x, y, frame) == (pytest.approx(wanted[0], abs=0.1), pytest.approx(wanted[1], abs=0.1), 5)
+        position = (geometry.time_step(int(frame), 8, 4), *view.position(x, y, (6, 5)))
+        assert browser.evaluate("reference(input.blocks[0])") == list(position)
+
+
+@needs_chromium
+def test_the_legend_has_the_colours_of_the_map(browser, tmp_path):
+    write_explain_page(tmp_path / "page.html", [item(trace(CGNL2d(32, groups=4), 9, 8))], "Colours")
+    browser.open(tmp_path / "page.html")
+    browser.evaluate("state.opacity = 0.5; moveTo([0, 0.1, 0.1])")
+    assert "\u2212" in browser.evaluate("document.getElementById('low').textContent")  # both signs are there
+    bar = browser.evaluate("getComputedStyle(document.getElementById('bar')).backgroundImage")
+    stops = [tuple(map(float, stop.split(", "))) for stop in re.findall(r"rgba\(([^)]*)\)", bar)]
+    drawn = browser.evaluate(
+        "Array.from(cellsOf(Array.from({length: 41}, (_, i) => -1 + i / 20), 0, 1, 41, 1, 0.5)"
+        ".getContext('2d').getImageData(0, 0, 41, 1).data)"
+    )
+    cells = np.array(drawn).reshape(41, 4) / [1, 1, 1, 255]
+    np.testing.assert_allclose(np.array(stops)[:, 3], cells[:, 3], atol=0.005)
+    strong = cells[:, 3] > 0.2  # a canvas keeps the colour of what is almost transparent with few bits
+    np.testing.assert_allclose(np.array(stops)[strong, :3], cells[strong, :3], atol=3)
+
+
+@needs_chromium
+def test_averaged_features_are_told_of_where_they_matter(browser, tmp_path):
+    block = trace(CGNL2d(1024, inner_channels=1024), 36, 36, channels=1024)
+    write_explain_page(tmp_path / "page.html", [item(block, trace(CGNL2d(32), 9, 8))], "Averaged")
+    browser.open(tmp_path / "page.html")
+    cards = browser.evaluate("[...document.querySelectorAll('#panel-evidence .block')].map((e) => e.textContent)")
+    assert ["do not add up to the sums z" in card for card in cards] == [True, False]
+    assert all("rounded to 8 bits" in card for card in cards)
+
+
+@needs_chromium
+def test_the_order_of_mistakes_knows_the_truth_beyond_the_listed_classes(browser, tmp_path):
+    block = trace(CGNL2d(32, groups=4), 9, 8)
+    lost = {"by little": 0.38, "by all": 0.0, "unknown": None}
+    items = [
+        item(
+            block,
+            name=name,
+            truth="robin",
+            predictions={"CGNL": [("wren", 0.3 if probability is None else 0.4)]},
+            truth_probability={"CGNL": probability},
+        )
+        for name, probability in lost.items()
+    ]
+    write_explain_page(tmp_path / "page.html", items, "Mistakes")
+    browser.open(tmp_path / "page.html")
+    mistakes = browser.evaluate("index.map(mistake)")
+    assert mistakes == pytest.approx([0.02, 0.4, 0.3])
 
 
 @needs_chromium
@@ -481,10 +548,12 @@ def test_an_image_and_a_block_take_less_than_two_megabytes_and_large_blocks_are_
     one = item(block, frames=[noise])
     page = explain_page([one], "Size")
     assert len(page.encode()) < 2_000_000
+    assert "each value is larger than in the block" not in page
     assert "averaged from" not in explain_page([item(block)], "Size")  # a picture of ordinary size leaves room enough
     large = trace(NonLocal2d(1024, pairwise="embedded_gaussian"), 40, 40, channels=1024)
     page = explain_page([item(large, frames=[noise])], "Size")
     assert len(page.encode()) < 2_000_000
+    assert "each value is larger than in the block" in page
     assert re.search(r"averaged from 40×40 to \d+×\d+ positions", page)
 
 

@@ -9,7 +9,7 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class PageItem:
         truth: The true class, or None where it is not known.
         start: Where the reference is at first, as shares of time, height and width from 0 to below 1; None for the
             middle, or where it was in the input shown before.
+        to_file: scale_x, scale_y, left and top (pixels) of the `cgnl.explain.geometry.View` of the file, for the
+            reference in pixels of the file, ``(x + left) / scale_x`` and ``(y + top) / scale_y`` of x and y in the
+            input; None leaves that out.
+        truth_probability: Probability that each network gave to the true class, for the order of the mistakes; where
+            there is none (or None), that in ``predictions``, and 0 if the true class is not among them.
     """
 
     name: str
@@ -66,6 +71,8 @@ class PageItem:
     predictions: Mapping[str, Sequence[tuple[str, float]]]
     truth: str | None = None
     start: tuple[float, float, float] | None = None
+    to_file: tuple[float, float, float, float] | None = None
+    truth_probability: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def explain_page(
@@ -99,7 +106,13 @@ def explain_page(
         data.append(_item_data(item, class_names))
         thumbnails.append(_thumbnail(item))
     index = [
-        {"name": item.name, "thumbnail": thumbnail, "truth": item.truth, "predictions": _predictions(item)}
+        {
+            "name": item.name,
+            "thumbnail": thumbnail,
+            "truth": item.truth,
+            "predictions": _predictions(item),
+            "truthProbability": dict(item.truth_probability),
+        }
         for item, thumbnail in zip(items, thumbnails, strict=True)
     ]
     scripts = "\n".join([_data_script("index", index), *(_data_script(f"item-{k}", one) for k, one in enumerate(data))])
@@ -169,7 +182,14 @@ def _item_data(item: PageItem, class_names: ClassNames) -> dict[str, Any]:
             packed["effect"] = _effect_data(block.effect, item.truth, _class_names(block, class_names))
         blocks.append(packed)
     width, height = item.frames[0].size
-    return {"frames": frames, "width": width, "height": height, "blocks": blocks, "start": item.start}
+    return {
+        "frames": frames,
+        "width": width,
+        "height": height,
+        "blocks": blocks,
+        "start": item.start,
+        "toFile": item.to_file,
+    }
 
 
 def _encoded_frames(frames: Sequence[Image.Image]) -> tuple[list[str], bool]:

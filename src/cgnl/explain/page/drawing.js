@@ -34,16 +34,20 @@ function percent(value) {
   return `${(100 * value).toFixed(1)} %`;
 }
 
-/** A map's cells as an image of one pixel a cell; ``peak`` is the value of full strength. */
+/** The colour of a value: red, green and blue up to 255 and alpha up to 1; ``peak`` is the value of full strength. */
+function colourOf(value, peak, strength) {
+  const alpha = peak > 0 ? Math.min(1, Math.abs(value) / peak) ** 0.8 : 0;
+  return [...(value < 0 ? NEGATIVE : POSITIVE), alpha * strength];
+}
+
+/** A map's cells as an image of one pixel a cell. */
 function cellsOf(map, start, height, width, peak, strength) {
   const canvas = element("canvas", { width, height });
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   for (let n = 0; n < width * height; n++) {
-    const value = map[start + n];
-    const alpha = peak > 0 ? Math.min(1, Math.abs(value) / peak) ** 0.8 : 0;
-    image.data.set(value < 0 ? NEGATIVE : POSITIVE, 4 * n);
-    image.data[4 * n + 3] = Math.round(255 * alpha * strength);
+    const [red, green, blue, alpha] = colourOf(map[start + n], peak, strength);
+    image.data.set([red, green, blue, Math.round(255 * alpha)], 4 * n);
   }
   context.putImageData(image, 0, 0);
   return canvas;

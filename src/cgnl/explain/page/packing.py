@@ -21,6 +21,11 @@ from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, Ker
 # Values of theta and of phi at which a kernel function of one's own is tabulated.
 _TABLE_SIZE = 129
 
+_AVERAGED_EVIDENCE = (
+    "The maps under Evidence do not add up to the sums z here: those are of all positions, the maps of fewer, averaged "
+    "ones, and an average of products is not the product of the averages."
+)
+
 
 def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
     """A block's trace as the page's scripts read it, ready for JSON.
@@ -65,6 +70,7 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
         "phi": None if torch.equal(small.theta, small.phi) else _encoded(phi),
         "g": _encoded(g),
         "pairwise": block.pairwise,
+        "averagedEvidence": _AVERAGED_EVIDENCE if small is not block else None,
         "notes": _notes(block, small, rounded),
     }
     if block.concat is not None:
@@ -161,6 +167,12 @@ def _notes(block: BlockTrace, small: BlockTrace, rounded: BlockTrace) -> list[st
             f"To keep this file small, theta, phi and g were averaged from {before} to {after} positions; "
             "the maps are those of the averaged features."
         )
+        if block.kind == "cgnl":
+            notes.append(_AVERAGED_EVIDENCE)
+        if block.pairwise in ("gaussian", "embedded_gaussian"):
+            notes.append(
+                "A row of the softmax still adds up to 1, over fewer positions: each value is larger than in the block."
+            )
     differences = []
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         position = tuple(int(size * share) for size in small.shape)

@@ -162,9 +162,12 @@ function affinityCard(block, card, k) {
   card.affinityButtons = mapButtons("affinity", k);
   card.affinitySays = element("p", { className: "dim" });
   return cardOf(block, honest, controls, card.affinitySays,
-    element("div", { className: "maps" }, ...card.affinityButtons),
-    element("details", { className: "dim" }, element("summary", {}, "What is rounded"),
-      ...block.notes.map((note) => element("p", {}, note))));
+    element("div", { className: "maps" }, ...card.affinityButtons), roundedNotes(block));
+}
+
+function roundedNotes(block) {
+  return element("details", { className: "dim" }, element("summary", {}, "What is rounded"),
+    ...block.notes.map((note) => element("p", {}, note)));
 }
 
 function evidenceCard(block, card, k) {
@@ -191,8 +194,9 @@ function evidenceCard(block, card, k) {
   card.evidenceButtons = mapButtons("evidence", k);
   card.evidenceSays = element("p", {});
   card.curve = element("div");
-  return cardOf(block, controls, card.evidenceSays, card.curve,
-    element("div", { className: "maps" }, ...card.evidenceButtons));
+  const averaged = block.averagedEvidence ? [element("p", { className: "honest" }, block.averagedEvidence)] : [];
+  return cardOf(block, ...averaged, controls, card.evidenceSays, card.curve,
+    element("div", { className: "maps" }, ...card.evidenceButtons), roundedNotes(block));
 }
 
 function effectCard(block) {
@@ -321,17 +325,31 @@ function drawPicture(shown, block) {
   const says = !shown ? "This block has no attention." : `${state.tab === "evidence" && block.kind === "cgnl" ? "Evidence" : "Affinity"}, ${name}, ${tile.name}: `
     + `reference at ${where} of ${block.shape.slice(-2).join(" × ")}; strongest at ${inWords(positionOf(tile.peak.at, shown.shape))} of ${shown.shape.slice(-2).join(" × ")}, ${number(tile.peak.value)}.`;
   byId("status").textContent = says;
+  byId("place").hidden = !input.toFile;
+  if (input.toFile) byId("at").textContent = placeInFile();
   drawLegend(tile);
+}
+
+/** The reference in pixels of the file as ``--at`` reads it: x,y and of a video the frame. */
+function placeInFile() {
+  const [scaleX, scaleY, left, top] = input.toFile;
+  const [, y, x] = state.at;
+  // towards the middle, so that a place at the edge stays inside
+  const rounded = (value, share) => (share < 0.5 ? Math.ceil(10 * value) : Math.floor(10 * value)) / 10;
+  const place = [rounded((x * input.width + left) / scaleX, x), rounded((y * input.height + top) / scaleY, y)];
+  return (input.frames.length > 1 ? [...place, Math.floor(state.at[0] * input.frames.length)] : place).join(",");
 }
 
 function drawLegend(tile) {
   byId("legend").hidden = !tile;
   if (!tile) return;
   const signed = tile.map.some((value) => value < 0);
-  const rgb = (colour, alpha) => `rgba(${colour.join(", ")}, ${alpha})`;
   byId("low").textContent = signed ? number(-tile.full) : "0";
   byId("high").textContent = number(tile.full);
-  byId("bar").style.background = `linear-gradient(90deg, ${signed ? `${rgb(NEGATIVE, 1)}, ` : ""}${rgb(POSITIVE, 0)}, ${rgb(POSITIVE, 1)})`;
+  const low = signed ? -tile.full : 0;
+  const stops = Array.from({ length: 41 }, (_, i) =>
+    `rgba(${colourOf(low + (i / 40) * (tile.full - low), tile.full, state.opacity).join(", ")})`);
+  byId("bar").style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
 }
 
 function update() {
@@ -342,7 +360,7 @@ function update() {
     byId(`tab-${tab}`).tabIndex = tab === state.tab ? 0 : -1;
   }
   byId("frame").value = state.frame;
-  byId("frame-number").textContent = `${state.frame + 1} of ${input.frames.length}`;
+  byId("frame-number").textContent = `${state.frame} of 0 to ${input.frames.length - 1}`;
   input.blocks.forEach((block, k) => {
     const card = cards[k];
     card.shown = tilesOf(state.tab, block, card);
@@ -361,8 +379,9 @@ function update() {
 
 function verdicts(entry) {
   return Object.entries(entry.predictions).filter(([, ranked]) => ranked.length).map(([network, ranked]) => {
-    const ofTruth = ranked.find(([name]) => name === entry.truth);
-    return { network, ranked, right: ranked[0][0] === entry.truth, wrongBy: ranked[0][1] - (ofTruth ? ofTruth[1] : 0) };
+    const listed = ranked.find(([name]) => name === entry.truth);
+    const ofTruth = entry.truthProbability[network] ?? (listed ? listed[1] : 0);
+    return { network, ranked, right: ranked[0][0] === entry.truth, wrongBy: ranked[0][1] - ofTruth };
   });
 }
 
@@ -414,7 +433,7 @@ async function show(k) {
   byId("video").hidden = byId("help-video").hidden = !video;
   byId("frame").max = input.frames.length - 1;
   byId("film").replaceChildren(...(video ? input.frames : []).map((_, frame) => {
-    const button = element("button", { type: "button" }, element("canvas", {}), `frame ${frame + 1}`);
+    const button = element("button", { type: "button" }, element("canvas", {}), `frame ${frame}`);
     button.addEventListener("click", () => { state.frame = frame; update(); });
     return element("li", {}, button);
   }));
