@@ -249,9 +249,19 @@ def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at
             name: _best(networks[name].classes, trace.output) for name, trace in traces.items() if classifies
         }
         start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
+        view = seen.view
         items.append(
             PageItem(
-                path.name if short else str(path), seen.seen_frames(), blocks, predictions, truth, _share(start, seen)
+                path.name if short else str(path),
+                seen.seen_frames(),
+                blocks,
+                predictions,
+                truth,
+                _share(start, seen),
+                truth_probability={
+                    name: _probability_of(truth, networks[name].classes, traces[name].output) for name in predictions
+                },
+                to_file=(view.scale_x, view.scale_y, view.left, view.top),
             )
         )
     if items:
@@ -273,6 +283,10 @@ def _share(start: tuple[float, float, int], seen: Any) -> tuple[float, float, fl
     """A point of the file and its frame as shares of the input's time, height and width."""
     x, y = seen.view.to_input(*start[:2])
     return (start[2] + 0.5) / len(seen.frames), y / seen.view.input_height, x / seen.view.input_width
+
+
+def _probability_of(truth: str | None, classes: Sequence[str], logits: Any) -> float | None:
+    return float(logits.softmax(-1)[classes.index(truth)]) if truth in classes else None
 
 
 def _best(classes: Sequence[str], logits: Any, count: int = 3) -> list[tuple[str, float]]:
