@@ -45,7 +45,9 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         self._labels = np.array([sample.label for sample in samples.samples], dtype=np.int64)
         # What each worker reads: its process id and the sample's number. In shared memory, so that the sample
         # that killed a worker can still be named.
-        self._in_flight = torch.full((_MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
+        # Written to outside of inference mode as well, in which a trainer may make the data set.
+        with torch.inference_mode(False):
+            self._in_flight = torch.full((_MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
         _datasets.add(self)
 
     @abstractmethod

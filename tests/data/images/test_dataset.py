@@ -164,3 +164,10 @@ def test_nothing_is_in_flight_after_a_pass(tmp_path):
     dataset = ImageDataset(make_images(tmp_path), v2.PILToTensor())
     batches(dataset, [[(0, 0)], [(0, 1)]], workers=1)
     assert describe_in_flight() == "No file was being read."
+
+
+def test_a_set_made_in_inference_mode_can_be_told_of_outside_of_it(tmp_path):
+    with torch.inference_mode():
+        dataset = ImageDataset(make_images(tmp_path), v2.PILToTensor())
+    batches(dataset, [[(0, 0)], [(0, 1)]], workers=1)
+    assert describe_in_flight() == "No file was being read."
