@@ -44,6 +44,17 @@ def image(flock):
     return min((flock / "val").iterdir())
 
 
+def test_a_test_set_without_objects_is_told_as_undefined(capsys, flock, tmp_path):
+    empty = json.loads((flock / "annotations" / "instances_val.json").read_text()) | {"annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
+    where = [f"--data.root={flock}", f"--data.test-annotations={tmp_path / 'empty.json'}"]
+    where += [f"--data.test-images={flock / 'val'}", f"--run={tmp_path / 'run'}"]
+    code, out, err = run(capsys, "train", "flock-maskrcnn-resnet18-cgnl", *where, *SMALL)
+    assert code == 0, err
+    assert f"last epoch: mask AP nan %, box AP nan %  {tmp_path / 'run' / 'last.ckpt'}" in out
+    assert "nothing was left" not in out
+
+
 def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detector, flock, tmp_path):
     code, out, err = run(capsys, "evaluate", detector)
     assert code == 0, err

@@ -13,7 +13,7 @@ from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cgnl.training.average_precision import average_precision, coco_results, per_class
+from cgnl.training.average_precision import average_precision, coco_results, measures_and_classes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")
 
@@ -130,7 +130,10 @@ def test_both_libraries_give_what_plain_pycocotools_gives(tmp_path, capsys, seed
     before = copy.deepcopy((truth, results))
     ours = average_precision(truth, results, kind)
     other = average_precision(truth, results, kind, backend="pycocotools")
-    classes = [per_class(truth, results, kind, backend=library) for library in ("faster_coco_eval", "pycocotools")]
+    classes = [
+        measures_and_classes(truth, results, kind, backend=library)[1]
+        for library in ("faster_coco_eval", "pycocotools")
+    ]
     assert np.array_equal(*[[(name, count) for name, _, count in rows] for rows in classes])
     assert [ap for _, ap, _ in classes[0]] == pytest.approx([ap for _, ap, _ in classes[1]], abs=1e-9, nan_ok=True)
     assert np.nanmean([ap for _, ap, _ in classes[0]]) == pytest.approx(ours["AP"], abs=1e-9)
@@ -165,7 +168,7 @@ def test_average_precision_of_a_case_by_hand():
     assert found["AR100"] == pytest.approx(100 * (7 * 1 + 3 * 0.5) / 10)
     assert math.isnan(found["APs"])
     assert math.isnan(found["APl"])
-    (wren, no_ap, none), robin = per_class(truth, results, "bbox")
+    (wren, no_ap, none), robin = measures_and_classes(truth, results, "bbox")[1]
     assert (wren, none) == ("wren", 0)
     assert math.isnan(no_ap)
     assert robin == ("robin", pytest.approx(found["AP"]), 2)
@@ -237,17 +240,21 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_undefined(kind, backend):
     truth, results = random_case(0, images=3)
     found = average_precision(truth, [], kind, backend=backend)
     assert found["AP"] == found["AP50"] == found["AR100"] == 0
-    assert [(found, count > 0) for _, found, count in per_class(truth, [], kind, backend=backend)][:2] == [
-        (0, True)
-    ] * 2
+    assert [(found, count > 0) for _, found, count in measures_and_classes(truth, [], kind, backend=backend)[1]][
+        :2
+    ] == [(0, True)] * 2
     crowds = [{**row, "iscrowd": 1} for row in truth["annotations"]]
     for annotations in ([], crowds):
         empty = {**truth, "annotations": annotations}
         assert all(map(math.isnan, average_precision(empty, results, kind, backend=backend).values()))
-        assert [count for *_, count in per_class(empty, results, kind, backend=backend)] == [0, 0, 0]
+        assert [count for *_, count in measures_and_classes(empty, results, kind, backend=backend)[1]] == [0, 0, 0]
     nothing = {"images": [], "annotations": [], "categories": truth["categories"]}
     assert all(map(math.isnan, average_precision(nothing, [], kind, backend=backend).values()))
-    assert [name for name, *_ in per_class(nothing, [], kind, backend=backend)] == ["kind 3", "kind 7", "kind 44"]
+    assert [name for name, *_ in measures_and_classes(nothing, [], kind, backend=backend)[1]] == [
+        "kind 3",
+        "kind 7",
+        "kind 44",
+    ]
 
 
 def test_a_missing_area_is_the_masks_or_else_the_boxes():

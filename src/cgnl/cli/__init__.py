@@ -58,12 +58,12 @@ def train(arguments: Sequence[str]) -> None:
         sys.exit(128 + stopped.signal_number)
     if not is_first_process():
         return
-    if not result.scores or result.best_score is None:
+    if not result.scores:
         print(f"nothing was left to train and test; the last checkpoint is {result.last}")
-    else:
-        print(
-            f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}"
-        )
+        return
+    print(f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}")
+    # an average precision is undefined where the test images hold no object
+    if result.best_score is not None:
         print(
             f"best epoch (chosen on the test set): {next(iter(result.scores))} {result.best_score:.2f} %  {result.best}"
         )

@@ -152,28 +152,6 @@ def average_precision(
     return measures_and_classes(truth, results, kind, backend=backend)[0]
 
 
-def per_class(
-    truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    kind: Kind,
-    *,
-    backend: Backend = "faster_coco_eval",
-) -> list[tuple[str, float, int]]:
-    """Return name, AP (%; nan without objects) and number of objects, without crowds, of each category, by its number.
-
-    Args:
-        truth: As in :func:`average_precision`.
-        results: As in :func:`average_precision`.
-        kind: "bbox" or "segm".
-        backend: Which library computes them.
-
-    Raises:
-        ValueError: As in :func:`average_precision`.
-        ImportError: The library is missing.
-    """
-    return measures_and_classes(truth, results, kind, backend=backend)[1]
-
-
 def measures_and_classes(
     truth: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
@@ -181,7 +159,8 @@ def measures_and_classes(
     *,
     backend: Backend = "faster_coco_eval",
 ) -> tuple[dict[str, float], list[tuple[str, float, int]]]:
-    """Return what :func:`average_precision` and :func:`per_class` return, in the time of one of them.
+    """Return COCO's numbers (%) of :func:`average_precision`, and of each category, in the order of the ids, its name,
+    AP (%; nan without objects) and number of objects without crowds.
 
     Args:
         truth: As in :func:`average_precision`.
