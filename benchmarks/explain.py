@@ -25,6 +25,7 @@ from cgnl.networks.image import resnet50
 from cgnl.networks.video import c2d_resnet50
 from timing import (
     common_arguments,
+    forget_peak,
     number_from_a_fresh_process,
     peak_bytes,
     resident_bytes,
@@ -121,6 +122,7 @@ def bytes_needed(block: str, side: int) -> int:
     network = BLOCKS[block](CHANNELS).eval()
     maps_of_one_reference(trace_blocks(network, torch.randn(1, CHANNELS, 8, 8)).blocks[""])  # loads what is needed
     x = torch.randn(1, CHANNELS, side, side)
+    forget_peak()
     before = resident_bytes()
     maps = maps_of_one_reference(trace_blocks(network, x).blocks[""])
     needed = peak_bytes() - before

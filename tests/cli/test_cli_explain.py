@@ -11,12 +11,11 @@ from PIL import Image
 from test_cli import run
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cgnl.cli.explanation import strongest_position
 from cgnl.data.decoding import open_image
 from cgnl.data.toy.actions import draw_actions
 from cgnl.data.toy.birds import draw_birds
 from cgnl.data.toy.flock import draw_flock
-from cgnl.explain.inputs import see
+from cgnl.explain.inputs import see, strongest_position
 from cgnl.explain.trace import trace_blocks
 from cgnl.recipes import RECIPES, override, smoke
 from cgnl.training import run as training
@@ -161,6 +160,7 @@ def test_at_says_where_the_page_begins(capsys, cgnl, nl, image, birds, tmp_path)
     assert (code, out) == (0, f"written: {page}\n")
     items = items_of(page)
     assert [item["name"] for item in items] == [image.name, other.name]
+    assert [item["truth"] for item in items] == [image.parent.name, other.parent.name]
     for item in items:
         x, y = (((p * RESIZE / 96) - round((RESIZE - SIZE) / 2)) / SIZE for p in (40, 20))
         assert item["start"] == pytest.approx([0.5, y, x])
@@ -187,6 +187,9 @@ def test_a_bad_image_among_good_ones_is_told(capsys, named, tmp_path):
     assert err.startswith(f"cgnl: {named['bad']} ")
     assert err.count("\n") == 1
     assert [item["name"] for item in items_of(page)] == [named["image"].name]
+    page.unlink()
+    code, out, err = run(capsys, "explain", named["birds"], named["bad"], "--out", page)
+    assert (code, out, err.count("\n"), page.exists()) == (2, "", 1, False)
 
 
 @pytest.mark.slow
@@ -341,6 +344,7 @@ MISTAKES = {
         r"f\.gif\) must end in \.png or \.svg or \.pdf",
     ),
     "no page": (["birds", "image", "--out", "page.png"], r"out \(page\.png\) must end in \.html"),
+    "no block to score beside": (["birds", "--score", "--beside", "plain"], "by the maps of a block, and .* has none"),
     "no picture": (["birds", "--score", "--out", "score.txt"], r"score\.txt\) must end in \.png"),
     "of another task": (["birds", "image", "--beside", "actions"], "must hold a network for the same kind of input"),
     "of another size": (["birds", "image", "--beside", "larger"], "inputs of the same size"),

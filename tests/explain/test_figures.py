@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy import ndimage
@@ -19,7 +20,8 @@ from cgnl import (
     ResidualBlock2d,
     SeriesKernel,
 )
-from cgnl.explain.figures import figure1, figure5, figure6, regions, save_figure
+from cgnl.data.transforms import test_transform
+from cgnl.explain.figures import figure1, figure5, figure6, save_figure
 from cgnl.explain.geometry import view_of
 from cgnl.explain.maps import affinity, affinity_group, reference_channel
 from cgnl.explain.trace import Trace, trace_blocks
@@ -73,15 +75,51 @@ def expected_boxes(values, threshold):
     )
 
 
-def test_regions_agree_with_scipy():
-    generator = np.random.default_rng(0)
-    for shape, share in (((1, 1), 0.5), ((5, 9), 0.4), ((30, 20), 0.55), ((14, 14), 0.0), ((14, 14), 1.0)):
-        mask = generator.random(shape) < share
-        labels, _ = ndimage.label(mask)
-        expected = {(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)}
-        found = regions(torch.from_numpy(mask))
-        assert set(found) == expected
-        assert len(found) == labels.max()
+class Averages(torch.nn.Module):
+    """Brightness of each part of 8 x 8 pixels, then a block that relates bright positions to bright ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.AvgPool2d(8)
+        self.block = CGNL2d(3, inner_channels=3, groups=1)
+        for convolution in (self.block.theta, self.block.phi, self.block.g):
+            torch.nn.init.dirac_(convolution.weight)
+
+    def forward(self, x):
+        return self.block(self.mean(x))
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (96, 97), (131, 64), (192, 128), (150, 300)])
+@pytest.mark.parametrize("size", [48, 64])
+def test_a_bright_square_of_the_file_is_lit_where_it_is(width, height, size):
+    """A square that fills two by two positions to the pixel, drawn in the file, is found in the drawn figure."""
+    view = view_of(width, height, size=size, resize=64)
+    x0, y0, _, _ = view.box(2, 3, (size // 8, size // 8))
+    _, _, x1, y1 = view.box(3, 4, (size // 8, size // 8))
+    pixels = np.full((height, width, 3), 60, np.uint8)
+    pixels[round(y0) : round(y1), round(x0) : round(x1)] = 240
+    x = test_transform(size, 64, mean=(0.0,) * 3, std=(1.0,) * 3)(Image.fromarray(pixels))
+    networks = {"it": (trace_blocks(Averages(), x[None]), "block")}
+    # over a grey image, so that the square is seen in the map alone
+    grey = Image.new("RGB", (width, height), (128, 128, 128))
+    far, _, _, upper = view.box(0, 0, (size // 8, size // 8))
+    figure = figure6([grey], networks, (far + 1, upper - 1, 0), view)
+    figure.set_dpi(300)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+    strongest = 0.65 * 255 * np.array(matplotlib.colormaps["cividis"](1.0)[:3]) + 0.35 * 128
+    ax = figure.axes[0]
+    frame = ax.get_window_extent()
+    lit = np.abs(drawn - strongest).max(-1) < 40
+    lit[:, : int(frame.x0)] = lit[:, int(frame.x1) :] = False
+    lit[: int(len(drawn) - frame.y1)] = lit[int(len(drawn) - frame.y0) :] = False
+    rows, columns = (np.flatnonzero(lit.any(axis)) for axis in (1, 0))
+    assert lit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    corners = [(columns[0], len(drawn) - rows[0]), (columns[-1] + 1, len(drawn) - rows[-1] - 1)]
+    one_drawn = width / frame.width
+    assert ax.transData.inverted().transform(corners).ravel() == pytest.approx([x0, y0, x1, y1], abs=2 * one_drawn)
+    assert 2 * one_drawn < 1, "finer than a pixel of the file"
 
 
 def test_figure5_draws_the_affinities_where_they_are(images):

@@ -1,5 +1,6 @@
 """The report page, in a real headless Chromium: clicks, keys, and maps against those of Python."""
 
+import dataclasses
 import json
 import os
 import re
@@ -569,6 +570,9 @@ def test_wrong_items_are_named():
         explain_page([], "Nothing")
     with pytest.raises(ValueError, match=r"'a wren'.*at least one block"):
         explain_page([item()], "No blocks")
+    several = dataclasses.replace(trace(CGNL2d(32), 9, 8), samples=3)
+    with pytest.raises(ValueError, match="saw 3 samples for one input has no place"):
+        explain_page([item(several)], "Regions")
     broken = trace(CGNL2d(32), 9, 8)
     broken.phi[3, 2, 1] = torch.nan
     with pytest.raises(ValueError, match="must have finite features to be shown for 'a wren'"):

@@ -1,9 +1,9 @@
 """``cgnl explain``."""
 
 import csv
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,47 +134,6 @@ def _position(at: str, view: Any, num_frames: int) -> tuple[float, float, int]:
     return *point, frame
 
 
-def strongest_position(block: Any, seen: Any) -> tuple[float, float, int]:
-    """The middle of the position where g is strongest."""
-    import torch
-
-    from cgnl.explain.geometry import unpool
-
-    strength = unpool(block.g.abs().amax(0), block.shape)
-    # neither where a pooling left something out, nor where a detector's input is filled up
-    rows, columns = block.shape[-2:]
-    across, down = seen.view.to_input(seen.view.width, seen.view.height)
-    strength[..., math.ceil(down / seen.view.input_height * rows - 0.5) :, :] = -1
-    strength[..., math.ceil(across / seen.view.input_width * columns - 0.5) :] = -1
-    place = torch.unravel_index(strength.nan_to_num(-1).argmax(), strength.shape)
-    x0, y0, x1, y1 = seen.view.box(int(place[-2]), int(place[-1]), (rows, columns))
-    frame = 0
-    if len(block.shape) == 3:
-        # the frame in the middle of the step
-        frame = (2 * int(place[0]) + 1) * len(seen.frames) // (2 * block.shape[0])
-    return (x0 + x1) / 2, (y0 + y1) / 2, frame
-
-
-def traces_of(networks: dict[str, Any], path: Path) -> tuple[Any, dict[str, Any]]:
-    """What the networks saw of a file, and the traces of their blocks; plain networks have none."""
-    from cgnl.explain.inputs import see
-    from cgnl.explain.trace import trace_blocks
-    from cgnl.training.evaluation import default_device
-
-    seen = {name: see(trained, path) for name, trained in networks.items()}
-    first = next(iter(seen.values()))
-    if any((each.view, each.frames) != (first.view, first.frames) for each in seen.values()):
-        raise ValueError("beside: both networks must be tested on inputs of the same size, and on the same frames")
-    device = default_device()
-    return first, {
-        name: trace_blocks(trained.network.to(device), _on(device, seen[name].x)) for name, trained in networks.items()
-    }
-
-
-def _on(device: Any, x: Any) -> Any:
-    return [image.to(device) for image in x] if isinstance(x, list) else x.to(device)
-
-
 def _draw(
     networks: dict[str, Any],
     path: Path,
@@ -185,15 +144,16 @@ def _draw(
     out: Path,
 ) -> None:
     from cgnl.explain.figures import figure1, figure5, figure6, save_figure
+    from cgnl.explain.inputs import parts_of, strongest_position, trace_file
 
-    seen, traces = traces_of(networks, path)
+    seen, traces = trace_file(networks, path)
     chosen = {name: (trace, _block(trace, block, name)) for name, trace in traces.items()}
     first, where = next(iter(chosen.values()))
     place = _position(at, seen.view, len(seen.frames)) if at else strongest_position(first.blocks[where], seen)
     if number == 5:
         if len(seen.frames) > 1:
             raise ValueError(f"figure 5 is of an image, and {path} is a video: take 1 or 6")
-        drawn = figure5(seen.frames[0], chosen, place[:2], seen.view, channel=channel, parts=parts_of_image(path))
+        drawn = figure5(seen.frames[0], chosen, place[:2], seen.view, channel=channel, parts=parts_of(path))
     elif number == 1:
         drawn = figure1(seen.frames, chosen, place, seen.view, channel=channel)
     else:
@@ -212,71 +172,77 @@ def _block(trace: Any, block: str | None, name: str) -> str:
     return block
 
 
-def parts_of_image(path: Path) -> Any:
-    """The annotated parts of an image that lies in a data set with parts."""
-    from cgnl.data.images import read_cub_parts
-
-    root = next((folder for folder in path.absolute().parents if (folder / "parts" / "part_locs.txt").is_file()), None)
-    if root is None:
-        return None
-    _, locations = read_cub_parts(root)
-    return next((parts for image, parts in locations.items() if image.resolve() == path.resolve()), None)
-
-
 def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> None:
-    from cgnl.data.decoding import DataError
-    from cgnl.explain.page import PageBlock, PageItem, write_explain_page
+    """Write the page of some files, and end with 2 where one of them could not be read.
 
-    items, bad = [], 0
+    Args:
+        networks: Trained networks by name.
+        truths: The files, and their classes where they are known; a file in a folder of a class's name is of it.
+        at: Where to start, as x,y or x,y,frame; None for the strongest position of each.
+        out: The page.
+    """
+    from cgnl.data.decoding import DataError
+    from cgnl.explain.page import write_explain_page
+
+    classes = next(iter(networks.values())).classes
     short = len({path.name for path in truths}) == len(truths)
-    for path, truth in truths.items():
-        try:
-            seen, traces = traces_of(networks, path)
-        except DataError as error:
-            print(f"cgnl: {error}", file=sys.stderr)
-            bad += 1
-            continue
-        classifies = next(iter(networks.values())).recipe.task != "detection"
-        blocks = [
-            PageBlock(name, trace.blocks[where], _effect(networks[name], seen.x, where) if classifies else None)
-            for name, trace in traces.items()
-            for where in trace.blocks
-            if trace.blocks[where].kind != "residual"
-        ]
-        if not blocks:
-            raise ValueError("none of the networks has a block with attention: there is nothing to explain")
-        predictions = {
-            name: _best(networks[name].classes, trace.output) for name, trace in traces.items() if classifies
-        }
-        start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
-        view = seen.view
-        items.append(
-            PageItem(
-                path.name if short else str(path),
-                seen.seen_frames(),
-                blocks,
-                predictions,
-                truth,
-                _share(start, seen),
-                truth_probability={
-                    name: _probability_of(truth, networks[name].classes, traces[name].output) for name in predictions
-                },
-                to_file=(view.scale_x, view.scale_y, view.left, view.top),
-            )
-        )
-    if items:
-        classes = next(iter(networks.values())).classes if items[0].predictions else None
-        write_explain_page(out, items, "What the blocks relate", class_names=classes)
+    bad = 0
+
+    def items() -> Iterator[Any]:
+        nonlocal bad
+        for path, truth in truths.items():
+            known = truth or (path.absolute().parent.name if path.absolute().parent.name in classes else None)
+            try:
+                yield _item(networks, path, path.name if short else str(path), known, at)
+            except DataError as error:
+                print(f"cgnl: {error}", file=sys.stderr)
+                bad += 1
+
+    readable = items()
+    if (first := next(readable, None)) is not None:
+        write_explain_page(out, chain([first], readable), "What the blocks relate", class_names=classes)
         print(f"written: {out}")
     if bad:
         sys.exit(2)
 
 
+def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at: str | None) -> Any:
+    from cgnl.explain.inputs import strongest_position, trace_file
+    from cgnl.explain.page import PageBlock, PageItem
+
+    seen, traces = trace_file(networks, path)
+    classifies = next(iter(networks.values())).recipe.task != "detection"
+    blocks = [
+        PageBlock(network, trace.blocks[where], _effect(networks[network], seen.x, where) if classifies else None)
+        for network, trace in traces.items()
+        for where in trace.blocks
+        if trace.blocks[where].kind != "residual"
+    ]
+    if not blocks:
+        raise ValueError("none of the networks has a block with attention: there is nothing to explain")
+    start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
+    view = seen.view
+    logits = {network: trace.output for network, trace in traces.items()} if classifies else {}
+    return PageItem(
+        name,
+        seen.seen_frames(),
+        blocks,
+        {network: _best(networks[network].classes, output) for network, output in logits.items()},
+        truth if classifies else None,
+        _share(start, seen),
+        truth_probability={
+            network: _probability_of(truth, networks[network].classes, output) for network, output in logits.items()
+        },
+        to_file=(view.scale_x, view.scale_y, view.left, view.top),
+    )
+
+
 def _effect(trained: Any, x: Any, where: str) -> Any:
     from cgnl.explain.effect import effect
+    from cgnl.explain.inputs import on
     from cgnl.training.evaluation import default_device
 
-    return effect(trained.network, _on(default_device(), x), where)
+    return effect(trained.network, on(default_device(), x), where)
 
 
 def _share(start: tuple[float, float, int], seen: Any) -> tuple[float, float, float]:
@@ -300,11 +266,14 @@ def _score(
     import json
 
     from cgnl.explain.figures import save_figure
-    from cgnl.explain.score import score_parts, scores_figure, scores_table
+    from cgnl.explain.report import write_text
+    from cgnl.explain.score import score_parts, scored_block, scores_figure, scores_table
 
     root = data or next(iter(networks.values())).recipe.data.root
     if root is None:
         raise ValueError("data is needed: the folder of a data set with parts")
+    for trained in networks.values():
+        scored_block(trained, block)  # told before the work, not after it
     scores = [
         (name, score_parts(trained, root, path=block, limit=limit, seed=seed)) for name, trained in networks.items()
     ]
@@ -312,5 +281,5 @@ def _score(
     picture = out or Path("scores.png")
     save_figure(scores_figure(scores), picture)
     table = picture.with_suffix(".json")
-    table.write_text(json.dumps({name: score.as_dict() for name, score in scores}, indent=2))
+    write_text(table, json.dumps({name: score.as_dict() for name, score in scores}, indent=2) + "\n")
     print(f"written: {picture}, {table}")

@@ -23,9 +23,9 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
-from cgnl.explain.geometry import Box, View, time_step, token_grid, unpool
+from cgnl.explain.geometry import Box, View, regions, time_step, token_grid, unpool
 from cgnl.explain.maps import affinity, affinity_group, normalised, reference_channel, strongest_channels
-from cgnl.explain.trace import BlockTrace, Trace
+from cgnl.explain.trace import BlockTrace, Trace, check_drawable
 from cgnl.explain.wording import kind_in_words, statement
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -97,7 +97,8 @@ def figure5(
     figure, axes = _grid(len(lines), columns, view)
     for (reference, panels), row in zip(lines, axes, strict=True):
         _show(row[0], picture, view)
-        _mark(row[0], reference, panels[0].values.shape, view)
+        for shape in {panel.values.shape for panel in panels}:
+            _mark(row[0], reference, shape, view)
         row[0].set_title(f"reference\nx {reference[0]:.4g}, y {reference[1]:.4g}", fontsize=8)
         for panel, ax in zip(panels, row[1:], strict=False):
             _show(ax, _faded(picture), view)
@@ -210,37 +211,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def regions(mask: Tensor | np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return the boxes around the connected regions of a mask; positions that share an edge are connected.
-
-    Args:
-        mask: [h, w], true where a region is.
-
-    Returns:
-        First row, first column, and the row and column after the last, of each region, in the order of their first
-        positions row by row.
-
-    Example:
-        >>> regions(np.array([[1, 0, 0], [1, 0, 1]]))
-        [(0, 0, 2, 1), (1, 2, 2, 3)]
-    """
-    left = {(int(row), int(column)) for row, column in np.argwhere(np.asarray(mask))}
-    boxes = []
-    for start in sorted(left):
-        if start not in left:
-            continue
-        left.remove(start)
-        region = [start]
-        for row, column in region:  # grows while it is walked
-            for neighbour in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-                if neighbour in left:
-                    left.remove(neighbour)
-                    region.append(neighbour)
-        rows, columns = zip(*region, strict=True)
-        boxes.append((min(rows), min(columns), max(rows) + 1, max(columns) + 1))
-    return boxes
-
-
 @dataclass(frozen=True)
 class _Panel:
     """A map [h, w], or its steps [T', h, w], divided by its largest affinity."""
@@ -254,12 +224,7 @@ def _related(
     name: str, block: BlockTrace, at: tuple[float, float, int], view: View, num_frames: int, channel: int | None
 ) -> tuple[Tensor, range]:
     """Return what a block relates a reference to, maps [K, *S'], and their channels; one map for all of an NL block."""
-    if block.kind == "residual":
-        raise ValueError(f"networks[{name!r}]: a residual block relates no positions to each other")
-    if block.samples > 1:
-        raise ValueError(
-            f"networks[{name!r}]: a block that saw {block.samples} samples for one input has no place in the image"
-        )
+    check_drawable(block, f"networks[{name!r}]")
     steps, rows, columns = _axes_of(block)
     if steps > num_frames:
         raise ValueError(

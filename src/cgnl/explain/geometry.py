@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cgnl.data.transforms import test_geometry as crop_geometry
@@ -83,15 +82,17 @@ class View:
             Row and column.
 
         Raises:
-            ValueError: The network did not see the point.
+            ValueError: The network did not see the point, or the image ends before it.
 
         Example:
             >>> view_of(100, 50, size=80, resize=100).position(32, 25, (8, 8))
             (4, 0)
         """
         across, down = self.to_input(x, y)
-        if not (0 <= across < self.input_width and 0 <= down < self.input_height):
-            x0, y0, x1, y1 = self.area
+        x0, y0, x1, y1 = self.area
+        # a detector's input is filled up on the right and below
+        x1, y1 = min(x1, self.width), min(y1, self.height)
+        if not (0 <= across < self.input_width and 0 <= down < self.input_height and x < x1 and y < y1):
             raise ValueError(
                 f"x, y ({x:g}, {y:g}) must lie in what the network sees of the {self.width} x {self.height} pixels: "
                 f"x from {x0:.4g} to {x1:.4g}, y from {y0:.4g} to {y1:.4g}"
@@ -120,36 +121,6 @@ class View:
         rows, columns = shape
         high, wide = self.input_height / rows, self.input_width / columns
         return (*self.to_image(column * wide, row * high), *self.to_image((column + 1) * wide, (row + 1) * high))
-
-    def place(self, values: Tensor | np.ndarray) -> np.ndarray:
-        """Lay a feature map over the image.
-
-        A pixel of the image gets the value of the position that its middle falls into.
-
-        Args:
-            values: [h, w], one number a position.
-
-        Returns:
-            float32 [height, width], NaN where the network did not see the image.
-
-        Raises:
-            ValueError: ``values`` has another number of axes.
-
-        Example:
-            >>> view_of(4, 2, size=2, resize=2).place(np.array([[1.0, 2.0], [3.0, 4.0]]))
-            array([[nan,  1.,  2., nan],
-                   [nan,  3.,  4., nan]], dtype=float32)
-        """
-        values = torch.as_tensor(values, device="cpu").detach().numpy().astype(np.float32)
-        if values.ndim != 2:
-            raise ValueError(f"values {list(values.shape)} must be a map [h, w]")
-        rows = _along(self.height, self.scale_y, self.top, self.input_height, len(values))
-        columns = _along(self.width, self.scale_x, self.left, self.input_width, values.shape[1])
-        row, column = (np.nan_to_num(part).astype(int) for part in (rows, columns))
-        placed = values[row[:, None], column]
-        placed[np.isnan(rows)] = np.nan
-        placed[:, np.isnan(columns)] = np.nan
-        return placed
 
 
 def view_of(width: int, height: int, *, size: int | None = None, resize: int | None = None) -> View:
@@ -265,7 +236,32 @@ def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return whole
 
 
-def _along(pixels: int, scale: float, offset: int, length: int, count: int) -> np.ndarray:
-    """Return where the middles of an axis's pixels fall among its positions, in positions; NaN outside."""
-    inside = (np.arange(pixels) + 0.5) * scale - offset
-    return np.where((inside >= 0) & (inside < length), inside * count / length, np.nan)
+def regions(mask: Tensor | np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Return the boxes around the connected regions of a mask; positions that share an edge are connected.
+
+    Args:
+        mask: [h, w], true where a region is.
+
+    Returns:
+        First row, first column, and the row and column after the last, of each region, in the order of their first
+        positions row by row.
+
+    Example:
+        >>> regions(np.array([[1, 0, 0], [1, 0, 1]]))
+        [(0, 0, 2, 1), (1, 2, 2, 3)]
+    """
+    left = {(int(row), int(column)) for row, column in np.argwhere(np.asarray(mask))}
+    boxes = []
+    for start in sorted(left):
+        if start not in left:
+            continue
+        left.remove(start)
+        region = [start]
+        for row, column in region:  # grows while it is walked
+            for neighbour in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if neighbour in left:
+                    left.remove(neighbour)
+                    region.append(neighbour)
+        rows, columns = zip(*region, strict=True)
+        boxes.append((min(rows), min(columns), max(rows) + 1, max(columns) + 1))
+    return boxes

@@ -119,8 +119,8 @@ def cards(items: Iterable[tuple[Image.Image, str, Sequence[tuple[bool, str]]]]) 
     return f'<div class="cards">{"".join(parts)}</div>'
 
 
-def write_page(path: Path, content: str) -> None:
-    """Write a page, whole or not at all."""
+def write_text(path: Path, content: str) -> None:
+    """Write a page or other text, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(content, encoding="utf-8")

@@ -37,7 +37,7 @@ from cgnl.data.images import read_cub_boxes, read_cub_parts, read_images
 from cgnl.data.transforms import test_transform
 from cgnl.explain.geometry import View, unpool, view_of
 from cgnl.explain.maps import affinity, strongest_channels
-from cgnl.explain.trace import BlockTrace, trace_blocks
+from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, trace_blocks
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.evaluation import default_device
 from cgnl.training.recipe import DetectionRecipe, VideoRecipe
@@ -286,29 +286,28 @@ def score_parts(
         DataError: The data set lacks something, or no image has two parts to relate.
         ValueError: The network is a detector or of videos, it has no such block, or a number is out of range.
     """
-    if isinstance(trained.recipe, DetectionRecipe | VideoRecipe):
-        kind = "a detector" if isinstance(trained.recipe, DetectionRecipe) else "a network of videos"
-        raise ValueError(f"parts are scored for networks that classify images, and {trained.name} is {kind}")
+    path = scored_block(trained, path)
     for name, number in (("threshold", threshold), ("radius", radius)):
         if not 0 < number <= 1:
             raise ValueError(f"{name} ({number}) must lie above 0 and be at most 1")
     if limit is not None and limit < 1:
         raise ValueError(f"limit ({limit}) must be at least 1")
     tally = _Tally()
-    unreadable, block = 0, None
+    unreadable, kind = 0, ""
     images = _annotated(Path(root).expanduser(), limit)
     for file, parts, size in track(images, "scoring images", console=Console(stderr=True), disable=not progress):
         try:
             block, seen = _look(trained, file, parts, radius * size, path)
+            kind = block.kind
         except BadFileError:
             unreadable += 1
             continue
         tally.add(seen, block, threshold)
-    if block is None or not tally.images:
+    if not tally.images:
         raise DataError(f"{root} has no test image that can be read with two parts at different positions.")
     return PartScores(
-        block.path,
-        block.kind,
+        path,
+        kind,
         threshold,
         radius,
         len(tally.images),
@@ -316,6 +315,29 @@ def score_parts(
         unreadable,
         tuple(tally.rows(seed)),
     )
+
+
+def scored_block(trained: TrainedNetwork, path: str | None = None) -> str:
+    """Return the path of the block whose maps are scored.
+
+    Args:
+        trained: A network.
+        path: Where the block is; by default the last one.
+
+    Raises:
+        ValueError: The network is a detector or of videos, or it has no such block.
+    """
+    if isinstance(trained.recipe, DetectionRecipe | VideoRecipe):
+        kind = "a detector" if isinstance(trained.recipe, DetectionRecipe) else "a network of videos"
+        raise ValueError(f"parts are scored for networks that classify images, and {trained.name} is {kind}")
+    paths = list(blocks_of(trained.network))
+    if not paths:
+        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has none")
+    if path is None:
+        return paths[-1]
+    if path not in paths:
+        raise ValueError(f"path ({path!r}) must be where a block is: {', '.join(paths)}")
+    return path
 
 
 def _annotated(root: Path, limit: int | None) -> list[tuple[Path, dict[str, tuple[float, float]], float]]:
@@ -331,23 +353,17 @@ def _annotated(root: Path, limit: int | None) -> list[tuple[Path, dict[str, tupl
 
 
 def _look(
-    trained: TrainedNetwork, file: Path, parts: Mapping[str, tuple[float, float]], radius: float, path: str | None
+    trained: TrainedNetwork, file: Path, parts: Mapping[str, tuple[float, float]], radius: float, path: str
 ) -> tuple[BlockTrace, SeenParts]:
     """Run the network on an image; return what its block saw, and the parts that it saw."""
     config = trained.recipe.data
     image = open_image(file)
     x = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(image)[None]
     device = default_device()
-    blocks = trace_blocks(trained.network.to(device), x.to(device)).blocks
-    if not blocks:
-        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has none")
-    path = next(reversed(blocks)) if path is None else path
-    if path not in blocks:
-        raise ValueError(f"path ({path!r}) must be where a block is: {', '.join(blocks)}")
-    if blocks[path].kind == "residual":
-        raise ValueError(f"parts are scored by the maps of a block, and the residual block at {path} relates nothing")
+    block = trace_blocks(trained.network.to(device), x.to(device)).blocks[path]
+    check_drawable(block, f"path ({path!r})")
     view = view_of(image.width, image.height, size=config.size, resize=config.resize)
-    return blocks[path], seen_parts(parts, radius, view)
+    return block, seen_parts(parts, radius, view)
 
 
 class _Tally:

@@ -157,6 +157,19 @@ def check_single(x: Tensor | list[Tensor]) -> None:
         raise ValueError(f"x must hold one sample, not {len(x)}: blocks are explained for one input at a time")
 
 
+def check_drawable(block: BlockTrace, name: str) -> None:
+    """Raises ValueError where a trace has no affinities, or none that lie in the image or video.
+
+    Args:
+        block: The trace.
+        name: What the block or its network is called in the error.
+    """
+    if block.kind == "residual":
+        raise ValueError(f"{name}: a residual block relates no positions to each other")
+    if block.samples > 1:
+        raise ValueError(f"{name}: a block that saw {block.samples} samples for one input has no place in it")
+
+
 def _kind(block: nn.Module) -> Kind | None:
     return next((kind for kind, types in _TYPES.items() if isinstance(block, types)), None)
 

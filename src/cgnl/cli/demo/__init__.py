@@ -122,7 +122,7 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     seconds = time.monotonic() - started
     outcome = {names[key]: asdict(result) for key, result in results.items()}
     (out / "accuracies.json").write_text(json.dumps({"seconds": round(seconds), "networks": outcome}, indent=2))
-    report.write_page(path, _page(out, subject, names, recipes, results, seconds, smallest))
+    report.write_text(path, _page(out, subject, names, recipes, results, seconds, smallest))
     console.print(f"\n{_verdict(results, subject)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
 

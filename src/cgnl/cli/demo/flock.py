@@ -66,7 +66,7 @@ def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
         json.dumps({"seconds": round(seconds), "networks": {"Mask R-CNN with a CGNL block": outcome}}, indent=2)
     )
     path = out / "report.html"
-    report.write_page(path, _page(out, trained, result, seconds, smallest))
+    report.write_text(path, _page(out, trained, result, seconds, smallest))
     console.print(f"\n{_outcome(result)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cgnl.cli.explanation import parts_of_image, strongest_position, traces_of, write_maps_page
+from cgnl.cli.explanation import write_maps_page
 from cgnl.explain import report
 from cgnl.explain.figures import figure5, figure6
+from cgnl.explain.inputs import parts_of, strongest_position, trace_file
 from cgnl.training.checkpoint import TrainedNetwork
 
 
@@ -26,14 +27,14 @@ def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | No
         "is related to it. What is true of each map stands below it; none says that the answer comes from there."
     )
     for path, _ in samples:
-        seen, traces = traces_of(networks, path)
+        seen, traces = trace_file(networks, path)
         chosen = {name: (trace, next(iter(trace.blocks))) for name, trace in traces.items()}
         (trace, where) = chosen["CGNL"]
         at = strongest_position(trace.blocks[where], seen)
         if len(seen.frames) > 1:
             drawn = figure6(seen.frames, chosen, at, seen.view)
         else:
-            drawn = figure5(seen.frames[0], chosen, at[:2], seen.view, parts=parts_of_image(path))
+            drawn = figure5(seen.frames[0], chosen, at[:2], seen.view, parts=parts_of(path))
         body += report.figure(drawn, f"What the block relates in {path.name}.")
     write_maps_page(networks, dict(samples), None, page)
     body += report.link(page.name, "Click in these images and see every map of the block")

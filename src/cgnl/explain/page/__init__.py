@@ -8,7 +8,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +18,8 @@ from PIL import Image
 
 from cgnl.explain.effect import Effect
 from cgnl.explain.page.packing import pack_block
-from cgnl.explain.report import write_page
-from cgnl.explain.trace import BlockTrace
+from cgnl.explain.report import write_text
+from cgnl.explain.trace import BlockTrace, check_drawable
 
 # Text of an input's frames and one block together stays below the first; the frames alone below the second.
 _MAX_BYTES = 1_950_000
@@ -76,7 +76,7 @@ class PageItem:
 
 
 def explain_page(
-    items: Sequence[PageItem], title: str, *, class_names: ClassNames = None, notes: Sequence[str] = ()
+    items: Iterable[PageItem], title: str, *, class_names: ClassNames = None, notes: Sequence[str] = ()
 ) -> str:
     """Returns the report page of some inputs as HTML.
 
@@ -84,7 +84,7 @@ def explain_page(
     says so.
 
     Args:
-        items: The inputs, in the order of the strip to choose from.
+        items: The inputs, in the order of the strip to choose from; each is let go before the next is asked for.
         title: The page's title.
         class_names: Names of the networks' classes, for the effects: of all networks, or a mapping from a network's
             name to those of its own; None, or a network that is not in the mapping, for ``class 0`` and so on.
@@ -98,24 +98,23 @@ def explain_page(
             features that are not finite, or a kernel function has an envelope that the page cannot compute; or there
             are more or fewer class names than logits.
     """
-    if not items:
-        raise ValueError("items must hold at least one input")
-    data, thumbnails = [], []
+    data: list[str] = []
+    index: list[dict[str, Any]] = []
     for item in items:
         _check(item)
-        data.append(_item_data(item, class_names))
-        thumbnails.append(_thumbnail(item))
-    index = [
-        {
-            "name": item.name,
-            "thumbnail": thumbnail,
-            "truth": item.truth,
-            "predictions": _predictions(item),
-            "truthProbability": dict(item.truth_probability),
-        }
-        for item, thumbnail in zip(items, thumbnails, strict=True)
-    ]
-    scripts = "\n".join([_data_script("index", index), *(_data_script(f"item-{k}", one) for k, one in enumerate(data))])
+        data.append(_data_script(f"item-{len(data)}", _item_data(item, class_names)))
+        index.append(
+            {
+                "name": item.name,
+                "thumbnail": _thumbnail(item),
+                "truth": item.truth,
+                "predictions": _predictions(item),
+                "truthProbability": dict(item.truth_probability),
+            }
+        )
+    if not data:
+        raise ValueError("items must hold at least one input")
+    scripts = "\n".join([_data_script("index", index), *data])
     resources = files(__name__)
     read = {name: (resources / name).read_text(encoding="utf-8") for name in ("page.html", "page.css")}
     code = "\n".join((resources / name).read_text(encoding="utf-8") for name in ("maps.js", "drawing.js", "page.js"))
@@ -133,7 +132,7 @@ def explain_page(
 
 def write_explain_page(
     path: Path,
-    items: Sequence[PageItem],
+    items: Iterable[PageItem],
     title: str,
     *,
     class_names: ClassNames = None,
@@ -151,7 +150,7 @@ def write_explain_page(
     Raises:
         ValueError: As in `explain_page`.
     """
-    write_page(path, explain_page(items, title, class_names=class_names, notes=notes))
+    write_text(path, explain_page(items, title, class_names=class_names, notes=notes))
 
 
 def _check(item: PageItem) -> None:
@@ -160,6 +159,8 @@ def _check(item: PageItem) -> None:
     if not item.blocks:
         raise ValueError(f"item ({item.name!r}) must have at least one block")
     for block in item.blocks:
+        if block.trace.kind != "residual":  # which has an effect
+            check_drawable(block.trace, f"block ({block.trace.path!r})")
         if len(block.trace.shape) not in (2, 3):
             raise ValueError(
                 f"block ({block.trace.path!r}) must be of an image or a video, "
