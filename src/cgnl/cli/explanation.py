@@ -120,8 +120,9 @@ def _mistakes(checkpoint: Path, count: int) -> dict[Path, str | None]:
     return {Path(row["path"]): row["label"] for row in wrong[:count]}
 
 
-def _position(at: str, view: Any, num_frames: int) -> tuple[float, float, int]:
-    """Read x,y or x,y,frame."""
+def _position(at: str, seen: Any) -> tuple[float, float, int]:
+    """Read x,y or x,y,frame of an input."""
+    num_frames = len(seen.frames)
     try:
         x, y, *rest = at.split(",")
         point = float(x), float(y)
@@ -130,7 +131,10 @@ def _position(at: str, view: Any, num_frames: int) -> tuple[float, float, int]:
         raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 120,80") from None
     if not 0 <= frame < num_frames:
         raise ValueError(f"at ({at}) must name a frame from 0 to {num_frames - 1}")
-    view.position(*point, (1, 1))
+    try:
+        seen.view.position(*point, (1, 1))
+    except ValueError as error:
+        raise ValueError(f"at: in {seen.path}, {error}") from None
     return *point, frame
 
 
@@ -149,7 +153,7 @@ def _draw(
     seen, traces = trace_file(networks, path)
     chosen = {name: (trace, _block(trace, block, name)) for name, trace in traces.items()}
     first, where = next(iter(chosen.values()))
-    place = _position(at, seen.view, len(seen.frames)) if at else strongest_position(first.blocks[where], seen)
+    place = _position(at, seen) if at else strongest_position(first.blocks[where], seen)
     if number == 5:
         if len(seen.frames) > 1:
             raise ValueError(f"figure 5 is of an image, and {path} is a video: take 1 or 6")
@@ -220,7 +224,7 @@ def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at
     ]
     if not blocks:
         raise ValueError("none of the networks has a block with attention: there is nothing to explain")
-    start = _position(at, seen.view, len(seen.frames)) if at else strongest_position(blocks[0].trace, seen)
+    start = _position(at, seen) if at else strongest_position(blocks[0].trace, seen)
     view = seen.view
     logits = {network: trace.output for network, trace in traces.items()} if classifies else {}
     return PageItem(

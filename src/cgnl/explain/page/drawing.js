@@ -27,7 +27,7 @@ function number(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   const text = size >= 0.01 && size < 10000 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
-  return text.replace("-", "\u2212");
+  return text.replaceAll("-", "\u2212");
 }
 
 function percent(value) {

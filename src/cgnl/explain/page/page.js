@@ -210,7 +210,7 @@ function effectCard(block) {
       const value = probabilities[k][column];
       const bar = element("div", { "aria-hidden": "true" });
       bar.style.width = percent(value).replace(" ", "");
-      const moved = (100 * (value - whole)).toFixed(1).replace("-0.0", "0.0");
+      const moved = (100 * (value - whole)).toFixed(2).replace("-0.00", "0.00");
       return element("tr", {}, element("th", { scope: "row" }, name), element("td", { className: "track" }, bar),
         element("td", { className: "number" }, percent(value)),
         element("td", { className: "number" }, k ? (moved.startsWith("-") ? moved.replace("-", "\u2212") : `+${moved}`) : ""));
