@@ -34,13 +34,15 @@ def train(recipe, folder, name):
     return folder
 
 
-def variant(source, folder, **changes):
-    """A run like another but for some fields of its recipe, with random weights."""
+def variant(source, folder, bias=None, **changes):
+    """A run like another but for some fields of its recipe, with random weights and one bias in its last layer."""
     checkpoint = torch.load(source / "last.ckpt", weights_only=True)
     entry = checkpoint["cgnl"]
     recipe = override(from_dict(entry["recipe"], "test"), changes, "test")
     torch.manual_seed(0)
     state = build_network(recipe, len(entry["classes"])).state_dict()
+    if bias is not None:
+        state["fc.bias"].fill_(bias)
     folder.mkdir()
     state = {f"network.{key}": value for key, value in state.items()}
     torch.save({"cgnl": entry | {"recipe": to_dict(recipe)}, "state_dict": state}, folder / "last.ckpt")
@@ -114,6 +116,7 @@ def named(birds, image, cgnl, nl, plain, video_run, video, folder):
         "nl": nl,
         "plain": plain,
         "larger": variant(cgnl, folder / "larger", data={"size": 48, "resize": 54}),
+        "broken": variant(cgnl, folder / "broken", bias=float("nan")),
         "residual": variant(cgnl, folder / "residual", network={"block": "residual"}),
         "actions": video_run,
         "slower": variant(video_run, folder / "slower", data={"frame_step": 4}),
@@ -171,13 +174,35 @@ def test_at_says_where_the_page_begins(capsys, cgnl, nl, image, birds, tmp_path)
 def test_a_second_network_of_the_same_kind_is_named_by_its_file(capsys, cgnl, plain, image, tmp_path):
     page = tmp_path / "page.html"
     assert run(capsys, "explain", cgnl, image, "--beside", cgnl / "last.ckpt", "--out", page)[0] == 0
-    names = ["CGNL", f"CGNL ({cgnl / 'last.ckpt'})"]
+    names = [f"CGNL ({cgnl.name})", f"CGNL ({cgnl.name}/last.ckpt)"]
     assert [shown["network"] for shown in items_of(page)[0]["blocks"]] == names
     # a plain network has no maps, but a prediction
     assert run(capsys, "explain", plain, image, "--beside", cgnl, "--out", page)[0] == 0
     (item,) = items_of(page)
     assert [shown["network"] for shown in item["blocks"]] == ["CGNL"]
     assert list(item["predictions"]) == ["plain", "CGNL"]
+
+
+def test_the_effect_of_a_residual_block_is_shown(capsys, named, tmp_path):
+    page = tmp_path / "page.html"
+    assert run(capsys, "explain", named["residual"], named["image"], "--out", page)[0] == 0
+    (item,) = items_of(page)
+    assert [(block["kind"], "effect" in block) for block in item["blocks"]] == [("residual", True)]
+    assert item["start"] is None
+
+
+def test_a_table_of_mistakes_that_is_none_is_told(capsys, cgnl, tmp_path):
+    fresh = shutil.copytree(cgnl, tmp_path / "run")
+    (fresh / "evaluation").mkdir(exist_ok=True)
+    table = fresh / "evaluation" / "predictions.csv"
+    for text, sentence in (
+        ("path,label\na.jpg,wren\n", f"{table} has no column class1; `cgnl evaluate"),
+        ("path,label,class1,probability1\na.jpg,wren,tit,abc\n", f"{table}: could not convert string to float: 'abc'"),
+    ):
+        table.write_text(text)
+        code, _, err = run(capsys, "explain", fresh, "--mistakes", "2", "--out", tmp_path / "page.html")
+        assert (code, err.count("\n")) == (2, 1)
+        assert sentence in err
 
 
 def test_a_bad_image_among_good_ones_is_told(capsys, named, tmp_path):
@@ -331,13 +356,12 @@ MISTAKES = {
     ),
     "no block": (["plain", "image"], "there is nothing to explain"),
     "no block to draw": (["plain", "image", "--figure", "5"], "the network plain has no block"),
-    "a residual block": (["residual", "image"], "there is nothing to explain"),
     "a residual block to draw": (["residual", "image", "--figure", "5"], "residual block after layer3.0"),
     "figure 5 of a video": (["actions", "video", "--figure", "5"], "figure 5 is of an image, and .* is a video"),
     "two inputs": (["birds", "image", "bad", "--figure", "5"], "a figure is of one image or video, not of 2"),
     "a bad image": (["birds", "bad", "--figure", "5"], r"bad\.jpg "),
     "no such image": (["birds", "nothing.jpg"], r"nothing\.jpg "),
-    "a folder": (["birds", "tmp"], "explain"),
+    "a folder": (["birds", "tmp"], "is not a regular file"),
     "no video": (["actions", "bad"], r"bad\.jpg "),
     "no figure": (
         ["birds", "image", "--figure", "5", "--out", "f.gif"],
@@ -351,7 +375,20 @@ MISTAKES = {
     "of other frames": (["actions", "video", "--beside", "slower"], "on the same frames"),
     "fewer than none": (["birds", "--mistakes=-1"], r"mistakes \(-1\) must be at least 0"),
     "a score of videos": (["actions", "--score"], "networks that classify images"),
-    "a score without parts": (["birds", "--score", "--data", "tmp"], "explain"),
+    "a score without parts": (["birds", "--score", "--data", "tmp"], r"classes\.txt does not exist"),
+    "a residual block to score beside": (
+        ["birds", "--score", "--beside", "residual"],
+        "has a residual block at layer3",
+    ),
+    "a seed below zero": (["birds", "--score", "--seed", "-1"], r"seed \(-1\) must be at least 0"),
+    "a seed without score": (["birds", "image", "--seed", "1"], "--seed does nothing without --score"),
+    "an empty at": (["birds", "image", "--at", ""], r"at \(\) must be x,y or x,y,frame"),
+    "a frame of an image": (["birds", "image", "--at", "40,40,1"], "must be x,y for an image, which has no frames"),
+    "a folder to write": (["birds", "image", "--out", "tmp"], r"out \(.*\) is a folder, and must be a file"),
+    "the same beside": (["birds", "image", "--beside", "birds"], "must be another network than the first"),
+    "a figure of a score": (["birds", "--score", "--figure", "5"], "--figure does nothing with --score"),
+    "a channel of NL": (["nl", "image", "--figure", "5", "--channel", "3"], "--channel does nothing for a block"),
+    "outputs that are not finite": (["broken", "image"], r"network \(CGNL\) must have finite outputs"),
 }
 
 

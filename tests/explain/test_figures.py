@@ -13,6 +13,7 @@ from cgnl import (
     CGNL1d,
     CGNL2d,
     CGNL3d,
+    EmbeddedGaussian,
     GaussianRBF,
     GeneralizedNonLocal2d,
     NonLocal2d,
@@ -139,7 +140,8 @@ def test_figure5_draws_the_affinities_where_they_are(images):
         np.testing.assert_allclose(drawn, values, rtol=1e-5)
         assert boxes(ax, WHITE) == expected_boxes(np.abs(values), 0.6)
     for ax, k in zip(axes[2:5], strongest, strict=True):
-        assert ax.get_title() == f"CGNL: max {peaks[k]:.2g}\nchannel {affinity_group(cgnl, channel)[k]}, group 0"
+        span = f"{maps[k].min():.3g} to {maps[k].max():.3g}"
+        assert ax.get_title() == f"CGNL: {span}\nchannel {affinity_group(cgnl, channel)[k]}, group 0"
     assert [text.get_text() for text in axes[5].texts] == ["1", "1 beak"]
     assert axes[5].texts[0].get_position() == (40, 30)
     assert [ax.get_xlabel() for ax in figure.axes if ax not in axes] == [
@@ -151,6 +153,7 @@ def test_figure5_draws_the_affinities_where_they_are(images):
 
 
 LINEAR = "With the dot product all reference elements"
+OF_SERIES = "As the series ends with theta · phi, all reference elements"
 PRACTICALLY = "it is practically the dot product's map, "
 SAME = "The part that is the same for all pairs (p = 0) is left out."
 
@@ -159,8 +162,8 @@ SAME = "The part that is the same for all pairs (p = 0) is left out."
     ("block", "true", "untrue"),
     [
         (CGNL2d(16), [LINEAR], [PRACTICALLY, "left out"]),
-        (CGNL2d(16, kernel=SeriesKernel(lambda t, u: 1 + t * u, [1, 1])), [LINEAR, SAME], [PRACTICALLY]),
-        (GeneralizedNonLocal2d(16), [LINEAR], [PRACTICALLY, "left out"]),
+        (CGNL2d(16, kernel=SeriesKernel(lambda t, u: 1 + t * u, [1, 1])), [OF_SERIES, SAME], [LINEAR, PRACTICALLY]),
+        (GeneralizedNonLocal2d(16), [LINEAR], [PRACTICALLY, "left out", "evidence"]),
         (
             GeneralizedNonLocal2d(16, kernel=SeriesKernel(lambda t, u: (1 + t * u) ** 2, [1, 2])),
             ["exact kernel function", "f(t, 0) f(0, u) / f(0, 0), is left out"],
@@ -174,6 +177,14 @@ SAME = "The part that is the same for all pairs (p = 0) is left out."
             [f"{PRACTICALLY}times an envelope of phi", "product of the two envelopes, is left out"],
             [LINEAR, SAME],
         ),
+        (
+            GeneralizedNonLocal2d(16, kernel="rbf"),
+            [f"{PRACTICALLY}times an envelope of phi", "product of the two envelopes, is left out"],
+            [LINEAR, SAME],
+        ),
+        (GeneralizedNonLocal2d(16, kernel=EmbeddedGaussian(order=0)), [PRACTICALLY], [LINEAR]),
+        (CGNL2d(16, kernel=EmbeddedGaussian(order=0)), ["the map is empty"], [LINEAR, PRACTICALLY, "left out."]),
+        (CGNL2d(16, kernel=EmbeddedGaussian(order=1)), [OF_SERIES, SAME], [LINEAR]),
         (NonLocal2d(16), ["adds up to 1"], [LINEAR, PRACTICALLY, "left out"]),
         (NonLocal2d(16, pairwise="dot_product"), ["may be negative"], [LINEAR, PRACTICALLY, "left out"]),
         (NonLocal2d(16, pairwise="concatenation"), ["up to a constant"], [LINEAR, PRACTICALLY, "left out"]),
@@ -183,6 +194,19 @@ def test_figures_say_what_is_true_of_each_kind_of_block(block, true, untrue):
     text = caption(figure5(IMAGE, {"it": traced(block, 6, 6)}, (30, 20), VIEW, num_maps=1))
     assert all(words in text for words in true)
     assert not any(words in text for words in untrue)
+
+
+def test_what_is_said_of_a_column_is_true_of_it():
+    generator = torch.Generator().manual_seed(0)
+    for kernel in ("dot", "embedded_gaussian"):
+        block = trace_blocks(CGNL2d(16, groups=1, kernel=kernel), torch.randn(1, 16, 6, 6, generator=generator))
+        text = statement(block.blocks[""], "column")
+        assert "one number, its phi" in text or "whose phi has the same sign" in text
+        assert "where phi is large" not in text
+    block = trace_blocks(NonLocal2d(16), torch.randn(1, 16, 6, 6, generator=generator)).blocks[""]
+    assert "a column does not add up to 1" in statement(block, "column")
+    assert affinity(block, (2, 3)).sum() == pytest.approx(1)
+    assert affinity(block, (2, 3), view="column").sum() != pytest.approx(1, abs=1e-6)
 
 
 def test_figure5_has_a_row_for_each_reference_and_for_networks_that_do_not_fit(images):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from torch import nn
 from cgnl import CGNL2d, CGNL3d, GeneralizedNonLocal2d, NonLocal2d, ResidualBlock2d
 from cgnl.blocks import NonLocal3d
 from cgnl.explain import geometry
-from cgnl.explain.effect import effect
+from cgnl.explain.effect import Effect, effect
 from cgnl.explain.maps import affinity, evidence, polynomial, reference_channel
 from cgnl.explain.page import PageBlock, PageItem, explain_page, write_explain_page
 from cgnl.explain.trace import trace_blocks
+from cgnl.explain.wording import statement
 from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF, SeriesKernel
 
 
@@ -108,6 +110,8 @@ def test_the_maps_of_every_block_follow_a_click_and_are_those_of_python(browser,
     browser.click_on("#picture", across=(2 + 0.4) / 8, down=(5 + 0.6) / 9)
     for view in ("row", "column"):
         browser.evaluate(f"cards.forEach((card) => (card.settings.view = '{view}')); update()")
+        said = browser.evaluate("[...document.querySelectorAll('#panel-affinity .honest')].map((p) => p.textContent)")
+        assert said == [statement(block, view) for block in blocks.values()]
         for k, block in enumerate(blocks.values()):
             assert_block_shows(browser, k, block, (5, 2), view)
     assert browser.complaints() == []
@@ -127,6 +131,25 @@ def test_arrow_keys_move_the_reference_and_say_where_it_is(browser, tmp_path):
     for _ in range(20):
         browser.press("ArrowDown")
     assert browser.evaluate("reference(input.blocks[0])") == [8, 2]
+    assert browser.complaints() == []
+
+
+@needs_chromium
+def test_a_channel_that_was_clicked_stays_on_the_picture(browser, tmp_path):
+    blocks = [trace(CGNL2d(32, groups=2), 9, 8), trace(CGNL2d(32, groups=2), 9, 8, seed=1)]
+    write_explain_page(tmp_path / "page.html", [item(*blocks)], "Stay")
+    browser.open(tmp_path / "page.html")
+    tile = "#panel-affinity section:nth-of-type(2) .map:nth-child(6)"
+    name = browser.tiles(1)[5][0]
+    browser.click_on(tile)
+    for place in ((0.1, 0.1), (0.9, 0.4), (0.3, 0.8)):
+        browser.evaluate(f"moveTo([0, {place[0]}, {place[1]}])")
+        assert f"{name} (chosen)" in browser.evaluate("document.getElementById('status').textContent")
+        position = browser.evaluate("reference(input.blocks[1])")
+        channel = browser.evaluate("cards[1].shown.reference")
+        maps = affinity(blocks[1], tuple(position), channel)
+        wanted = maps[int(name.removeprefix("channel ")) % 8].flatten().numpy()
+        assert np.abs(browser.tiles(1)[0][1] - wanted).max() <= 0.02 * maps.abs().max().item()
     assert browser.complaints() == []
 
 
@@ -163,17 +186,19 @@ def test_the_picture_carries_the_map_where_its_cells_lie(browser, tmp_path):
 
 
 @needs_chromium
-def test_a_subsampled_map_leaves_the_odd_row_and_column_without_colour(browser, tmp_path):
-    block = trace(NonLocal2d(32, subsample=True), 7, 7)
-    assert block.phi.shape[1:] == (3, 3)
+@pytest.mark.parametrize("size", [3, 7])
+def test_a_subsampled_map_leaves_the_odd_row_and_column_without_colour(browser, tmp_path, size):
+    block = trace(NonLocal2d(32, subsample=True), size, size)
+    assert block.phi.shape[1:] == (size // 2, size // 2)
     grey = Image.new("RGB", (140, 140), (128, 128, 128))
     write_explain_page(tmp_path / "page.html", [item(block, frames=[grey])], "Odd")
     browser.open(tmp_path / "page.html")
     browser.evaluate("moveTo([0, 0.9, 0.9])")
-    size = browser.evaluate("document.getElementById('picture').width")
-    expected = geometry.unpool(affinity(block, (6, 6)), (7, 7))
-    strongest = int(affinity(block, (6, 6)).argmax())
-    middles = [int((k + 0.5) / 7 * size) for k in range(7)]
+    width = browser.evaluate("document.getElementById('picture').width")
+    last = (size - 1, size - 1)
+    expected = geometry.unpool(affinity(block, last), (size, size))
+    strongest = divmod(int(affinity(block, last).argmax()), size // 2)
+    middles = [int((k + 0.5) / size * width) for k in range(size)]
     coloured = browser.evaluate(
         f"{middles}.map((y) => {middles}.map((x) => {{ const p = document.getElementById('picture')"
         ".getContext('2d').getImageData(x, y, 1, 1).data; return p[0] - p[2]; }))"
@@ -183,10 +208,10 @@ def test_a_subsampled_map_leaves_the_odd_row_and_column_without_colour(browser, 
     assert (shown[expected.isnan()] == 0).all()
     assert (shown[expected == expected.nan_to_num().max()] == shown.max()).all()
     assert shown.max() > 60
-    assert f"strongest at row {strongest // 3}, column {strongest % 3} of 3 × 3" in browser.evaluate(
+    assert f"strongest at row {strongest[0]}, column {strongest[1]} of {size // 2} × {size // 2}" in browser.evaluate(
         "document.getElementById('status').textContent"
     )
-    for position in ((6, 6), (5, 4), (0, 1)):
+    for position in (last, (size - 2, size // 2), (0, 1)):
         column = browser.evaluate(
             f"Array.from(affinityMaps(input.blocks[0], {list(position)}, {{view: 'column'}}).maps[0])"
         )
@@ -202,7 +227,7 @@ def test_evidence_and_its_curve_are_those_of_python(browser, tmp_path):
     assert browser.evaluate("document.getElementById('panel-evidence').hidden") is False
     assert browser.evaluate("document.getElementById('panel-affinity').hidden") is True
     for k, block in enumerate(blocks):
-        for power in {1, len(block.kernel.coefficients) - 1}:
+        for power in [p for p, a2 in enumerate(block.kernel.coefficients) if a2]:
             browser.evaluate(f"Object.assign(cards[{k}].settings, {{evidenceGroup: 2, power: {power}}}); update()")
             maps = evidence(block, 2, power)
             (whole_name, whole), *tiles = browser.tiles(k)
@@ -252,7 +277,13 @@ def test_effect_shows_the_probabilities_without_the_block_and_each_group(browser
     assert browser.evaluate("document.querySelector('#panel-effect option').textContent") == names[best]
     assert [row[2] for row in rows] == [f"{100 * float(row[best]):.1f} %" for row in probabilities]
     moved = [100 * float(row[best] - probabilities[0][best]) for row in probabilities[1:]]
-    assert [row[3] for row in rows] == ["", *(f"{change:+.2f}".replace("-", "−") for change in moved)]
+    assert [row[3].replace("−", "-") for row in rows] == [
+        "",
+        *(f"{change:+.2f}" if round(change, 2) else "0.00" for change in moved),
+    ]
+    assert "All groups left out together are the bypass" in browser.evaluate(
+        "document.getElementById('panel-effect').textContent"
+    )
     assert browser.complaints() == []
 
 
@@ -420,9 +451,16 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(browser, tmp_path):
 @needs_chromium
 def test_the_page_fits_a_phone(browser, tmp_path):
     blocks = [trace(CGNL2d(32, groups=4), 9, 8), trace(NonLocal2d(32), 9, 8)]
-    write_explain_page(tmp_path / "page.html", [item(*blocks, name=f"input {k}") for k in range(6)], "A phone")
-    browser.open(tmp_path / "page.html", width=390, height=844)
-    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    logits = torch.randn(4, 3)
+    moved = Effect("", logits[0], logits[1], logits[2:])
+    shown = [dataclasses.replace(item(*blocks).blocks[0], effect=moved), item(*blocks).blocks[1]]
+    items = [dataclasses.replace(item(*blocks, name=f"input {k}"), blocks=shown) for k in range(6)]
+    write_explain_page(tmp_path / "page.html", items, "A phone")
+    for width in (320, 390):
+        browser.open(tmp_path / "page.html", width=width, height=844)
+        for tab in ("affinity", "evidence", "effect"):
+            browser.evaluate(f"selectTab('{tab}')")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
     left, right = browser.evaluate(
         "['left', 'right'].map((id) => document.getElementById(id).getBoundingClientRect().toJSON())"
     )
@@ -444,6 +482,29 @@ def test_an_image_and_a_block_take_less_than_two_megabytes_and_large_blocks_are_
     assert len(page.encode()) < 2_000_000
     assert "each value is larger than in the block" in page
     assert re.search(r"averaged from 40×40 to \d+×\d+ positions", page)
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_what_grows_with_positions_alone_is_in_the_bound_too(channels):
+    generator = torch.Generator().manual_seed(0)
+    noise = Image.fromarray(torch.randint(0, 256, (448, 448, 3), generator=generator, dtype=torch.uint8).numpy())
+    block = trace(NonLocal2d(channels, inner_channels=channels), 160, 160, channels=channels)
+    assert len(explain_page([item(block, frames=[noise])], "Size").encode()) < 2_000_000
+
+
+def test_each_input_is_let_go_before_the_next():
+    alive = []
+
+    def items():
+        for k in range(3):
+            assert not [reference for reference in alive if reference() is not None]
+            one = item(trace(CGNL2d(32), 9, 8), name=f"input {k}")
+            alive.append(weakref.ref(one))
+            yield one
+            del one
+
+    explain_page(items(), "One by one")
+    assert len(alive) == 3
 
 
 def test_the_page_asks_for_nothing_from_outside():

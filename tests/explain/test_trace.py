@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import cgnl
+from cgnl.explain.effect import effect
 from cgnl.explain.trace import trace_blocks
 from cgnl.networks import detection, image, video
 
@@ -212,3 +213,19 @@ def test_memory_grows_with_positions():
 def test_one_sample_at_a_time(x):
     with pytest.raises(ValueError, match=rf"x must hold one sample, not {len(x)}"):
         trace_blocks(cgnl.CGNL2d(8, groups=2), x)
+
+
+def test_a_block_may_be_called_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = cgnl.CGNL2d(8, groups=2)
+
+        def forward(self, x):
+            return self.block(x=x).mean((2, 3))
+
+    network = ByName()
+    x = torch.randn(1, 8, 4, 4)
+    expected = network.block.theta(x)[0]
+    torch.testing.assert_close(trace_blocks(network, x).blocks["block"].theta, expected)
+    assert torch.equal(effect(network, x, "block").logits_bypassed, x.mean((2, 3))[0])

@@ -3,7 +3,6 @@
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,22 +46,32 @@ def explain(
 
     if out is not None:
         # told before the work, not after it
+        if out.is_dir():
+            raise ValueError(f"out ({out}) is a folder, and must be a file")
         _check_suffix(out, page=figure is None and not score)
-    networks: dict[str, Any] = {}
-    for path in (checkpoint, beside):
-        if path is not None:
-            trained = load_trained(path)
-            networks[_name(trained, networks, path)] = trained
+    loaded = [(path, load_trained(path)) for path in (checkpoint, beside) if path is not None]
+    networks: dict[str, Any] = dict(zip(_names(loaded), [trained for _, trained in loaded], strict=True))
     if len({trained.recipe.task for trained in networks.values()}) > 1:
         raise ValueError(f"beside ({beside}) must hold a network for the same kind of input as {checkpoint}")
     if len({trained.classes for trained in networks.values()}) > 1:
         raise ValueError(f"beside ({beside}) must hold a network for the same classes as {checkpoint}")
     _check_needed(
-        figure is not None, "--figure", {"--channel": channel is not None, "--block": block is not None and not score}
+        figure is not None,
+        "without --figure",
+        {"--channel": channel is not None, "--block": block is not None and not score},
     )
-    _check_needed(score, "--score", {"--data": data is not None, "--limit": limit is not None})
     _check_needed(
-        not score, "no --score", {"--at": at is not None, "--mistakes": bool(mistakes), "an input": bool(inputs)}
+        score, "without --score", {"--data": data is not None, "--limit": limit is not None, "--seed": seed != 0}
+    )
+    _check_needed(
+        not score,
+        "with --score",
+        {
+            "--at": at is not None,
+            "--mistakes": bool(mistakes),
+            "--figure": figure is not None,
+            "an input": bool(inputs),
+        },
     )
     if score:
         _score(networks, data, block, limit, seed, out)
@@ -81,14 +90,15 @@ def explain(
             raise ValueError(f"inputs: a figure is of one image or video, not of {len(truths)}")
         _draw(networks, next(iter(truths)), at, figure, block, channel, out or Path("explain.png"))
         return
-    write_maps_page(networks, truths, at, out or Path("explain.html"))
+    if write_maps_page(networks, truths, at, out or Path("explain.html")):
+        sys.exit(2)
 
 
-def _check_needed(there: bool, needed: str, given: dict[str, bool]) -> None:
+def _check_needed(there: bool, rule: str, given: dict[str, bool]) -> None:
     """Refuse what would do nothing."""
     for name, is_given in given.items():
         if is_given and not there:
-            raise ValueError(f"{name} does nothing here: it goes with {needed}")
+            raise ValueError(f"{name} does nothing {rule}")
 
 
 def _check_suffix(out: Path, *, page: bool) -> None:
@@ -99,12 +109,20 @@ def _check_suffix(out: Path, *, page: bool) -> None:
         raise ValueError(f"out ({out}) must end in {' or '.join(wanted)}, as {'the page' if page else 'a figure'} does")
 
 
-def _name(trained: Any, others: dict[str, Any], path: Path) -> str:
-    """What the network is called beside others: by its block, and where that is not enough by its file."""
-    name = {"none": "plain", "nl": "NL", "cgnl": "CGNL", "cgnlx": "CGNLx", "residual": "residual"}[
-        trained.recipe.network.block
-    ]
-    return f"{name} ({path})" if name in others else name
+def _names(loaded: Sequence[tuple[Path, Any]]) -> list[str]:
+    """What networks are called beside each other: by their blocks, and where that is not enough by their runs."""
+    words = {"none": "plain", "nl": "NL", "cgnl": "CGNL", "cgnlx": "CGNLx", "residual": "residual"}
+    blocks = [words[trained.recipe.network.block] for _, trained in loaded]
+    runs = [path.name if path.is_dir() else f"{path.absolute().parent.name}/{path.name}" for path, _ in loaded]
+    whole = [str(path) for path, _ in loaded]
+    for names in (blocks, _joined(blocks, runs), _joined(blocks, whole)):
+        if len(set(names)) == len(loaded):
+            return names
+    raise ValueError(f"beside ({whole[-1]}) must be another network than the first")
+
+
+def _joined(blocks: Sequence[str], others: Sequence[str]) -> list[str]:
+    return [f"{block} ({other})" for block, other in zip(blocks, others, strict=True)]
 
 
 def _mistakes(checkpoint: Path, count: int) -> dict[Path, str | None]:
@@ -112,9 +130,20 @@ def _mistakes(checkpoint: Path, count: int) -> dict[Path, str | None]:
     file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "evaluation" / "predictions.csv"
     if not file.is_file():
         raise ValueError(f"mistakes: there is no {file}; `cgnl evaluate {checkpoint}` writes it")
+    columns = ("path", "label", "class1", "probability1")
     with file.open(newline="") as opened:
-        wrong = [row for row in csv.DictReader(opened) if row["label"] != row["class1"]]
-    wrong.sort(key=lambda row: -float(row["probability1"]))
+        reader = csv.DictReader(opened)
+        if lacking := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise ValueError(
+                f"mistakes: {file} has no column {lacking[0]}; `cgnl evaluate {checkpoint}` writes it anew"
+            )
+        rows = list(reader)
+    try:
+        wrong = sorted(
+            (row for row in rows if row["label"] != row["class1"]), key=lambda row: -float(row["probability1"])
+        )
+    except ValueError as error:
+        raise ValueError(f"mistakes: {file}: {error}; `cgnl evaluate {checkpoint}` writes it anew") from None
     if not wrong:
         raise ValueError(f"mistakes: {file} has none")
     return {Path(row["path"]): row["label"] for row in wrong[:count]}
@@ -128,7 +157,9 @@ def _position(at: str, seen: Any) -> tuple[float, float, int]:
         point = float(x), float(y)
         (frame,) = [int(part) for part in rest] or [num_frames // 2]
     except ValueError:
-        raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 120,80") from None
+        raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 320,200") from None
+    if rest and num_frames == 1:
+        raise ValueError(f"at ({at}) must be x,y for an image, which has no frames")
     if not 0 <= frame < num_frames:
         raise ValueError(f"at ({at}) must name a frame from 0 to {num_frames - 1}")
     try:
@@ -152,8 +183,10 @@ def _draw(
 
     seen, traces = trace_file(networks, path)
     chosen = {name: (trace, _block(trace, block, name)) for name, trace in traces.items()}
+    grouped = any(trace.blocks[where].kind != "nl" for trace, where in chosen.values())
+    _check_needed(grouped, "for a block that has one map for all channels", {"--channel": channel is not None})
     first, where = next(iter(chosen.values()))
-    place = _position(at, seen) if at else strongest_position(first.blocks[where], seen)
+    place = _position(at, seen) if at is not None else strongest_position(first.blocks[where], seen)
     if number == 5:
         if len(seen.frames) > 1:
             raise ValueError(f"figure 5 is of an image, and {path} is a video: take 1 or 6")
@@ -176,14 +209,17 @@ def _block(trace: Any, block: str | None, name: str) -> str:
     return block
 
 
-def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> None:
-    """Write the page of some files, and end with 2 where one of them could not be read.
+def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> int:
+    """Write the page of some files; one that cannot be read is told and left out.
 
     Args:
         networks: Trained networks by name.
         truths: The files, and their classes where they are known; a file in a folder of a class's name is of it.
         at: Where to start, as x,y or x,y,frame; None for the strongest position of each.
-        out: The page.
+        out: The page; not written where no file could be read.
+
+    Returns:
+        The number of files that could not be read.
     """
     from cgnl.data.decoding import DataError
     from cgnl.explain.page import write_explain_page
@@ -202,12 +238,30 @@ def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at
                 print(f"cgnl: {error}", file=sys.stderr)
                 bad += 1
 
-    readable = items()
-    if (first := next(readable, None)) is not None:
-        write_explain_page(out, chain([first], readable), "What the blocks relate", class_names=classes)
+    try:
+        write_explain_page(out, items(), "What the blocks relate", class_names=classes, notes=_notes(networks))
+    except ValueError:
+        if bad < len(truths):
+            raise
+    else:
         print(f"written: {out}")
-    if bad:
-        sys.exit(2)
+    return bad
+
+
+def _notes(networks: dict[str, Any]) -> list[str]:
+    """What the page is of, and what its user should know of the inputs."""
+    notes = [
+        "; ".join(f"{name}: {trained.name}, after {trained.step} steps" for name, trained in networks.items()) + "."
+    ]
+    task = next(iter(networks.values())).recipe.task
+    if task == "video":
+        notes.append("Of each video the clip in the middle; predictions are of it alone.")
+    if task == "detection":
+        notes.append(
+            "A detector fills images up with zeros on the right and below: dark bands are not theirs. "
+            "Its output is no single prediction, so effects are not measured."
+        )
+    return notes
 
 
 def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at: str | None) -> Any:
@@ -220,11 +274,12 @@ def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at
         PageBlock(network, trace.blocks[where], _effect(networks[network], seen.x, where) if classifies else None)
         for network, trace in traces.items()
         for where in trace.blocks
-        if trace.blocks[where].kind != "residual"
+        if classifies or trace.blocks[where].kind != "residual"
     ]
     if not blocks:
-        raise ValueError("none of the networks has a block with attention: there is nothing to explain")
-    start = _position(at, seen) if at else strongest_position(blocks[0].trace, seen)
+        raise ValueError("none of the networks has a block with maps or effect: there is nothing to explain")
+    related = [block.trace for block in blocks if block.trace.kind != "residual"]
+    start = _position(at, seen) if at is not None else strongest_position(related[0], seen) if related else None
     view = seen.view
     logits = {network: trace.output for network, trace in traces.items()} if classifies else {}
     return PageItem(
@@ -233,7 +288,7 @@ def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at
         blocks,
         {network: _best(networks[network].classes, output) for network, output in logits.items()},
         truth if classifies else None,
-        _share(start, seen),
+        start and _share(start, seen),
         truth_probability={
             network: _probability_of(truth, networks[network].classes, output) for network, output in logits.items()
         },

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgnl.explain.trace import blocks_of, check_single
+from cgnl.explain.trace import blocks_of, check_single, input_of
 from cgnl.insertion import undisturbed
 
 
@@ -96,22 +96,24 @@ def effect(
         return _logits(network(x), vector)
 
     def run_without(left_out: Iterable[int]) -> Tensor:
-        with block.register_forward_hook(_bypass(block.groups, left_out)):
+        with block.register_forward_hook(_bypass(block.groups, left_out), with_kwargs=True):
             return run()
 
     with undisturbed(network):
         logits = run()
         bypassed = run_without(range(block.groups))
-        without = [run_without([group]) for group in range(block.groups)] if groups else []
-    return Effect(path, logits, bypassed, torch.stack(without) if without else logits.new_zeros(0, len(logits)))
+        if not groups:
+            return Effect(path, logits, bypassed, logits.new_zeros(0, len(logits)))
+        without = [bypassed] if block.groups == 1 else [run_without([group]) for group in range(block.groups)]
+    return Effect(path, logits, bypassed, torch.stack(without))
 
 
-def _bypass(groups: int, left_out: Iterable[int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _bypass(groups: int, left_out: Iterable[int]) -> Callable[..., Tensor]:
     """A hook that puts a block's input in place of its output in the channels of some groups."""
 
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
         mixed = list(output.chunk(groups, dim=1))
-        before = args[0].chunk(groups, dim=1)
+        before = input_of(args, kwargs).chunk(groups, dim=1)
         for group in left_out:
             mixed[group] = before[group]
         return torch.cat(mixed, dim=1)

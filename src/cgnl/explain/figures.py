@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cgnl.explain.geometry import Box, View, regions, time_step, token_grid, unpool
 from cgnl.explain.maps import affinity, affinity_group, normalised, reference_channel, strongest_channels
+from cgnl.explain.report import whole_file
 from cgnl.explain.trace import BlockTrace, Trace, check_drawable
 from cgnl.explain.wording import kind_in_words, statement
 
@@ -35,6 +36,7 @@ Part = tuple[float, float] | Box
 
 _REFERENCE = "#00C44F"
 _PANEL = 1.9  # inches
+_LETTERS = 26  # of 8 points in the title of a panel
 _LONGEST = 640  # pixels of a drawn image's longer side, more than a panel shows
 _POSITIVE, _SIGNED = "cividis", "RdBu_r"  # both told apart without colour vision
 _OPACITY = 0.65
@@ -202,12 +204,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     if suffix not in SUFFIXES:
         raise ValueError(f"path ({path}) must end in one of {', '.join(SUFFIXES)}")
     metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     # letters of an SVG file become outlines, the same on every machine
-    with matplotlib.rc_context({"svg.hashsalt": "cgnl", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "cgnl", "svg.fonttype": "path"}), whole_file(path) as part:
         figure.savefig(part, format=suffix[1:], dpi=160, metadata=metadata, bbox_inches="tight")
-    part.replace(path)
     return path
 
 
@@ -267,10 +266,14 @@ def _strongest(name: str, block: BlockTrace, maps: Tensor, channels: range, num_
         which = "all channels"
         if block.kind != "nl":
             which = f"channel {channels[k]}, group {channels[k] // len(channels)}"
-        peak = float(maps[k].abs().max())
         values = _spread(normalised(maps[k]), block)[0]
-        panels.append(_Panel(f"{name}: max {peak:.2g}\n{which}", values, bool((maps < 0).any())))
+        panels.append(_Panel(_title(name, maps[k], which), values, bool((maps < 0).any())))
     return panels
+
+
+def _title(name: str, values: Tensor, which: str) -> str:
+    """Return the title of a map: its network and range, which tells a uniform map from one with peaks."""
+    return "\n".join([*textwrap.wrap(f"{name}: {values.min():.3g} to {values.max():.3g}", _LETTERS), which])
 
 
 def _strip(
@@ -295,9 +298,8 @@ def _strip(
         which = "all channels"
         if block.kind != "nl":
             maps, which = maps.abs(), f"group {channels[0] // len(channels)},\nlargest of channels"
-        largest = maps.abs().max()
-        values = _spread(normalised(maps.amax(0)), block)
-        panels.append(_Panel(f"{name}: max {largest:.2g}\n{which}", values, bool((maps < 0).any())))
+        values = maps.amax(0)
+        panels.append(_Panel(_title(name, values, which), _spread(normalised(values), block), bool((maps < 0).any())))
     chosen = _chosen_frames(len(frames), max(len(panel.values) for panel in panels), reference, num_frames)
     figure, axes = _grid(len(networks), len(chosen), view)
     for panel, row in zip(panels, axes, strict=True):

@@ -222,6 +222,7 @@ def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
         ValueError: The pooled map of this shape would be of another.
 
     Example:
+        >>> import torch
         >>> unpool(torch.tensor([[1.0, 2.0]]), (2, 5))
         tensor([[1., 1., 2., 2., nan],
                 [1., 1., 2., 2., nan]])

@@ -328,4 +328,4 @@ def _position_of_phi(block: BlockTrace, position: tuple[int, ...]) -> tuple[int,
     """The cell of phi and g that a position was pooled into; the last one for what pooling leaves over."""
     assert block.phi is not None
     sizes = zip(position, block.shape, block.phi.shape[1:], strict=True)
-    return tuple(min(n // (size // pooled), pooled - 1) for n, size, pooled in sizes)
+    return tuple(n if pooled == size else min(n // 2, pooled - 1) for n, size, pooled in sizes)

@@ -37,7 +37,7 @@ from cgnl.data.images import read_cub_boxes, read_cub_parts, read_images
 from cgnl.data.transforms import test_transform
 from cgnl.explain.geometry import View, unpool, view_of
 from cgnl.explain.maps import affinity, strongest_channels
-from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, trace_blocks
+from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, kind_of, trace_blocks
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.evaluation import default_device
 from cgnl.training.recipe import DetectionRecipe, VideoRecipe
@@ -290,6 +290,8 @@ def score_parts(
     for name, number in (("threshold", threshold), ("radius", radius)):
         if not 0 < number <= 1:
             raise ValueError(f"{name} ({number}) must lie above 0 and be at most 1")
+    if seed < 0:
+        raise ValueError(f"seed ({seed}) must be at least 0")
     if limit is not None and limit < 1:
         raise ValueError(f"limit ({limit}) must be at least 1")
     tally = _Tally()
@@ -330,13 +332,15 @@ def scored_block(trained: TrainedNetwork, path: str | None = None) -> str:
     if isinstance(trained.recipe, DetectionRecipe | VideoRecipe):
         kind = "a detector" if isinstance(trained.recipe, DetectionRecipe) else "a network of videos"
         raise ValueError(f"parts are scored for networks that classify images, and {trained.name} is {kind}")
-    paths = list(blocks_of(trained.network))
-    if not paths:
+    blocks = blocks_of(trained.network)
+    if not blocks:
         raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has none")
-    if path is None:
-        return paths[-1]
+    paths = list(blocks)
+    path = paths[-1] if path is None else path
     if path not in paths:
         raise ValueError(f"path ({path!r}) must be where a block is: {', '.join(paths)}")
+    if kind_of(blocks[path]) == "residual":
+        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has a residual block at {path}")
     return path
 
 
@@ -446,7 +450,9 @@ def scores_table(scores: Iterable[tuple[str, PartScores]]) -> str:
 
 
 def _percent(mean: Mean) -> str:
-    return f"{100 * mean.mean:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+    # a rounded zero has no sign
+    value, low, high = (round(100 * share, 1) + 0.0 for share in (mean.mean, mean.low, mean.high))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def scores_figure(scores: Sequence[tuple[str, PartScores]]) -> Figure:

@@ -127,7 +127,7 @@ def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
         stack.enter_context(undisturbed(network))
         blocks = blocks_of(network)
         for path, block in blocks.items():
-            stack.enter_context(block.register_forward_hook(_keep_in(traces, path)))
+            stack.enter_context(block.register_forward_hook(_keep_in(traces, path), with_kwargs=True))
         output = network(x)
     if isinstance(output, Tensor) and output.shape[:1] == (1,):
         output = output[0].cpu()
@@ -144,7 +144,7 @@ def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
         The blocks, by the path they stand after (or, not inserted, by their own), in the order of ``named_modules()``.
     """
     inserted = {block: path for path, block in inserted_blocks(network).items()}
-    return {inserted.get(module, path): module for path, module in network.named_modules() if _kind(module)}
+    return {inserted.get(module, path): module for path, module in network.named_modules() if kind_of(module)}
 
 
 def check_single(x: Tensor | list[Tensor]) -> None:
@@ -170,25 +170,31 @@ def check_drawable(block: BlockTrace, name: str) -> None:
         raise ValueError(f"{name}: a block that saw {block.samples} samples for one input has no place in it")
 
 
-def _kind(block: nn.Module) -> Kind | None:
+def kind_of(block: nn.Module) -> Kind | None:
+    """Which kind of block a module is; None for other modules."""
     return next((kind for kind, types in _TYPES.items() if isinstance(block, types)), None)
 
 
-def _keep_in(traces: dict[str, BlockTrace], path: str) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
-    def hook(block: Any, args: tuple[Any, ...], output: Tensor) -> None:
+def input_of(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """The x that a block was called with, by position or by name."""
+    return args[0] if args else kwargs["x"]
+
+
+def _keep_in(traces: dict[str, BlockTrace], path: str) -> Callable[..., None]:
+    def hook(block: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         if path in traces:
             traces[path] = replace(traces[path], samples=traces[path].samples + len(output))
             return
         dtype = torch.promote_types(output.dtype, torch.float32)
         with torch.autocast("cpu", enabled=False):
-            traces[path] = _trace_block(path, block, args[0][:1].to("cpu", dtype), len(output))
+            traces[path] = _trace_block(path, block, input_of(args, kwargs)[:1].to("cpu", dtype), len(output))
 
     return hook
 
 
 def _trace_block(path: str, block: Any, x: Tensor, samples: int) -> BlockTrace:
     """The trace of a block from the first of its samples x, [1, C, *S]."""
-    kind = _kind(block)
+    kind = kind_of(block)
     assert kind is not None
     pairwise = kernel = phi = g = concat = None
     factor = 1.0

@@ -2,8 +2,9 @@
 
 import torch
 
+from cgnl.explain.maps import View
 from cgnl.explain.trace import BlockTrace
-from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
+from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 
 _NON_LOCAL = {
     "embedded_gaussian": "embedded Gaussian",
@@ -38,28 +39,45 @@ def _kernel_in_words(block: BlockTrace) -> str:
     return name if block.kind == "gnl" else f"{name} to order {len(kernel.coefficients) - 1}"
 
 
-def statement(block: BlockTrace) -> str:
-    """What is true of a block's affinity maps: how far they depend on the reference, and what is left out."""
+def statement(block: BlockTrace, view: View = "row") -> str:
+    """What is true of a block's affinity maps: how far they depend on the reference, and what is left out.
+
+    Args:
+        block: The trace.
+        view: As in `cgnl.explain.maps.affinity`: a row holds the reference's theta against phi, a column its phi
+            against theta.
+    """
     if block.kind == "residual":
         return "This block has no attention: it relates no element to another, so there is no affinity to show."
     if block.kind == "nl":
-        return _non_local_statement(block)
+        return _non_local_statement(block, view)
+    own, other = ("theta", "phi") if view == "row" else ("phi", "theta")
+    if block.kind == "cgnl" and block.kernel is not None and not any(block.kernel.coefficients[1:]):
+        return "The series has no power of theta · phi but p = 0, which is left out: the map is empty."
     if _is_linear(block):
-        return (
-            "With the dot product all reference elements of one group whose theta has the same sign give the same map, "
-            "up to its strength: it shows where phi is large, not what this spot prefers. What the block gathered is "
-            "its evidence; what that changed is its effect." + _left_out(block)
-        )
+        return _linear_statement(block, own, other) + _left_out(block)
     if block.kind == "gnl":
         return (
-            "The exact kernel function of the reference's theta and every phi of its group: one number a pair, so "
-            "references of one group with equal theta give equal maps, wherever they lie."
-            + _small_arguments(block)
+            f"The exact kernel function of the reference's {own} and every {other} of its group: one number a pair, so "
+            f"references of one group with equal {own} give equal maps, wherever they lie."
+            + _small_arguments(block, own, other)
             + _left_out(block)
         )
     return (
-        "The series depends on the reference through one number, its theta: references of one group with equal theta "
-        "give equal maps." + _small_arguments(block) + " Look at evidence and effect too." + _left_out(block)
+        f"The series depends on the reference through one number, its {own}: references of one group with equal {own} "
+        f"give equal maps.{_small_arguments(block, own, other)} Look at evidence and effect too." + _left_out(block)
+    )
+
+
+def _linear_statement(block: BlockTrace, own: str, other: str) -> str:
+    lead = "With the dot product" if isinstance(block.kernel, DotProduct) else "As the series ends with theta · phi,"
+    shows = "what this spot prefers" if own == "theta" else "which spots prefer this one"
+    after = "What it changed is its effect."
+    if block.kind == "cgnl":
+        after = "What the block gathered is its evidence; what that changed is its effect."
+    return (
+        f"{lead} all reference elements of one group whose {own} has the same sign give the same map, up to its "
+        f"strength: it shows where {other} is large, not {shows}. {after}"
     )
 
 
@@ -68,26 +86,32 @@ def _is_linear(block: BlockTrace) -> bool:
     kernel = block.kernel
     if block.kind != "cgnl" or kernel is None:
         return isinstance(kernel, DotProduct)
-    return not any(kernel.coefficients[2:]) and not _has_envelope(kernel)
+    return not any(kernel.coefficients[2:]) and not _has_envelope(block)
 
 
-def _has_envelope(kernel: KernelFunction) -> bool:
+def _has_envelope(block: BlockTrace) -> bool:
+    """Whether affinities have factors of theta alone and of phi alone; the exact Gaussian RBF always has."""
+    kernel = block.kernel
+    assert kernel is not None
+    if block.kind == "gnl" and isinstance(kernel, GaussianRBF):
+        return True
     return kernel.envelope(torch.zeros(())) is not None
 
 
-def _small_arguments(block: BlockTrace) -> str:
+def _small_arguments(block: BlockTrace, own: str, other: str) -> str:
     """When the map is practically that of the dot product."""
     kernel = block.kernel
     assert kernel is not None
     product = "2 gamma theta · phi" if isinstance(kernel, GaussianRBF) else "theta · phi"
-    if block.kind == "gnl" and not isinstance(kernel, EmbeddedGaussian | GaussianRBF):
-        return ""  # nothing is known of an exact function of one's own
-    if len(kernel.coefficients) < 2 or not kernel.coefficients[1]:
+    if block.kind == "gnl":
+        if not isinstance(kernel, EmbeddedGaussian | GaussianRBF):
+            return ""  # nothing is known of an exact function of one's own
+    elif not kernel.coefficients[1]:
         return ""
-    if _has_envelope(kernel):
-        shape = "times an envelope of phi that is the same for all references"
+    if _has_envelope(block):
+        shape = f"times an envelope of {other} that is the same for all references"
     else:
-        shape = "the same for all references whose theta has the same sign"
+        shape = f"the same for all references whose {own} has the same sign"
     return f" While {product} is well below 1 it is practically the dot product's map, {shape}."
 
 
@@ -102,13 +126,19 @@ def _left_out(block: BlockTrace) -> str:
         return " What theta and phi give each on their own, f(t, 0) f(0, u) / f(0, 0), is left out."
     if not kernel.coefficients[0]:
         return ""
-    if _has_envelope(kernel):
+    if _has_envelope(block):
         return " The part without theta · phi (p = 0), which is the product of the two envelopes, is left out."
     return " The part that is the same for all pairs (p = 0) is left out."
 
 
-def _non_local_statement(block: BlockTrace) -> str:
+def _non_local_statement(block: BlockTrace, view: View) -> str:
     if block.pairwise in ("gaussian", "embedded_gaussian"):
+        if view == "column":
+            return (
+                "What the softmax of every position gives to the reference, the same for every channel; a column does "
+                "not add up to 1. It says how much of its g the reference lends, not what that did to the prediction, "
+                "which is the effect."
+            )
         return (
             "A row is a softmax over all positions: it adds up to 1 and is the same for every channel. It says how "
             "much of g each position lends to the reference, not what that did to the prediction, which is the effect."

@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,12 +18,13 @@ from typing import Any
 from PIL import Image
 
 from cgnl.explain.effect import Effect
+from cgnl.explain.maps import sums
 from cgnl.explain.page.packing import pack_block
 from cgnl.explain.report import write_text
 from cgnl.explain.trace import BlockTrace, check_drawable
 
 # Text of an input's frames and one block together stays below the first; the frames alone below the second.
-_MAX_BYTES = 1_950_000
+_MAX_BYTES = 1_900_000
 _MAX_FRAME_BYTES = 600_000
 _EFFECT_CLASSES = 5
 _THUMBNAIL_SIZE = 96
@@ -94,9 +96,9 @@ def explain_page(
         The whole page.
 
     Raises:
-        ValueError: There are no items, an item has no frames or no blocks, a block is not of an image or video or has
-            features that are not finite, or a kernel function has an envelope that the page cannot compute; or there
-            are more or fewer class names than logits.
+        ValueError: There are no items, an item has no frames or no blocks, a block is not of an image or video, or
+            has features that are not finite, as the outputs of its network may be, or a kernel function has an
+            envelope that the page cannot compute; or there are more or fewer class names than logits.
     """
     data: list[str] = []
     index: list[dict[str, Any]] = []
@@ -112,6 +114,7 @@ def explain_page(
                 "truthProbability": dict(item.truth_probability),
             }
         )
+        del item  # its traces are large
     if not data:
         raise ValueError("items must hold at least one input")
     scripts = "\n".join([_data_script("index", index), *data])
@@ -169,6 +172,14 @@ def _check(item: PageItem) -> None:
         features = (block.trace.theta, block.trace.phi, block.trace.g)
         if not all(tensor.isfinite().all() for tensor in features if tensor is not None):
             raise ValueError(f"block ({block.trace.path!r}) must have finite features to be shown for {item.name!r}")
+        if block.trace.kind == "cgnl" and not sums(block.trace).isfinite().all():
+            raise ValueError(f"block ({block.trace.path!r}) must have finite sums to be shown for {item.name!r}")
+        outputs = () if block.effect is None else (block.effect.logits, block.effect.logits_without)
+        if not all(tensor.isfinite().all() for tensor in outputs):
+            raise ValueError(f"network ({block.network}) must have finite outputs to be shown for {item.name!r}")
+    for network, ranked in item.predictions.items():
+        if not all(math.isfinite(probability) for _, probability in ranked):
+            raise ValueError(f"network ({network}) must have finite outputs to be shown for {item.name!r}")
 
 
 def _item_data(item: PageItem, class_names: ClassNames) -> dict[str, Any]:

@@ -26,7 +26,7 @@ function drawn(tag, attributes, ...children) {
 function number(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 0.01 && size < 10000 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
+  const text = size >= 0.001 && size < 10000 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
   return text.replaceAll("-", "\u2212");
 }
 

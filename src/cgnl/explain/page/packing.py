@@ -5,21 +5,25 @@ The page computes its maps from them, so that one file holds every reference, gr
 
 import base64
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cgnl.explain.maps import affinity, log_denominators, sums
+from cgnl.explain.maps import View, affinity, log_denominators, sums
 from cgnl.explain.trace import BlockTrace
 from cgnl.explain.wording import kind_in_words, statement
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
 
 # Values of theta and of phi at which a kernel function of one's own is tabulated.
 _TABLE_SIZE = 129
+
+# What of a packed block grows with its channels or positions.
+_LARGE = ("theta", "phi", "g", "concat", "logDenominators", "sums", "thetaRange", "kernel")
 
 _AVERAGED_EVIDENCE = (
     "The maps under Evidence do not add up to the sums z here: those are of all positions, the maps of fewer, averaged "
@@ -32,7 +36,8 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
 
     Args:
         block: The trace.
-        max_bytes: Bytes of text that the features may take; beyond that they are averaged over space.
+        max_bytes: Bytes of text that theta, phi and g may take, with what else grows with channels and positions;
+            beyond that they are averaged over space.
 
     Returns:
         Plain numbers, texts and lists.
@@ -44,14 +49,25 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
         >>> from cgnl import CGNL2d
         >>> from cgnl.explain.trace import trace_blocks
         >>> block = trace_blocks(CGNL2d(32, groups=4), torch.randn(1, 32, 6, 7)).blocks[""]
-        >>> pack_block(block, 10_000)["shape"], pack_block(block, 1_000)["shape"]
+        >>> pack_block(block, 10_000)["shape"], pack_block(block, 1_600)["shape"]
         ([6, 7], [3, 4])
     """
+    features = max_bytes
+    while True:
+        packed = _packed(block, features)
+        excess = sum(len(json.dumps(packed.get(name))) for name in _LARGE) - max_bytes
+        if excess <= 0 or features <= excess:
+            return packed
+        features -= excess
+
+
+def _packed(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
+    """A block with theta, phi and g in so many bytes of text."""
     packed: dict[str, Any] = {
         "path": block.path,
         "kind": block.kind,
         "words": kind_in_words(block),
-        "statement": statement(block),
+        "statements": {view: statement(block, view) for view in get_args(View)},
         "groups": block.groups,
         "factor": block.factor,
         "channels": block.theta.shape[0],
@@ -87,7 +103,7 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
 
 def _covered(shape: Sequence[int], shape_phi: Sequence[int]) -> list[float]:
     """The share of each axis that phi's positions cover: a pooling leaves out what does not fill its last window."""
-    return [size // small * small / size for size, small in zip(shape, shape_phi, strict=True)]
+    return [(1 if small == size else 2 * small / size) for size, small in zip(shape, shape_phi, strict=True)]
 
 
 def _pooled(block: BlockTrace, max_bytes: int) -> Any:

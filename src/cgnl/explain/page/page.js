@@ -17,7 +17,8 @@ let loading = 0;
 
 function reference(block) {
   return block.shape.map((size, axis) =>
-    Math.min(size - 1, Math.floor(state.at[3 - block.shape.length + axis] * size)));
+    // a share that ends a cell may fall short of it by rounding
+    Math.min(size - 1, Math.floor(state.at[3 - block.shape.length + axis] * size + 1e-6)));
 }
 
 function moveTo(share) {
@@ -41,7 +42,7 @@ function step(axis, cells) {
 /** The part of a map that belongs to an input frame: where it starts, for a map with time. */
 function startOf(shape, frame) {
   if (shape.length === 2) return 0;
-  const time = Math.min(shape[0] - 1, Math.floor(((frame + 0.5) / input.frames.length) * shape[0]));
+  const time = Math.floor(((2 * frame + 1) * shape[0]) / (2 * input.frames.length));
   return time * shape[1] * shape[2];
 }
 
@@ -53,9 +54,10 @@ function affinityTiles(block, card) {
   if (block.kind === "nl") {
     return { ...made, tiles: [{ name: "all channels", map: made.maps[0] }] };
   }
-  const tiles = strongestMaps(made.maps, SLOTS).map((k) => ({ name: `channel ${made.first + k}`, map: made.maps[k] }));
+  const tiles = strongestMaps(made.maps, SLOTS)
+    .map((k) => ({ name: `channel ${made.first + k}`, map: made.maps[k], channel: made.first + k }));
   if (shown !== null && made.maps[shown - made.first]) {
-    tiles.unshift({ name: `channel ${shown} (chosen)`, map: made.maps[shown - made.first] });
+    tiles.unshift({ name: `channel ${shown} (chosen)`, map: made.maps[shown - made.first], channel: shown });
   }
   return { ...made, tiles };
 }
@@ -99,14 +101,18 @@ function numberField(label, most, onChange) {
   return { label: element("label", {}, label, field), field };
 }
 
-function mapButtons(tab, k) {
+function mapButtons(k) {
   return Array.from({ length: SLOTS + 1 }, (_, slot) => {
     const canvas = element("canvas", { role: "img" });
     const button = element("button", { type: "button", className: "map", "aria-pressed": "false" }, canvas, element("span"));
     button.addEventListener("click", () => {
-      state.overlay = { block: k, slot };
-      state.tab = tab;
-      update();
+      const { channel } = cards[k].shown.tiles[slot];
+      if (channel !== undefined) {
+        cards[k].showChannel(channel);
+      } else {
+        state.overlay = { block: k, slot };
+        update();
+      }
     });
     return button;
   });
@@ -125,8 +131,9 @@ function groupOptions(block, automatic) {
 
 function affinityCard(block, card, k) {
   const { settings } = card;
-  const honest = element("p", { className: "honest" }, block.statement);
+  const honest = element("p", { className: "honest" }, block.statements.row);
   if (!block.theta) return cardOf(block, honest);
+  card.honest = honest;
   const controls = element("div", { className: "controls" });
   if (block.kind !== "nl") {
     const reference = numberField("reference channel", block.innerChannels - 1, (value) => {
@@ -141,17 +148,20 @@ function affinityCard(block, card, k) {
       reference.field.value = "";
       update();
     });
-    const shown = numberField("map of channel", block.innerChannels - 1, (value) => {
+    card.showChannel = (value) => {
       settings.shown = value;
-      if (value !== null) settings.group = Math.floor(value / block.groupSize);
-      if (value !== null && block.groups > 1) {
-        settings.channel = null;
+      shown.field.value = value ?? "";
+      const group = value === null ? null : Math.floor(value / block.groupSize);
+      const own = settings.channel !== null && Math.floor(settings.channel / block.groupSize) === group;
+      if (group !== null && block.groups > 1 && !own) {
+        Object.assign(settings, { channel: null, group });
         reference.field.value = "";
-        groups.querySelector("select").value = String(settings.group);
+        groups.querySelector("select").value = String(group);
       }
       state.overlay = { block: k, slot: 0 };
       update();
-    });
+    };
+    const shown = numberField("map of channel", block.innerChannels - 1, card.showChannel);
     if (block.groups > 1) controls.append(groups);
     controls.append(reference.label, shown.label);
   }
@@ -159,7 +169,7 @@ function affinityCard(block, card, k) {
     settings.view = value;
     update();
   }));
-  card.affinityButtons = mapButtons("affinity", k);
+  card.affinityButtons = mapButtons(k);
   card.affinitySays = element("p", { className: "dim" });
   return cardOf(block, honest, controls, card.affinitySays,
     element("div", { className: "maps" }, ...card.affinityButtons), roundedNotes(block));
@@ -172,8 +182,9 @@ function roundedNotes(block) {
 
 function evidenceCard(block, card, k) {
   if (block.kind !== "cgnl") {
-    return cardOf(block, element("p", { className: "honest" },
-      "Only a compact block adds its elements up to sums that hold for all references. What this block gathers depends on the reference: see Affinity."));
+    return cardOf(block, element("p", { className: "honest" }, block.kind === "residual"
+      ? "This block has no attention: it gathers nothing."
+      : "Only a compact block adds its elements up to sums that hold for all references. What this block gathers depends on the reference: see Affinity."));
   }
   const { settings } = card;
   const powers = block.kernel.coefficients.map((a2, p) => [a2, p]).filter(([a2]) => a2 !== 0).map(([, p]) => p);
@@ -191,7 +202,7 @@ function evidenceCard(block, card, k) {
   });
   power.querySelector("select").value = String(settings.power);
   if (powers.length > 1) controls.append(power);
-  card.evidenceButtons = mapButtons("evidence", k);
+  card.evidenceButtons = mapButtons(k);
   card.evidenceSays = element("p", {});
   card.curve = element("div");
   const averaged = block.averagedEvidence ? [element("p", { className: "honest" }, block.averagedEvidence)] : [];
@@ -202,7 +213,9 @@ function evidenceCard(block, card, k) {
 function effectCard(block) {
   if (!block.effect) return cardOf(block, element("p", { className: "dim" }, "The effect was not measured."));
   const { names, probabilities } = block.effect;
-  const rows = ["with the block", "bypassed", ...Array.from({ length: probabilities.length - 2 }, (_, k) => `without group ${k}`)];
+  // the only group of a block is the block
+  const groups = probabilities.length > 3 ? probabilities.length - 2 : 0;
+  const rows = ["with the block", "bypassed", ...Array.from({ length: groups }, (_, k) => `without group ${k}`)];
   const body = element("tbody");
   const fill = (column) => {
     const whole = probabilities[0][column];
@@ -210,19 +223,25 @@ function effectCard(block) {
       const value = probabilities[k][column];
       const bar = element("div", { "aria-hidden": "true" });
       bar.style.width = percent(value).replace(" ", "");
-      const moved = (100 * (value - whole)).toFixed(2).replace("-0.00", "0.00");
+      const points = (100 * (value - whole)).toFixed(2);
+      const moved = Number(points) === 0 ? "0.00" : points > 0 ? `+${points}` : points.replace("-", "\u2212");
       return element("tr", {}, element("th", { scope: "row" }, name), element("td", { className: "track" }, bar),
         element("td", { className: "number" }, percent(value)),
-        element("td", { className: "number" }, k ? (moved.startsWith("-") ? moved.replace("-", "\u2212") : `+${moved}`) : ""));
+        element("td", { className: "number" }, k ? moved : ""));
     }));
   };
   fill(0);
   const classes = choice("probability of", names.map((name, k) => [String(k), name]), (value) => fill(Number(value)));
-  return cardOf(block, element("div", { className: "controls" }, classes),
+  const most = Math.max(...probabilities.flatMap((row) => row.map((value, column) => Math.abs(value - probabilities[0][column]))));
+  const hardly = most >= 0.005 ? [] : [element("p", { className: "honest" },
+    `No probability here moves by more than ${(100 * most).toFixed(2)} points: this block hardly changes this prediction, whatever its maps look like.`)];
+  return cardOf(block, ...hardly, element("div", { className: "controls" }, classes),
     element("table", {},
-      element("thead", {}, element("tr", {}, ...["", "", "probability", "change"].map((text) => element("th", { scope: "col" }, text)))),
+      element("thead", {}, element("tr", {}, element("th", { scope: "col", colSpan: 2 }, "the network"),
+        ...["probability", "change"].map((text) => element("th", { scope: "col" }, text)))),
       body),
-    element("p", { className: "dim" }, "Changes are in points of a percent. A group that is left out still leaves what the norm makes of zero, which a bypassed block does not: all groups left out together are not the bypass."));
+    element("p", { className: "dim" }, "Changes are in points of a percent."
+      + (groups ? " All groups left out together are the bypass, but their changes do not add up to its change: the rest of the network is not linear." : "")));
 }
 
 function buildCards() {
@@ -290,8 +309,10 @@ function describeEvidence(block, card, shown) {
 }
 
 function describeAffinity(block, card, shown) {
+  card.honest.textContent = block.statements[card.settings.view];
   if (block.kind === "nl") {
-    card.affinitySays.textContent = `Reference: ${inWords(reference(block))}. One map for all channels.`;
+    const [low, high] = shown.maps[0].reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
+    card.affinitySays.textContent = `Reference: ${inWords(reference(block))}. One map for all channels, from ${number(low)} to ${number(high)}.`;
     return;
   }
   const group = Math.floor(shown.reference / block.groupSize);
@@ -360,7 +381,7 @@ function update() {
     byId(`tab-${tab}`).tabIndex = tab === state.tab ? 0 : -1;
   }
   byId("frame").value = state.frame;
-  byId("frame-number").textContent = `${state.frame} of 0 to ${input.frames.length - 1}`;
+  byId("frame-number").textContent = `${state.frame} (0 to ${input.frames.length - 1})`;
   input.blocks.forEach((block, k) => {
     const card = cards[k];
     card.shown = tilesOf(state.tab, block, card);
@@ -399,6 +420,7 @@ function showPredictions(entry) {
       element("span", { className: "unseen" }, entry.truth === null ? "" : right ? " (right)" : " (wrong)"),
       ranked.length > 1 ? element("span", { className: "dim" },
         `; then ${ranked.slice(1, 5).map(([name, value]) => `${name} ${percent(value)}`).join(", ")}`) : "")));
+  byId("predictions").hidden = parts.length === 0;
   byId("predictions").replaceChildren(element("p", {}, entry.truth === null ? "The truth is not known." : `Truth: ${entry.truth}`), ...parts);
 }
 
@@ -410,7 +432,7 @@ function buildStrip() {
   byId("strip").replaceChildren(...order.map((k) => {
     const entry = index[k];
     const wrong = mistake(entry) > 0;
-    const button = element("button", { type: "button", "aria-current": String(k === state.item) },
+    const button = element("button", { type: "button", title: entry.name, "aria-current": String(k === state.item) },
       element("img", { src: entry.thumbnail, alt: "" }),
       element("span", { className: entry.truth === null ? "" : wrong ? "wrong" : "right" }, entry.name),
       element("span", { className: "unseen" }, entry.truth === null ? "" : wrong ? " (a wrong prediction)" : " (right)"));
