@@ -41,6 +41,7 @@ CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], float]] = [
     ("image of 448 pixels, non-local", lambda: resnet50("nl"), (1, 3, 448, 448), 0.05),
     ("32 frames of 224 pixels", lambda: c2d_resnet50("cgnl"), (1, 3, 32, 224, 224), 0.3),
     ("32 frames of 448 pixels", lambda: c2d_resnet50("cgnl"), (1, 3, 32, 448, 448), 0.3),
+    ("32 frames of 448 pixels, non-local", lambda: c2d_resnet50("nl"), (1, 3, 32, 448, 448), 0.3),
 ]
 SMALL_CASES = [
     ("image of 64 pixels", CASES[0][1], (1, 3, 64, 64), 0.05),
