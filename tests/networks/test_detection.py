@@ -272,7 +272,7 @@ def test_trained_norms_of_the_backbone() -> None:
 @pytest.mark.parametrize("norm", ["batch", "sync_batch"])
 def test_one_image_in_all_warns(norm: str) -> None:
     # the warning comes once a process
-    cgnl.blocks._warn_of_single_sample.cache_clear()
+    cgnl.blocks.grouped._warn_of_single_sample.cache_clear()
     x, targets = [torch.rand(3, 64, 96)] * 2, [objects()] * 2
     with warnings.catch_warnings():
         warnings.simplefilter("error", SingleSampleWarning)

@@ -13,7 +13,7 @@ import tolerances
 from cgnl import blocks, ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 SHAPES = {1: (3, 16, 11), 2: (3, 16, 5, 7), 3: (3, 16, 2, 5, 4)}
 
 # the public code's names of convolutions and norm, and ours
@@ -219,7 +219,7 @@ def test_subsampling_pools_space_and_not_time(axes, pooled, monkeypatch):
         seen.append((theta.shape[2:], phi.shape[2:], g.shape[2:]))
         return ops.non_local(theta, phi, g, **options)
 
-    monkeypatch.setattr(blocks, "non_local", spy)
+    monkeypatch.setattr(blocks.non_local, "non_local", spy)
     for pairwise in ("embedded_gaussian", "gaussian"):
         EVERY_BLOCK[f"NonLocal{axes}d"][0](16, pairwise=pairwise, subsample=True)(random(*SHAPES[axes]))
     assert seen == [(SHAPES[axes][2:], pooled, pooled)] * 2
@@ -329,14 +329,14 @@ def test_nan_stays_in_its_sample_in_eval_mode(name):
 
 
 def test_one_sample_in_training_warns_once():
-    blocks._warn_of_single_sample.cache_clear()
+    blocks.grouped._warn_of_single_sample.cache_clear()
     block, x = cgnl.CGNL2d(16), random(1, *SHAPES[2][1:])
     with pytest.warns(blocks.SingleSampleWarning, match="one sample per process"):
         block(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         block(x)
-        blocks._warn_of_single_sample.cache_clear()
+        blocks.grouped._warn_of_single_sample.cache_clear()
         block.eval()(x)
         cgnl.CGNL2d(16)(random(*SHAPES[2]))
         cgnl.CGNL2d(16, norm="group")(x)
@@ -450,7 +450,7 @@ def test_default_kernel_is_the_papers_main_configuration():
 
 def test_group_norm_divides_the_scalar_out_and_batch_norm_does_not(monkeypatch):
     """The measured figure of benchmarks/group_norm.py, at an ordinary scale of the weights."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     from group_norm import measure
 
     (group_change, group_gradient), (batch_change, batch_gradient) = (

@@ -1,0 +1,136 @@
+"""What the exact and the compact generalized non-local blocks share, and the exact ones.
+
+Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
+"""
+
+import warnings
+from functools import cache
+from typing import get_args
+
+import torch
+from torch import Tensor, fx, nn
+
+from cgnl.blocks.shell import BATCH_NORMS, Block, Norm, check_choice
+from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
+from cgnl.ops import Backend, Scale, generalized_non_local
+
+# Symbolic tracing records an operation as one call: inside it looks at shapes and types.
+fx.wrap("generalized_non_local")
+
+
+class SingleSampleWarning(UserWarning):
+    """BatchNorm sees one sample, which takes out of a CGNL block what the block adds."""
+
+
+class GroupedBlock(Block):
+    """What the exact and the compact generalized non-local blocks share."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        groups: int = 8,
+        kernel: str | KernelFunction = "dot",
+        norm: Norm = "batch",
+        scale: Scale | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(channels, inner_channels, groups)
+        self.kernel = resolve_kernel_function(kernel)
+        check_choice("scale", scale, (None, *get_args(Scale)))
+        check_choice("backend", backend, get_args(Backend))
+        self.scale = scale
+        self.backend = backend
+        self.theta = self._convolution(self.channels, self.inner_channels)
+        self.phi = self._convolution(self.channels, self.inner_channels)
+        self.g = self._convolution(self.channels, self.inner_channels)
+        self._finish(norm, groups)
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if (
+            not torch.compiler.is_compiling()
+            and x.shape[0] == 1
+            and isinstance(self.norm, nn.Module)
+            and self.norm.training
+            and _is_over_this_process(self.norm)
+        ):
+            _warn_of_single_sample()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, kernel={self.kernel}, scale={self.scale!r}, backend={self.backend!r}"
+
+
+class _ExactBlock(GroupedBlock):
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return generalized_non_local(
+            self.theta(x),
+            self.phi(x),
+            self.g(x),
+            groups=self.groups,
+            kernel=self.kernel,
+            scale=self.scale,
+            backend=self.backend,
+            out_dtype=out_dtype,
+        )
+
+
+class GeneralizedNonLocal1d(_ExactBlock):
+    """Generalized non-local block for sequences; see `GeneralizedNonLocal2d`."""
+
+    num_axes = 1
+
+
+class GeneralizedNonLocal2d(_ExactBlock):
+    """Generalized non-local block for images: the exact kernel function over all pairs (Eq. 7-8, 13).
+
+    What `CGNL2d` approximates: same arguments, same state dict, time that grows with the square of the input.
+    Memory stays bounded.
+
+    Args:
+        channels: C.
+        inner_channels: C'; None for C // 2.
+        groups: G, must divide C and C'.
+        kernel: as in `CGNL2d`; its exact form is taken.
+        norm: as in `CGNL2d`.
+        scale: as in `CGNL2d`.
+        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Source: Yue et al., NeurIPS 2018.
+
+    Example:
+        >>> block = GeneralizedNonLocal2d(16, groups=2)
+        >>> block.load_state_dict(CGNL2d(16, groups=2).state_dict())
+        <All keys matched successfully>
+    """
+
+    num_axes = 2
+
+
+class GeneralizedNonLocal3d(_ExactBlock):
+    """Generalized non-local block for videos; see `GeneralizedNonLocal2d`."""
+
+    num_axes = 3
+
+
+def _is_over_this_process(norm: nn.Module) -> bool:
+    """Whether the norm takes its statistics in training over the samples of this process alone."""
+    if type(norm) is nn.SyncBatchNorm:
+        distributed = torch.distributed
+        return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
+    return type(norm) in BATCH_NORMS.values()
+
+
+@cache
+def _warn_of_single_sample() -> None:
+    warnings.warn(
+        "A CGNL block with BatchNorm is in training with one sample per process: its norm then divides out "
+        'the scalars that the block computes. Use a larger batch, norm="sync_batch" over several processes, or '
+        "frozen statistics.",
+        SingleSampleWarning,
+        stacklevel=2,
+    )

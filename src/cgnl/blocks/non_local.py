@@ -1,0 +1,113 @@
+"""Non-local blocks (Eq. 1-4, 13).
+
+Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
+"""
+
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from cgnl.blocks.shell import Block, Norm, check_choice
+from cgnl.ops import Backend, Pairwise, non_local
+
+# Symbolic tracing records an operation as one call: inside it looks at shapes and types.
+fx.wrap("non_local")
+
+_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_POOL_SIZE: dict[int, Any] = {1: 2, 2: 2, 3: (1, 2, 2)}
+
+
+class _NonLocalBlock(Block):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        pairwise: Pairwise = "embedded_gaussian",
+        scale: bool = True,
+        subsample: bool = False,
+        norm: Norm = "batch",
+        bias: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(channels, inner_channels, 1)
+        check_choice("pairwise", pairwise, get_args(Pairwise))
+        check_choice("backend", backend, get_args(Backend))
+        self.pairwise = pairwise
+        self.scale = scale
+        self.subsample = subsample
+        self.backend = backend
+        if pairwise != "gaussian":
+            self.theta = self._convolution(self.channels, self.inner_channels, bias=bias)
+            self.phi = self._convolution(self.channels, self.inner_channels, bias=bias)
+        self.g = self._convolution(self.channels, self.inner_channels, bias=bias)
+        if pairwise == "concatenation":
+            self.concat = self._convolution(2 * self.inner_channels, 1)
+        self._finish(norm, 1)
+
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        gaussian = self.pairwise == "gaussian"
+        theta, phi = (x, x) if gaussian else (self.theta(x), self.phi(x))
+        g = self.g(x)
+        if self.subsample:
+            phi, g = (_POOL[self.num_axes](t, _POOL_SIZE[self.num_axes]) for t in (phi, g))
+        return non_local(
+            theta,
+            phi,
+            g,
+            pairwise=self.pairwise,
+            scale=self.scale,
+            concat_weight=self.concat.weight if self.pairwise == "concatenation" else None,
+            backend=self.backend,
+            out_dtype=out_dtype,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"channels={self.channels}, inner_channels={self.inner_channels}, pairwise={self.pairwise!r}, "
+            f"scale={self.scale}, subsample={self.subsample}"
+        )
+
+
+class NonLocal1d(_NonLocalBlock):
+    """Non-local block for sequences; see `NonLocal2d`."""
+
+    num_axes = 1
+
+
+class NonLocal2d(_NonLocalBlock):
+    """Non-local block for images: Z = norm(conv_z(Y)) + X with Y over all pairs of positions (Eq. 1-4).
+
+    conv_z is not grouped and has no bias; neither has the concatenation's projection.
+
+    Args:
+        channels: C.
+        inner_channels: C'; None for C // 2.
+        pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` or
+            ``"concatenation"``.
+        scale: whether softmax forms divide their logits by the square root of theta's channels.
+        subsample: whether phi and g are max-pooled by 2 along the spatial axes, and never along time.
+        norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a
+            module.
+        bias: whether theta, phi and g have biases.
+        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Source: Wang et al., "Non-local Neural Networks", CVPR 2018.
+
+    Example:
+        >>> NonLocal2d(64, pairwise="dot_product")(torch.randn(2, 64, 14, 14)).shape
+        torch.Size([2, 64, 14, 14])
+    """
+
+    num_axes = 2
+
+
+class NonLocal3d(_NonLocalBlock):
+    """Non-local block for videos, over space and time; see `NonLocal2d`."""
+
+    num_axes = 3

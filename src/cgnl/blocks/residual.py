@@ -1,0 +1,53 @@
+"""The simple residual block of Table 3 and Fig. 4: a block without attention.
+
+Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
+"""
+
+import torch
+from torch import Tensor
+
+from cgnl.blocks.shell import Block, Norm
+
+
+class _ResidualBlock(Block):
+    def __init__(
+        self, channels: int, *, inner_channels: int | None = None, groups: int = 8, norm: Norm = "batch"
+    ) -> None:
+        super().__init__(channels, inner_channels, groups)
+        self.theta = self._convolution(self.channels, self.inner_channels)
+        self._finish(norm, groups)
+
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return self.theta(x)
+
+
+class ResidualBlock2d(_ResidualBlock):
+    """Simple residual block for images: Z = norm(conv_z(conv_theta(X))) + X (Fig. 4).
+
+    The comparison of Table 3, a CGNL block without attention: it has the CGNL block's conv_theta and conv_z and lacks
+    phi and g. The paper does not say whether its conv_z is grouped; it is here, as the CGNL block's, so that the two
+    differ by the attention alone.
+
+    Args:
+        channels: C.
+        inner_channels: C'; None for C // 2.
+        groups: groups of conv_z, must divide C and C'.
+        norm: as in `CGNL2d`.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Source: Yue et al., NeurIPS 2018.
+
+    Example:
+        >>> ResidualBlock2d(64)(torch.randn(2, 64, 14, 14)).shape
+        torch.Size([2, 64, 14, 14])
+    """
+
+    num_axes = 2
+
+
+class ResidualBlock3d(_ResidualBlock):
+    """Simple residual block for videos; see `ResidualBlock2d`."""
+
+    num_axes = 3

@@ -1,0 +1,172 @@
+"""The shell of all blocks: Z = norm(conv_z(Y)) + X (Eq. 13), their norms, and their start as the identity.
+
+Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from cgnl.ops.eager import sum_dtype, without_autocast
+
+NormName = Literal["batch", "sync_batch", "group"]
+Norm = NormName | None | Callable[[int], nn.Module]
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_PLAIN_MODULES = (*CONVOLUTIONS.values(), *BATCH_NORMS.values())
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_AXES_IN_WORDS = {1: "[B, C, L]", 2: "[B, C, H, W]", 3: "[B, C, T, H, W]"}
+
+
+class Block(nn.Module):
+    """The shell of all blocks: checks, norm, residual, start as the identity."""
+
+    num_axes: int
+    theta: _ConvNd
+    phi: _ConvNd
+    g: _ConvNd
+    concat: _ConvNd
+    z: _ConvNd
+    norm: nn.Module | None
+
+    def __init__(self, channels: int, inner_channels: int | None, groups: int) -> None:
+        super().__init__()
+        check_positive("channels", channels)
+        if inner_channels is None:
+            inner_channels = max(1, channels // 2)
+        check_positive("inner_channels", inner_channels)
+        check_positive("groups", groups)
+        for name, count in (("channels", channels), ("inner_channels", inner_channels)):
+            if count % groups:
+                raise ValueError(f"{name} ({count}) must be divisible by groups ({groups})")
+        self.channels = channels
+        self.inner_channels = inner_channels
+        self.groups = groups
+
+    def _convolution(self, in_channels: int, out_channels: int, *, groups: int = 1, bias: bool = False) -> _ConvNd:
+        convolution = CONVOLUTIONS[self.num_axes](in_channels, out_channels, 1, groups=groups, bias=bias)
+        nn.init.normal_(convolution.weight, std=0.01)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+        return convolution
+
+    def _finish(self, norm: Norm, norm_groups: int) -> None:
+        """Makes conv_z and the norm, with zeros where they turn the block into the identity."""
+        self.z = self._convolution(self.inner_channels, self.channels, groups=self.groups)
+        self.norm = _make_norm(norm, self.channels, norm_groups, self.num_axes)
+        weight, bias = (getattr(self.norm, name, None) for name in ("weight", "bias"))
+        if isinstance(weight, nn.Parameter):
+            nn.init.zeros_(weight)
+            if isinstance(bias, nn.Parameter):
+                nn.init.zeros_(bias)
+        else:
+            nn.init.zeros_(self.z.weight)
+
+    def _convolutions(self) -> tuple[nn.Module, ...]:
+        return tuple(child for name, child in self.named_children() if name != "norm")
+
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Y of x, [B, C', *S], through the convolutions as modules."""
+        raise NotImplementedError
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """conv_z(Y) of x, [B, C, *S], in the type in which the operation sums."""
+        dtype = sum_dtype(x.dtype)
+        y = self._operation(x, dtype)
+        weight = self.z.weight.to(dtype)
+        with without_autocast(x):
+            return _CONVOLVE[self.num_axes](y.to(dtype), weight, groups=self.z.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output.
+
+        Args:
+            x: [B, C, *S].
+
+        Returns:
+            [B, C, *S], in x's type and memory format.
+
+        Raises:
+            ValueError: x has another number of axes or channels than the block.
+        """
+        if isinstance(x, fx.Proxy):
+            return self._through_modules(x)
+        self._check_input(x)
+        if all(map(is_plain, self._convolutions())):
+            return self._through_operations(x)
+        return self._through_modules(x)
+
+    def _through_modules(self, x: Tensor) -> Tensor:
+        """Z by calling every child module: for tracers, hooks, and children that were replaced."""
+        branch = self.z(self._operation(x))
+        return (x + (branch if self.norm is None else self.norm(branch))).to(x.dtype)
+
+    def _through_operations(self, x: Tensor) -> Tensor:
+        """Z with conv_z and norm in the type in which the operation sums, so that half types do not overflow."""
+        branch = self._branch(x)
+        return (x + (branch if self.norm is None else _run_norm(self.norm, branch))).to(x.dtype)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != self.num_axes + 2:
+            raise ValueError(f"x {tuple(x.shape)} must be {_AXES_IN_WORDS[self.num_axes]} for {type(self).__name__}")
+        if x.shape[1] != self.channels:
+            raise ValueError(
+                f"x {tuple(x.shape)} has {x.shape[1]} channels, but the block has channels={self.channels}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, inner_channels={self.inner_channels}, groups={self.groups}"
+
+
+def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int) -> nn.Module | None:
+    if norm is None:
+        return None
+    if callable(norm):
+        return norm(channels)
+    check_choice("norm", norm, (*get_args(NormName), None), " or a function of the channel count")
+    if norm == "group":
+        return nn.GroupNorm(groups, channels)
+    return nn.SyncBatchNorm(channels) if norm == "sync_batch" else BATCH_NORMS[num_axes](channels)
+
+
+def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
+    """The norm in the type of ``branch``, also where its parameters are of a half type."""
+    tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
+    converted = {
+        name: tensor.to(branch.dtype)
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype != branch.dtype
+    }
+    if not converted:
+        return norm(branch)
+    out = torch.func.functional_call(norm, converted, (branch,))
+    for name, buffer in norm.named_buffers():
+        if name in converted:
+            buffer.copy_(converted[name])
+    return out
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the module's own operation on its own tensors is all that a call of it does."""
+    return type(module) in _PLAIN_MODULES and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
+def check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} ({value!r}) must be an integer of at least 1")
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...], more: str = "") -> None:
+    if value not in choices:
+        raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
