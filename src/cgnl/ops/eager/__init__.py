@@ -3,7 +3,7 @@
 Each operation returns the type in which it sums (`sum_dtype`); the caller casts.
 """
 
-from cgnl.ops.eager.block import cgnl_block, cgnl_block_batch_norm
+from cgnl.ops.eager.block import cgnl_block, cgnl_block_affine, cgnl_block_batch_norm
 from cgnl.ops.eager.pairs import generalized_non_local, non_local
 from cgnl.ops.eager.series import (
     autocast_is_on,
@@ -17,6 +17,7 @@ __all__ = [
     "autocast_is_on",
     "autograd_function_can_run",
     "cgnl_block",
+    "cgnl_block_affine",
     "cgnl_block_batch_norm",
     "compact_generalized_non_local",
     "generalized_non_local",

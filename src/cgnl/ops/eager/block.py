@@ -1,12 +1,14 @@
-"""The CGNL block from x to conv_z's output, and with BatchNorm and residual to the block's output.
+"""The CGNL block from x to conv_z's output, and with norm and residual to the block's output.
+
+The autograd function keeps x and one to three maps [B, C', N], and recomputes the rest in the backward pass.
+Convolutions run as matrix products, and the result has x's memory format. The dot product has a way of its own: y is
+theta times one number for each sample and group, which no map needs to be made for, and which the Gram form computes
+without phi and g where that is the cheaper way.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial or space-time axes, N positions, G groups.
-
-The autograd function makes theta, phi and g by one product, keeps x and that one map [B, 3C', N], and
-recomputes the rest in the backward pass. Convolutions run as matrix products on the map as it lies in memory, channels
-first or last: nothing is copied into another format, and the result has x's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
+from cgnl.ops.eager import gram
+from cgnl.ops.eager.ending import Centred, Ending, Kind, Statistics, centred, finish, finish_gradients
+from cgnl.ops.eager.maps import (
+    channels_last,
+    empty_map_like,
+    in_faster_format,
+    in_format_of,
+    multiply,
+    product_gradients,
+    with_strides_of,
+)
 from cgnl.ops.eager.series import (
+    ProcessGroup,
     autocast_is_on,
     autograd_function_can_run,
     differentiable_gradients,
+    group_sums,
+    over_processes,
     scaled_coefficients,
     series,
     sum_dtype,
@@ -39,9 +55,19 @@ class _Settings:
     kernel: KernelFunction
     coefficients: tuple[float, ...]
     feature_dtype: torch.dtype
-    batch_norm: bool = False
+    kind: Kind = "branch"
     eps: float = 0.0
     momentum: float = 0.0
+    memory_efficient: bool = False
+    process_group: ProcessGroup | None = None
+
+    @property
+    def is_dot_product(self) -> bool:
+        return len(self.coefficients) == 2 and not self.coefficients[0]
+
+    def ending(self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Ending:
+        weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
+        return Ending(self.kind, weight, bias, self.eps, self.momentum)
 
 
 def cgnl_block(
@@ -54,15 +80,52 @@ def cgnl_block(
     groups: int,
     kernel: KernelFunction,
     factor: float,
+    memory_efficient: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
-    weights = (theta_weight, phi_weight, g_weight, z_weight)
-    settings = _Settings(groups, kernel, scaled_coefficients(kernel, factor), _feature_dtype(x))
-    if not autograd_function_can_run(x, *weights):
-        return _block(x, *weights, None, None, settings)
-    if kernel.is_plain_series:
-        return _Block.apply(x, *weights, None, None, None, None, settings)
-    return _with_strides_of(x, _block(x, *weights, None, None, settings))
+    settings = _Settings(
+        groups,
+        kernel,
+        scaled_coefficients(kernel, factor),
+        _feature_dtype(x),
+        memory_efficient=memory_efficient,
+        process_group=process_group,
+    )
+    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)
+
+
+def cgnl_block_affine(
+    x: Tensor,
+    theta_weight: Tensor,
+    phi_weight: Tensor,
+    g_weight: Tensor,
+    z_weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    groups: int,
+    kernel: KernelFunction,
+    factor: float,
+    memory_efficient: bool = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor:
+    """x + scale · branch + shift, in x's type: Eq. 13 with a norm whose statistics are given, or none.
+
+    Args:
+        scale: [C], or None for 1.
+        shift: [C], or None for 0.
+    """
+    settings = _Settings(
+        groups,
+        kernel,
+        scaled_coefficients(kernel, factor),
+        _feature_dtype(x),
+        "affine",
+        memory_efficient=memory_efficient,
+        process_group=process_group,
+    )
+    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), scale, shift, None, None, settings)
 
 
 def cgnl_block_batch_norm(
@@ -81,16 +144,41 @@ def cgnl_block_batch_norm(
     factor: float,
     eps: float,
     momentum: float,
+    memory_efficient: bool = False,
 ) -> Tensor:
     """Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
 
-    Keeps less than a norm after `cgnl_block` does, because conv_z's output is made again in the backward
-    pass. Plain series and plain tensors only. The running statistics, where given, are updated in place.
+    Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass. Plain
+    series and plain tensors only. The running statistics, where given, are updated in place.
     """
-    coefficients = scaled_coefficients(kernel, factor)
-    settings = _Settings(groups, kernel, coefficients, _feature_dtype(x), True, eps, momentum)
+    settings = _Settings(
+        groups,
+        kernel,
+        scaled_coefficients(kernel, factor),
+        _feature_dtype(x),
+        "batch_norm",
+        eps,
+        momentum,
+        memory_efficient,
+    )
     weights = (theta_weight, phi_weight, g_weight, z_weight)
     return _Block.apply(x, *weights, norm_weight, norm_bias, running_mean, running_var, settings)
+
+
+def _run(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    settings: _Settings,
+) -> Tensor:
+    plain = autograd_function_can_run(x, *weights, *(t for t in (weight, bias) if t is not None))
+    if plain and settings.kernel.is_plain_series:
+        return _Block.apply(x, *weights, weight, bias, running_mean, running_var, settings)
+    out = _block(x, *weights, weight, bias, settings)
+    return with_strides_of(x, out) if plain else out
 
 
 def _feature_dtype(x: Tensor) -> torch.dtype:
@@ -106,11 +194,11 @@ def _block(
     phi_weight: Tensor,
     g_weight: Tensor,
     z_weight: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
     settings: _Settings,
 ) -> Tensor:
-    """The block as ordinary differentiable operations; with BatchNorm and residual if the settings say so."""
+    """The block as ordinary differentiable operations."""
     convolve = _CONVOLUTIONS[x.dim()]
     dtype = sum_dtype(x.dtype)
     with without_autocast(x):
@@ -118,13 +206,39 @@ def _block(
             convolve(x.to(settings.feature_dtype), weight.to(settings.feature_dtype)).flatten(2)
             for weight in (theta_weight, phi_weight, g_weight)
         )
-        y = series(theta, phi, g, settings.groups, settings.kernel, settings.coefficients).to(dtype)
-        branch = convolve(y.unflatten(2, x.shape[2:]), z_weight.to(dtype), groups=settings.groups)
-        if not settings.batch_norm:
+        y = series(theta, phi, g, settings.groups, settings.kernel, settings.coefficients, settings.process_group)
+        branch = convolve(y.to(dtype).unflatten(2, x.shape[2:]), z_weight.to(dtype), groups=settings.groups)
+        ending = settings.ending(weight, bias, dtype)
+        if ending.kind == "branch":
             return branch
-        weight, bias = (None if t is None else t.to(dtype) for t in (norm_weight, norm_bias))
-        normed = F.batch_norm(branch, None, None, weight, bias, training=True, eps=settings.eps)
-        return (x.to(dtype) + normed).to(x.dtype)
+        if ending.kind == "batch_norm":
+            branch = F.batch_norm(branch, None, None, ending.weight, ending.bias, training=True, eps=ending.eps)
+        else:
+            for vector, apply in ((ending.weight, torch.mul), (ending.bias, torch.add)):
+                if vector is not None:
+                    branch = apply(branch, vector.unflatten(0, (-1, *(1,) * (x.dim() - 2))))
+        return (x.to(dtype) + branch).to(x.dtype)
+
+
+@dataclass
+class _Kept:
+    """What the backward pass needs of the features.
+
+    Attributes:
+        theta: [B, C', N]; less its mean for the dot product.
+        others: phi and g, [B, 2C', N]; None where the Gram form runs, or where they are made again.
+        moments: K of the Gram form, [B, C, C]; None where it does not run, or where they are made again.
+        x_mean: [B, C], with the Gram form.
+        y_mean: [B, C'], the mean of y over the positions; of theta for the dot product.
+        sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
+    """
+
+    theta: Tensor | None
+    others: Tensor | None
+    moments: Tensor | None
+    x_mean: Tensor | None
+    y_mean: Tensor
+    sums: list[Tensor]
 
 
 class _Block(torch.autograd.Function):
@@ -136,208 +250,265 @@ class _Block(torch.autograd.Function):
         phi_weight: Tensor,
         g_weight: Tensor,
         z_weight: Tensor,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         settings: _Settings,
     ) -> Tensor:
         dtype = sum_dtype(x.dtype)
-        statistics: list[Tensor] = []
         with without_autocast(x):
             x_flat = x.flatten(2)
-            weights = _joined(theta_weight, phi_weight, g_weight, settings.feature_dtype)
-            features = _multiply(weights, x_flat.to(settings.feature_dtype))
-            y = _empty_map_like(features, theta_weight.shape[0], dtype)
-            theta, phi, g = features.chunk(3, dim=1)
-            sums = write_series(theta, phi, g, settings.groups, settings.coefficients, y)
-            out = _multiply(_z_matrices(z_weight, settings.groups, dtype), y)
-            if settings.batch_norm:
-                out, *statistics = _batch_norm(out, norm_weight, norm_bias, running_mean, running_var, settings)
-                out = out.add_(x_flat).to(x.dtype)
+            weights = _matrices((theta_weight, phi_weight, g_weight), settings)
+            ctx.gram = _takes_gram_form(x_flat, settings, training=any(ctx.needs_input_grad))
+            source = x_flat.to(settings.feature_dtype)
+            source = source if ctx.gram else in_faster_format(source)
+            make = _dot_product if settings.is_dot_product else _series
+            y, kept = make(source, weights, settings, ctx.gram)
+            out, statistics = finish(
+                y,
+                _z_matrices(z_weight, settings.groups, dtype),
+                x_flat,
+                settings.ending(weight, bias, dtype),
+                running_mean,
+                running_var,
+            )
+        if settings.memory_efficient:
+            kept = _Kept(None if kept.others is not None else kept.theta, None, None, None, kept.y_mean, kept.sums)
         ctx.save_for_backward(
             x,
             theta_weight,
             phi_weight,
             g_weight,
             z_weight,
-            norm_weight,
-            norm_bias,
-            features,
-            *statistics,
-            *(s for s in sums if s is not None),
+            weight,
+            bias,
+            kept.theta,
+            kept.others,
+            kept.moments,
+            kept.x_mean,
+            kept.y_mean,
+            *(() if statistics is None else (statistics.mean, statistics.inverse_deviation, statistics.mean_squares)),
+            *kept.sums,
         )
         ctx.settings = settings
-        return _with_strides_of(x, out.unflatten(2, x.shape[2:]))
+        return with_strides_of(x, out.unflatten(2, x.shape[2:]))
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         settings: _Settings = ctx.settings
         # read once: non-reentrant checkpointing gives them a single time
         saved = ctx.saved_tensors
-        inputs, (features, *kept) = saved[:7], saved[7:]
+        inputs = saved[:7]
         if torch.is_grad_enabled():
             recorded = differentiable_gradients(partial(_block, settings=settings), inputs, d_out)
             return (*recorded, None, None, None)
-        x, theta_weight, phi_weight, g_weight, z_weight, norm_weight, norm_bias = inputs
-        wants_features = any(ctx.needs_input_grad[:4])
-        statistics = [kept.pop(0), kept.pop(0)] if settings.batch_norm else []
-        sums = with_gaps(kept, settings.coefficients)
+        x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
+        num_statistics = 3 if settings.kind == "batch_norm" else 0
+        statistics = Statistics(*saved[12 : 12 + num_statistics]) if num_statistics else None
+        kept = _Kept(*saved[7:12], list(saved[12 + num_statistics :]))
+        wants = ctx.needs_input_grad
         dtype = sum_dtype(x.dtype)
         gradients: list[Tensor | None] = [None] * 7
         with without_autocast(x):
-            x_flat = x.flatten(2)
-            d_out = _with_strides_of(x_flat, d_out.flatten(2).to(dtype))
-            theta, phi, g = features.chunk(3, dim=1)
-            z_matrices = _z_matrices(z_weight, settings.groups, dtype)
-            y = _empty_map_like(features, theta_weight.shape[0], dtype)
-            write_polynomial(theta, sums, y)
-            d_branch = d_out
-            if settings.batch_norm:
-                branch = _multiply(z_matrices, y)
-                d_branch, d_norm_weight, d_norm_bias = _batch_norm_gradients(
-                    d_out, branch, norm_weight, statistics, settings, ctx.needs_input_grad[5:7]
-                )
-                del branch  # maps are large: each is let go before the next is made
-                gradients[5:7] = [
-                    None if d is None or t is None else d.to(t.dtype)
-                    for d, t in ((d_norm_weight, norm_weight), (d_norm_bias, norm_bias))
-                ]
-            if ctx.needs_input_grad[4]:
-                d_z = _matrix_gradient(d_branch, y, settings.groups)
-                gradients[4] = d_z.to(z_weight.dtype).view_as(z_weight)
+            source = x.flatten(2).to(settings.feature_dtype)
+            source = source if ctx.gram else in_faster_format(source)
+            weights = _matrices((theta_weight, phi_weight, g_weight), settings)
+            _make_missing(kept, source, weights, settings, ctx.gram)
+            d_flat = d_out.flatten(2).to(dtype)
+            y = _y_again(kept, settings, dtype)
+            d_features = None
+            if any(wants[:4]):
+                d_features = empty_map_like(y.map, y.map.shape[1] * (1 if ctx.gram else 3), dtype)
+            found = finish_gradients(
+                d_flat,
+                y,
+                _z_matrices(z_weight, settings.groups, dtype),
+                settings.ending(weight, bias, dtype),
+                statistics,
+                d_y_out=None if d_features is None else d_features[:, : y.map.shape[1]],
+                wants_z=wants[4],
+                wants_ending=any(wants[5:7]),
+            )
+            for place, like, gradient in (
+                (4, z_weight, found.z_matrices),
+                (5, weight, found.weight),
+                (6, bias, found.bias),
+            ):
+                if wants[place] and gradient is not None:
+                    gradients[place] = gradient.to(like.dtype).view_as(like)
             del y
-            if wants_features:
-                d_y = _multiply(z_matrices.transpose(1, 2), d_branch)
-                del d_branch
-                d_features = torch.empty_like(features, dtype=dtype)
-                write_series_gradients(
-                    d_y, (theta, phi, g), sums, settings.groups, settings.coefficients, d_features.chunk(3, dim=1)
-                )
-                del d_y
-                product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
-                d_features = d_features.to(product_dtype)
-                if any(ctx.needs_input_grad[1:4]):
-                    d_weights = _matrix_gradient(d_features, x_flat.to(product_dtype), 1)
-                    gradients[1:4] = [
-                        d.to(weight.dtype).view_as(weight)
-                        for d, weight in zip(d_weights[0].chunk(3), (theta_weight, phi_weight, g_weight), strict=True)
-                    ]
-                if ctx.needs_input_grad[0]:
-                    weights = _joined(theta_weight, phi_weight, g_weight, product_dtype)
-                    d_x = _multiply(weights.transpose(1, 2), d_features)
-                    if settings.batch_norm:
-                        d_x = d_x.to(dtype).add_(d_out)
-                    gradients[0] = _with_strides_of(x, d_x.to(x.dtype).unflatten(2, x.shape[2:]))
+            if d_features is not None:
+                through = _through_dot_product if settings.is_dot_product else _through_series
+                d_x, d_weights = through(d_features, found.factor, source, weights, kept, settings, wants)
+                gradients[1:4] = [
+                    None if d is None else d.to(like.dtype).view_as(like)
+                    for d, like in zip(d_weights, inputs[1:4], strict=True)
+                ]
+                if d_x is not None:
+                    d_x = in_format_of(d_flat, d_x)
+                    if settings.kind != "branch":
+                        d_x = d_x.to(dtype).add_(d_flat)
+                    gradients[0] = with_strides_of(x, d_x.to(x.dtype).unflatten(2, x.shape[2:]))
         return (*gradients, None, None, None)
 
 
-def _joined(theta_weight: Tensor, phi_weight: Tensor, g_weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The three weights as one matrix, [1, 3C', C]."""
-    return torch.cat([theta_weight, phi_weight, g_weight]).flatten(1).to(dtype)[None]
+def _takes_gram_form(x_flat: Tensor, settings: _Settings, *, training: bool) -> bool:
+    """Only on a CPU: on a GPU fused operators read x twice and need no K."""
+    return (
+        settings.is_dot_product
+        and settings.feature_dtype in (torch.float32, torch.float64)
+        and x_flat.device.type == "cpu"
+        and gram.pays(*x_flat.shape[1:], training=training)
+    )
+
+
+def _dot_product(
+    source: Tensor, weights: Sequence[Tensor], settings: _Settings, with_gram: bool
+) -> tuple[Centred, _Kept]:
+    theta_weight, phi_weight, g_weight = weights
+    others, moments, x_mean = None, None, None
+    if with_gram:
+        x_mean = source.mean(-1)
+        source = source - x_mean[..., None]
+        moments = gram.second_moments(source)
+        sums = gram.sums(moments, x_mean, phi_weight, g_weight, settings.groups, source.shape[2])
+        theta = multiply(theta_weight[None], source)
+        theta_map, y_mean = theta, x_mean @ theta_weight.transpose(0, 1)
+    else:
+        others = multiply(torch.cat([phi_weight, g_weight])[None], source)
+        dtype = sum_dtype(source.dtype)
+        phi, g = (feature.to(dtype) for feature in others.chunk(2, dim=1))
+        sums = group_sums(phi * g, settings.groups)
+        theta = multiply(theta_weight[None], source)
+        theta_map, y_mean = centred(theta.to(dtype))
+    factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
+    return Centred(theta_map, y_mean, factor), _Kept(theta, others, moments, x_mean, y_mean, [factor])
+
+
+def _through_dot_product(
+    d_features: Tensor,
+    d_factor: Tensor | None,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    kept: _Kept,
+    settings: _Settings,
+    wants: Sequence[bool],
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """The gradients of x and the three weights from those of theta, which lead ``d_features``, and of the factor."""
+    assert d_factor is not None
+    d_sums = over_processes(d_factor, settings.process_group) * settings.coefficients[1]
+    theta_weight, phi_weight, g_weight = weights
+    if kept.moments is None or kept.x_mean is None:
+        assert kept.others is not None
+        width = theta_weight.shape[0]
+        factor = d_sums.repeat_interleave(width // settings.groups, dim=1)[..., None]
+        phi, g = kept.others.chunk(2, dim=1)
+        torch.mul(g, factor, out=d_features[:, width : 2 * width])
+        torch.mul(phi, factor, out=d_features[:, 2 * width :])
+        return _through_features(d_features, source, weights, settings, wants)
+    positions = source.shape[2]
+    d_phi_weight, d_g_weight = None, None
+    if any(wants[2:4]):
+        d_phi_weight, d_g_weight = gram.weight_gradients(
+            d_sums, kept.moments, kept.x_mean, phi_weight, g_weight, positions
+        )
+    d_x, d_theta_weight = product_gradients(d_features, source, theta_weight, wants_map=wants[0], wants_matrix=wants[1])
+    if d_x is not None:
+        matrices = gram.input_matrices(d_sums, phi_weight, g_weight, positions)
+        if channels_last(d_x):
+            torch.baddbmm(d_x.transpose(1, 2), source.transpose(1, 2), matrices, out=d_x.transpose(1, 2))
+        else:
+            torch.baddbmm(d_x, matrices, source, out=d_x)
+    return d_x, (d_theta_weight, d_phi_weight, d_g_weight)
+
+
+def _series(source: Tensor, weights: Sequence[Tensor], settings: _Settings, _: bool) -> tuple[Centred, _Kept]:
+    dtype = sum_dtype(source.dtype)
+    theta_weight, *other_weights = weights
+    theta = multiply(theta_weight[None], source)
+    others = multiply(torch.cat(other_weights)[None], source)
+    y = empty_map_like(theta, theta.shape[1], dtype)
+    phi, g = others.chunk(2, dim=1)
+    sums = write_series(theta, phi, g, settings.groups, settings.coefficients, y, settings.process_group)
+    y_map, y_mean = centred(y)
+    return Centred(y_map, y_mean, None), _Kept(theta, others, None, None, y_mean, [s for s in sums if s is not None])
+
+
+def _through_series(
+    d_features: Tensor,
+    _: Tensor | None,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    kept: _Kept,
+    settings: _Settings,
+    wants: Sequence[bool],
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """The gradients of x and the three weights from that of y, which leads ``d_features`` and is replaced."""
+    assert kept.theta is not None
+    assert kept.others is not None
+    d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
+    phi, g = kept.others.chunk(2, dim=1)
+    write_series_gradients(
+        d_theta,
+        (kept.theta, phi, g),
+        with_gaps(kept.sums, settings.coefficients),
+        settings.groups,
+        settings.coefficients,
+        (d_theta, d_phi, d_g),
+        settings.process_group,
+    )
+    return _through_features(d_features, source, weights, settings, wants)
+
+
+def _through_features(
+    d_features: Tensor, source: Tensor, weights: Sequence[Tensor], settings: _Settings, wants: Sequence[bool]
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """The gradients of x and of the three weights from those of theta, phi and g, [B, 3C', N]."""
+    product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else d_features.dtype
+    d_x, d_joined = product_gradients(
+        d_features.to(product_dtype),
+        source.to(product_dtype),
+        torch.cat(list(weights)).to(product_dtype),
+        wants_map=wants[0],
+        wants_matrix=any(wants[1:4]),
+    )
+    if d_joined is None:
+        return d_x, (None, None, None)
+    return d_x, [d if wanted else None for d, wanted in zip(d_joined.chunk(3), wants[1:4], strict=True)]
+
+
+def _make_missing(kept: _Kept, source: Tensor, weights: Sequence[Tensor], settings: _Settings, with_gram: bool) -> None:
+    """Makes again what was not kept, to save memory."""
+    theta_weight, *other_weights = weights
+    if settings.memory_efficient and with_gram:
+        kept.x_mean = source.mean(-1)
+        kept.moments = gram.second_moments(source - kept.x_mean[..., None])
+    elif settings.memory_efficient:
+        kept.theta = multiply(theta_weight[None], source)
+        if settings.is_dot_product and source.dtype == sum_dtype(source.dtype):
+            kept.theta.sub_(kept.y_mean[..., None])
+        kept.others = multiply(torch.cat(other_weights)[None], source)
+
+
+def _y_again(kept: _Kept, settings: _Settings, dtype: torch.dtype) -> Centred:
+    """y as the forward pass had it, from what was kept."""
+    theta = kept.theta
+    assert theta is not None
+    if settings.is_dot_product:
+        if theta.dtype != dtype:
+            theta = theta.to(dtype) - kept.y_mean[..., None]
+        return Centred(theta, kept.y_mean, kept.sums[0])
+    y = empty_map_like(theta, theta.shape[1], dtype)
+    write_polynomial(theta, with_gaps(kept.sums, settings.coefficients), y)
+    return Centred(y.sub_(kept.y_mean[..., None]), kept.y_mean, None)
+
+
+def _matrices(weights: Sequence[Tensor], settings: _Settings) -> list[Tensor]:
+    """The weights of theta, phi and g as matrices [C', C]."""
+    return [weight.flatten(1).to(settings.feature_dtype) for weight in weights]
 
 
 def _z_matrices(z_weight: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """conv_z's weight as one matrix a group, [G, C/G, c]."""
     return z_weight.flatten(1).unflatten(0, (groups, -1)).to(dtype)
-
-
-def _channels_last(flat: Tensor) -> bool:
-    return flat.stride(1) == 1 and flat.shape[2] > 1
-
-
-def _empty_map_like(features: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """A map [B, channels, N] in the memory format of the other."""
-    batch, _, positions = features.shape
-    if _channels_last(features):
-        return features.new_empty(batch, positions, channels, dtype=dtype).transpose(1, 2)
-    return features.new_empty(batch, channels, positions, dtype=dtype)
-
-
-def _multiply(matrices: Tensor, flat: Tensor) -> Tensor:
-    """A 1x1 convolution of [B, groups·C_in, N] with the matrices [groups, C_out, C_in], in the map's memory format."""
-    groups = matrices.shape[0]
-    if not _channels_last(flat):
-        return torch.matmul(matrices, flat.unflatten(1, (groups, -1))).flatten(1, 2)
-    if flat.dtype in (torch.float32, torch.bfloat16):
-        # oneDNN's convolution is faster here than a matrix product; it has no float64
-        weight = matrices.flatten(0, 1)[..., None, None]
-        return F.conv2d(_as_image(flat), weight, groups=groups).squeeze(2)
-    rows = flat.transpose(1, 2)
-    if groups == 1:
-        return F.linear(rows, matrices[0]).transpose(1, 2)
-    out = rows.new_empty(*rows.shape[:2], groups * matrices.shape[1])
-    torch.bmm(_rows_by_group(rows, groups), matrices.transpose(1, 2), out=_rows_by_group(out, groups))
-    return out.transpose(1, 2)
-
-
-def _matrix_gradient(d_out: Tensor, flat: Tensor, groups: int) -> Tensor:
-    """The gradient of `_multiply`'s matrices, [groups, C_out, C_in]."""
-    if _channels_last(flat):
-        d_rows = _rows_by_group(d_out.transpose(1, 2), groups)
-        return torch.bmm(d_rows.transpose(1, 2), _rows_by_group(flat.transpose(1, 2), groups))
-    d_out, flat = d_out.unflatten(1, (groups, -1)), flat.unflatten(1, (groups, -1))
-    result = torch.bmm(d_out[0], flat[0].transpose(1, 2))
-    for d_sample, sample in zip(d_out[1:], flat[1:], strict=True):
-        result.baddbmm_(d_sample, sample.transpose(1, 2))
-    return result
-
-
-def _rows_by_group(rows: Tensor, groups: int) -> Tensor:
-    """[B, N, groups·C] as [groups, B·N, C]."""
-    return rows.flatten(0, 1).unflatten(1, (groups, -1)).transpose(0, 1)
-
-
-def _as_image(flat: Tensor) -> Tensor:
-    """[B, C, N] as [B, C, 1, N], in the strides by which PyTorch knows a channels-last image."""
-    return flat.unsqueeze(2)
-
-
-def _batch_norm(
-    branch: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    settings: _Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised branch [B, C, N], mean and inverse deviation; updates the running statistics in place."""
-    dtype = branch.dtype
-    weight, bias, mean, var = (None if t is None else t.to(dtype) for t in (weight, bias, running_mean, running_var))
-    normed, batch_mean, inverse_deviation = torch.native_batch_norm(
-        _as_image(branch), weight, bias, mean, var, True, settings.momentum, settings.eps
-    )
-    for running, updated in ((running_mean, mean), (running_var, var)):
-        if running is not None and updated is not None and running is not updated:
-            running.copy_(updated)
-    return normed.squeeze(2), batch_mean, inverse_deviation
-
-
-def _batch_norm_gradients(
-    d_out: Tensor,
-    branch: Tensor,
-    weight: Tensor | None,
-    statistics: list[Tensor],
-    settings: _Settings,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    d_branch, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-        _as_image(d_out),
-        _as_image(branch),
-        None if weight is None else weight.to(branch.dtype),
-        None,
-        None,
-        *statistics,
-        True,
-        settings.eps,
-        [True, *wanted],
-    )
-    return d_branch.squeeze(2), d_weight, d_bias
-
-
-def _with_strides_of(model: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the memory format that PyTorch gives a result of the model's shape."""
-    expected = torch.empty_like(model, device="meta").stride()
-    if tensor.stride() == expected:
-        return tensor
-    return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cgnl.kernel_functions import KernelFunction
+from cgnl.ops.parallel import ProcessGroup, sum_over_processes
 
 # Sums by power, [B, C', 1] with a group's sum at each of its channels; None for a power whose coefficient is zero.
 PowerSums = list[Tensor | None]
@@ -25,16 +26,28 @@ _ELEMENTS_IN_CACHE = 2**18
 
 
 def compact_generalized_non_local(
-    theta: Tensor, phi: Tensor, g: Tensor, *, groups: int, kernel: KernelFunction, factor: float
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    *,
+    groups: int,
+    kernel: KernelFunction,
+    factor: float,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     maps = (theta.flatten(2), phi.flatten(2), g.flatten(2))
-    coefficients = scaled_coefficients(kernel, factor)
+    settings = (groups, kernel, scaled_coefficients(kernel, factor), process_group)
     if kernel.is_plain_series and autograd_function_can_run(theta, phi, g):
-        y = _Series.apply(*maps, groups, kernel, coefficients)
+        y = _Series.apply(*maps, *settings)
     else:
-        y = series(*maps, groups, kernel, coefficients)
+        y = series(*maps, *settings)
     return y.unflatten(2, theta.shape[2:])
+
+
+def over_processes(sums: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """The sums over the parts of an input that the processes of a group hold; the own ones without a group."""
+    return sums if process_group is None else sum_over_processes(sums, process_group)
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -72,25 +85,35 @@ def autograd_function_can_run(*tensors: Tensor) -> bool:
 
 
 def series(
-    theta: Tensor, phi: Tensor, g: Tensor, groups: int, kernel: KernelFunction, coefficients: Sequence[float]
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    groups: int,
+    kernel: KernelFunction,
+    coefficients: Sequence[float],
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """The operation on [B, C', N] as ordinary differentiable operations, for every kernel function."""
     dtype = sum_dtype(theta.dtype)
     theta, phi, g = theta.to(dtype), phi.to(dtype), g.to(dtype)
     if kernel.normalizes_features:
-        theta, phi = _normalized(theta, groups), _normalized(phi, groups)
+        theta, phi = (_normalized(t, groups, process_group) for t in (theta, phi))
     phi_envelope, theta_envelope = kernel.envelope(phi), kernel.envelope(theta)
     if phi_envelope is not None:
         g = g * phi_envelope
-    sums = power_sums(phi, g, groups, coefficients)
+    sums = _over_processes(power_sums(phi, g, groups, coefficients), process_group)
     y = polynomial(theta, sums) if len(sums) > 1 else torch.zeros_like(theta) + polynomial(theta, sums)
     return y if theta_envelope is None else y * theta_envelope
 
 
-def _normalized(features: Tensor, groups: int) -> Tensor:
+def _normalized(features: Tensor, groups: int, process_group: ProcessGroup | None) -> Tensor:
     """The map with l2 norm 1 in each group."""
     split = features.unflatten(1, (groups, -1))
-    return (split / torch.linalg.vector_norm(split, dim=(2, 3), keepdim=True).clamp_min(1e-12)).flatten(1, 2)
+    norm = torch.linalg.vector_norm(split, dim=(2, 3), keepdim=True)
+    if process_group is not None:
+        # of the whole input; a root has no gradient at zero
+        norm = over_processes(norm.square(), process_group).clamp_min(1e-24).sqrt()
+    return (split / norm.clamp_min(1e-12)).flatten(1, 2)
 
 
 def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence[float]) -> PowerSums:
@@ -101,18 +124,31 @@ def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence
         if p:
             in_place = p > 1 and not torch.is_grad_enabled()
             product = product.mul_(base) if in_place else product * base
-        sums.append(_group_sums(product, groups) * coefficient if coefficient else None)
+        sums.append(_at_each_channel(group_sums(product, groups), product) * coefficient if coefficient else None)
     return sums
 
 
-def _group_sums(values: Tensor, groups: int) -> Tensor:
-    """Sums over the elements of each group, [B, C', 1] with the group's sum at each of its channels.
+def group_sums(values: Tensor, groups: int) -> Tensor:
+    """Sums over the elements of each group of a map, [B, G].
 
     Axis by axis: over both at once PyTorch sums a map that has the channels last one number after the other, which
-    costs digits. And one sum a channel, because maps then meet it in long vectors whatever their memory format.
+    costs digits.
     """
-    by_channel = values.sum(-1).unflatten(1, (groups, -1))
-    return by_channel.sum(-1, keepdim=True).expand_as(by_channel).flatten(1)[..., None]
+    return values.sum(-1).unflatten(1, (groups, -1)).sum(-1)
+
+
+def _at_each_channel(sums: Tensor, values: Tensor) -> Tensor:
+    """[B, G] as [B, C', 1]: maps meet one sum a channel in long vectors, whatever their memory format."""
+    return sums[..., None].expand(-1, -1, values.shape[1] // sums.shape[1]).flatten(1)[..., None]
+
+
+def _over_processes(sums: PowerSums, process_group: ProcessGroup | None) -> PowerSums:
+    """All sums in one exchange."""
+    if process_group is None:
+        return sums
+    own = [s for s in sums if s is not None]
+    whole = iter(over_processes(torch.stack(own), process_group))
+    return [None if s is None else next(whole) for s in sums]
 
 
 def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None) -> Tensor:
@@ -140,15 +176,34 @@ def derivative(coefficients: PowerSums) -> PowerSums:
 
 
 def write_series(
-    theta: Tensor, phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], out: Tensor
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    groups: int,
+    coefficients: Sequence[float],
+    out: Tensor,
+    process_group: ProcessGroup | None = None,
 ) -> PowerSums:
     """Writes y into ``out``, all [B, C', N], and returns the sums."""
-    parts = []
-    for part in batch_parts(theta):
-        sums = power_sums(phi[part].to(out.dtype), g[part].to(out.dtype), groups, coefficients)
-        out[part].copy_(polynomial(theta[part].to(out.dtype), sums, out=out[part]))
-        parts.append(sums)
-    return [None if sums[0] is None else torch.cat(sums) for sums in zip(*parts, strict=True)]
+    sums = _sums_in_parts(phi, g, groups, coefficients, out.dtype, process_group)
+    write_polynomial(theta, sums, out)
+    return sums
+
+
+def _sums_in_parts(
+    base: Tensor,
+    weight: Tensor,
+    groups: int,
+    coefficients: Sequence[float],
+    dtype: torch.dtype,
+    process_group: ProcessGroup | None,
+) -> PowerSums:
+    """`power_sums` over all processes, a part of the batch after the other."""
+    parts = [
+        power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients) for part in batch_parts(base)
+    ]
+    sums: PowerSums = [None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True)]
+    return _over_processes(sums, process_group)
 
 
 def write_polynomial(base: Tensor, coefficients: PowerSums, out: Tensor) -> None:
@@ -165,18 +220,19 @@ def write_series_gradients(
     groups: int,
     coefficients: Sequence[float],
     out: Sequence[Tensor],
+    process_group: ProcessGroup | None = None,
 ) -> None:
     """Writes the gradients of theta, phi and g, [B, C', N], into ``out``.
 
-    With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of dy theta^p, and phi and g get the
+    ``dy`` may be the first of them. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of dy theta^p, and phi and g get the
     polynomials in phi that these make.
     """
+    all_d_sums = _sums_in_parts(features[0], dy, groups, coefficients, dy.dtype, process_group)
     for part in batch_parts(dy):
         theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
         d_theta, d_phi, d_g = (d[part] for d in out)
-        own_sums = [None if s is None else s[part] for s in sums]
-        torch.mul(dy[part], polynomial(theta, derivative(own_sums), out=d_theta), out=d_theta)
-        d_sums = power_sums(theta, dy[part], groups, coefficients)
+        own_sums, d_sums = ([None if s is None else s[part] for s in whole] for whole in (sums, all_d_sums))
+        torch.mul(dy[part], polynomial(theta, derivative(own_sums)), out=d_theta)
         torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
         d_g.copy_(polynomial(phi, d_sums, out=d_g))
 
@@ -202,23 +258,25 @@ class _Series(torch.autograd.Function):
         groups: int,
         kernel: KernelFunction,
         coefficients: Sequence[float],
+        process_group: ProcessGroup | None,
     ) -> Tensor:
         y = torch.empty_like(theta, dtype=sum_dtype(theta.dtype))
-        sums = write_series(theta, phi, g, groups, coefficients, y)
+        sums = write_series(theta, phi, g, groups, coefficients, y, process_group)
         ctx.save_for_backward(theta, phi, g, *(s for s in sums if s is not None))
-        ctx.settings = groups, kernel, coefficients
+        ctx.settings = groups, kernel, coefficients, process_group
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         theta, phi, g, *kept = ctx.saved_tensors
-        groups, _, coefficients = ctx.settings
+        groups, _, coefficients, process_group = ctx.settings
         if torch.is_grad_enabled():
             recorded = differentiable_gradients(lambda *maps: series(*maps, *ctx.settings), (theta, phi, g), dy)
-            return (*recorded, None, None, None)
+            return (*recorded, None, None, None, None)
         gradients = [torch.empty_like(t, dtype=dy.dtype) for t in (theta, phi, g)]
-        write_series_gradients(dy, (theta, phi, g), with_gaps(kept, coefficients), groups, coefficients, gradients)
-        return (*(d.to(theta.dtype) for d in gradients), None, None, None)
+        sums = with_gaps(kept, coefficients)
+        write_series_gradients(dy, (theta, phi, g), sums, groups, coefficients, gradients, process_group)
+        return (*(d.to(theta.dtype) for d in gradients), None, None, None, None)
 
 
 def differentiable_gradients(

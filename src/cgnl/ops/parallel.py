@@ -1,0 +1,50 @@
+"""Sums over the processes that share a sample's positions.
+
+Where each process of a group holds a part of a map, the sums over a group's elements are the sums of the parts'.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+else:
+    ProcessGroup = object  # builds of PyTorch without torch.distributed have no such name
+
+
+def sum_over_processes(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
+    """The sum of the tensors of all processes; its gradient is the sum of theirs.
+
+    Each process uses the sum, so a change of one process's tensor reaches the loss of every process: backward adds
+    the gradients of all processes.
+
+    Args:
+        tensor: float32 or float64, of one shape on all processes.
+        process_group: a `torch.distributed.ProcessGroup`.
+
+    Returns:
+        The sum, the same on every process.
+
+    Raises:
+        ValueError: the tensor is of another type.
+    """
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"tensor is {tensor.dtype}, but sums over processes run in float32 or float64")
+    return _Sum.apply(tensor, process_group)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, process_group: ProcessGroup) -> Tensor:
+        ctx.process_group = process_group
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, dist.ReduceOp.SUM, process_group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None]:
+        # through the function itself, so that second derivatives are right
+        return _Sum.apply(d_total, ctx.process_group), None
