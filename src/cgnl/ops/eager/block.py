@@ -19,32 +19,34 @@ from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager import gram
-from cgnl.ops.eager.ending import Centred, Ending, Kind, Statistics, centred, finish, finish_gradients
+from cgnl.ops.eager.ending import Centred, Ending, EndingGradients, Kind, Statistics, finish, finish_gradients
 from cgnl.ops.eager.maps import (
-    channels_last,
+    add_matrix_gradient,
     empty_map_like,
-    in_faster_format,
     in_format_of,
     multiply,
-    product_gradients,
+    parts_of_batch,
     with_strides_of,
 )
 from cgnl.ops.eager.series import (
-    ProcessGroup,
+    PowerSums,
     autocast_is_on,
     autograd_function_can_run,
     differentiable_gradients,
     group_sums,
+    joined_over_processes,
     over_processes,
+    part_of,
+    polynomial,
+    power_sums,
     scaled_coefficients,
     series,
     sum_dtype,
     with_gaps,
     without_autocast,
-    write_polynomial,
-    write_series,
     write_series_gradients,
 )
+from cgnl.ops.parallel import ProcessGroup
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -64,6 +66,10 @@ class _Settings:
     @property
     def is_dot_product(self) -> bool:
         return len(self.coefficients) == 2 and not self.coefficients[0]
+
+    def parts(self, flat: Tensor) -> list[slice]:
+        """The parts of the batch; one where processes add their sums, which they have to do equally often."""
+        return [slice(None)] if self.process_group is not None else parts_of_batch(flat)
 
     def ending(self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Ending:
         weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
@@ -220,12 +226,12 @@ def _block(
         return (x.to(dtype) + branch).to(x.dtype)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Kept:
     """What the backward pass needs of the features.
 
     Attributes:
-        theta: [B, C', N]; less its mean for the dot product.
+        theta: [B, C', N]; less its mean for the dot product, where it is in the type of the sums.
         others: phi and g, [B, 2C', N]; None where the Gram form runs, or where they are made again.
         moments: K of the Gram form, [B, C, C]; None where it does not run, or where they are made again.
         x_mean: [B, C], with the Gram form.
@@ -233,7 +239,7 @@ class _Kept:
         sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
     """
 
-    theta: Tensor | None
+    theta: Tensor
     others: Tensor | None
     moments: Tensor | None
     x_mean: Tensor | None
@@ -259,22 +265,20 @@ class _Block(torch.autograd.Function):
         dtype = sum_dtype(x.dtype)
         with without_autocast(x):
             x_flat = x.flatten(2)
+            parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
             ctx.gram = _takes_gram_form(x_flat, settings, training=any(ctx.needs_input_grad))
-            source = x_flat.to(settings.feature_dtype)
-            source = source if ctx.gram else in_faster_format(source)
             make = _dot_product if settings.is_dot_product else _series
-            y, kept = make(source, weights, settings, ctx.gram)
+            y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
             out, statistics = finish(
                 y,
                 _z_matrices(z_weight, settings.groups, dtype),
                 x_flat,
+                parts,
                 settings.ending(weight, bias, dtype),
                 running_mean,
                 running_var,
             )
-        if settings.memory_efficient:
-            kept = _Kept(None if kept.others is not None else kept.theta, None, None, None, kept.y_mean, kept.sums)
         ctx.save_for_backward(
             x,
             theta_weight,
@@ -306,50 +310,36 @@ class _Block(torch.autograd.Function):
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
         statistics = Statistics(*saved[12 : 12 + num_statistics]) if num_statistics else None
-        kept = _Kept(*saved[7:12], list(saved[12 + num_statistics :]))
+        kept = _Kept(*saved[7:12], sums=list(saved[12 + num_statistics :]))
         wants = ctx.needs_input_grad
         dtype = sum_dtype(x.dtype)
         gradients: list[Tensor | None] = [None] * 7
         with without_autocast(x):
             source = x.flatten(2).to(settings.feature_dtype)
-            source = source if ctx.gram else in_faster_format(source)
+            parts = settings.parts(source)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
-            _make_missing(kept, source, weights, settings, ctx.gram)
-            d_flat = d_out.flatten(2).to(dtype)
+            d_flat = in_format_of(source, d_out.flatten(2).to(dtype))
             y = _y_again(kept, settings, dtype)
-            d_features = None
-            if any(wants[:4]):
-                d_features = empty_map_like(y.map, y.map.shape[1] * (1 if ctx.gram else 3), dtype)
             found = finish_gradients(
                 d_flat,
                 y,
                 _z_matrices(z_weight, settings.groups, dtype),
+                parts,
                 settings.ending(weight, bias, dtype),
                 statistics,
-                d_y_out=None if d_features is None else d_features[:, : y.map.shape[1]],
                 wants_z=wants[4],
-                wants_ending=any(wants[5:7]),
             )
-            for place, like, gradient in (
-                (4, z_weight, found.z_matrices),
-                (5, weight, found.weight),
-                (6, bias, found.bias),
-            ):
+            d_x, d_weights = None, (None, None, None)
+            if any(wants[:4]):
+                d_x, d_weights = _through_features(
+                    d_flat, y, found, source, weights, kept, parts, settings, ctx.gram, wants
+                )
+            if d_x is not None:
+                d_x = with_strides_of(x, d_x.to(x.dtype).unflatten(2, x.shape[2:]))
+            found_gradients = (d_x, *d_weights, found.z_matrices, found.weight, found.bias)
+            for place, (like, gradient) in enumerate(zip(inputs, found_gradients, strict=True)):
                 if wants[place] and gradient is not None:
-                    gradients[place] = gradient.to(like.dtype).view_as(like)
-            del y
-            if d_features is not None:
-                through = _through_dot_product if settings.is_dot_product else _through_series
-                d_x, d_weights = through(d_features, found.factor, source, weights, kept, settings, wants)
-                gradients[1:4] = [
-                    None if d is None else d.to(like.dtype).view_as(like)
-                    for d, like in zip(d_weights, inputs[1:4], strict=True)
-                ]
-                if d_x is not None:
-                    d_x = in_format_of(d_flat, d_x)
-                    if settings.kind != "branch":
-                        d_x = d_x.to(dtype).add_(d_flat)
-                    gradients[0] = with_strides_of(x, d_x.to(x.dtype).unflatten(2, x.shape[2:]))
+                    gradients[place] = gradient.to(like.dtype).view_as(like) if place else gradient
         return (*gradients, None, None, None)
 
 
@@ -364,144 +354,169 @@ def _takes_gram_form(x_flat: Tensor, settings: _Settings, *, training: bool) -> 
 
 
 def _dot_product(
-    source: Tensor, weights: Sequence[Tensor], settings: _Settings, with_gram: bool
+    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: _Settings, with_gram: bool
 ) -> tuple[Centred, _Kept]:
     theta_weight, phi_weight, g_weight = weights
+    dtype = sum_dtype(source.dtype)
     others, moments, x_mean = None, None, None
     if with_gram:
         x_mean = source.mean(-1)
-        source = source - x_mean[..., None]
-        moments = gram.second_moments(source)
+        moments = gram.second_moments(source, x_mean)
         sums = gram.sums(moments, x_mean, phi_weight, g_weight, settings.groups, source.shape[2])
-        theta = multiply(theta_weight[None], source)
-        theta_map, y_mean = theta, x_mean @ theta_weight.transpose(0, 1)
     else:
-        others = multiply(torch.cat([phi_weight, g_weight])[None], source)
-        dtype = sum_dtype(source.dtype)
-        phi, g = (feature.to(dtype) for feature in others.chunk(2, dim=1))
-        sums = group_sums(phi * g, settings.groups)
-        theta = multiply(theta_weight[None], source)
-        theta_map, y_mean = centred(theta.to(dtype))
-    factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
-    return Centred(theta_map, y_mean, factor), _Kept(theta, others, moments, x_mean, y_mean, [factor])
-
-
-def _through_dot_product(
-    d_features: Tensor,
-    d_factor: Tensor | None,
-    source: Tensor,
-    weights: Sequence[Tensor],
-    kept: _Kept,
-    settings: _Settings,
-    wants: Sequence[bool],
-) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-    """The gradients of x and the three weights from those of theta, which lead ``d_features``, and of the factor."""
-    assert d_factor is not None
-    d_sums = over_processes(d_factor, settings.process_group) * settings.coefficients[1]
-    theta_weight, phi_weight, g_weight = weights
-    if kept.moments is None or kept.x_mean is None:
-        assert kept.others is not None
-        width = theta_weight.shape[0]
-        factor = d_sums.repeat_interleave(width // settings.groups, dim=1)[..., None]
-        phi, g = kept.others.chunk(2, dim=1)
-        torch.mul(g, factor, out=d_features[:, width : 2 * width])
-        torch.mul(phi, factor, out=d_features[:, 2 * width :])
-        return _through_features(d_features, source, weights, settings, wants)
-    positions = source.shape[2]
-    d_phi_weight, d_g_weight = None, None
-    if any(wants[2:4]):
-        d_phi_weight, d_g_weight = gram.weight_gradients(
-            d_sums, kept.moments, kept.x_mean, phi_weight, g_weight, positions
-        )
-    d_x, d_theta_weight = product_gradients(d_features, source, theta_weight, wants_map=wants[0], wants_matrix=wants[1])
-    if d_x is not None:
-        matrices = gram.input_matrices(d_sums, phi_weight, g_weight, positions)
-        if channels_last(d_x):
-            torch.baddbmm(d_x.transpose(1, 2), source.transpose(1, 2), matrices, out=d_x.transpose(1, 2))
-        else:
-            torch.baddbmm(d_x, matrices, source, out=d_x)
-    return d_x, (d_theta_weight, d_phi_weight, d_g_weight)
-
-
-def _series(source: Tensor, weights: Sequence[Tensor], settings: _Settings, _: bool) -> tuple[Centred, _Kept]:
-    dtype = sum_dtype(source.dtype)
-    theta_weight, *other_weights = weights
+        others = _keeps_others(source, weights, settings)
+        sums = source.new_empty(source.shape[0], settings.groups, dtype=dtype)
+        for part in parts:
+            phi, g = _others(others, source, weights, part)
+            sums[part] = group_sums(phi.to(dtype) * g.to(dtype), settings.groups)
     theta = multiply(theta_weight[None], source)
-    others = multiply(torch.cat(other_weights)[None], source)
-    y = empty_map_like(theta, theta.shape[1], dtype)
-    phi, g = others.chunk(2, dim=1)
-    sums = write_series(theta, phi, g, settings.groups, settings.coefficients, y, settings.process_group)
-    y_map, y_mean = centred(y)
-    return Centred(y_map, y_mean, None), _Kept(theta, others, None, None, y_mean, [s for s in sums if s is not None])
+    y_mean = theta.to(dtype).mean(-1)
+    if theta.dtype == dtype:
+        theta.sub_(y_mean[..., None])
+    factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
+    if settings.memory_efficient:
+        moments = None
+    kept = _Kept(theta, others, moments, x_mean, y_mean, [factor])
+    return _y_again(kept, settings, dtype), kept
 
 
-def _through_series(
-    d_features: Tensor,
-    _: Tensor | None,
-    source: Tensor,
-    weights: Sequence[Tensor],
-    kept: _Kept,
-    settings: _Settings,
-    wants: Sequence[bool],
-) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-    """The gradients of x and the three weights from that of y, which leads ``d_features`` and is replaced."""
-    assert kept.theta is not None
-    assert kept.others is not None
-    d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
-    phi, g = kept.others.chunk(2, dim=1)
-    write_series_gradients(
-        d_theta,
-        (kept.theta, phi, g),
-        with_gaps(kept.sums, settings.coefficients),
-        settings.groups,
-        settings.coefficients,
-        (d_theta, d_phi, d_g),
-        settings.process_group,
-    )
-    return _through_features(d_features, source, weights, settings, wants)
+def _series(
+    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: _Settings, _: bool
+) -> tuple[Centred, _Kept]:
+    dtype = sum_dtype(source.dtype)
+    others = _keeps_others(source, weights, settings)
+    sums_of_parts = []
+    for part in parts:
+        phi, g = _others(others, source, weights, part)
+        sums_of_parts.append(power_sums(phi.to(dtype), g.to(dtype), settings.groups, settings.coefficients))
+    sums = joined_over_processes(sums_of_parts, settings.process_group)
+    theta = multiply(weights[0][None], source)
+    y_mean = source.new_empty(*theta.shape[:2], dtype=dtype)
+
+    def y_map(part: slice) -> Tensor:
+        y = _polynomial(theta[part], part_of(sums, part), dtype)
+        y_mean[part] = y.mean(-1)
+        return y.sub_(y_mean[part][..., None])
+
+    kept = _Kept(theta, others, None, None, y_mean, [s for s in sums if s is not None])
+    return Centred(y_map, y_mean, None), kept
 
 
-def _through_features(
-    d_features: Tensor, source: Tensor, weights: Sequence[Tensor], settings: _Settings, wants: Sequence[bool]
-) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-    """The gradients of x and of the three weights from those of theta, phi and g, [B, 3C', N]."""
-    product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else d_features.dtype
-    d_x, d_joined = product_gradients(
-        d_features.to(product_dtype),
-        source.to(product_dtype),
-        torch.cat(list(weights)).to(product_dtype),
-        wants_map=wants[0],
-        wants_matrix=any(wants[1:4]),
-    )
-    if d_joined is None:
-        return d_x, (None, None, None)
-    return d_x, [d if wanted else None for d, wanted in zip(d_joined.chunk(3), wants[1:4], strict=True)]
+def _keeps_others(source: Tensor, weights: Sequence[Tensor], settings: _Settings) -> Tensor | None:
+    """Memory for phi and g, [B, 2C', N], where they are to be kept for the backward pass."""
+    return None if settings.memory_efficient else empty_map_like(source, 2 * weights[1].shape[0], source.dtype)
 
 
-def _make_missing(kept: _Kept, source: Tensor, weights: Sequence[Tensor], settings: _Settings, with_gram: bool) -> None:
-    """Makes again what was not kept, to save memory."""
-    theta_weight, *other_weights = weights
-    if settings.memory_efficient and with_gram:
-        kept.x_mean = source.mean(-1)
-        kept.moments = gram.second_moments(source - kept.x_mean[..., None])
-    elif settings.memory_efficient:
-        kept.theta = multiply(theta_weight[None], source)
-        if settings.is_dot_product and source.dtype == sum_dtype(source.dtype):
-            kept.theta.sub_(kept.y_mean[..., None])
-        kept.others = multiply(torch.cat(other_weights)[None], source)
+def _others(
+    others: Tensor | None, source: Tensor, weights: Sequence[Tensor], part: slice, *, known: bool = False
+) -> tuple[Tensor, Tensor]:
+    """phi and g of a part of the batch, [B_part, C', N] each: kept ones, or made."""
+    if others is not None and known:
+        both = others[part]
+    else:
+        out = None if others is None else others[part]
+        both = multiply(torch.cat(list(weights[1:]))[None], source[part], out=out)
+    phi, g = both.chunk(2, dim=1)
+    return phi, g
+
+
+def _polynomial(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
+    y = torch.empty_like(theta, dtype=dtype)
+    return y.copy_(polynomial(theta.to(dtype), sums, out=y))
 
 
 def _y_again(kept: _Kept, settings: _Settings, dtype: torch.dtype) -> Centred:
     """y as the forward pass had it, from what was kept."""
     theta = kept.theta
-    assert theta is not None
+    factor = kept.sums[0] if settings.is_dot_product else None
+    sums = with_gaps(kept.sums, settings.coefficients)
+
+    def y_map(part: slice) -> Tensor:
+        own = theta[part]
+        if settings.is_dot_product:
+            return own if own.dtype == dtype else own.to(dtype) - kept.y_mean[part][..., None]
+        return _polynomial(own, part_of(sums, part), dtype).sub_(kept.y_mean[part][..., None])
+
+    return Centred(y_map, kept.y_mean, factor)
+
+
+def _through_features(
+    d_out: Tensor,
+    y: Centred,
+    found: EndingGradients,
+    source: Tensor,
+    weights: Sequence[Tensor],
+    kept: _Kept,
+    parts: Sequence[slice],
+    settings: _Settings,
+    with_gram: bool,
+    wants: Sequence[bool],
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """The gradients of x and of the three weights."""
+    dtype = d_out.dtype
+    product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
+    own_weights = weights[:1] if with_gram else weights
+    joined = torch.cat([weight.to(product_dtype) for weight in own_weights])
+    d_joined = torch.zeros_like(joined, dtype=dtype) if any(wants[1 : 1 + len(own_weights)]) else None
+    d_x = empty_map_like(source, source.shape[1], product_dtype) if wants[0] else None
+    d_sums = None
     if settings.is_dot_product:
-        if theta.dtype != dtype:
-            theta = theta.to(dtype) - kept.y_mean[..., None]
-        return Centred(theta, kept.y_mean, kept.sums[0])
-    y = empty_map_like(theta, theta.shape[1], dtype)
-    write_polynomial(theta, with_gaps(kept.sums, settings.coefficients), y)
-    return Centred(y.sub_(kept.y_mean[..., None]), kept.y_mean, None)
+        assert found.factor is not None
+        d_sums = over_processes(found.factor, settings.process_group) * settings.coefficients[1]
+    for part in parts:
+        d_features = empty_map_like(source[part], joined.shape[0], dtype)
+        found.write_y(part, d_out[part], y.map(part), d_features[:, : weights[0].shape[0]])
+        if not with_gram:
+            phi, g = _others(kept.others, source, weights, part, known=True)
+            _write_feature_gradients(d_features, kept, phi, g, d_sums, part, settings)
+        d_features = d_features.to(product_dtype)
+        if d_joined is not None:
+            add_matrix_gradient(d_features, source[part].to(product_dtype), d_joined)
+        if d_x is not None:
+            multiply(joined.transpose(0, 1)[None], d_features, out=d_x[part])
+    d_weights: list[Tensor | None] = [None, None, None]
+    if d_joined is not None:
+        d_weights[: len(own_weights)] = d_joined.chunk(len(own_weights))
+    if with_gram and d_sums is not None:
+        _, phi_weight, g_weight = weights
+        if any(wants[2:4]):
+            x_mean = source.mean(-1) if kept.x_mean is None else kept.x_mean
+            moments = gram.second_moments(source, x_mean) if kept.moments is None else kept.moments
+            d_weights[1:] = gram.weight_gradients(d_sums, moments, x_mean, phi_weight, g_weight, source.shape[2])
+        if d_x is not None:
+            matrices = gram.input_matrices(d_sums, phi_weight, g_weight)
+            for to, matrix, sample in zip(d_x, matrices, source, strict=True):
+                to.addmm_(matrix, sample)
+    if d_x is not None and settings.kind != "branch":
+        d_x = d_x.to(dtype).add_(d_out)
+    return d_x, tuple(d_weights)
+
+
+def _write_feature_gradients(
+    d_features: Tensor,
+    kept: _Kept,
+    phi: Tensor,
+    g: Tensor,
+    d_sums: Tensor | None,
+    part: slice,
+    settings: _Settings,
+) -> None:
+    """Those of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
+    d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
+    if d_sums is not None:
+        factor = d_sums[part].repeat_interleave(d_phi.shape[1] // settings.groups, dim=1)[..., None]
+        torch.mul(g, factor, out=d_phi)
+        torch.mul(phi, factor, out=d_g)
+        return
+    write_series_gradients(
+        d_theta,
+        (kept.theta[part], phi, g),
+        part_of(with_gaps(kept.sums, settings.coefficients), part),
+        settings.groups,
+        settings.coefficients,
+        (d_theta, d_phi, d_g),
+        settings.process_group,
+    )
 
 
 def _matrices(weights: Sequence[Tensor], settings: _Settings) -> list[Tensor]:

@@ -7,6 +7,7 @@ gradients come from products of y_c and the gradient of the output: conv_z's own
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups; conv_z's matrices are [G, C/G, c].
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cgnl.ops.eager.maps import (
     by_group,
+    empty_map_like,
     mean_of_squares,
     multiply,
     products_by_group,
@@ -28,12 +30,13 @@ class Centred:
     """y = factor · (map + mean).
 
     Attributes:
-        map: [B, C', N], with the mean zero over the positions.
-        mean: [B, C'].
+        map: a function that gives the map of a part of the batch, [B_part, C', N], with the mean zero over the
+            positions.
+        mean: [B, C']; filled in by the function, if it is not yet known.
         factor: [B, G], or None for 1.
     """
 
-    map: Tensor
+    map: Callable[[slice], Tensor]
     mean: Tensor
     factor: Tensor | None
 
@@ -73,16 +76,11 @@ class Statistics:
     mean_squares: Tensor
 
 
-def centred(y: Tensor) -> tuple[Tensor, Tensor]:
-    """The map less its mean over the positions, in place, and the mean."""
-    mean = y.mean(-1)
-    return y.sub_(mean[..., None]), mean
-
-
 def finish(
     y: Centred,
     z_matrices: Tensor,
     x_flat: Tensor,
+    parts: Sequence[slice],
     ending: Ending,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -91,7 +89,9 @@ def finish(
 
     Running statistics, where given, are updated in place.
     """
-    out = multiply(z_matrices, y.map, model=x_flat)
+    out = empty_map_like(x_flat, x_flat.shape[1], z_matrices.dtype)
+    for part in parts:
+        multiply(z_matrices, y.map(part), out=out[part])
     factor = _factor_of_channels(y, z_matrices)
     offset = by_group(z_matrices, y.mean)
     if factor is not None:
@@ -121,124 +121,107 @@ def finish(
     return (out if ending.kind == "branch" else out.add_(x_flat).to(x_flat.dtype)), statistics
 
 
-@dataclass
+@dataclass(frozen=True)
 class EndingGradients:
-    """What `finish_gradients` found; None where it was not asked for, or there is none.
+    """The gradients at the start of an ending; None where one was not asked for, or there is none.
 
     Attributes:
+        write_y: a function that takes a part of the batch, the gradient of the output there and the map, and writes
+            the gradient of the map (and so also of the map with its mean), [B_part, C', N].
         factor: [B, G].
         z_matrices: [G, C/G, c].
         weight: [C].
         bias: [C].
     """
 
-    factor: Tensor | None = None
-    z_matrices: Tensor | None = None
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    write_y: Callable[[slice, Tensor, Tensor, Tensor], None]
+    factor: Tensor | None
+    z_matrices: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
 
 
 def finish_gradients(
     d_out: Tensor,
     y: Centred,
     z_matrices: Tensor,
+    parts: Sequence[slice],
     ending: Ending,
     statistics: Statistics | None,
     *,
-    d_y_out: Tensor | None,
     wants_z: bool,
-    wants_ending: bool,
 ) -> EndingGradients:
-    """The gradients from that of the output, [B, C, N] in the map's type; y's map's is written into ``d_y_out``.
+    """The gradients from that of the output, [B, C, N] in the type and format of y's map.
 
     The gradient of the branch is a d_out + b + e (branch - its mean) with numbers a, e for each channel and b for each
     sample and channel, so every gradient is a sum of products with d_out and with y_c.
     """
-    gradients = EndingGradients()
-    groups, positions = z_matrices.shape[0], d_out.shape[2]
-    factor = _factor_of_channels(y, z_matrices)
+    groups, width = z_matrices.shape[0], z_matrices.shape[2]
+    positions = d_out.shape[2]
+    products, squares = [], []
+    for part in parts:
+        y_map = y.map(part)
+        products.append(products_by_group(d_out[part], y_map, groups))
+        if statistics is not None and wants_z:
+            squares.append(products_by_group(y_map, y_map, groups))
+    d_out_y = torch.cat(products)
     d_sum = d_out.sum(-1)
-    products = products_by_group(d_out, y.map, groups)
     # the sum over the positions of d_out times conv_z of the centred map
-    d_products = (products * z_matrices).sum(-1).flatten(1)
+    d_out_z = (d_out_y * z_matrices).sum(-1).flatten(1)
+    factor = _factor_of_channels(y, z_matrices)
     offset = by_group(z_matrices, y.mean)
-    scaled = d_products if factor is None else d_products * factor
-    shifts = offset if factor is None else offset * factor
-    slope: Tensor | None = ending.weight
-    bend, constant = None, None
+    shift = offset if factor is None else offset * factor
     if statistics is not None:
-        shifts = shifts - statistics.mean
-        d_norm = (scaled + d_sum * shifts).sum(0)
+        shift = shift - statistics.mean
+    d_weight = ((d_out_z if factor is None else d_out_z * factor) + d_sum * shift).sum(0)
+    d_bias = d_sum.sum(0)
+
+    slope, bend, constant = ending.weight, None, None
+    if statistics is not None:
         inverse = statistics.inverse_deviation
+        d_weight = inverse * d_weight
         slope = inverse if slope is None else slope * inverse
         count = d_out.shape[0] * positions
-        bend = -slope * inverse.square() * d_norm / count
-        constant = bend * shifts - slope * d_sum.sum(0) / count
-        if wants_ending:
-            gradients.weight, gradients.bias = inverse * d_norm, d_sum.sum(0)
-    elif wants_ending:
-        gradients.weight, gradients.bias = (scaled + d_sum * shifts).sum(0), d_sum.sum(0)
+        bend = -slope * inverse * d_weight / count
+        constant = bend * shift - slope * d_bias / count
 
     # the sums over the positions of the branch's gradient, alone and times conv_z of the centred map
-    d_branch_sum = d_sum if slope is None else slope * d_sum
-    if constant is not None:
-        d_branch_sum = d_branch_sum + positions * constant
+    d_branch, d_branch_z, d_branch_y = d_sum, d_out_z, d_out_y
+    if slope is not None:
+        d_branch, d_branch_z, d_branch_y = slope * d_sum, slope * d_out_z, _rows(slope, groups) * d_out_y
+    if bend is not None and constant is not None and statistics is not None:
+        d_branch = d_branch + positions * constant
+        curve = bend if factor is None else bend * factor
+        d_branch_z = d_branch_z + curve * positions * statistics.mean_squares
+        if wants_z:
+            bent = torch.matmul(_rows(bend, groups) * z_matrices, torch.cat(squares))
+            d_branch_y = d_branch_y + (bent if y.factor is None else bent * y.factor[..., None, None])
+    d_factor, d_z = None, None
     if y.factor is not None:
-        by_channel = d_products if slope is None else slope * d_products
-        if bend is not None and statistics is not None:
-            by_channel = by_channel + bend * factor * positions * statistics.mean_squares
-        by_channel = by_channel + d_branch_sum * offset
-        gradients.factor = by_channel.unflatten(1, (groups, -1)).sum(-1)
+        d_factor = (d_branch_z + d_branch * offset).unflatten(1, (groups, -1)).sum(-1)
     if wants_z:
-        gradients.z_matrices = _z_gradient(products, y, z_matrices, factor, slope, bend, d_branch_sum)
-    if d_y_out is not None:
-        _write_y_gradient(d_out, y, z_matrices, slope, bend, constant, d_y_out)
-    return gradients
+        mean = y.mean.unflatten(1, (groups, 1, -1))
+        d_z = d_branch_y + d_branch.unflatten(1, (groups, -1))[..., None] * mean
+        d_z = (d_z if y.factor is None else d_z * y.factor[..., None, None]).sum(0)
 
-
-def _z_gradient(
-    products: Tensor,
-    y: Centred,
-    z_matrices: Tensor,
-    factor: Tensor | None,
-    slope: Tensor | None,
-    bend: Tensor | None,
-    d_branch_sum: Tensor,
-) -> Tensor:
-    groups = z_matrices.shape[0]
-    d_branch_y = products if slope is None else products * _rows(slope, groups)
-    if bend is not None:
-        curve = torch.matmul(_rows(bend, groups) * z_matrices, products_by_group(y.map, y.map, groups))
-        d_branch_y = d_branch_y + (curve if factor is None else curve * factor.unflatten(1, (groups, -1))[..., None])
-    d_branch_y = (
-        d_branch_y
-        + d_branch_sum.unflatten(1, (groups, -1))[..., None] * (y.mean.unflatten(1, (groups, -1))[..., None, :])
-    )
-    return (d_branch_y if y.factor is None else d_branch_y * y.factor[..., None, None]).sum(0)
-
-
-def _write_y_gradient(
-    d_out: Tensor,
-    y: Centred,
-    z_matrices: Tensor,
-    slope: Tensor | None,
-    bend: Tensor | None,
-    constant: Tensor | None,
-    out: Tensor,
-) -> None:
-    groups, width = z_matrices.shape[0], z_matrices.shape[2]
     transposed = z_matrices.transpose(1, 2)
     weighted = transposed if slope is None else transposed * slope.unflatten(0, (groups, 1, -1))
-    d_y = multiply(weighted, d_out, model=y.map)
-    factor = torch.ones((), dtype=d_y.dtype, device=d_y.device)
-    if y.factor is not None:
-        factor = y.factor.repeat_interleave(width, dim=1)[..., None]
-    if bend is not None and constant is not None:
-        curve = multiply((transposed * bend.unflatten(0, (groups, 1, -1))) @ z_matrices, y.map)
-        d_y.addcmul_(curve, factor)
-        torch.addcmul(by_group(transposed, constant)[..., None] * factor, d_y, factor, out=out)
-    else:
-        torch.mul(d_y, factor, out=out)
+    factor_of_y = None if y.factor is None else y.factor.repeat_interleave(width, dim=1)[..., None]
+    bending = None if bend is None else (transposed * bend.unflatten(0, (groups, 1, -1))) @ z_matrices
+    constant_of_y = None if constant is None else by_group(transposed, constant)[..., None]
+
+    def write_y(part: slice, d_part: Tensor, y_map: Tensor, out: Tensor) -> None:
+        d_y = multiply(weighted, d_part)
+        own = None if factor_of_y is None else factor_of_y[part]
+        if bending is not None and constant_of_y is not None:
+            bent = multiply(bending, y_map)
+            d_y.add_(bent if own is None else bent.mul_(own)).add_(constant_of_y[part])
+        if own is None:
+            out.copy_(d_y)
+        else:
+            torch.mul(d_y, own, out=out)
+
+    return EndingGradients(write_y, d_factor, d_z, d_weight, d_bias)
 
 
 def _rows(vector: Tensor, groups: int) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of a sample up to which a copy with the channels last costs less than the faster products bring.
-_ELEMENTS_WORTH_A_COPY = 2**20
+# Elements of x in a part of the batch on a CPU: with what is made of them they fit its cache.
+_ELEMENTS_OF_A_PART = 2**20
 
 
 def channels_last(flat: Tensor) -> bool:
@@ -19,29 +19,11 @@ def channels_last(flat: Tensor) -> bool:
     return flat.stride(1) == 1 and flat.shape[2] > 1
 
 
-def in_faster_format(flat: Tensor) -> Tensor:
-    """A float32 map on a CPU with the channels last, where oneDNN's products are faster; others as they are."""
-    if (
-        flat.device.type != "cpu"
-        or flat.dtype != torch.float32
-        or channels_last(flat)
-        or flat[0].numel() > _ELEMENTS_WORTH_A_COPY
-    ):
-        return flat
-    return flat.transpose(1, 2).contiguous().transpose(1, 2)
-
-
 def in_format_of(model: Tensor, flat: Tensor) -> Tensor:
     """The map in the format of another map of its shape; a copy where that differs."""
     if channels_last(model) == channels_last(flat):
         return flat
-    out = empty_map_like(model, flat.shape[1], flat.dtype)
-    if channels_last(model):
-        return out.copy_(flat)
-    # one matrix after the other is transposed in blocks; a whole batch is not
-    for to, sample in zip(out, flat, strict=True):
-        to.copy_(sample)
-    return out
+    return empty_map_like(model, flat.shape[1], flat.dtype).copy_(flat)
 
 
 def with_strides_of(model: Tensor, tensor: Tensor) -> Tensor:
@@ -60,67 +42,57 @@ def empty_map_like(model: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     return model.new_empty(batch, channels, positions, dtype=dtype)
 
 
-def multiply(matrices: Tensor, flat: Tensor, model: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution of [B, G·c_in, N] with the matrices [G, c_out, c_in].
+def parts_of_batch(flat: Tensor) -> list[slice]:
+    """Slices of the batch to work on one after the other.
 
-    The result is in the map's format, or in that of ``model``.
+    On a CPU so small that what is made of them stays in its cache and takes memory that is at hand; else the whole.
     """
+    batch = flat.shape[0]
+    step = max(1, _ELEMENTS_OF_A_PART // flat[0].numel()) if flat.device.type == "cpu" else batch
+    return [slice(start, start + step) for start in range(0, batch, step)]
+
+
+def multiply(matrices: Tensor, flat: Tensor, out: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution of [B, G·c_in, N] with the matrices [G, c_out, c_in], into ``out`` where it is given."""
     groups = matrices.shape[0]
-    if model is not None and channels_last(model) != channels_last(flat):
-        out = empty_map_like(model, groups * matrices.shape[1], flat.dtype)
-        for to, sample in zip(out, flat, strict=True):
-            torch.bmm(matrices, sample.unflatten(0, (groups, -1)), out=to.unflatten(0, (groups, -1)))
-        return out
     if not channels_last(flat):
-        return torch.matmul(matrices, flat.unflatten(1, (groups, -1))).flatten(1, 2)
-    if flat.dtype in (torch.float32, torch.bfloat16):
-        # oneDNN's convolution is faster here than a matrix product; it has no float64
-        return F.conv2d(_as_image(flat), _as_filters(matrices), groups=groups).squeeze(2)
+        if out is not None:
+            out = out.unflatten(1, (groups, -1))
+        return torch.matmul(matrices, flat.unflatten(1, (groups, -1)), out=out).flatten(1, 2)
     rows = flat.transpose(1, 2)
+    if out is None and flat.dtype in (torch.float32, torch.bfloat16):
+        # oneDNN's convolution is faster here than a matrix product; it has no float64
+        weight = matrices.flatten(0, 1)[..., None, None]
+        return F.conv2d(flat.unsqueeze(2), weight, groups=groups).squeeze(2)
+    if out is None:
+        out = rows.new_empty(*rows.shape[:2], groups * matrices.shape[1]).transpose(1, 2)
+    out_rows = out.transpose(1, 2)
     if groups == 1:
-        return F.linear(rows, matrices[0]).transpose(1, 2)
-    out = rows.new_empty(*rows.shape[:2], groups * matrices.shape[1])
-    torch.bmm(_rows_by_group(rows, groups), matrices.transpose(1, 2), out=_rows_by_group(out, groups))
-    return out.transpose(1, 2)
+        torch.mm(rows.flatten(0, 1), matrices[0].transpose(0, 1), out=out_rows.view(-1, out.shape[1]))
+    else:
+        torch.bmm(_rows_by_group(rows, groups), matrices.transpose(1, 2), out=_rows_by_group(out_rows, groups))
+    return out
 
 
-def product_gradients(
-    d_out: Tensor, flat: Tensor, matrix: Tensor, *, wants_map: bool, wants_matrix: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of ``multiply(matrix[None], flat)``: of the map, and of the matrix [c_out, c_in]."""
-    if channels_last(flat) and flat.dtype == torch.float32 and flat.device.type == "cpu":
-        d_flat, d_matrix, _ = torch.ops.aten.convolution_backward(
-            _as_image(d_out),
-            _as_image(flat),
-            _as_filters(matrix[None]),
-            None,
-            [1, 1],
-            [0, 0],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [wants_map, wants_matrix, False],
-        )
-        return d_flat.squeeze(2) if wants_map else None, d_matrix.flatten(1) if wants_matrix else None
-    d_flat = multiply(matrix.transpose(0, 1)[None], d_out) if wants_map else None
-    return d_flat, _matrix_gradient(d_out, flat) if wants_matrix else None
-
-
-def _matrix_gradient(d_out: Tensor, flat: Tensor) -> Tensor:
+def add_matrix_gradient(d_out: Tensor, flat: Tensor, to: Tensor) -> None:
+    """Adds the gradient [c_out, c_in] of the one matrix of `multiply`, summed over the batch, to ``to``."""
     if channels_last(flat):
-        return torch.mm(d_out.transpose(1, 2).flatten(0, 1).transpose(0, 1), flat.transpose(1, 2).flatten(0, 1))
-    result = torch.mm(d_out[0], flat[0].transpose(0, 1))
-    for d_sample, sample in zip(d_out[1:], flat[1:], strict=True):
-        result.addmm_(d_sample, sample.transpose(0, 1))
-    return result
+        d_rows, rows = (t.transpose(1, 2).flatten(0, 1) for t in (d_out, flat))
+        pairs = [(d_rows.transpose(0, 1), rows)]
+    else:
+        pairs = [(d_sample, sample.transpose(0, 1)) for d_sample, sample in zip(d_out, flat, strict=True)]
+    for left, right in pairs:
+        if to.dtype == left.dtype:
+            to.addmm_(left, right)
+        else:
+            to.add_(torch.mm(left, right))
 
 
 def products_by_group(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """Sum over the positions of left right^T for each sample and group: [B, G, c_left, c_right]."""
-    left_last, right_last = channels_last(left), channels_last(right)
+    last = channels_last(left)
     left, right = left.unflatten(1, (groups, -1)), right.unflatten(1, (groups, -1)).transpose(2, 3)
-    if not (left_last or right_last):
+    if not last:
         return torch.matmul(left, right)
     # one sample after the other: a product over both axes would copy the maps
     out = left.new_empty(*left.shape[:3], right.shape[3])
@@ -138,16 +110,6 @@ def by_group(matrices: Tensor, vectors: Tensor) -> Tensor:
 def mean_of_squares(flat: Tensor) -> Tensor:
     """The mean over the positions of a map's squares, [B, C]; one sample at a time, to hold the squares of one only."""
     return torch.stack([(sample * sample).mean(-1) for sample in flat])
-
-
-def _as_image(flat: Tensor) -> Tensor:
-    """[B, C, N] as [B, C, 1, N], in the strides by which PyTorch knows a channels-last image."""
-    return flat.unsqueeze(2)
-
-
-def _as_filters(matrices: Tensor) -> Tensor:
-    """[G, c_out, c_in] as the weight of a 1x1 convolution, [G·c_out, c_in, 1, 1]."""
-    return matrices.flatten(0, 1)[..., None, None]
 
 
 def _rows_by_group(rows: Tensor, groups: int) -> Tensor:

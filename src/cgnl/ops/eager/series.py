@@ -202,14 +202,24 @@ def _sums_in_parts(
     parts = [
         power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients) for part in batch_parts(base)
     ]
+    return joined_over_processes(parts, process_group)
+
+
+def joined_over_processes(parts: Sequence[PowerSums], process_group: ProcessGroup | None) -> PowerSums:
+    """The sums of the whole batch from those of its parts, over all processes."""
     sums: PowerSums = [None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True)]
     return _over_processes(sums, process_group)
+
+
+def part_of(sums: PowerSums, part: slice) -> PowerSums:
+    """The sums of a part of the batch."""
+    return [None if s is None else s[part] for s in sums]
 
 
 def write_polynomial(base: Tensor, coefficients: PowerSums, out: Tensor) -> None:
     """The polynomial's values into ``out``."""
     for part in batch_parts(base):
-        own = [None if s is None else s[part] for s in coefficients]
+        own = part_of(coefficients, part)
         out[part].copy_(polynomial(base[part].to(out.dtype), own, out=out[part]))
 
 
@@ -224,14 +234,14 @@ def write_series_gradients(
 ) -> None:
     """Writes the gradients of theta, phi and g, [B, C', N], into ``out``.
 
-    ``dy`` may be the first of them. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of dy theta^p, and phi and g get the
-    polynomials in phi that these make.
+    ``dy`` may be the first of them. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of
+    dy theta^p, and phi and g get the polynomials in phi that these make.
     """
     all_d_sums = _sums_in_parts(features[0], dy, groups, coefficients, dy.dtype, process_group)
     for part in batch_parts(dy):
         theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
         d_theta, d_phi, d_g = (d[part] for d in out)
-        own_sums, d_sums = ([None if s is None else s[part] for s in whole] for whole in (sums, all_d_sums))
+        own_sums, d_sums = part_of(sums, part), part_of(all_d_sums, part)
         torch.mul(dy[part], polynomial(theta, derivative(own_sums)), out=d_theta)
         torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
         d_g.copy_(polynomial(phi, d_sums, out=d_g))
