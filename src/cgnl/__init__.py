@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CGNL1d,
         CGNL2d,
         CGNL3d,
+        CGNLStream3d,
         GeneralizedNonLocal1d,
         GeneralizedNonLocal2d,
         GeneralizedNonLocal3d,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         NonLocal3d,
         ResidualBlock2d,
         ResidualBlock3d,
+        fuse_blocks,
     )
     from cgnl.insertion import insert_blocks, remove_blocks
     from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
@@ -32,7 +34,7 @@ __version__ = "0.1.0"
 _ROOM_OF_NAME = {
     **dict.fromkeys(["DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel"], "kernel_functions"),
     **{f"{kind}{d}d": "blocks" for kind in ("CGNL", "NonLocal", "GeneralizedNonLocal") for d in (1, 2, 3)},
-    **dict.fromkeys(["ResidualBlock2d", "ResidualBlock3d"], "blocks"),
+    **dict.fromkeys(["CGNLStream3d", "ResidualBlock2d", "ResidualBlock3d", "fuse_blocks"], "blocks"),
     **dict.fromkeys(["insert_blocks", "remove_blocks"], "insertion"),
 }
 _ROOMS = ("data", "networks", "ops", "recipes", "training")
@@ -41,6 +43,7 @@ __all__ = [
     "CGNL1d",
     "CGNL2d",
     "CGNL3d",
+    "CGNLStream3d",
     "DotProduct",
     "EmbeddedGaussian",
     "GaussianRBF",
@@ -54,6 +57,7 @@ __all__ = [
     "ResidualBlock3d",
     "SeriesKernel",
     "data",
+    "fuse_blocks",
     "insert_blocks",
     "networks",
     "ops",

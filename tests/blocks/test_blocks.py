@@ -424,7 +424,11 @@ def test_gradient_of_a_gradient_through_the_module():
             r"norm \('layer'\) must be one of 'batch', 'sync_batch', 'group'",
         ),
         (lambda: cgnl.CGNL2d(32, scale="half"), r"scale \('half'\) must be one of None, 'sqrt', 'mean'"),
-        (lambda: cgnl.CGNL2d(32, backend="fused"), r"backend \('fused'\) must be one of 'auto', 'eager', 'naive'"),
+        (lambda: cgnl.CGNL2d(32, backend="gpu"), r"backend \('gpu'\) must be one of 'auto', 'eager', 'fused', 'naive'"),
+        (
+            lambda: cgnl.GeneralizedNonLocal2d(32, backend="fused"),
+            r"backend \('fused'\) must be one of 'auto', 'eager', 'naive'",
+        ),
         (lambda: cgnl.NonLocal2d(32, pairwise="dot"), r"pairwise \('dot'\) must be one of 'embedded_gaussian'"),
         (lambda: cgnl.CGNL2d(16)(torch.zeros(2, 8, 3, 3)), r"x \(2, 8, 3, 3\) has 8 channels, .* channels=16"),
         (lambda: cgnl.CGNL2d(16)(torch.zeros(16, 3, 3)), r"x \(16, 3, 3\) must be \[B, C, H, W\] for CGNL2d"),

@@ -20,12 +20,14 @@ from cgnl.blocks.grouped import (
 )
 from cgnl.blocks.non_local import NonLocal1d, NonLocal2d, NonLocal3d
 from cgnl.blocks.residual import ResidualBlock2d, ResidualBlock3d
-from cgnl.blocks.shell import Norm
+from cgnl.blocks.shell import Norm, fuse_blocks
+from cgnl.blocks.stream import CGNLStream3d
 
 __all__ = [
     "CGNL1d",
     "CGNL2d",
     "CGNL3d",
+    "CGNLStream3d",
     "GeneralizedNonLocal1d",
     "GeneralizedNonLocal2d",
     "GeneralizedNonLocal3d",
@@ -36,4 +38,5 @@ __all__ = [
     "ResidualBlock2d",
     "ResidualBlock3d",
     "SingleSampleWarning",
+    "fuse_blocks",
 ]

@@ -3,22 +3,90 @@
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
 
+import copy
 import math
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.grouped import GroupedBlock
-from cgnl.blocks.shell import is_plain
-from cgnl.ops import cgnl_block, compact_generalized_non_local, scale_factor
-from cgnl.ops.eager import autocast_is_on, autograd_function_can_run, cgnl_block_batch_norm, sum_dtype
+from cgnl.blocks.shell import BATCH_NORMS, Norm, is_plain, norm_as_affine
+from cgnl.kernel_functions import KernelFunction
+from cgnl.ops import (
+    Backend,
+    Scale,
+    cgnl_block,
+    chosen_form,
+    compact_generalized_non_local,
+    eager,
+    fused,
+    naive,
+    sums_factor,
+)
+from cgnl.ops.eager import (
+    autocast_is_on,
+    autograd_function_can_run,
+    feature_dtype,
+    in_feature_dtype,
+    sum_dtype,
+    without_autocast,
+)
+from cgnl.ops.parallel import ProcessGroup
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("compact_generalized_non_local")
 
 
 class _CompactBlock(GroupedBlock):
+    backends = get_args(Backend)
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        groups: int = 8,
+        kernel: str | KernelFunction = "dot",
+        norm: Norm = "batch",
+        scale: Scale | None = None,
+        backend: Backend = "auto",
+        memory_efficient: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            inner_channels=inner_channels,
+            groups=groups,
+            kernel=kernel,
+            norm=norm,
+            scale=scale,
+            backend=backend,
+        )
+        if process_group is not None and norm not in ("batch", "sync_batch", None):
+            raise ValueError(f"norm ({norm!r}) must be 'batch', 'sync_batch' or None with a process_group")
+        self.memory_efficient = memory_efficient
+        self.process_group = process_group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_CompactBlock":
+        # a process group cannot be copied: the copy shares it
+        memo[id(self.process_group)] = self.process_group
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return result
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        norm = self.norm
+        over_a_part = norm is not None and norm.training and type(norm) in BATCH_NORMS.values()
+        if self.process_group is not None and over_a_part:
+            raise ValueError(
+                "norm 'batch' in training would see a part of each sample; with a process_group take "
+                "norm='sync_batch', or frozen statistics (block.norm.eval())"
+            )
+
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return compact_generalized_non_local(
             self.theta(x),
@@ -29,13 +97,14 @@ class _CompactBlock(GroupedBlock):
             scale=self.scale,
             backend=self.backend,
             out_dtype=out_dtype,
+            process_group=self.process_group,
         )
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.theta.weight, self.phi.weight, self.g.weight, self.z.weight
 
     def _branch(self, x: Tensor) -> Tensor:
-        return cgnl_block(
+        branch = cgnl_block(
             x,
             *self._weights(),
             groups=self.groups,
@@ -43,41 +112,67 @@ class _CompactBlock(GroupedBlock):
             scale=self.scale,
             backend=self.backend,
             out_dtype=sum_dtype(x.dtype),
+            memory_efficient=self.memory_efficient,
+            process_group=self.process_group,
         )
+        if self.z.bias is None:
+            return branch
+        return branch + self.z.bias.to(branch.dtype).reshape(-1, *(1,) * self.num_axes)
 
     def _through_operations(self, x: Tensor) -> Tensor:
+        """Z with the norm and the residual inside the operation, where that knows the norm."""
         norm = self.norm
-        if (
-            self.backend == "naive"
-            or not self.kernel.is_plain_series
-            or not isinstance(norm, _BatchNorm)
-            or not (norm.training or norm.running_mean is None)
-            or not is_plain(norm)
-            or not autograd_function_can_run(x, *self._weights())
-            or (x.dtype != self.theta.weight.dtype and not autocast_is_on(x))
-        ):
+        if not (norm is None or is_plain(norm)) or (x.dtype != self.theta.weight.dtype and not autocast_is_on(x)):
+            return super()._through_operations(x)
+        form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel)
+        if form is naive or (form is fused and x.dtype != feature_dtype(x)):
+            return super()._through_operations(x)
+        options: dict[str, Any] = {
+            "groups": self.groups,
+            "kernel": self.kernel,
+            "factor": sums_factor(
+                self.scale, self.inner_channels // self.groups * math.prod(x.shape[2:]), x, self.process_group
+            ),
+        }
+        if form is eager:
+            options["memory_efficient"] = self.memory_efficient
+        if not isinstance(norm, _BatchNorm) or not (norm.training or norm.running_mean is None):
+            scale, shift = norm_as_affine(norm, sum_dtype(x.dtype))
+            if self.z.bias is not None:
+                bias = self.z.bias.to(sum_dtype(x.dtype))
+                shift = bias if shift is None else shift + bias
+            with without_autocast(x):
+                if form is eager:
+                    return eager.cgnl_block_affine(
+                        x, *self._weights(), scale, shift, process_group=self.process_group, **options
+                    )
+                scale, shift = (
+                    default(self.channels, device=x.device) if t is None else t
+                    for t, default in ((scale, torch.ones), (shift, torch.zeros))
+                )
+                x, theta, phi, g, z = in_feature_dtype(x, *self._weights())
+                return fused.cgnl_block_affine(
+                    x, theta, phi, g, z, scale, shift, process_group=self.process_group, **options
+                )
+        if form is eager and not (self.kernel.is_plain_series and autograd_function_can_run(x, *self._weights())):
+            return super()._through_operations(x)
+        if self.process_group is not None:
             return super()._through_operations(x)
         if x.shape[0] * math.prod(x.shape[2:]) == 1:
             raise ValueError(f"x {tuple(x.shape)} must have more than 1 value per channel in training")
-        momentum, running_mean, running_var = 0.0, None, None
+        options |= {"eps": norm.eps, "momentum": 0.0}
+        running_mean, running_var = None, None
         if norm.training and norm.track_running_stats:
             assert norm.num_batches_tracked is not None
             norm.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            options["momentum"] = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
             running_mean, running_var = norm.running_mean, norm.running_var
-        return cgnl_block_batch_norm(
-            x,
-            *self._weights(),
-            norm.weight,
-            norm.bias,
-            running_mean,
-            running_var,
-            groups=self.groups,
-            kernel=self.kernel,
-            factor=scale_factor(self.scale, self.inner_channels // self.groups * math.prod(x.shape[2:])),
-            eps=norm.eps,
-            momentum=momentum,
-        )
+        of_norm = (norm.weight, norm.bias, running_mean, running_var)
+        if form is eager:
+            return eager.cgnl_block_batch_norm(x, *self._weights(), *of_norm, **options)
+        with without_autocast(x):
+            x, theta, phi, g, z = in_feature_dtype(x, *self._weights())
+            return fused.cgnl_block_batch_norm(x, theta, phi, g, z, *of_norm, **options)
 
 
 class CGNL1d(_CompactBlock):
@@ -112,10 +207,14 @@ class CGNL2d(_CompactBlock):
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
         scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
             where M counts the elements of one group.
-        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+        backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
+            same from the same weights, ``"auto"`` takes the fused form where it can run.
+        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there.
+        process_group: processes that each hold a part of the positions of every sample, for inputs too large for
+            one; each calls the block on its part. None where a process holds whole samples.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: an argument is outside its range; ``"fused"`` cannot run where the block is called.
 
     Source: Yue et al., NeurIPS 2018.
 

@@ -5,14 +5,14 @@ Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N 
 
 import warnings
 from functools import cache
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
 from cgnl.blocks.shell import BATCH_NORMS, Block, Norm, check_choice
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
-from cgnl.ops import Backend, Scale, generalized_non_local
+from cgnl.ops import PairsBackend, Scale, generalized_non_local
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("generalized_non_local")
@@ -25,6 +25,8 @@ class SingleSampleWarning(UserWarning):
 class GroupedBlock(Block):
     """What the exact and the compact generalized non-local blocks share."""
 
+    backends: tuple[str, ...] = get_args(PairsBackend)
+
     def __init__(
         self,
         channels: int,
@@ -34,14 +36,14 @@ class GroupedBlock(Block):
         kernel: str | KernelFunction = "dot",
         norm: Norm = "batch",
         scale: Scale | None = None,
-        backend: Backend = "auto",
+        backend: str = "auto",
     ) -> None:
         super().__init__(channels, inner_channels, groups)
         self.kernel = resolve_kernel_function(kernel)
         check_choice("scale", scale, (None, *get_args(Scale)))
-        check_choice("backend", backend, get_args(Backend))
+        check_choice("backend", backend, self.backends)
         self.scale = scale
-        self.backend = backend
+        self.backend: Any = backend
         self.theta = self._convolution(self.channels, self.inner_channels)
         self.phi = self._convolution(self.channels, self.inner_channels)
         self.g = self._convolution(self.channels, self.inner_channels)
@@ -103,6 +105,7 @@ class GeneralizedNonLocal2d(_ExactBlock):
     Source: Yue et al., NeurIPS 2018.
 
     Example:
+        >>> from cgnl import CGNL2d
         >>> block = GeneralizedNonLocal2d(16, groups=2)
         >>> block.load_state_dict(CGNL2d(16, groups=2).state_dict())
         <All keys matched successfully>

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cgnl.blocks.shell import Block, Norm, check_choice
-from cgnl.ops import Backend, Pairwise, non_local
+from cgnl.ops import PairsBackend, Pairwise, non_local
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("non_local")
@@ -30,11 +30,11 @@ class _NonLocalBlock(Block):
         subsample: bool = False,
         norm: Norm = "batch",
         bias: bool = False,
-        backend: Backend = "auto",
+        backend: PairsBackend = "auto",
     ) -> None:
         super().__init__(channels, inner_channels, 1)
         check_choice("pairwise", pairwise, get_args(Pairwise))
-        check_choice("backend", backend, get_args(Backend))
+        check_choice("backend", backend, get_args(PairsBackend))
         self.pairwise = pairwise
         self.scale = scale
         self.subsample = subsample

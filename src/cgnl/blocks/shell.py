@@ -4,11 +4,12 @@ Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N 
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from cgnl.ops.eager import sum_dtype, without_autocast
@@ -80,7 +81,8 @@ class Block(nn.Module):
         y = self._operation(x, dtype)
         weight = self.z.weight.to(dtype)
         with without_autocast(x):
-            return _CONVOLVE[self.num_axes](y.to(dtype), weight, groups=self.z.groups)
+            bias = None if self.z.bias is None else self.z.bias.to(dtype)
+            return _CONVOLVE[self.num_axes](y.to(dtype), weight, bias, groups=self.z.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output.
@@ -119,6 +121,45 @@ class Block(nn.Module):
                 f"x {tuple(x.shape)} has {x.shape[1]} channels, but the block has channels={self.channels}"
             )
 
+    def fuse(self) -> Self:
+        """Folds the norm into conv_z, in place: for inference, with the same output up to rounding.
+
+        conv_z then has a bias, the norm is None, and the block cannot be trained: the state dict is another one.
+
+        Returns:
+            The block.
+
+        Raises:
+            ValueError: the block is in training, or its norm is neither BatchNorm with running statistics nor None.
+
+        Example:
+            >>> from cgnl import CGNL2d
+            >>> sorted(CGNL2d(16).eval().fuse().state_dict())
+            ['g.weight', 'phi.weight', 'theta.weight', 'z.bias', 'z.weight']
+        """
+        if self.training:
+            raise ValueError(f"{type(self).__name__} is in training, but fuse is for inference: call eval() first")
+        if self.norm is None:
+            return self
+        if not _can_be_folded(self.norm):
+            raise ValueError(
+                f"norm is {type(self.norm).__name__}, but only BatchNorm with running statistics can be folded"
+            )
+        with torch.no_grad():
+            scale, shift = norm_as_affine(self.norm, sum_dtype(self.z.weight.dtype))
+            assert scale is not None
+            assert shift is not None
+            weight = self.z.weight
+            weight.copy_(weight * scale.reshape(-1, *(1,) * (weight.dim() - 1)))
+            self.z.bias = nn.Parameter(shift.to(weight.dtype))
+        self.norm = None
+        return self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.norm is None and self.z.bias is not None:
+            raise ValueError(f"{type(self).__name__} is fused for inference and cannot be trained")
+        return super().train(mode)
+
     def extra_repr(self) -> str:
         return f"channels={self.channels}, inner_channels={self.inner_channels}, groups={self.groups}"
 
@@ -132,6 +173,47 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int) -> nn.Modu
     if norm == "group":
         return nn.GroupNorm(groups, channels)
     return nn.SyncBatchNorm(channels) if norm == "sync_batch" else BATCH_NORMS[num_axes](channels)
+
+
+def fuse_blocks(model: nn.Module) -> nn.Module:
+    """Folds the norm of every block of a network into its conv_z, for inference; see `Block.fuse`.
+
+    Args:
+        model: a network in eval mode, changed in place. Blocks whose norm cannot be folded stay as they are.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: a block is in training.
+
+    Example:
+        >>> from cgnl import CGNL2d, fuse_blocks
+        >>> fuse_blocks(nn.Sequential(CGNL2d(16), nn.ReLU()).eval())[0].norm is None
+        True
+    """
+    for module in model.modules():
+        if isinstance(module, Block) and _can_be_folded(module.norm):
+            module.fuse()
+    return model
+
+
+def _can_be_folded(norm: nn.Module | None) -> bool:
+    return isinstance(norm, _BatchNorm) and norm.running_mean is not None
+
+
+def norm_as_affine(norm: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """What BatchNorm with its running statistics does: a scale and a shift, [C] each; None and None without a norm."""
+    if norm is None:
+        return None, None
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = -norm.running_mean.to(dtype) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
 
 
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ Legend: B batch, C channels, C' inner channels, S one to three spatial or space-
 positions, G groups of consecutive channels, M = (C'/G)·N elements of one group, P order of the series.
 
 Every operation takes theta, phi and g as [B, C', *S], the outputs of the three 1x1 convolutions, and gives
-[B, C', *S]. ``backend`` chooses the form that runs: ``"eager"`` (PyTorch at the least cost), ``"naive"``
-(explicit matrices, for checking) or ``"auto"``.
+[B, C', *S]. ``backend`` chooses the form that runs: ``"eager"`` (PyTorch at the least cost), ``"fused"`` (Triton
+kernels on a CUDA device, of the compact operation alone), ``"naive"`` (explicit matrices, for checking) or ``"auto"``:
+fused where that can run, else eager.
 
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 """
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
-from cgnl.ops import eager, naive
+from cgnl.ops import eager, fused, naive
+from cgnl.ops.parallel import ProcessGroup, count_over_processes
 
-Backend = Literal["auto", "eager", "naive"]
+Backend = Literal["auto", "eager", "fused", "naive"]
+PairsBackend = Literal["auto", "eager", "naive"]
 Scale = Literal["sqrt", "mean"]
 Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 
@@ -37,6 +40,7 @@ def compact_generalized_non_local(
     scale: Scale | None = None,
     backend: Backend = "auto",
     out_dtype: torch.dtype | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Relates all elements of a group with each other through a series, at linear cost (Eq. 9-12).
 
@@ -50,14 +54,17 @@ def compact_generalized_non_local(
         groups: G, must divide C'.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M).
-        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: type of the result; None for theta's.
+        process_group: processes that each hold a part of the positions of every sample; None where this process
+            holds all of them. The sums are then those of the whole input, M counts all its elements, and gradients
+            are those of the sum of all processes' losses.
 
     Returns:
         y: [B, C', *S].
 
     Raises:
-        ValueError: an argument is outside its range, or the shapes do not fit.
+        ValueError: an argument is outside its range, the shapes do not fit, or ``"fused"`` cannot run here.
 
     Example:
         >>> theta, phi, g = torch.ones(3, 2, 8, 5, 5).unbind()
@@ -65,13 +72,30 @@ def compact_generalized_non_local(
         tensor(100.)
     """
     _check_features(theta, phi, g, groups)
-    y = _form(backend).compact_generalized_non_local(
-        *_for_backend(backend, theta, phi, g),
-        groups=groups,
-        kernel=resolve_kernel_function(kernel),
-        factor=scale_factor(scale, math.prod(theta.shape[1:]) // groups),
-    )
-    return y.to(out_dtype or theta.dtype)
+    kernel = resolve_kernel_function(kernel)
+    factor = sums_factor(scale, math.prod(theta.shape[1:]) // groups, theta, process_group)
+    form = chosen_form(backend, theta, phi, g, kernel=kernel)
+    out_dtype = out_dtype or theta.dtype
+    if form is fused:
+        return fused.compact_generalized_non_local(
+            theta,
+            phi,
+            g,
+            groups=groups,
+            kernel=kernel,
+            factor=factor,
+            out_dtype=out_dtype,
+            process_group=process_group,
+        )
+    if form is naive:
+        _refuse_process_group(process_group)
+        theta, phi, g = _widened(theta, phi, g)
+        return naive.compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor).to(
+            out_dtype
+        )
+    return eager.compact_generalized_non_local(
+        theta, phi, g, groups=groups, kernel=kernel, factor=factor, process_group=process_group
+    ).to(out_dtype)
 
 
 def generalized_non_local(
@@ -82,7 +106,7 @@ def generalized_non_local(
     groups: int,
     kernel: str | KernelFunction,
     scale: Scale | None = None,
-    backend: Backend = "auto",
+    backend: PairsBackend = "auto",
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Relates all elements of a group with each other through the exact kernel function (Eq. 7-8).
@@ -107,7 +131,7 @@ def generalized_non_local(
         ValueError: an argument is outside its range, or the shapes do not fit.
     """
     _check_features(theta, phi, g, groups)
-    y = _form(backend).generalized_non_local(
+    y = _form_of_pairs(backend).generalized_non_local(
         *_for_backend(backend, theta, phi, g),
         groups=groups,
         kernel=resolve_kernel_function(kernel),
@@ -124,7 +148,7 @@ def non_local(
     pairwise: Pairwise,
     scale: bool = True,
     concat_weight: Tensor | None = None,
-    backend: Backend = "auto",
+    backend: PairsBackend = "auto",
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Relates all positions with each other (Eq. 1-4).
@@ -166,7 +190,7 @@ def non_local(
             f"concat_weight has {concat_weight.numel()} numbers, but must have "
             f"twice theta's channels ({2 * theta.shape[1]})"
         )
-    form = _form(backend)
+    form = _form_of_pairs(backend)
     theta_, phi_, g_ = _for_backend(backend, theta, phi, g)
     y = form.non_local(theta_, phi_, g_, pairwise=pairwise, scale=scale, concat_weight=concat_weight)
     return y.to(out_dtype or theta.dtype)
@@ -184,6 +208,8 @@ def cgnl_block(
     scale: Scale | None = None,
     backend: Backend = "auto",
     out_dtype: torch.dtype | None = None,
+    memory_efficient: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """The CGNL block from x to conv_z's output, without norm and residual (Fig. 2).
 
@@ -199,36 +225,123 @@ def cgnl_block(
         groups: G, must divide C' and C.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         scale: as in `compact_generalized_non_local`.
-        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: type of the result; None for x's.
+        memory_efficient: whether the eager form keeps theta and x alone for the backward pass and makes phi and g
+            again; the fused form never keeps more than x.
+        process_group: as in `compact_generalized_non_local`.
 
     Returns:
         [B, C, *S].
 
     Raises:
-        ValueError: an argument is outside its range, or the shapes do not fit.
+        ValueError: an argument is outside its range, the shapes do not fit, or ``"fused"`` cannot run here.
     """
     _check_block(x, theta_weight, phi_weight, g_weight, z_weight, groups)
-    y = _form(backend).cgnl_block(
-        *_for_backend(backend, x, theta_weight, phi_weight, g_weight, z_weight),
+    kernel = resolve_kernel_function(kernel)
+    weights = (theta_weight, phi_weight, g_weight, z_weight)
+    elements = theta_weight.shape[0] // groups * math.prod(x.shape[2:])
+    factor = sums_factor(scale, elements, x, process_group)
+    form = chosen_form(backend, x, *weights, kernel=kernel)
+    out_dtype = out_dtype or x.dtype
+    if form is fused:
+        x, theta_weight, phi_weight, g_weight, z_weight = eager.in_feature_dtype(x, *weights)
+        with eager.without_autocast(x):
+            return fused.cgnl_block(
+                x,
+                theta_weight,
+                phi_weight,
+                g_weight,
+                z_weight,
+                groups=groups,
+                kernel=kernel,
+                factor=factor,
+                out_dtype=out_dtype,
+                process_group=process_group,
+            )
+    if form is naive:
+        _refuse_process_group(process_group)
+        x, theta_weight, phi_weight, g_weight, z_weight = _widened(x, *weights)
+        return naive.cgnl_block(
+            x, theta_weight, phi_weight, g_weight, z_weight, groups=groups, kernel=kernel, factor=factor
+        ).to(out_dtype)
+    return eager.cgnl_block(
+        x,
+        *weights,
         groups=groups,
-        kernel=resolve_kernel_function(kernel),
-        factor=scale_factor(scale, theta_weight.shape[0] // groups * math.prod(x.shape[2:])),
-    )
-    return y.to(out_dtype or x.dtype)
+        kernel=kernel,
+        factor=factor,
+        memory_efficient=memory_efficient,
+        process_group=process_group,
+    ).to(out_dtype)
 
 
-def _form(backend: str) -> ModuleType:
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
+def chosen_form(backend: str, *tensors: Tensor, kernel: KernelFunction) -> ModuleType:
+    """The module whose form of the compact operation a ``backend`` argument means for these tensors.
+
+    Args:
+        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
+        tensors: the operation's inputs.
+        kernel: the kernel function.
+
+    Returns:
+        `cgnl.ops.eager`, `cgnl.ops.fused` or `cgnl.ops.naive`.
+
+    Raises:
+        ValueError: the name is unknown, or ``"fused"`` cannot run on these tensors.
+    """
+    _check_backend(backend, get_args(Backend))
+    if backend == "naive":
+        return naive
+    if backend == "eager" or (backend == "auto" and (tensors[0].device.type != "cuda" or eager.is_exporting())):
+        return eager
+    obstacle = fused.obstacle(*eager.in_feature_dtype(*tensors), kernel=kernel)
+    if obstacle is None:
+        return fused
+    if backend == "fused":
+        raise ValueError(f"backend 'fused' cannot run here: {obstacle}; take backend='auto' or 'eager'")
+    return eager
+
+
+def _form_of_pairs(backend: str) -> ModuleType:
+    _check_backend(backend, get_args(PairsBackend))
     return naive if backend == "naive" else eager
 
 
+def _check_backend(backend: str, choices: tuple[str, ...]) -> None:
+    if backend not in choices:
+        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, choices))}")
+
+
 def _for_backend(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return _widened(*tensors) if backend == "naive" else tensors
+
+
+def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The naive form knows nothing of half types: it gets float32."""
-    if backend != "naive":
-        return tensors
     return tuple(tensor.to(eager.sum_dtype(tensor.dtype)) for tensor in tensors)
+
+
+def _refuse_process_group(process_group: ProcessGroup | None) -> None:
+    if process_group is not None:
+        raise ValueError("backend 'naive' knows no process_group; take backend='auto' or 'eager'")
+
+
+def sums_factor(scale: Scale | None, elements: int, like: Tensor, process_group: ProcessGroup | None = None) -> float:
+    """The factor on the sums of an input that may be split over processes.
+
+    Args:
+        scale: as in `scale_factor`.
+        elements: the elements of one group that this process holds.
+        like: a tensor on the device that the processes exchange numbers on.
+        process_group: the processes, or None.
+
+    Returns:
+        What `scale_factor` gives for the elements of all processes.
+    """
+    if process_group is not None and scale is not None:
+        elements = count_over_processes(elements, like.device, process_group)
+    return scale_factor(scale, elements)
 
 
 def scale_factor(scale: Scale | None, elements: int) -> float:

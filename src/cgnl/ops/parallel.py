@@ -48,3 +48,10 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None]:
         # through the function itself, so that second derivatives are right
         return _Sum.apply(d_total, ctx.process_group), None
+
+
+def count_over_processes(count: int, device: torch.device, process_group: ProcessGroup) -> int:
+    """The sum of the numbers that the processes give."""
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total, dist.ReduceOp.SUM, process_group)
+    return int(total)

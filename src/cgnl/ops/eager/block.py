@@ -30,9 +30,9 @@ from cgnl.ops.eager.maps import (
 )
 from cgnl.ops.eager.series import (
     PowerSums,
-    autocast_is_on,
     autograd_function_can_run,
     differentiable_gradients,
+    feature_dtype,
     group_sums,
     joined_over_processes,
     over_processes,
@@ -94,7 +94,7 @@ def cgnl_block(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
-        _feature_dtype(x),
+        feature_dtype(x),
         memory_efficient=memory_efficient,
         process_group=process_group,
     )
@@ -126,7 +126,7 @@ def cgnl_block_affine(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
-        _feature_dtype(x),
+        feature_dtype(x),
         "affine",
         memory_efficient=memory_efficient,
         process_group=process_group,
@@ -161,7 +161,7 @@ def cgnl_block_batch_norm(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
-        _feature_dtype(x),
+        feature_dtype(x),
         "batch_norm",
         eps,
         momentum,
@@ -185,13 +185,6 @@ def _run(
         return _Block.apply(x, *weights, weight, bias, running_mean, running_var, settings)
     out = _block(x, *weights, weight, bias, settings)
     return with_strides_of(x, out) if plain else out
-
-
-def _feature_dtype(x: Tensor) -> torch.dtype:
-    """The type of theta, phi and g: autocast's where it is on, else x's."""
-    if autocast_is_on(x) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 def _block(
@@ -310,7 +303,8 @@ class _Block(torch.autograd.Function):
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
         statistics = Statistics(*saved[12 : 12 + num_statistics]) if num_statistics else None
-        kept = _Kept(*saved[7:12], sums=list(saved[12 + num_statistics :]))
+        theta, others, moments, x_mean, y_mean = saved[7:12]
+        kept = _Kept(theta, others, moments, x_mean, y_mean, list(saved[12 + num_statistics :]))
         wants = ctx.needs_input_grad
         dtype = sum_dtype(x.dtype)
         gradients: list[Tensor | None] = [None] * 7
@@ -329,7 +323,8 @@ class _Block(torch.autograd.Function):
                 statistics,
                 wants_z=wants[4],
             )
-            d_x, d_weights = None, (None, None, None)
+            d_x: Tensor | None = None
+            d_weights: tuple[Tensor | None, ...] = (None, None, None)
             if any(wants[:4]):
                 d_x, d_weights = _through_features(
                     d_flat, y, found, source, weights, kept, parts, settings, ctx.gram, wants
@@ -389,7 +384,7 @@ def _series(
     for part in parts:
         phi, g = _others(others, source, weights, part)
         sums_of_parts.append(power_sums(phi.to(dtype), g.to(dtype), settings.groups, settings.coefficients))
-    sums = joined_over_processes(sums_of_parts, settings.process_group)
+    sums = joined_over_processes(sums_of_parts, settings.groups, settings.process_group)
     theta = multiply(weights[0][None], source)
     y_mean = source.new_empty(*theta.shape[:2], dtype=dtype)
 

@@ -37,11 +37,9 @@ def compact_generalized_non_local(
 ) -> Tensor:
     """Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     maps = (theta.flatten(2), phi.flatten(2), g.flatten(2))
-    settings = (groups, kernel, scaled_coefficients(kernel, factor), process_group)
-    if kernel.is_plain_series and autograd_function_can_run(theta, phi, g):
-        y = _Series.apply(*maps, *settings)
-    else:
-        y = series(*maps, *settings)
+    coefficients = scaled_coefficients(kernel, factor)
+    plain = kernel.is_plain_series and autograd_function_can_run(theta, phi, g)
+    y = (_Series.apply if plain else series)(*maps, groups, kernel, coefficients, process_group)
     return y.unflatten(2, theta.shape[2:])
 
 
@@ -73,6 +71,24 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(tensor.device.type, enabled=False) if autocast_is_on(tensor) else nullcontext()
 
 
+def in_feature_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the type of theta, phi and g: autocast's where it is on, else that of the first."""
+    dtype = feature_dtype(tensors[0])
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def feature_dtype(x: Tensor) -> torch.dtype:
+    """The type of theta, phi and g: autocast's where it is on, else x's."""
+    if autocast_is_on(x) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def is_exporting() -> bool:
+    """Whether the network is being exported: exported programs shall need nothing beyond PyTorch's own operators."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
 def autograd_function_can_run(*tensors: Tensor) -> bool:
     """Whether these tensors may go through an autograd function: plain ones, outside traces and transforms."""
     return not (
@@ -101,7 +117,7 @@ def series(
     phi_envelope, theta_envelope = kernel.envelope(phi), kernel.envelope(theta)
     if phi_envelope is not None:
         g = g * phi_envelope
-    sums = _over_processes(power_sums(phi, g, groups, coefficients), process_group)
+    sums = _over_processes(power_sums(phi, g, groups, coefficients), groups, process_group)
     y = polynomial(theta, sums) if len(sums) > 1 else torch.zeros_like(theta) + polynomial(theta, sums)
     return y if theta_envelope is None else y * theta_envelope
 
@@ -142,13 +158,14 @@ def _at_each_channel(sums: Tensor, values: Tensor) -> Tensor:
     return sums[..., None].expand(-1, -1, values.shape[1] // sums.shape[1]).flatten(1)[..., None]
 
 
-def _over_processes(sums: PowerSums, process_group: ProcessGroup | None) -> PowerSums:
-    """All sums in one exchange."""
+def _over_processes(sums: PowerSums, groups: int, process_group: ProcessGroup | None) -> PowerSums:
+    """All sums in one exchange of [B, G] numbers each."""
     if process_group is None:
         return sums
     own = [s for s in sums if s is not None]
-    whole = iter(over_processes(torch.stack(own), process_group))
-    return [None if s is None else next(whole) for s in sums]
+    by_group = torch.stack([s.unflatten(1, (groups, -1))[:, :, 0, 0] for s in own])
+    whole = iter(over_processes(by_group, process_group))
+    return [None if s is None else _at_each_channel(next(whole), s) for s in sums]
 
 
 def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None) -> Tensor:
@@ -202,13 +219,13 @@ def _sums_in_parts(
     parts = [
         power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients) for part in batch_parts(base)
     ]
-    return joined_over_processes(parts, process_group)
+    return joined_over_processes(parts, groups, process_group)
 
 
-def joined_over_processes(parts: Sequence[PowerSums], process_group: ProcessGroup | None) -> PowerSums:
+def joined_over_processes(parts: Sequence[PowerSums], groups: int, process_group: ProcessGroup | None) -> PowerSums:
     """The sums of the whole batch from those of its parts, over all processes."""
     sums: PowerSums = [None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True)]
-    return _over_processes(sums, process_group)
+    return _over_processes(sums, groups, process_group)
 
 
 def part_of(sums: PowerSums, part: slice) -> PowerSums:

@@ -1,0 +1,204 @@
+"""The compact generalized non-local block for endless video: frames come one after the other, memory stays constant.
+
+Legend: B batch, C channels, C' inner channels, c = C'/G, T frames of one call, H and W height and width, G groups,
+P order of the series, F frames whose sums are kept apart, K numbers a sample and group: up to P + 1 sums, the squares
+of theta and of phi where the kernel function normalizes them, and the count of elements.
+
+All that the positions of Eq. 12 share are the sums over phi and g. Those of past frames can be kept, and the frames
+let go; the polynomial in theta needs the frame at hand alone.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cgnl.blocks.compact import CGNL3d
+from cgnl.blocks.shell import Block, check_positive
+from cgnl.ops.eager import sum_dtype, without_autocast
+from cgnl.ops.eager.series import PowerSums, polynomial, power_sums, scaled_coefficients, with_gaps
+from cgnl.ops.parallel import sum_over_processes
+
+# The smallest norm that features are divided by, as in the operation on whole clips.
+_SMALLEST_NORM = 1e-12
+
+
+class CGNLStream3d(Block):
+    """A trained `CGNL3d` on endless video: each frame is related with itself and the frames before it.
+
+    The output of frame t is what the block gives for the last frame of a clip of the frames 0..t (neither argument
+    given), of the last ``window`` frames, or of 0..t where frame s enters every sum with the factor decay^(t - s):
+    those of phi and g, the squares that a normalizing kernel function divides by, and M, the count of elements,
+    by which ``scale`` divides. Frames that come later never matter, so that it makes no difference in how many calls
+    the frames come. They may change their height and width.
+
+    What is kept from call to call are ``sums``, a few numbers for each sample and group (``window`` times as many for
+    a window, whose sum is taken anew for each frame, so that no rounding errors gather), in float64 on the device of
+    the frames. They are no part of the state dict. ``reset()`` forgets them; to go on later, save ``sums`` and set
+    them again. A NaN or an infinity stays in its sample, and there until ``reset()``, or until it has left the window.
+
+    With ``scale=None`` the sums grow with the number of frames in them: a window as long as the clips that the block
+    was trained on keeps them as they were there, ``scale="mean"`` does so for any memory.
+
+    The stream shares the block's convolutions and norm and has its state-dict keys. It runs the eager form, and no
+    gradient flows through it. With a block that has a process group, each process gets its part of every frame.
+
+    Args:
+        block: a `CGNL3d` in evaluation mode, with BatchNorm or without a norm.
+        window: number of frames to remember, the present one included; None for all.
+        decay: factor above 0 and below 1 by which a frame counts less with each frame after it; None for 1.
+
+    Attributes:
+        sums: [F, B, G, K], or None before the first frame: F is at most ``window``, 1 without a window.
+
+    Raises:
+        ValueError: an argument is outside its range, both ``window`` and ``decay`` are given, or the block cannot be
+            run frame by frame.
+
+    Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Eq. 12-13; the paper has clips only.
+
+    Example:
+        >>> from cgnl.blocks import CGNL3d
+        >>> block = CGNL3d(16, groups=2, norm=None).eval()
+        >>> clip = torch.randn(1, 16, 8, 7, 7)
+        >>> stream = CGNLStream3d(block, window=4)
+        >>> outputs = [stream(frame) for frame in clip.unbind(2)]  # [1, 16, 7, 7] each
+        >>> torch.allclose(outputs[-1], block(clip[:, :, -4:])[:, :, -1], atol=1e-6)
+        True
+    """
+
+    num_axes = 3
+
+    def __init__(self, block: CGNL3d, *, window: int | None = None, decay: float | None = None) -> None:
+        _check_block(block)
+        if window is not None:
+            check_positive("window", window)
+        if decay is not None and not 0 < decay < 1:
+            raise ValueError(f"decay ({decay!r}) must be above 0 and below 1; None keeps all frames as they are")
+        if window is not None and decay is not None:
+            raise ValueError(f"window ({window}) and decay ({decay}) must not both be given")
+        super().__init__(block.channels, block.inner_channels, block.groups)
+        self.kernel = block.kernel
+        self.scale = block.scale
+        self.window = window
+        self.decay = decay
+        self.theta, self.phi, self.g, self.z = block.theta, block.phi, block.g, block.z
+        self.norm = block.norm
+        self.process_group = block.process_group
+        self.sums: Tensor | None = None
+        self.training = False
+        self._coefficients = scaled_coefficients(block.kernel, 1.0)
+
+    def reset(self) -> None:
+        """Forgets all frames: the next one is the first."""
+        self.sums = None
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output for the next frames.
+
+        Args:
+            x: [B, C, T, H, W], or one frame as [B, C, H, W].
+
+        Returns:
+            The shape, type and memory format of x.
+
+        Raises:
+            ValueError: x has no frame, another number of axes or channels than the block, or another batch size than
+                the frames before it; the stream or its norm is in training mode.
+        """
+        if self.training or (self.norm is not None and self.norm.training):
+            raise ValueError(
+                "CGNLStream3d must be in evaluation mode: gradients would have to go back through all frames, "
+                "and its norm would take its statistics from the frames at hand"
+            )
+        if x.dim() == 4:
+            return super().forward(x[:, :, None]).squeeze(2)
+        return super().forward(x)
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if not x.numel():
+            raise ValueError(f"x {tuple(x.shape)} must hold at least one frame of one position")
+        needed = (x.shape[0], self.groups, self._num_kept())
+        if self.sums is not None and self.sums.shape[1:] != needed:
+            raise ValueError(
+                f"x {tuple(x.shape)} goes with sums of shape [F, {', '.join(map(str, needed))}], but those kept are "
+                f"{list(self.sums.shape)}: call reset() before frames of another batch"
+            )
+
+    def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        theta, phi, g = (convolution(x).flatten(3) for convolution in (self.theta, self.phi, self.g))
+        dtype = sum_dtype(theta.dtype)
+        y = torch.empty_like(theta, dtype=out_dtype)
+        sums = self.sums if self.sums is None else self.sums.to(x.device)
+        with without_autocast(x):
+            for theta_t, phi_t, g_t, y_t in zip(*(features.unbind(2) for features in (theta, phi, g, y)), strict=True):
+                theta_t = theta_t.to(dtype)
+                sums = self._remember(sums, self._of_frame(theta_t, phi_t.to(dtype), g_t.to(dtype)))
+                values = polynomial(theta_t, self._polynomial_coefficients(sums.sum(0), dtype))
+                envelope = self.kernel.envelope(theta_t)
+                y_t.copy_(values if envelope is None else values * envelope)
+        self.sums = sums
+        return y.unflatten(3, x.shape[3:])
+
+    def _num_kept(self) -> int:
+        return sum(a2 != 0 for a2 in self._coefficients) + (2 if self.kernel.normalizes_features else 0) + 1
+
+    def _of_frame(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        """The numbers [B, G, K] that are kept of a frame [B, C', H·W]."""
+        envelope = self.kernel.envelope(phi)
+        sums = power_sums(phi, g if envelope is None else g * envelope, self.groups, self._coefficients)
+        if self.kernel.normalizes_features:
+            for features in (theta, phi):
+                sums += power_sums(features, features, self.groups, (0.0, 1.0))
+        channels = theta.shape[1] // self.groups
+        of_channels = torch.cat([s for s in sums if s is not None], dim=2)
+        kept = F.pad(of_channels[:, ::channels].double(), (0, 1), value=channels * theta.shape[2])
+        return kept if self.process_group is None else sum_over_processes(kept, self.process_group)
+
+    def _remember(self, kept: Tensor | None, of_frame: Tensor) -> Tensor:
+        """What is kept, [F, B, G, K], after one more frame."""
+        if kept is None:
+            return of_frame[None]
+        if self.window is not None:
+            return torch.cat([kept, of_frame[None]])[-self.window :]
+        return (kept if self.decay is None else kept * self.decay) + of_frame
+
+    def _polynomial_coefficients(self, total: Tensor, dtype: torch.dtype) -> PowerSums:
+        """The coefficients of the polynomial in theta, [B, C', 1] each, of sums [B, G, K] over frames."""
+        *columns, count = total.unbind(2)
+        factor = torch.ones_like(count) if self.scale is None else count ** (-0.5 if self.scale == "sqrt" else -1.0)
+        norms = torch.ones_like(count)
+        if self.kernel.normalizes_features:
+            *columns, theta_squares, phi_squares = columns
+            norms = theta_squares.sqrt().clamp_min(_SMALLEST_NORM) * phi_squares.sqrt().clamp_min(_SMALLEST_NORM)
+        powers = [p for p, a2 in enumerate(self._coefficients) if a2]
+        channels = self.inner_channels // self.groups
+        of_groups = [column * factor / norms**p for p, column in zip(powers, columns, strict=True)]
+        of_channels = [z.repeat_interleave(channels, dim=1)[..., None].to(dtype) for z in of_groups]
+        return with_gaps(of_channels, self._coefficients)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, kernel={self.kernel}, scale={self.scale!r}, window={self.window}, "
+            f"decay={self.decay}"
+        )
+
+
+def _check_block(block: nn.Module) -> None:
+    if not isinstance(block, CGNL3d):
+        raise ValueError(f"block must be a CGNL3d, not {type(block).__name__}")
+    if block.training:
+        raise ValueError("block must be in evaluation mode: call block.eval() first")
+    norm = block.norm
+    if norm is not None and not (isinstance(norm, _BatchNorm) and norm.running_mean is not None):
+        raise ValueError(
+            f"block's norm ({norm}) must be BatchNorm with running statistics, or None: others take their statistics "
+            "from the clip, frames to come included"
+        )
+    if block.kernel.normalizes_features and block.kernel.envelope(torch.zeros(())) is not None:
+        raise ValueError(
+            f"block's kernel function ({block.kernel}) must not both normalize its features and have an envelope: "
+            "that of a past frame would change with each new norm"
+        )
