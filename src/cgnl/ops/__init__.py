@@ -227,8 +227,8 @@ def cgnl_block(
         scale: as in `compact_generalized_non_local`.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: type of the result; None for x's.
-        memory_efficient: whether the eager form keeps theta and x alone for the backward pass and makes phi and g
-            again; the fused form never keeps more than x.
+        memory_efficient: whether the eager form keeps less for the backward pass (x, theta and at most phi) and makes
+            the rest again; the fused form never keeps more than x.
         process_group: as in `compact_generalized_non_local`.
 
     Returns:

@@ -225,8 +225,8 @@ class _Kept:
 
     Attributes:
         theta: [B, C', N]; less its mean for the dot product, where it is in the type of the sums.
-        others: phi and g, [B, 2C', N]; None where the Gram form runs, or where they are made again.
-        moments: K of the Gram form, [B, C, C]; None where it does not run, or where they are made again.
+        others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
+        moments: K of the Gram form, [B, C, C]; None where it does not run, or where K is made again.
         x_mean: [B, C], with the Gram form.
         y_mean: [B, C'], the mean of y over the positions; of theta for the dot product.
         sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
@@ -359,10 +359,10 @@ def _dot_product(
         moments = gram.second_moments(source, x_mean)
         sums = gram.sums(moments, x_mean, phi_weight, g_weight, settings.groups, source.shape[2])
     else:
-        others = _keeps_others(source, weights, settings)
+        others = _memory_for_others(source, weights, settings)
         sums = source.new_empty(source.shape[0], settings.groups, dtype=dtype)
         for part in parts:
-            phi, g = _others(others, source, weights, part)
+            phi, g = _make_others(others, source, weights, part)
             sums[part] = group_sums(phi.to(dtype) * g.to(dtype), settings.groups)
     theta = multiply(theta_weight[None], source)
     y_mean = theta.to(dtype).mean(-1)
@@ -379,10 +379,10 @@ def _series(
     source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: _Settings, _: bool
 ) -> tuple[Centred, _Kept]:
     dtype = sum_dtype(source.dtype)
-    others = _keeps_others(source, weights, settings)
+    others = _memory_for_others(source, weights, settings)
     sums_of_parts = []
     for part in parts:
-        phi, g = _others(others, source, weights, part)
+        phi, g = _make_others(others, source, weights, part)
         sums_of_parts.append(power_sums(phi.to(dtype), g.to(dtype), settings.groups, settings.coefficients))
     sums = joined_over_processes(sums_of_parts, settings.groups, settings.process_group)
     theta = multiply(weights[0][None], source)
@@ -397,21 +397,29 @@ def _series(
     return Centred(y_map, y_mean, None), kept
 
 
-def _keeps_others(source: Tensor, weights: Sequence[Tensor], settings: _Settings) -> Tensor | None:
-    """Memory for phi and g, [B, 2C', N], where they are to be kept for the backward pass."""
-    return None if settings.memory_efficient else empty_map_like(source, 2 * weights[1].shape[0], source.dtype)
+def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: _Settings) -> Tensor:
+    """Of phi and g, [B, 2C', N], or to save memory of phi alone."""
+    width = weights[1].shape[0]
+    return empty_map_like(source, width if settings.memory_efficient else 2 * width, source.dtype)
 
 
-def _others(
-    others: Tensor | None, source: Tensor, weights: Sequence[Tensor], part: slice, *, known: bool = False
-) -> tuple[Tensor, Tensor]:
-    """phi and g of a part of the batch, [B_part, C', N] each: kept ones, or made."""
-    if others is not None and known:
-        both = others[part]
-    else:
-        out = None if others is None else others[part]
-        both = multiply(torch.cat(list(weights[1:]))[None], source[part], out=out)
-    phi, g = both.chunk(2, dim=1)
+def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
+    """phi and g of a part of the batch, [B_part, C', N] each; what is kept goes into ``others``."""
+    _, phi_weight, g_weight = weights
+    kept = others[part]
+    if kept.shape[1] == phi_weight.shape[0]:
+        return multiply(phi_weight[None], source[part], out=kept), multiply(g_weight[None], source[part])
+    phi, g = multiply(torch.cat([phi_weight, g_weight])[None], source[part], out=kept).chunk(2, dim=1)
+    return phi, g
+
+
+def _others_again(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
+    """phi and g of a part of the batch, from what was kept."""
+    _, phi_weight, g_weight = weights
+    kept = others[part]
+    if kept.shape[1] == phi_weight.shape[0]:
+        return kept, multiply(g_weight[None], source[part])
+    phi, g = kept.chunk(2, dim=1)
     return phi, g
 
 
@@ -462,7 +470,8 @@ def _through_features(
         d_features = empty_map_like(source[part], joined.shape[0], dtype)
         found.write_y(part, d_out[part], y.map(part), d_features[:, : weights[0].shape[0]])
         if not with_gram:
-            phi, g = _others(kept.others, source, weights, part, known=True)
+            assert kept.others is not None
+            phi, g = _others_again(kept.others, source, weights, part)
             _write_feature_gradients(d_features, kept, phi, g, d_sums, part, settings)
         d_features = d_features.to(product_dtype)
         if d_joined is not None:
