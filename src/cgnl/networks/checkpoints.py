@@ -304,11 +304,11 @@ def convert(
         **{key: str(value) for key, value in settings.items()},
     }
     contiguous = {key: state_dict[key].contiguous() for key in expected}
-    _write_atomically(target, save(contiguous, {"format": "pt", **metadata}))
+    write_atomically(target, save(contiguous, {"format": "pt", **metadata}))
     return metadata
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     # A file beside the target is on the same file system, so the rename is one step.
     part = path.with_name(f".{path.name}.part")
     try:
