@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import tolerances
 from cgnl import ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
-from cgnl.ops.eager import cgnl_block_batch_norm
+from cgnl.ops.eager import cgnl_block_affine, cgnl_block_batch_norm, gram, maps
 
 KERNELS = [DotProduct(), EmbeddedGaussian(order=0), EmbeddedGaussian(order=4), GaussianRBF(gamma=0.3, order=3)]
 OTHER_KERNELS = [GaussianRBF(gamma=0.3, order=3, beta="normalized"), GaussianRBF(gamma=0.3, order=3, beta="exact")]
@@ -132,7 +132,125 @@ def test_each_gradient_alone_is_the_same(wanted):
     assert torch.equal(torch.autograd.grad(run(alone), inputs[wanted])[0], together)
 
 
-def test_batch_norm_keeps_x_and_three_maps():
+@pytest.fixture(params=["gram", "direct"])
+def form(request, monkeypatch):
+    """Either way to the dot product's sums, whatever pays."""
+    monkeypatch.setattr(gram, "pays", lambda *sizes, training: request.param == "gram")
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 7, 9), (3, 16, 1), (5, 16, 3, 2)], ids=str)
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("memory_efficient", [False, True])
+def test_both_ways_to_the_sums_equal_naive(form, shape, layout, memory_efficient, monkeypatch):
+    monkeypatch.setattr(maps, "_ELEMENTS_OF_A_PART", 2 * 16 * shape[-1])  # several parts, the last one smaller
+    for groups in (1, 8):
+        x, weights = inputs_of(shape, groups, layout)
+        weight, bias = random(16, seed=5).requires_grad_(), random(16, seed=6).requires_grad_()
+        inputs, dy = [x, *weights, weight, bias], random(*shape, seed=9)
+        y = cgnl_block_batch_norm(
+            x,
+            *weights,
+            weight,
+            bias,
+            None,
+            None,
+            groups=groups,
+            kernel=DotProduct(),
+            factor=1.0,
+            eps=1e-3,
+            momentum=0.0,
+            memory_efficient=memory_efficient,
+        )
+        expected = reference_with_norm(x, weights, weight, bias, groups, DotProduct())
+        gradients, expected_gradients = (torch.autograd.grad(out, inputs, dy) for out in (y, expected))
+        assert_equal((y, *gradients), (expected, *expected_gradients), tolerances.EAGER_FLOAT64_BATCH_NORM)
+
+
+def features_of(kind, channels, positions):
+    """Maps [2, C, N] on which sums lose digits, and weights that suit them; both in float32."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    weights = [draw(channels // 2, channels) * channels**-0.5 for _ in range(2)]
+    if kind == "relu":
+        return draw(2, channels, positions).relu(), weights
+    if kind == "one pattern":
+        return (3 * draw(2, channels, 1) * draw(2, 1, positions) + 0.1 * draw(2, channels, positions)).relu(), weights
+    # a mean that the weights cancel
+    return draw(2, channels, positions) + 100, [weight - weight.mean(1, keepdim=True) for weight in weights]
+
+
+@pytest.mark.parametrize("kind", ["relu", "one pattern", "large mean"])
+@pytest.mark.parametrize(("channels", "positions"), [(256, 400), (512, 784)])
+def test_gram_form_keeps_the_digits_of_float32(kind, channels, positions):
+    groups = 8
+    x, (phi_weight, g_weight) = features_of(kind, channels, positions)
+    products = (phi_weight.double() @ x.double()) * (g_weight.double() @ x.double())
+    by_group = products.unflatten(1, (groups, -1))
+    mean = x.mean(-1)
+    sums = gram.sums(gram.second_moments(x, mean), mean, phi_weight, g_weight, groups, positions)
+    bound = tolerances.FLOAT32_SUM_UNITS * torch.finfo(torch.float32).eps * by_group.abs().sum((2, 3))
+    assert ((sums.double() - by_group.sum((2, 3))).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS + OTHER_KERNELS, ids=IDS)
+def test_affine_equals_naive_with_every_gradient(kernel, given):
+    x, weights = inputs_of((3, 16, 5, 7), 2)
+    scale, shift = (random(16, seed=s).requires_grad_() if on else None for s, on in zip((5, 6), given, strict=True))
+    y = cgnl_block_affine(x, *weights, scale, shift, groups=2, kernel=kernel, factor=1.0)
+    expected = ops.cgnl_block(x, *weights, groups=2, kernel=kernel, backend="naive")
+    for vector, apply in ((scale, torch.mul), (shift, torch.add)):
+        expected = expected if vector is None else apply(expected, vector[:, None, None])
+    expected = expected + x
+    inputs, dy = [t for t in (x, *weights, scale, shift) if t is not None], random(3, 16, 5, 7, seed=9)
+    gradients, expected_gradients = (
+        torch.autograd.grad(out, inputs, dy, allow_unused=True, materialize_grads=True) for out in (y, expected)
+    )
+    assert_equal((y, *gradients), (expected, *expected_gradients))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[3]], ids=["dot", "rbf"])
+def test_saving_memory_changes_no_bit(kernel, dtype, form):
+    x, weights = inputs_of((3, 16, 5, 7), 2)
+    x, *weights = (t.detach().to(dtype).requires_grad_() for t in (x, *weights))
+    found = []
+    for memory_efficient in (False, True):
+        y = ops.cgnl_block(x, *weights, groups=2, kernel=kernel, memory_efficient=memory_efficient)
+        found.append((y, *torch.autograd.grad(y, [x, *weights], torch.ones_like(y))))
+    assert all(map(torch.equal, *found))
+
+
+def test_float32_gradients_where_y_is_nearly_constant():
+    """exp's constant term is a large number at every position, which a norm takes out again."""
+    kernel = EmbeddedGaussian(order=3)
+    x, weights = inputs_of((4, 16, 12, 12), 2)
+    weight, bias = random(16, seed=5), random(16, seed=6)
+    weights = [0.05 * w.detach() for w in weights]
+    dy = random(4, 16, 12, 12, seed=9)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (x, *weights, weight, bias)]
+        y = ours_with_norm(inputs[0], inputs[1:5], *inputs[5:], 2, kernel)
+        gradients.append([d.double() for d in torch.autograd.grad(y, inputs, dy.to(dtype))])
+    for exact, single in zip(*gradients, strict=True):
+        assert relative(single, exact) < tolerances.FLOAT32_SMALL_DEVIATIONS
+
+
+@pytest.mark.parametrize(
+    ("kernel", "memory_efficient", "maps_kept"),
+    [
+        (KERNELS[3], False, 1.5),  # theta, phi, g
+        (KERNELS[3], True, 1),  # theta, phi
+        (KERNELS[0], False, 0.5),  # theta; and K, small where it pays
+        (KERNELS[0], True, 0.5),  # theta
+    ],
+)
+def test_batch_norm_keeps_x_and_few_maps(kernel, memory_efficient, maps_kept):
     x, weights = inputs_of((2, 32, 28, 28), 2, inner=16)
     kept = {}
 
@@ -141,5 +259,18 @@ def test_batch_norm_keeps_x_and_three_maps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        ours_with_norm(x, weights, torch.ones(32, dtype=x.dtype), torch.zeros(32, dtype=x.dtype), 2, KERNELS[3])
-    assert sum(kept.values()) < 1.1 * (x.numel() + 3 * x.numel() // 2) * x.element_size()
+        cgnl_block_batch_norm(
+            x,
+            *weights,
+            torch.ones(32, dtype=x.dtype),
+            torch.zeros(32, dtype=x.dtype),
+            None,
+            None,
+            groups=2,
+            kernel=kernel,
+            factor=1.0,
+            eps=1e-3,
+            momentum=0.0,
+            memory_efficient=memory_efficient,
+        )
+    assert sum(kept.values()) < 1.1 * (1 + maps_kept) * x.numel() * x.element_size()
