@@ -77,6 +77,9 @@ def compiled(launch: Launch, capability: int) -> Any:
         if name in settings:
             signature[name] = "constexpr"
             constants[(i,)] = settings[name]
+        elif kernel.params[i].is_constexpr:
+            signature[name] = "constexpr"
+            constants[(i,)] = arguments[i]
         else:
             signature[name] = described(arguments[i], (i,), constants, attributes)
     source = ASTSource(kernel, signature, constants, attributes)

@@ -51,9 +51,8 @@ def test_equals_naive_with_every_gradient(case, form):
 @pytest.mark.parametrize("form", ["plain", "features"])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
 def test_every_kernel_function_equals_naive(kernel, form):
-    for factor in (1.0, 0.05):
-        results, expected = results_of(form, SMALL, kernel, factor)
-        assert_close(results, expected, FLOAT32)
+    results, expected = results_of(form, SMALL, kernel, 0.3)
+    assert_close(results, expected, FLOAT32)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -260,6 +259,5 @@ def test_second_derivatives_are_refused(form):
     inputs = inputs_of(form, SMALL)
     y = FORMS[form][0](inputs, SMALL.groups, EmbeddedGaussian(1), 0.1)
     gradients = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
-    for gradient, wanted in itertools.product(gradients[:1], inputs[:1]):
-        with pytest.raises(RuntimeError, match='has no second derivatives; use backend="eager"'):
-            torch.autograd.grad(gradient.sum(), wanted)
+    with pytest.raises(RuntimeError, match='has no second derivatives; use backend="eager"'):
+        torch.autograd.grad(gradients[0].sum(), inputs[0])

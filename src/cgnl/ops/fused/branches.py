@@ -1,0 +1,292 @@
+"""Operators of pass two on x: theta, the polynomial and conv_z; with a norm and the residual if asked for.
+
+Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial or space-time axes, N positions, G groups,
+P order of the series.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgnl.ops.fused import narrow, wide
+from cgnl.ops.fused.launching import elementwise_sizes, launch
+from cgnl.ops.fused.maps import (
+    as_map,
+    convolve,
+    empty_map,
+    gradient_dtype,
+    kernel_layout,
+    kernel_strides,
+    weight_gradient,
+    with_strides_of,
+    without_autocast,
+)
+from cgnl.ops.fused.series import Series, Statistics
+from cgnl.ops.fused.sums import num_programs, refuse_second_derivatives
+
+
+@torch.library.custom_op("cgnl::branch", mutates_args=())
+def branch(
+    x: Tensor,
+    theta_weight: Tensor,
+    z_weight: Tensor,
+    coefficients: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    powers: int,
+    gamma: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """conv_z of the polynomial in theta; with ``scale`` and ``shift``, x + scale · that + shift.
+
+    Args:
+        x: [B, C, *S].
+        theta_weight: [C', C, 1, ...], in x's type.
+        z_weight: [C, C'/G, 1, ...], in x's type.
+        coefficients: z_p of Eq. 12, [B, G, P + 1], float32.
+        scale: [C] or None.
+        shift: [C], or None where ``scale`` is.
+        powers: bit p says whether power p has coefficients other than zero.
+        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
+        out_dtype: type of the result.
+
+    Returns:
+        [B, C, *S].
+    """
+    flat = as_map(x)
+    series = Series(theta_weight, z_weight, coefficients, powers, gamma)
+    if not series.is_wide:
+        out = empty_map(flat, flat.shape[1], out_dtype)
+        narrow.write_branch(flat, series, out, scale, shift, None)
+    else:
+        out = wide.make_branch(flat, series)
+        if scale is not None:
+            out = _finish(flat, out, None, scale, shift, out_dtype)
+    return with_strides_of(x, out.to(out_dtype))
+
+
+@branch.register_fake
+def _(
+    x: Tensor,
+    theta_weight: Tensor,
+    z_weight: Tensor,
+    coefficients: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    powers: int,
+    gamma: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty_like(x, dtype=out_dtype)
+
+
+@torch.library.custom_op("cgnl::branch_batch_norm", mutates_args=())
+def branch_batch_norm(
+    x: Tensor,
+    theta_weight: Tensor,
+    z_weight: Tensor,
+    coefficients: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    powers: int,
+    gamma: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x plus the BatchNorm of the branch over this batch, and the batch's mean and biased variance.
+
+    Arguments as in `branch`, and the norm's weight and bias [C]; None for 1 and 0.
+
+    Returns:
+        [B, C, *S] in x's type; [C] and [C] in float32.
+    """
+    flat = as_map(x)
+    series = Series(theta_weight, z_weight, coefficients, powers, gamma)
+    if not series.is_wide:
+        value = empty_map(flat, flat.shape[1], torch.float32)
+        mean, variance = narrow.write_branch_with_statistics(flat, series, value)
+    else:
+        value = wide.make_branch(flat, series)
+        variance, mean = torch.var_mean(value.float(), dim=(0, 2), correction=0)
+    scale = (variance + eps).rsqrt()
+    if norm_weight is not None:
+        scale = scale * norm_weight
+    out = _finish(flat, value, mean, scale, norm_bias, x.dtype)
+    return with_strides_of(x, out), mean, variance
+
+
+@branch_batch_norm.register_fake
+def _(
+    x: Tensor,
+    theta_weight: Tensor,
+    z_weight: Tensor,
+    coefficients: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    powers: int,
+    gamma: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), mean, variance
+
+
+@torch.library.custom_op("cgnl::branch_backward", mutates_args=())
+def branch_backward(
+    d_out: Tensor,
+    x: Tensor,
+    theta_weight: Tensor,
+    z_weight: Tensor,
+    coefficients: Tensor,
+    scale: Tensor | None,
+    mean: Tensor | None,
+    inverse_deviation: Tensor | None,
+    powers: int,
+    gamma: float,
+    has_residual: bool,
+    wants_x: bool,
+    wants_theta_weight: bool,
+    wants_z_weight: bool,
+    wants_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
+
+    ``scale`` is the norm's weight where there are statistics.
+
+    Returns:
+        The gradients of x, theta_weight, z_weight, coefficients, scale [C] and shift [C].
+    """
+    flat = as_map(x)
+    d_flat = as_map(d_out, flat)
+    series = Series(theta_weight, z_weight, coefficients, powers, gamma)
+    statistics = None if mean is None or inverse_deviation is None else Statistics(mean, inverse_deviation)
+    d_x, d_theta_weight, d_z_weight, d_scale, d_shift = (x.new_empty(0) for _ in range(5))
+    dtype = gradient_dtype(x.dtype)
+    form = wide if series.is_wide else narrow
+    with without_autocast(x):
+        if wants_scale or statistics is not None:
+            d_shift, d_scale = form.scale_gradients(flat, d_flat, series, statistics)
+        d_theta, d_branch, y, d_coefficients = form.branch_gradients(
+            flat, d_flat, series, scale, statistics, d_scale, d_shift, wants_z_weight
+        )
+        if wants_z_weight:
+            d_z_weight = weight_gradient(d_branch.to(dtype), y, series.groups)
+            d_z_weight = d_z_weight.to(z_weight.dtype, copy=True).view(z_weight.shape)
+        if wants_theta_weight:
+            d_theta_weight = weight_gradient(d_theta, flat.to(dtype), 1)
+            d_theta_weight = d_theta_weight.to(theta_weight.dtype, copy=True).view(theta_weight.shape)
+        if wants_x:
+            d_x_flat = convolve(theta_weight.flatten(1).to(dtype).T[None], d_theta)
+            if has_residual:
+                d_x_flat = d_x_flat + d_flat
+            d_x = with_strides_of(x, d_x_flat.to(x.dtype))
+    if not wants_scale:
+        d_scale, d_shift = x.new_empty(0), x.new_empty(0)
+    return d_x, d_theta_weight, d_z_weight, d_coefficients, d_scale, d_shift
+
+
+@branch_backward.register_fake
+def _(
+    d_out: Tensor,
+    x: Tensor,
+    theta_weight: Tensor,
+    z_weight: Tensor,
+    coefficients: Tensor,
+    scale: Tensor | None,
+    mean: Tensor | None,
+    inverse_deviation: Tensor | None,
+    powers: int,
+    gamma: float,
+    has_residual: bool,
+    wants_x: bool,
+    wants_theta_weight: bool,
+    wants_z_weight: bool,
+    wants_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_scale, d_shift = (
+        x.new_empty(x.shape[1], dtype=torch.float32) if wants_scale else x.new_empty(0) for _ in range(2)
+    )
+    return (
+        torch.empty_like(x) if wants_x else x.new_empty(0),
+        theta_weight.new_empty(theta_weight.shape) if wants_theta_weight else x.new_empty(0),
+        z_weight.new_empty(z_weight.shape) if wants_z_weight else x.new_empty(0),
+        coefficients.new_empty(coefficients.shape),
+        d_scale,
+        d_shift,
+    )
+
+
+def _branch_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, theta_weight, z_weight, coefficients, scale, shift, ctx.powers, ctx.gamma, _ = inputs
+    ctx.save_for_backward(x, theta_weight, z_weight, coefficients, scale, shift)
+
+
+def _branch_gradients(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+    *inputs, scale, shift = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:6]
+    gradients = branch_backward(
+        d_out, *inputs, scale, None, None, ctx.powers, ctx.gamma,
+        scale is not None, wanted[0], wanted[1], wanted[2], wanted[4] or wanted[5],
+    )  # fmt: skip
+    return (*_only_wanted(gradients, wanted, scale, shift), None, None, None)
+
+
+branch.register_autograd(_branch_gradients, setup_context=_branch_context)
+
+
+def _branch_batch_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, theta_weight, z_weight, coefficients, norm_weight, norm_bias, ctx.powers, ctx.gamma, ctx.eps = inputs
+    _, mean, variance = output
+    ctx.save_for_backward(x, theta_weight, z_weight, coefficients, norm_weight, norm_bias, mean, variance)
+
+
+def _branch_batch_norm_gradients(ctx: Any, d_out: Tensor, d_mean: Tensor, d_variance: Tensor) -> tuple[Any, ...]:
+    *inputs, norm_weight, norm_bias, mean, variance = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:6]
+    gradients = branch_backward(
+        d_out, *inputs, norm_weight, mean, (variance + ctx.eps).rsqrt(), ctx.powers, ctx.gamma,
+        True, wanted[0], wanted[1], wanted[2], wanted[4] or wanted[5],
+    )  # fmt: skip
+    return (*_only_wanted(gradients, wanted, norm_weight, norm_bias), None, None, None)
+
+
+branch_batch_norm.register_autograd(_branch_batch_norm_gradients, setup_context=_branch_batch_norm_context)
+refuse_second_derivatives(branch_backward)
+
+
+def _only_wanted(
+    gradients: tuple[Tensor, ...], wanted: tuple[bool, ...], scale: Tensor | None, shift: Tensor | None
+) -> list[Tensor | None]:
+    """The gradients in the order of the inputs, those of scale and shift in their types."""
+    *maps, d_scale, d_shift = gradients
+    typed = (*maps, *(d if t is None else d.to(t.dtype) for d, t in ((d_scale, scale), (d_shift, shift))))
+    return [d if is_wanted else None for d, is_wanted in zip(typed, wanted, strict=True)]
+
+
+def _finish(
+    flat: Tensor, value: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """x + (branch - mean) · scale + shift, [B, C, N]."""
+    from cgnl.ops.fused import kernels
+
+    batch, channels, positions = flat.shape
+    sizes = elementwise_sizes(channels, positions)
+    out = empty_map(flat, channels, dtype)
+    launch(
+        kernels.finish_kernel,
+        num_programs(batch, 1, channels, positions, sizes),
+        flat,
+        value,
+        out,
+        mean,
+        scale,
+        shift,
+        kernel_strides(flat, flat),
+        kernel_strides(value, flat),
+        kernel_strides(out, flat),
+        channels,
+        positions,
+        **kernel_layout(flat, value, out),
+        **sizes,
+    )
+    return out

@@ -1,0 +1,75 @@
+"""Launching kernels: tile sizes, the precision of products, and how often each kernel ran.
+
+Legend: C channels, C' inner channels, c = C'/G, N positions, G groups.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from cgnl.ops.fused.series import WIDEST_GROUP
+
+# How often each kernel was launched in this process, by its name.
+launches: Counter[str] = Counter()
+
+
+def launch(kernel: Any, num_programs: int, *arguments: Any, **settings: Any) -> None:
+    """Runs a kernel on a grid of one axis, on the device of its first argument."""
+    launches[kernel.fn.__name__] += 1
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(num_programs,)](*arguments, **settings)
+
+
+def elementwise_sizes(features: int, positions: int) -> dict[str, int]:
+    """Tile sizes of a kernel that only loads and stores: 16 numbers of a tile for each thread."""
+    return {"BLOCK_F": _power_of_2(features, 16), "BLOCK_N": _power_of_2(positions, 128), "num_warps": 4}
+
+
+def sums_sizes(channels: int, features: int, positions: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tile sizes of a kernel that makes tiles of phi and g, [features, positions], at a time."""
+    block_f = _power_of_2(features, 64)
+    block_n = _power_of_2(positions, 64 if dtype == torch.float32 else 128)
+    return {"BLOCK_F": block_f, "BLOCK_N": block_n, **_product_sizes(channels, block_f * block_n, dtype)}
+
+
+def branch_sizes(
+    channels: int, features: int, groups: int, positions: int, dtype: torch.dtype, backward: bool
+) -> dict[str, int]:
+    """Tile sizes of a kernel that holds a tile of all features of a group: one, or in backward several.
+
+    Wider groups get fewer positions, so that the tiles stay in registers.
+    """
+    block_f = _power_of_2(features, WIDEST_GROUP)
+    numbers = 8192 >> (backward + (dtype == torch.float32))
+    block_n = _power_of_2(positions, numbers // max(block_f, 64))
+    return {
+        "BLOCK_F": block_f,
+        "BLOCK_N": block_n,
+        "BLOCK_O": _power_of_2(channels // groups, 32 if dtype == torch.float32 else 64),
+        **_product_sizes(channels, block_f * block_n, dtype),
+    }
+
+
+def num_tiles(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """How a kernel multiplies float32 operands: as PyTorch's own products do where the input is float32, else TF32."""
+    return "ieee" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32" else "tf32"
+
+
+def _product_sizes(channels: int, tile: int, dtype: torch.dtype) -> dict[str, int]:
+    """Keeps the operands in the shared memory of the smallest device that is meant (compute capability 8.0, 163 KB)."""
+    half = dtype != torch.float32
+    return {
+        "BLOCK_C": _power_of_2(channels, 64 if half else 32),
+        "num_warps": 8 if tile >= 4096 else 4,
+        "num_stages": 3 if half else 2,
+    }
+
+
+def _power_of_2(size: int, limit: int) -> int:
+    """The smallest power of 2 that holds the size, from 16, the least that a product takes, up to the limit."""
+    return min(limit, max(16, 1 << (size - 1).bit_length()))

@@ -1,0 +1,176 @@
+"""The branch of groups of up to `WIDEST_GROUP` features: theta and y stay in registers.
+
+Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups, P order of the series.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgnl.ops.fused.launching import branch_sizes, launch, num_tiles, product_precision
+from cgnl.ops.fused.maps import empty_map, gradient_dtype, kernel_layout, kernel_strides
+from cgnl.ops.fused.series import Series, Statistics, series_settings
+from cgnl.ops.fused.sums import partial_sums
+
+
+def write_branch(
+    flat: Tensor,
+    series: Series,
+    out: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    statistics: tuple[Tensor, Tensor] | None,
+) -> None:
+    from cgnl.ops.fused import kernels
+
+    batch, channels, positions = flat.shape
+    settings = _settings(flat, series, backward=False)
+    means, squares = statistics or (None, None)
+    launch(
+        kernels.branch_kernel,
+        batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
+        flat,
+        series.theta_weight.contiguous(),
+        series.z_weight.contiguous(),
+        series.coefficients.contiguous(),
+        out,
+        scale,
+        shift,
+        means,
+        squares,
+        kernel_strides(flat, flat),
+        kernel_strides(out, flat),
+        channels,
+        positions,
+        series.in_group,
+        series.groups,
+        series.gamma,
+        **kernel_layout(flat, out),
+        **settings,
+    )
+
+
+def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes the branch, and returns its mean and biased variance over samples and positions.
+
+    Those of the tiles are joined by the formula of Chan et al., which does not subtract squares of large means.
+    """
+    batch, channels, positions = flat.shape
+    block = _settings(flat, series, backward=False)["BLOCK_N"]
+    means, squares = (
+        flat.new_empty(batch, num_tiles(positions, block), channels, dtype=torch.float32) for _ in range(2)
+    )
+    write_branch(flat, series, out, None, None, (means, squares))
+    starts = torch.arange(0, positions, block, device=flat.device)
+    counts = (positions - starts).clamp_max(block).to(torch.float32)[:, None]
+    total = batch * positions
+    mean = (means * (counts / total)).sum((0, 1))
+    variance = (squares + counts * (means - mean).square()).sum((0, 1)) / total
+    return mean, variance
+
+
+def scale_gradients(
+    flat: Tensor, d_flat: Tensor, series: Series, statistics: Statistics | None
+) -> tuple[Tensor, Tensor]:
+    """The sums over samples and positions of d_out and of d_out times the (normalised) branch."""
+    from cgnl.ops.fused import kernels
+
+    mean, inverse_deviation = statistics or (None, None)
+    batch, channels, positions = flat.shape
+    settings = _settings(flat, series, backward=False)
+    position_tiles = num_tiles(positions, settings["BLOCK_N"])
+    sums, products = (flat.new_empty(batch, position_tiles, channels, dtype=torch.float32) for _ in range(2))
+    launch(
+        kernels.branch_gradient_sums_kernel,
+        batch * series.groups * position_tiles,
+        flat,
+        series.theta_weight.contiguous(),
+        series.z_weight.contiguous(),
+        series.coefficients.contiguous(),
+        d_flat,
+        mean,
+        inverse_deviation,
+        sums,
+        products,
+        kernel_strides(flat, flat),
+        kernel_strides(d_flat, flat),
+        channels,
+        positions,
+        series.in_group,
+        series.groups,
+        series.gamma,
+        **kernel_layout(flat, d_flat),
+        **settings,
+    )
+    return sums.sum((0, 1)), products.sum((0, 1))
+
+
+def branch_gradients(
+    flat: Tensor,
+    d_flat: Tensor,
+    series: Series,
+    scale: Tensor | None,
+    statistics: Statistics | None,
+    d_scale: Tensor,
+    d_shift: Tensor,
+    wants_z_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of theta and of the branch, y, and the gradient of the coefficients.
+
+    The second and third are meaningless where the gradient of conv_z's weight is not wanted.
+    """
+    from cgnl.ops.fused import kernels
+
+    batch, channels, positions = flat.shape
+    dtype = gradient_dtype(flat.dtype)
+    settings = _settings(flat, series, backward=True)
+    inner = series.theta_weight.shape[0]
+    d_theta = empty_map(flat, inner, dtype)
+    y = empty_map(flat, inner, dtype) if wants_z_weight else None
+    d_branch = empty_map(flat, channels, dtype) if wants_z_weight and (scale, statistics) != (None, None) else None
+    partial = partial_sums(flat, series.groups, series.in_group, series.coefficients.shape[2], settings)
+    mean, inverse_deviation = statistics or (None, None)
+    count = batch * positions
+    launch(
+        kernels.branch_backward_kernel,
+        batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
+        flat,
+        series.theta_weight.contiguous(),
+        series.z_weight.contiguous(),
+        series.coefficients.contiguous(),
+        d_flat,
+        scale,
+        mean,
+        inverse_deviation,
+        None if statistics is None else d_shift / count,
+        None if statistics is None else d_scale / count,
+        d_theta,
+        y,
+        d_branch,
+        partial,
+        kernel_strides(flat, flat),
+        kernel_strides(d_flat, flat),
+        kernel_strides(d_theta, flat),
+        None if y is None else kernel_strides(y, flat),
+        None if d_branch is None else kernel_strides(d_branch, flat),
+        channels,
+        positions,
+        series.in_group,
+        series.groups,
+        series.gamma,
+        **kernel_layout(flat, d_flat),
+        **settings,
+    )
+    return d_theta, d_flat if d_branch is None else d_branch, d_theta if y is None else y, partial.sum(2)
+
+
+def _settings(flat: Tensor, series: Series, backward: bool) -> dict[str, Any]:
+    """What the kernels that make y are compiled with, the memory format aside."""
+    _, channels, positions = flat.shape
+    return {
+        **branch_sizes(channels, series.in_group, series.groups, positions, flat.dtype, backward),
+        **series_settings(series.powers, series.coefficients.shape[2], series.gamma),
+        "PRECISION": product_precision(flat.dtype),
+        "Z_PRECISION": product_precision(flat.dtype),
+    }

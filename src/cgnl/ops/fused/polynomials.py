@@ -1,0 +1,123 @@
+"""Operator of pass two on a given theta: y = sum over p of z_p theta^p (Eq. 12).
+
+Legend: B batch, C' inner channels, S spatial or space-time axes, G groups, P order of the series.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgnl.ops.fused.launching import elementwise_sizes, launch
+from cgnl.ops.fused.maps import as_map, empty_map, kernel_layout, kernel_strides, with_strides_of
+from cgnl.ops.fused.series import series_settings
+from cgnl.ops.fused.sums import num_programs, partial_sums, refuse_second_derivatives
+
+
+@torch.library.custom_op("cgnl::polynomial", mutates_args=())
+def polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, out_dtype: torch.dtype) -> Tensor:
+    """The polynomial in theta with one set of coefficients a sample and group.
+
+    Args:
+        theta: [B, C', *S].
+        coefficients: [B, G, P + 1], float32.
+        powers: bit p says whether power p has coefficients other than zero.
+        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
+        out_dtype: type of the result.
+
+    Returns:
+        [B, C', *S].
+    """
+    flat = as_map(theta)
+    y = empty_map(flat, flat.shape[1], out_dtype)
+    write_polynomial(flat, coefficients, powers, gamma, y)
+    return with_strides_of(theta, y)
+
+
+@polynomial.register_fake
+def _(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, out_dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(theta, dtype=out_dtype)
+
+
+def write_polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, y: Tensor) -> None:
+    """The polynomial of a map [B, C', N] into ``y``."""
+    from cgnl.ops.fused import kernels
+
+    batch, inner, positions = theta.shape
+    groups = coefficients.shape[1]
+    sizes = elementwise_sizes(inner // groups, positions)
+    launch(
+        kernels.polynomial_kernel,
+        num_programs(batch, groups, inner // groups, positions, sizes),
+        theta,
+        coefficients.contiguous(),
+        y,
+        kernel_strides(theta, theta),
+        kernel_strides(y, theta),
+        positions,
+        inner // groups,
+        groups,
+        gamma,
+        **series_settings(powers, coefficients.shape[2], gamma),
+        **kernel_layout(theta, y),
+        **sizes,
+    )
+
+
+@torch.library.custom_op("cgnl::polynomial_backward", mutates_args=())
+def polynomial_backward(
+    d_y: Tensor, theta: Tensor, coefficients: Tensor, powers: int, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of theta and of the coefficients."""
+    flat = as_map(theta)
+    d_theta = empty_map(flat, flat.shape[1], theta.dtype)
+    d_coefficients = write_polynomial_gradient(as_map(d_y, flat), flat, coefficients, powers, gamma, d_theta)
+    return with_strides_of(theta, d_theta), d_coefficients
+
+
+@polynomial_backward.register_fake
+def _(d_y: Tensor, theta: Tensor, coefficients: Tensor, powers: int, gamma: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(theta), coefficients.new_empty(coefficients.shape)
+
+
+def write_polynomial_gradient(
+    d_y: Tensor, theta: Tensor, coefficients: Tensor, powers: int, gamma: float, d_theta: Tensor
+) -> Tensor:
+    """Theta's gradient of maps [B, C', N] into ``d_theta``; returns the coefficients'."""
+    from cgnl.ops.fused import kernels
+
+    batch, inner, positions = theta.shape
+    groups, num_powers = coefficients.shape[1:]
+    sizes = elementwise_sizes(inner // groups, positions)
+    partial = partial_sums(theta, groups, inner // groups, num_powers, sizes)
+    launch(
+        kernels.polynomial_backward_kernel,
+        num_programs(batch, groups, inner // groups, positions, sizes),
+        theta,
+        coefficients.contiguous(),
+        d_y,
+        d_theta,
+        partial,
+        *(kernel_strides(flat, theta) for flat in (theta, d_y, d_theta)),
+        positions,
+        inner // groups,
+        groups,
+        gamma,
+        **series_settings(powers, num_powers, gamma),
+        **kernel_layout(theta, d_y, d_theta),
+        **sizes,
+    )
+    return partial.sum(2)
+
+
+def _polynomial_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    theta, coefficients, ctx.powers, ctx.gamma, _ = inputs
+    ctx.save_for_backward(theta, coefficients)
+
+
+def _polynomial_gradients(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:
+    return (*polynomial_backward(d_y, *ctx.saved_tensors, ctx.powers, ctx.gamma), None, None, None)
+
+
+polynomial.register_autograd(_polynomial_gradients, setup_context=_polynomial_context)
+refuse_second_derivatives(polynomial_backward)

@@ -1,0 +1,60 @@
+"""What the operators are told of a series and of what follows it.
+
+Legend: B batch, C channels, C' inner channels, c = C'/G, G groups, P order of the series.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+# Features of a group that fit into one tile, beside its block of conv_z.
+WIDEST_GROUP = 128
+
+
+class Series(NamedTuple):
+    """What makes a branch of x.
+
+    Attributes:
+        theta_weight: [C', C, 1, ...].
+        z_weight: [C, c, 1, ...].
+        coefficients: z_p of Eq. 12, [B, G, P + 1], float32.
+        powers: bit p says whether power p has coefficients other than zero.
+        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
+    """
+
+    theta_weight: Tensor
+    z_weight: Tensor
+    coefficients: Tensor
+    powers: int
+    gamma: float
+
+    @property
+    def groups(self) -> int:
+        return self.coefficients.shape[1]
+
+    @property
+    def in_group(self) -> int:
+        """c."""
+        return self.theta_weight.shape[0] // self.groups
+
+    @property
+    def is_wide(self) -> bool:
+        return self.in_group > WIDEST_GROUP
+
+
+class Statistics(NamedTuple):
+    """What BatchNorm took from the branch, [C] each."""
+
+    mean: Tensor
+    inverse_deviation: Tensor
+
+
+def powers_of(coefficients: Sequence[float]) -> int:
+    """The powers of a series as a number whose bit p says whether a2_p is other than 0."""
+    return sum(1 << p for p, a2 in enumerate(coefficients) if a2)
+
+
+def series_settings(powers: int, num_powers: int, gamma: float) -> dict[str, Any]:
+    """What kernels know of a series when they are compiled."""
+    return {"POWERS": powers, "ORDER": num_powers - 1, "ENVELOPE": gamma > 0}

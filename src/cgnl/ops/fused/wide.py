@@ -1,0 +1,66 @@
+"""The branch of groups of more than `WIDEST_GROUP` features: theta and y are written, and the products are PyTorch's.
+
+Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups, P order of the series.
+"""
+
+import torch
+from torch import Tensor
+
+from cgnl.ops.fused.maps import convolve, empty_map, gradient_dtype, without_autocast
+from cgnl.ops.fused.polynomials import write_polynomial, write_polynomial_gradient
+from cgnl.ops.fused.series import Series, Statistics
+
+
+def make_branch(flat: Tensor, series: Series) -> Tensor:
+    """conv_z's output, [B, C, N]."""
+    return _steps(flat, series)[-1]
+
+
+def scale_gradients(
+    flat: Tensor, d_flat: Tensor, series: Series, statistics: Statistics | None
+) -> tuple[Tensor, Tensor]:
+    """As `narrow.scale_gradients`."""
+    value = make_branch(flat, series).float()
+    if statistics is not None:
+        value = (value - statistics.mean[:, None]) * statistics.inverse_deviation[:, None]
+    return d_flat.sum((0, 2), dtype=torch.float32), (d_flat * value).sum((0, 2), dtype=torch.float32)
+
+
+def branch_gradients(
+    flat: Tensor,
+    d_flat: Tensor,
+    series: Series,
+    scale: Tensor | None,
+    statistics: Statistics | None,
+    d_scale: Tensor,
+    d_shift: Tensor,
+    wants_z_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `narrow.branch_gradients`."""
+    theta, y, value = _steps(flat, series)
+    d_branch = empty_map(flat, flat.shape[1], y.dtype)
+    d = d_flat.float()
+    if statistics is not None:
+        count = flat.shape[0] * flat.shape[2]
+        mean, inverse_deviation = (t[:, None] for t in statistics)
+        normed = (value.float() - mean) * inverse_deviation
+        d = (d - (d_shift / count)[:, None] - normed * (d_scale / count)[:, None]) * inverse_deviation
+    d_branch.copy_(d if scale is None else d * scale[:, None])
+    d_y = convolve(_z_matrices(series, y.dtype).transpose(1, 2), d_branch)
+    d_theta = empty_map(flat, theta.shape[1], y.dtype)
+    d_coefficients = write_polynomial_gradient(d_y, theta, series.coefficients, series.powers, series.gamma, d_theta)
+    return d_theta, d_branch, y, d_coefficients
+
+
+def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:
+    """Theta, y and the branch, [B, C' or C, N]."""
+    with without_autocast(flat):
+        theta = convolve(series.theta_weight.flatten(1)[None], flat)
+        y = empty_map(flat, theta.shape[1], gradient_dtype(flat.dtype))
+        write_polynomial(theta, series.coefficients, series.powers, series.gamma, y)
+        return theta, y, convolve(_z_matrices(series, y.dtype), y)
+
+
+def _z_matrices(series: Series, dtype: torch.dtype) -> Tensor:
+    """conv_z's weight as one matrix a group, [G, C/G, c]."""
+    return series.z_weight.flatten(1).unflatten(0, (series.groups, -1)).to(dtype)

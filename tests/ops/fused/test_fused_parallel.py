@@ -1,0 +1,60 @@
+"""One input split over two processes gives what one process gives, gradients too.
+
+Gradients are those of the sum of both processes' losses, so a weight's are the sum of what the processes get.
+"""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs, random
+
+from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF
+from cgnl.ops import fused
+
+CASE = Case((2, 16, 3, 5), 8, 2)
+NUM_ROWS = (1, 2)
+KERNELS = [EmbeddedGaussian(2), GaussianRBF(gamma=0.3, beta="normalized"), GaussianRBF(gamma=0.3, beta="exact")]
+# float32, relative to the norm
+TOLERANCE = 3e-6
+
+
+def with_gradients(kernel, rank, process_group):
+    """Output and gradients of the block and of the operation; of all positions, or of a process's own."""
+
+    def part(t):
+        return t if rank is None else t.split(NUM_ROWS, dim=2)[rank]
+
+    results = []
+    for inputs, dy in (
+        (block_inputs(CASE), random(*CASE.shape, seed=9)),
+        (feature_inputs(CASE), random(2, 8, 3, 5, seed=9)),
+    ):
+        own = [part(t) if t.shape[2] == 3 else t for t in inputs]
+        run = fused.cgnl_block if len(own) == 5 else fused.compact_generalized_non_local
+        y = run(*own, groups=2, kernel=kernel, factor=0.1, out_dtype=torch.float32, process_group=process_group)
+        results.append([y, *torch.autograd.grad(y, own, part(dy).to(y))])
+    return results
+
+
+def run_process(rank, path, interpreted):
+    if interpreted:
+        os.environ["TRITON_INTERPRET"] = "1"
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+    torch.save([with_gradients(kernel, rank, dist.group.WORLD) for kernel in KERNELS], f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    mp.spawn(run_process, (str(tmp_path), DEVICE == "cpu"), nprocs=2)
+    of_processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for kernel, *parts in zip(KERNELS, *of_processes, strict=True):
+        for whole, first, second in zip(with_gradients(kernel, None, None), *parts, strict=True):
+            joined = [
+                torch.cat([a, b], dim=2) if a.shape != expected.shape else a + b
+                for a, b, expected in zip(first, second, whole, strict=True)
+            ]
+            assert_close(joined, [t.double() for t in whole], TOLERANCE)
