@@ -9,11 +9,12 @@ import json
 import tempfile
 from pathlib import Path
 
+from cgnl.benchmark.record import write_result
 from cgnl.cli.demo import run_demo
 from cgnl.cli.demo.actions import actions
 from cgnl.cli.demo.birds import birds
 from cgnl.cli.demo.flock import run_flock_demo
-from timing import common_arguments, write_result
+from script import common_arguments
 
 
 def main() -> None:

@@ -19,20 +19,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from cgnl.benchmark.memory import peak_bytes, resident_bytes
+from cgnl.benchmark.networks import Batch, detector_inference, detector_training_step, images_with_objects
+from cgnl.benchmark.record import write_result
+from cgnl.benchmark.timing import ratios, side_by_side, spread
 from cgnl.networks.detection import maskrcnn_resnet50
-from timing import (
-    common_arguments,
-    number_from_a_fresh_process,
-    peak_bytes,
-    ratios,
-    resident_bytes,
-    side_by_side,
-    spread,
-    write_result,
-)
+from script import common_arguments, number_from_a_fresh_process
 
 BLOCKS = {"plain": None, "nl": "nl", "cgnl": "cgnl"}
 NECKS = ("c4", "fpn")
@@ -41,10 +35,6 @@ NUM_CLASSES = 81
 # what CGNL may cost in training over the plain network
 TIME_LIMIT = 1.065
 MEMORY_LIMIT = 1.04
-# of all scores of an image, in inference; what is left of them after suppression is mostly cut to 100
-SCORES_ABOVE_THRESHOLD = 1000
-
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
 def network_of(name: str, neck: str, arguments: argparse.Namespace) -> MaskRCNN:
@@ -65,65 +55,21 @@ def network_of(name: str, neck: str, arguments: argparse.Namespace) -> MaskRCNN:
 
 
 def batch_of(arguments: argparse.Namespace) -> Batch:
-    """Images of noise, wider than high by a third, with eight rectangles each."""
-    torch.manual_seed(arguments.seed)
-    height, width = arguments.size, arguments.size * 4 // 3
-    extent = torch.tensor([width, height], device=arguments.device)
-    images, targets = [], []
-    for _ in range(arguments.batch_size):
-        corner, length = torch.rand(2, 8, 2, device=arguments.device)
-        corner = corner * extent / 2
-        boxes = torch.cat([corner, corner + (0.05 + 0.45 * length) * extent], dim=1)
-        masks = torch.zeros(8, height, width, dtype=torch.uint8, device=arguments.device)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
-            mask[top : bottom + 1, left : right + 1] = 1
-        labels = torch.randint(1, NUM_CLASSES, (8,), device=arguments.device)
-        images.append(torch.rand(3, height, width, device=arguments.device))
-        targets.append({"boxes": boxes, "labels": labels, "masks": masks})
-    return images, targets
-
-
-def training_step(network: MaskRCNN, batch: Batch, seed: int) -> Callable[[], None]:
-    """Forward, losses, backward and a step of SGD with momentum that moves nothing."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> None:
-        # the regions that the heads are trained on are drawn
-        torch.manual_seed(seed)
-        network.train()
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(network(*batch).values())).sum().backward()
-        optimizer.step()
-
-    return step
-
-
-def inference(network: MaskRCNN, batch: Batch) -> Callable[[], list[dict[str, Tensor]]]:
-    """Boxes and masks of the images, in eval mode; the threshold is set so that untrained scores pass it."""
-    images = batch[0]
-    network.eval()
-    logits: list[Tensor] = []
-    hook = network.roi_heads.box_predictor.register_forward_hook(lambda _, args, output: logits.append(output[0]))
-    with torch.inference_mode():
-        network.roi_heads.score_thresh = 1.0
-        network(images)
-    hook.remove()
-    scores = logits[0].softmax(-1)[:, 1:].flatten()
-    kept = min(len(images) * SCORES_ABOVE_THRESHOLD, len(scores))
-    network.roi_heads.score_thresh = float(scores.topk(kept).values[-1])
-
-    def run() -> list[dict[str, Tensor]]:
-        network.eval()
-        with torch.inference_mode():
-            return network(images)
-
-    return run
+    """The images and their objects."""
+    return images_with_objects(
+        arguments.batch_size,
+        arguments.size,
+        seed=arguments.seed,
+        device=arguments.device,
+        num_classes=NUM_CLASSES,
+    )
 
 
 def run_of(mode: str, network: MaskRCNN, batch: Batch, seed: int) -> Callable[[], object]:
     """One turn of a network."""
-    return training_step(network, batch, seed) if mode == "training" else inference(network, batch)
+    if mode == "training":
+        return detector_training_step(network, batch, seed)
+    return detector_inference(network, batch)
 
 
 def measure_peak(arguments: argparse.Namespace) -> None:
@@ -166,7 +112,7 @@ def rows_of(neck: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "peak_over_plain": round(peaks[name] / peaks["plain"], 4),
             }
             if mode == "inference":
-                found = inference(networks[name], batch)()
+                found = detector_inference(networks[name], batch)()
                 row["objects"] = [len(of_image["boxes"]) for of_image in found]
             elif name == "cgnl":
                 time = row["time_over_plain"]["median"]

@@ -18,21 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from cgnl import CGNL2d, NonLocal2d
+from cgnl.benchmark.memory import forget_peak, peak_bytes, resident_bytes
+from cgnl.benchmark.record import write_result
+from cgnl.benchmark.timing import side_by_side, spread
 from cgnl.explain.effect import effect
 from cgnl.explain.maps import affinity, affinity_group, evidence, reference_channel
 from cgnl.explain.trace import BlockTrace, trace_blocks
 from cgnl.networks.image import resnet50
 from cgnl.networks.video import c2d_resnet50
-from timing import (
-    common_arguments,
-    forget_peak,
-    number_from_a_fresh_process,
-    peak_bytes,
-    resident_bytes,
-    side_by_side,
-    spread,
-    write_result,
-)
+from script import common_arguments, number_from_a_fresh_process
 
 PATH = "layer3.4"
 # Name, network, input, seconds that the maps may take beyond the forward pass.

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import cgnl
-from timing import common_arguments, write_result
+from cgnl.benchmark.record import write_result
+from script import common_arguments
 
 CHANNELS, GROUPS = 512, 8
 SHAPE = (8, CHANNELS, 14, 14)

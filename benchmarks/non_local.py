@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cgnl.benchmark.record import write_result
+from cgnl.benchmark.timing import ratios, side_by_side, spread
 from cgnl.ops import non_local
-from timing import common_arguments, ratios, side_by_side, spread, write_result
+from script import common_arguments
 
 SHAPE = (2, 512, 16, 28, 28)
 FRAMES = (2, 4, 8, 16, 32)

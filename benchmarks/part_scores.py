@@ -10,13 +10,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from cgnl.benchmark.record import write_result
 from cgnl.data.toy.birds import draw_birds
 from cgnl.explain.figures import save_figure
 from cgnl.explain.score import score_parts, scores_figure, scores_table
 from cgnl.recipes import RECIPES, Recipe
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.run import train
-from timing import common_arguments, write_result
+from script import common_arguments
 
 BLOCKS = {"NL": "nl", "CGNL": "cgnl"}
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "part_scores.svg"

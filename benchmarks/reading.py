@@ -14,9 +14,11 @@ from torch.utils.data import default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from cgnl.benchmark.record import write_result
+from cgnl.benchmark.timing import ratios, side_by_side, spread
 from cgnl.data.images import ImageDataset, collate, read_images
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
-from timing import common_arguments, ratios, side_by_side, spread, write_result
+from script import common_arguments
 
 HEIGHT, WIDTH = 375, 500
 

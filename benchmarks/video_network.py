@@ -10,27 +10,21 @@ convolutions of the same weights. Run on a machine that does nothing else:
 """
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cgnl.benchmark.memory import peak_bytes, resident_bytes
+from cgnl.benchmark.networks import training_step
+from cgnl.benchmark.record import write_result
+from cgnl.benchmark.timing import ratios, side_by_side, spread
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import network_cost
 from cgnl.networks.video import STRIDES_32_FRAMES, c2d_resnet50
 from conv3d_network import Conv3dResNet
-from timing import (
-    common_arguments,
-    number_from_a_fresh_process,
-    peak_bytes,
-    ratios,
-    resident_bytes,
-    side_by_side,
-    spread,
-    write_result,
-)
+from script import common_arguments, number_from_a_fresh_process
 
 FRAMES = 32
 NUM_CLASSES = 200
@@ -71,19 +65,6 @@ def network_of_3d_convolutions() -> nn.Module:
     network = Conv3dResNet("resnet50", STRIDES_32_FRAMES, NUM_CLASSES, {})
     network.load_frames_weights(network_of("plain").state_dict())
     return network
-
-
-def training_step(network: nn.Module, video: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Forward, cross entropy, backward and a step of SGD with momentum."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
-    network.train()
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(network(video), labels).backward()
-        optimizer.step()
-
-    return step
 
 
 def clips(arguments: argparse.Namespace, memory_format: str) -> tuple[Tensor, Tensor]:

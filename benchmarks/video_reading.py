@@ -24,9 +24,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cgnl.benchmark.record import write_result
+from cgnl.benchmark.timing import ratios, side_by_side, spread
 from cgnl.data.transforms import clip_train_transform
 from cgnl.data.videos import GuardedReader
-from timing import common_arguments, ratios, side_by_side, spread, write_result
+from script import common_arguments
 
 WORKERS = 2
 LENGTH, STEP = 32, 2

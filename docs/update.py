@@ -35,8 +35,10 @@ def source(name: str) -> str:
     """Returns where a record comes from, as a line below its table."""
     record = result(name)
     machine = record["machine"]
+    on_cpu = machine["device"] == "cpu"
+    device = f"{machine['processor']}, {machine['threads']} threads" if on_cpu else machine["device"]
     return (
-        f"`{record['command']}`, {record['date']}, {machine['processor']}, {machine['threads']} threads, "
+        f"`{record['command']}`, {record['date']}, {device}, "
         f"PyTorch {record['versions']['torch']}, commit {record['commit']}: `benchmarks/results/{name}.json`."
     )
 
@@ -92,6 +94,168 @@ def network() -> str:
         + "\n\n"
         + source("network")
     )
+
+
+def _if_measured(kind: str, device: str, make: Callable[[dict[str, Any]], str]) -> str:
+    """Returns what is made of a record of `cgnl benchmark`, source and plot, or the command that is still to run."""
+    name = f"{kind}_{device}"
+    if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+        options = " --device cuda" if device == "cuda" else ""
+        return f"Not measured yet: `cgnl benchmark {kind}{options} --out benchmarks/results`."
+    plot = f"![{_PLOTS[kind]}](../benchmarks/results/{name}.png)"
+    return f"{make(result(name))}\n\n{source(name)}\n\n{plot}"
+
+
+_PLOTS = {
+    "table1": "time and memory of NL, GNL and CGNL blocks against the number of positions",
+    "block": "time of one block, in multiples of the floor",
+    "networks": "time and memory of networks with CGNL blocks, over the plain networks'",
+    "accuracy": "largest errors of every backend and type",
+}
+_METHODS = {
+    "nl_attention": ("NL, fused attention", "2", "1"),
+    "nl_map": ("NL, N × N map", "2", "2"),
+    "gnl": ("GNL, exact, in chunks", "2", "at most 1"),
+    "cgnl_dot": ("CGNL, dot product", "1", "1"),
+    "cgnl_rbf": ("CGNL, RBF of order 3", "1", "1"),
+}
+
+
+def _exponents(record: dict[str, Any]) -> str:
+    all_channels = list(dict.fromkeys(row["channels"] for row in record["exponents"]))
+    fitted = {(row["method"], row["channels"]): row for row in record["exponents"]}
+    rows = []
+    for method, (words, *expected) in _METHODS.items():
+        cells = []
+        for measure, exponent in zip(("time", "memory"), expected, strict=True):
+            values = [fitted[method, channels][measure] for channels in all_channels]
+            cells += [*("–" if value is None else f"{value:.2f}" for value in values), exponent]
+        rows.append((words, *cells))
+    header = ["exponent of N"]
+    for measure in ("time", "memory"):
+        header += [*(f"{measure}, C = {channels}" for channels in all_channels), f"{measure}, expected"]
+    return table(header, rows)
+
+
+def table1() -> str:
+    """The exponents of Table 1, measured on a CPU."""
+    return _if_measured("table1", "cpu", _exponents)
+
+
+def table1_gpu() -> str:
+    """The same on a GPU."""
+    return _if_measured("table1", "cuda", _exponents)
+
+
+_CANDIDATES = {
+    "convolutions": "its four bare convolutions",
+    "cgnl_eager": "CGNL, eager",
+    "cgnl_eager_memory_efficient": "CGNL, eager, memory-efficient",
+    "cgnl_compiled": "CGNL, torch.compile",
+    "cgnl_fused": "CGNL, fused",
+    "cgnl_fused_cuda_graph": "CGNL, fused, CUDA graph",
+    "published": "CGNL as published",
+    "cgnl_eager_rbf": "CGNL, RBF, eager",
+    "published_rbf": "CGNL, RBF, as published",
+    "nl_softmax": "NL, softmax",
+    "nl_dot_product": "NL, dot product",
+    "global_context": "global context",
+    "squeeze_excitation": "squeeze and excitation",
+}
+
+
+def _blocks(record: dict[str, Any]) -> str:
+    parts = {}
+    for row in record["rows"]:
+        parts.setdefault(f"**x {shape(row['shape'])}, {row['dtype']}**", []).append(row)
+    header = ("block", "forward", "/ floor", "forward + backward", "/ floor", "kept", "peak")
+    tables = []
+    for title, of_part in parts.items():
+        rows = []
+        for name, words in _CANDIDATES.items():
+            for row in of_part:
+                if row["candidate"] == name:
+                    layout = ", channels last" if row["memory_format"] == "channels_last" else ""
+                    rows.append((words + layout, *_cost_of_block(row)))
+        tables.append(f"{title}\n\n{table(header, rows)}")
+    return "\n\n".join(tables)
+
+
+def _cost_of_block(row: dict[str, Any]) -> tuple[str, ...]:
+    if "failed" in row:
+        return ("cannot run", *[""] * 5)
+    cells = []
+    for mode in ("forward", "training"):
+        cells += [f"{row[mode]['seconds']['median'] * 1000:.3g} ms", f"{row[mode]['over_floor']['median']:.2f}"]
+    peak = f"{row['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in row else "–"
+    return (*cells, f"{row['bytes_kept_without_parameters'] / 1e6:.0f} MB", peak)
+
+
+def block_costs() -> str:
+    """One block beside others, on a CPU."""
+    return _if_measured("block", "cpu", _blocks)
+
+
+def block_costs_gpu() -> str:
+    """The same on a GPU."""
+    return _if_measured("block", "cuda", _blocks)
+
+
+def _networks(record: dict[str, Any]) -> str:
+    measured = {(row["network"], row["num_blocks"], row["mode"]): row for row in record["rows"]}
+    words = {"resnet50": "ResNet-50", "c2d_resnet50": "C2D-ResNet-50", "maskrcnn_resnet50": "Mask R-CNN"}
+    rows = []
+    for network, num_blocks in dict.fromkeys(key[:2] for key in measured if key[1]):
+        cells = []
+        for mode in ("training", "inference"):
+            row = measured[network, num_blocks, mode]
+            cells += [
+                times(row["time_over_plain"]) if "time_over_plain" in row else "cannot run",
+                f"{row['multiplications_over_plain']:.3f}" if "multiplications_over_plain" in row else "–",
+                f"{row['peak_over_plain']:.3f}" if "peak_over_plain" in row else "–",
+            ]
+        rows.append((f"{words[network]} + {num_blocks}", *cells))
+    header = ["network and CGNL blocks, over the plain network"]
+    for mode in ("training", "inference"):
+        header += [f"{mode}: time", "multiplications", "peak memory"]
+    return table(header, rows)
+
+
+def networks() -> str:
+    """Networks with 0, 1 and 5 blocks, on a CPU."""
+    return _if_measured("networks", "cpu", _networks)
+
+
+def networks_gpu() -> str:
+    """The same on a GPU."""
+    return _if_measured("networks", "cuda", _networks)
+
+
+def _accuracies_of_backends(record: dict[str, Any]) -> str:
+    kernels = list(record["settings"]["kernels"])
+    measured = {(row["backend"], row["dtype"], row["kernel"]): row for row in record["rows"]}
+    rows = []
+    for backend, dtype in dict.fromkeys(key[:2] for key in measured):
+        cells = []
+        for kernel in kernels:
+            row = measured[backend, dtype, kernel]
+            if "failed" in row or "not_finite" in row:
+                cells.append("cannot run" if "failed" in row else "not finite")
+                continue
+            gradients = [error for name, error in row["errors"].items() if name != "output"]
+            cells.append(f"{row['errors']['output']:.1f} / {max(gradients):.1f}")
+        rows.append((f"{backend}, {dtype}", *cells))
+    return table(("output / worst gradient", *kernels), rows)
+
+
+def accuracy() -> str:
+    """Errors of every backend and type, on a CPU."""
+    return _if_measured("accuracy", "cpu", _accuracies_of_backends)
+
+
+def accuracy_gpu() -> str:
+    """The same on a GPU."""
+    return _if_measured("accuracy", "cuda", _accuracies_of_backends)
 
 
 def non_local() -> str:
@@ -324,6 +488,14 @@ MADE: dict[str, Callable[[], str]] = {
     for function in (
         block,
         network,
+        table1,
+        table1_gpu,
+        block_costs,
+        block_costs_gpu,
+        networks,
+        networks_gpu,
+        accuracy,
+        accuracy_gpu,
         non_local,
         reading,
         demo,

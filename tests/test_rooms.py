@@ -15,6 +15,7 @@ ROOMS = [
     "training",
     "recipes",
     "explain",
+    "benchmark",
     "cli",
 ]
 SOURCE = Path(cgnl.__file__).parent

@@ -20,6 +20,8 @@ except ImportError:
 
 import cgnl
 from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
+from cgnl.cli.benchmark import benchmark
+from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
 from cgnl.cli.prediction import predict
@@ -87,26 +89,6 @@ def _smoke(recipe: Recipe, run: Path) -> Recipe:
 
             draw_birds(drawn, num_species=4, train_images=2, test_images=1, size=96)
     return smoke(recipe, drawn)
-
-
-def convert(
-    source: tyro.conf.Positional[Path],
-    target: tyro.conf.Positional[Path],
-    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50",
-    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl",
-) -> None:
-    """Convert a released checkpoint to safetensors under our names, checking every key.
-
-    Args:
-        source: The released checkpoint (.pth, .pth.tar).
-        target: The file to write (.safetensors).
-        arch: The network in it.
-        block: The block in it.
-    """
-    from cgnl.networks.checkpoints import convert
-
-    settings = convert(source, target, arch, None if block == "none" else block)
-    print(f"{target}: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
 
 
 def recipes(smoke: bool = False) -> None:
@@ -281,9 +263,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "explain": explain,
     "data": data,
     "convert": convert,
+    "benchmark": benchmark,
     "recipes": recipes,
 }
-_PARSING_THEMSELVES = (train, evaluate, data)
+_PARSING_THEMSELVES = (train, evaluate, data, benchmark)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

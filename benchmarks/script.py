@@ -1,0 +1,32 @@
+"""What every script of this folder takes, and where it writes."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from cgnl.benchmark.memory import output_of_a_fresh_process
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def common_arguments(description: str | None, *, default_out: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: where to write, turns, threads, seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / default_out, help="the JSON file to write")
+    parser.add_argument("--repeats", type=int, default=15, help="turns that count")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def number_from_a_fresh_process(script: str, options: Mapping[str, object]) -> int:
+    """The number that a script prints when it is run with these options in a process of its own.
+
+    Args:
+        script: path of the script.
+        options: values by the options' names, with underscores.
+    """
+    arguments = [script]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    return int(output_of_a_fresh_process(arguments))

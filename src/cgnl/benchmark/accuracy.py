@@ -1,0 +1,136 @@
+"""How far are the results of every backend and type from float64?
+
+The CGNL block from x to conv_z's output, and every gradient of it, against `cgnl.ops.naive` in float64 on the same
+inputs, which are rounded to the type first. An error is the largest of a tensor's elements, in units of the type's
+rounding at the tensor's largest element: about one unit is what rounding the exact result costs.
+
+Legend: B batch, C channels, C' inner channels, S spatial axes, G groups.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgnl import ops
+from cgnl.benchmark.timing import reason_of_failure, rounded
+from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
+
+GROUPS = 8
+SHAPE = (2, 128, 7, 9)
+SMALLEST_SHAPE = (2, 16, 3, 3)
+BACKENDS: tuple[ops.Backend, ...] = ("eager", "fused")
+DTYPES = ("float32", "float16", "bfloat16")
+KERNELS: dict[str, KernelFunction] = {
+    "dot": DotProduct(),
+    "embedded_gaussian": EmbeddedGaussian(order=3),
+    "rbf": GaussianRBF(gamma=0.1, order=3),
+    "rbf_normalized": GaussianRBF(gamma=0.1, order=3, beta="normalized"),
+    "rbf_exact": GaussianRBF(gamma=0.1, order=3, beta="exact"),
+}
+"""Gamma is large enough that every power of the series counts."""
+TENSORS = ("output", "d_x", "d_theta", "d_phi", "d_g", "d_z")
+
+
+class NotFiniteError(ValueError):
+    """A result holds NaN or infinity."""
+
+
+def error_in_units(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+    """The largest difference, in units of the type's rounding at the largest expected element.
+
+    Args:
+        actual: of any type and shape.
+        expected: float64, of the same shape.
+        dtype: the type whose eps is the unit.
+
+    Returns:
+        max |actual - expected| / (eps · max |expected|).
+
+    Raises:
+        NotFiniteError: ``actual`` has an element that is not finite, which no comparison may let pass.
+
+    >>> error_in_units(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 1.0 + 2.0**-22]).double(), torch.float32)
+    1.0
+    """
+    if not actual.isfinite().all():
+        raise NotFiniteError(f"{int((~actual.isfinite()).sum())} of {actual.numel()} elements are not finite")
+    largest = (actual.double() - expected).abs().max()
+    return (largest / (torch.finfo(dtype).eps * expected.abs().max())).item()
+
+
+def inputs_of(shape: Sequence[int], dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
+    """x, the four weights and the output's gradient, rounded to the type: [x, theta, phi, g, z, d_output]."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, inner = shape[1], shape[1] // 2
+    sizes: list[tuple[Sequence[int], float]] = [
+        (shape, 1.0),
+        *[((inner, channels, 1, 1), channels**-0.5)] * 3,
+        ((channels, inner // GROUPS, 1, 1), (inner // GROUPS) ** -0.5),
+        (shape, 1.0),
+    ]
+    tensors = [scale * torch.randn(*size, generator=generator, dtype=torch.float64) for size, scale in sizes]
+    return [tensor.to(device, dtype) for tensor in tensors]
+
+
+def results_of(inputs: Sequence[Tensor], kernel: KernelFunction, backend: ops.Backend) -> dict[str, Tensor]:
+    """The block's output and every gradient, by the names in `TENSORS`."""
+    *wanted, d_output = inputs
+    wanted = [tensor.detach().requires_grad_() for tensor in wanted]
+    # "mean" keeps the sums, and so the output, near 1: what is measured is rounding, not float16's range
+    output = ops.cgnl_block(*wanted, groups=GROUPS, kernel=kernel, scale="mean", backend=backend)
+    return dict(zip(TENSORS, (output.detach(), *torch.autograd.grad(output, wanted, d_output)), strict=True))
+
+
+def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measures every backend, type and kernel function.
+
+    Args:
+        device: "cpu" or "cuda".
+        seed: of weights and inputs.
+        smallest: a tiny input, to see that all parts work.
+
+    Returns:
+        Settings and rows; a row of a backend that cannot run, or whose results are not finite, says so.
+    """
+    shape = SMALLEST_SHAPE if smallest else SHAPE
+    rows = []
+    for backend in BACKENDS:
+        for dtype in DTYPES:
+            print(f"{backend}, {dtype}", flush=True)
+            inputs = inputs_of(shape, getattr(torch, dtype), device, seed)
+            for name, kernel in KERNELS.items():
+                row: dict[str, Any] = {"backend": backend, "dtype": dtype, "kernel": name}
+                rows.append(row | _errors(inputs, kernel, backend))
+    settings = {
+        "shape": list(shape),
+        "groups": GROUPS,
+        "scale": "mean",
+        "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
+        "kernels": {name: repr(kernel) for name, kernel in KERNELS.items()},
+        "errors": "max |result - reference| / (eps · max |reference|) with the type's eps; the reference is the naive "
+        "form in float64 on the same rounded inputs",
+    }
+    return settings, rows
+
+
+def _errors(inputs: Sequence[Tensor], kernel: KernelFunction, backend: ops.Backend) -> dict[str, Any]:
+    results: dict[str, Tensor] = {}
+    failed = reason_of_failure(lambda: results.update(results_of(inputs, kernel, backend)))
+    if failed:
+        return {"failed": failed}
+    expected = results_of([tensor.double() for tensor in inputs], kernel, "naive")
+    return compared(results, expected, inputs[0].dtype)
+
+
+def compared(results: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """The part of a row that says how far results are from the reference, or which of them are not finite."""
+    errors, not_finite = {}, []
+    for name, result in results.items():
+        try:
+            errors[name] = rounded(error_in_units(result, expected[name], dtype))
+        except NotFiniteError as error:
+            not_finite.append(f"{name}: {error}")
+    return {"errors": errors} | ({"not_finite": not_finite} if not_finite else {})

@@ -1,0 +1,188 @@
+"""What the CGNL block is measured against, each written from its paper and sharing no code with the package.
+
+Legend: B batch, C channels, C' = C / 2 inner channels, S one to three spatial or space-time axes, N positions,
+G groups, M = (C'/G)·N elements of one group, P order of the series.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+NonLocalForm = Literal["attention", "map", "dot_product"]
+
+
+class BareConvolutions(nn.Module):
+    """The CGNL block's four convolutions and nothing else.
+
+    Args:
+        channels: C.
+        num_axes: number of axes in S.
+        groups: G, of the fourth convolution.
+    """
+
+    def __init__(self, channels: int, num_axes: int, *, groups: int) -> None:
+        super().__init__()
+        convolution, inner = _CONVOLUTIONS[num_axes], channels // 2
+        self.three = nn.ModuleList(convolution(channels, inner, 1, bias=False) for _ in range(3))
+        self.z = convolution(inner, channels, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The fourth convolution of the first one's output, and the outputs of the other two; x: [B, C, *S]."""
+        theta, phi, g = (convolution(x) for convolution in self.three)
+        return self.z(theta), phi, g
+
+
+class PublishedCGNL(nn.Module):
+    """The CGNL block as the published formulation computes it, with BatchNorm: Eq. 11-13 and Fig. 2 literally.
+
+    Three separate convolutions, a loop over groups, batched products of a 1 x M row and an M x 1 column, and for the
+    RBF kernel function the powers of theta and phi stacked to [P + 1, M] (Eq. 11).
+
+    Args:
+        channels: C.
+        num_axes: number of axes in S.
+        groups: G.
+        order: P of the RBF series, or None for the dot product.
+        gamma: the RBF's width parameter.
+
+    Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
+    """
+
+    def __init__(
+        self, channels: int, num_axes: int = 2, *, groups: int, order: int | None = None, gamma: float = 1e-4
+    ) -> None:
+        super().__init__()
+        convolution, inner = _CONVOLUTIONS[num_axes], channels // 2
+        self.groups = groups
+        self.alphas: list[float] | None = None
+        if order is not None:
+            beta = math.exp(-2 * gamma)
+            self.alphas = [math.sqrt(beta * (2 * gamma) ** p / math.factorial(p)) for p in range(order + 1)]
+        self.theta = convolution(channels, inner, 1, bias=False)
+        self.phi = convolution(channels, inner, 1, bias=False)
+        self.g = convolution(channels, inner, 1, bias=False)
+        self.z = convolution(inner, channels, 1, groups=groups, bias=False)
+        self.norm = _BATCH_NORMS[num_axes](channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Z of x, [B, C, *S]."""
+        chunks = (convolution(x).chunk(self.groups, dim=1) for convolution in (self.theta, self.phi, self.g))
+        y = torch.cat([self._group(t, p, g) for t, p, g in zip(*chunks, strict=True)], dim=1)
+        return self.norm(self.z(y)) + x
+
+    def _group(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        batch = theta.shape[0]
+        theta_rows, phi_rows = theta.reshape(batch, 1, -1), phi.reshape(batch, 1, -1)
+        if self.alphas is not None:
+            theta_rows = torch.cat([alpha * theta_rows**p for p, alpha in enumerate(self.alphas)], dim=1)
+            phi_rows = torch.cat([alpha * phi_rows**p for p, alpha in enumerate(self.alphas)], dim=1)
+        sums = torch.bmm(phi_rows, g.reshape(batch, -1, 1))
+        return torch.bmm(sums.transpose(1, 2), theta_rows).view_as(theta)
+
+
+class NonLocal(nn.Module):
+    """The non-local block with BatchNorm.
+
+    Args:
+        channels: C.
+        num_axes: number of axes in S.
+        form: how y is computed. ``"attention"``: softmax(theta_n · phi_m / sqrt(C')) over m, through PyTorch's fused
+            attention on contiguous [B, 1, N, C'], which never stores the N x N map. ``"map"``: the same with the
+            map, as Eq. 2 is printed and Table 1 of the CGNL paper counts it. ``"dot_product"``: theta_n · phi_m / N
+            as theta (phi^T g), the order that is cheaper where N is larger than C'.
+
+    Source: Wang et al., "Non-local Neural Networks", CVPR 2018.
+    """
+
+    def __init__(self, channels: int, num_axes: int = 2, *, form: NonLocalForm) -> None:
+        super().__init__()
+        convolution, inner = _CONVOLUTIONS[num_axes], channels // 2
+        self.form = form
+        self.theta = convolution(channels, inner, 1, bias=False)
+        self.phi = convolution(channels, inner, 1, bias=False)
+        self.g = convolution(channels, inner, 1, bias=False)
+        self.z = convolution(inner, channels, 1, bias=False)
+        self.norm = _BATCH_NORMS[num_axes](channels)
+
+    def _rows(self, x: Tensor) -> list[Tensor]:
+        """theta, phi and g as contiguous [B, 1, N, C']: in another order of memory no fused attention takes them."""
+        maps = (convolution(x) for convolution in (self.theta, self.phi, self.g))
+        return [t.flatten(2).transpose(1, 2).contiguous()[:, None] for t in maps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Z of x, [B, C, *S]."""
+        theta, phi, g = self._rows(x)
+        if self.form == "attention":
+            y = F.scaled_dot_product_attention(theta, phi, g)
+        elif self.form == "map":
+            y = torch.softmax(theta @ phi.transpose(2, 3) / theta.shape[3] ** 0.5, dim=-1) @ g
+        else:
+            y = theta @ (phi.transpose(2, 3) @ g / theta.shape[2])
+        y = y[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.norm(self.z(y)) + x
+
+    def attention_in_use(self, x: Tensor) -> str:
+        """The name of the attention that PyTorch chooses for x, such as FLASH_ATTENTION."""
+        theta, phi, g = self._rows(x)
+        return SDPBackend(torch._fused_sdp_choice(theta, phi, g)).name
+
+
+class GlobalContext(nn.Module):
+    """The global-context block: one softmax map over positions for all, and a bottleneck of C / 16 channels.
+
+    Args:
+        channels: C.
+        num_axes: number of axes in S.
+        reduction: C over the bottleneck's channels.
+
+    Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV Workshops 2019,
+    Fig. 4d.
+    """
+
+    def __init__(self, channels: int, num_axes: int = 2, *, reduction: int = 16) -> None:
+        super().__init__()
+        bottleneck = max(1, channels // reduction)
+        self.key = _CONVOLUTIONS[num_axes](channels, 1, 1)
+        self.transform = nn.Sequential(
+            nn.Linear(channels, bottleneck),
+            nn.LayerNorm(bottleneck),
+            nn.ReLU(),
+            nn.Linear(bottleneck, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z of x, [B, C, *S]: x plus the transformed mean over positions, weighted by the map."""
+        weights = torch.softmax(self.key(x).flatten(2), dim=-1)
+        context = torch.matmul(x.flatten(2), weights.transpose(1, 2)).squeeze(2)
+        added = self.transform(context)
+        return x + added.unflatten(1, (-1, *[1] * (x.dim() - 2)))
+
+
+class SqueezeExcitation(nn.Module):
+    """The squeeze-and-excitation block: the mean over positions gives each channel a factor.
+
+    Args:
+        channels: C.
+        reduction: C over the bottleneck's channels.
+
+    Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, Eq. 2-4.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        bottleneck = max(1, channels // reduction)
+        self.excite = nn.Sequential(
+            nn.Linear(channels, bottleneck), nn.ReLU(), nn.Linear(bottleneck, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, [B, C, *S], with each channel times its factor."""
+        factors = self.excite(x.flatten(2).mean(-1))
+        return x * factors.unflatten(1, (-1, *[1] * (x.dim() - 2)))

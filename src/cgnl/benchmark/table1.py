@@ -1,0 +1,231 @@
+"""Table 1 of the paper, measured: time and memory of NL, GNL and CGNL blocks against N and C, with fitted exponents.
+
+Legend: B batch, C channels, C' = C / 2 inner channels, N positions, G groups, M = (C'/G)·N elements of one group.
+
+Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Table 1: O(N^2) for NL, O((NC)^2) for GNL,
+O(NC(P+1)) for CGNL.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cgnl
+from cgnl.benchmark.memory import peak_allocated
+from cgnl.benchmark.rivals import NonLocal
+from cgnl.benchmark.rooflines import Rooflines, block_work, measure_rooflines
+from cgnl.benchmark.timing import reason_of_failure, rounded, side_by_side, spread, training_step
+from cgnl.blocks import SingleSampleWarning
+
+BATCH = 1
+GROUPS = 8
+SIDES = (7, 14, 28, 56, 112, 224)
+CHANNELS = (64, 256, 1024)
+LEAST_POSITIONS = 784
+"""Exponents are fitted over this many positions and more."""
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+# What a point may take at most, so that the whole run stays within minutes.
+LIMITS = {
+    "cpu": {"multiplications": 1e11, "pairs": 1.3e9, "map_bytes": 2e9},
+    "cuda": {"multiplications": 2e12, "pairs": 2.1e10, "map_bytes": 2e10},
+}
+# For a count of bytes that grow with N: at so few positions there is little else than what does not.
+_FEW_POSITIONS_SIDE = 2
+
+METHODS: dict[str, Callable[[int], nn.Module]] = {
+    "nl_attention": partial(NonLocal, form="attention"),
+    "nl_map": partial(NonLocal, form="map"),
+    "gnl": partial(cgnl.GeneralizedNonLocal2d, groups=GROUPS),
+    "cgnl_dot": partial(cgnl.CGNL2d, groups=GROUPS),
+    "cgnl_rbf": partial(cgnl.CGNL2d, groups=GROUPS, kernel=cgnl.GaussianRBF(order=3)),
+}
+EXPECTED = {"nl_attention": 2, "nl_map": 2, "gnl": 2, "cgnl_dot": 1, "cgnl_rbf": 1}
+"""Table 1's exponents of N, for time; a form that does not store its pairs needs memory with exponent 1."""
+
+
+def work_of_forward(method: str, channels: int, positions: int, element_size: int) -> dict[str, float]:
+    """What the forward pass of a method takes with `BATCH` samples, in the units of `LIMITS`.
+
+    Args:
+        method: one of `METHODS`.
+        channels: C.
+        positions: N.
+        element_size: bytes of an element.
+
+    Returns:
+        The multiplications of its matrix products; the pairs of elements that GNL goes through one by one; the bytes
+        of the map of all pairs of positions.
+    """
+    inner = channels // 2
+    z_groups = 1 if method.startswith("nl") else GROUPS
+    work = {"multiplications": BATCH * positions * channels * inner * (3 + 1 / z_groups), "pairs": 0, "map_bytes": 0}
+    if method.startswith("nl"):
+        work["multiplications"] += 2 * BATCH * positions**2 * inner
+    if method == "nl_map":
+        work["map_bytes"] = BATCH * positions**2 * element_size
+    if method == "gnl":
+        work["pairs"] = BATCH * GROUPS * (inner // GROUPS * positions) ** 2
+    return work
+
+
+def fit_exponent(positions: Sequence[float], values: Sequence[float]) -> float | None:
+    """The k of values ~ positions^k, by least squares of the logarithms; None where fewer than two points are left.
+
+    >>> fit_exponent([100, 200, 400], [3.0, 12.0, 48.0])
+    2.0
+    """
+    if len(positions) < 2:
+        return None
+    x, y = ([math.log(value) for value in of_axis] for of_axis in (positions, values))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    return round(slope, 3)
+
+
+def measure(
+    device: str, *, repeats: int | None, seed: int, smallest: bool
+) -> tuple[dict[str, Any], Rooflines, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measures a training step of every method at every N and C that the limits allow.
+
+    Args:
+        device: "cpu" or "cuda".
+        repeats: turns that count; None for 3 (on CUDA 10, in the smallest run 2).
+        seed: of weights and inputs.
+        smallest: few and small N and C, to see that all parts work.
+
+    Returns:
+        Settings, rooflines, rows and exponents.
+    """
+    sides, all_channels = ((3, 6, 12), (16, 32)) if smallest else (SIDES, CHANNELS)
+    least_positions = 9 if smallest else LEAST_POSITIONS
+    # the smallest run, too, has points that are left out
+    limits = {"multiplications": 1e8, "pairs": 5e5, "map_bytes": 1e8} if smallest else LIMITS[device]
+    repeats = repeats or (2 if smallest else 10 if device == "cuda" else 3)
+    dtype = DTYPES[device]
+    rooflines = measure_rooflines(device, [dtype], smallest=smallest)
+    rows = []
+    for channels in all_channels:
+        few = _peaks_at_few_positions(channels, dtype, device, seed)
+        for side in sides:
+            print(f"C = {channels}, N = {side * side}", flush=True)
+            rows += _rows(channels, side, dtype, device, repeats, seed, limits, few, rooflines)
+    settings = {
+        "batch": BATCH,
+        "groups": GROUPS,
+        "dtype": dtype,
+        "repeats": repeats,
+        "measured": "forward and backward of the block in training mode, every gradient made anew",
+        "methods": {
+            "nl_attention": "softmax over positions by PyTorch's fused attention, without the N x N map",
+            "nl_map": "softmax over positions with the N x N map, what Table 1 of the paper means",
+            "gnl": "the exact dot product over all pairs of elements, rows of the M x M map in chunks",
+            "cgnl_dot": "the compact form, dot product",
+            "cgnl_rbf": "the compact form, Gaussian RBF, series of order 3",
+        },
+        "limits": {**limits, "of": "a forward pass; a point beyond a limit is left out"},
+        "floor": "as of `cgnl benchmark block`: the products of the CGNL block and its maps read and written",
+        "bytes": "what PyTorch's allocator holds at the highest in the step, above what it held before, less the same "
+        f"at N = {_FEW_POSITIONS_SIDE**2}: the bytes that grow with N",
+        "exponents": f"least squares of logarithms over N of at least {least_positions}",
+    }
+    return settings, rooflines, rows, exponents(rows, least_positions)
+
+
+def exponents(rows: Sequence[Mapping[str, Any]], least_positions: int = LEAST_POSITIONS) -> list[dict[str, Any]]:
+    """The exponents of N in time and memory, for every method and C, fitted over the rows with enough positions."""
+    fitted = []
+    for method, channels in dict.fromkeys((row["method"], row["channels"]) for row in rows):
+        points = [
+            row
+            for row in rows
+            if (row["method"], row["channels"]) == (method, channels)
+            and row["positions"] >= least_positions
+            and "seconds" in row
+        ]
+        positions = [row["positions"] for row in points]
+        fitted.append(
+            {
+                "method": method,
+                "channels": channels,
+                "positions": positions,
+                "time": fit_exponent(positions, [row["seconds"]["median"] for row in points]),
+                "memory": fit_exponent(positions, [row["bytes"] for row in points]),
+            }
+        )
+    return fitted
+
+
+def _step(method: str, channels: int, side: int, dtype: str, device: str, seed: int) -> Callable[[], None]:
+    torch.manual_seed(seed)
+    x = torch.randn(BATCH, channels, side, side, device=device).to(getattr(torch, dtype)).requires_grad_()
+    module = METHODS[method](channels).to(x.device, x.dtype)
+    nn.init.ones_(module.get_parameter("norm.weight"))
+    with warnings.catch_warnings():
+        # is about what one sample trains, which is not asked here
+        warnings.simplefilter("ignore", SingleSampleWarning)
+        return training_step(module.train(), x)
+
+
+def _peaks_at_few_positions(channels: int, dtype: str, device: str, seed: int) -> dict[str, int]:
+    return {
+        method: peak_allocated(_step(method, channels, _FEW_POSITIONS_SIDE, dtype, device, seed), device)
+        for method in METHODS
+    }
+
+
+def _prepare(
+    row: dict[str, Any],
+    steps: dict[str, Callable[[], None]],
+    make: Callable[[], Callable[[], None]],
+    device: str,
+    bytes_at_few: int,
+) -> None:
+    """Makes a row's step and runs it once, to count memory."""
+    step = make()
+    row["bytes"] = peak_allocated(step, device) - bytes_at_few
+    steps[row["method"]] = step
+
+
+def _rows(
+    channels: int,
+    side: int,
+    dtype: str,
+    device: str,
+    repeats: int,
+    seed: int,
+    limits: Mapping[str, float],
+    few: Mapping[str, int],
+    rooflines: Rooflines,
+) -> list[dict[str, Any]]:
+    """One row a method, with what it measured or why it was left out."""
+    positions = side * side
+    element_size = Tensor().to(getattr(torch, dtype)).element_size()
+    products, num_bytes = block_work((BATCH, channels, side, side), GROUPS, element_size)["training"]
+    floor = rooflines.floor(products, num_bytes, dtype)
+    rows: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Callable[[], None]] = {}
+    for method in METHODS:
+        row = rows[method] = {"method": method, "channels": channels, "positions": positions}
+        work = work_of_forward(method, channels, positions, element_size)
+        too_much = [
+            f"{work[kind]:.2g} {kind} of at most {limit:.2g}" for kind, limit in limits.items() if work[kind] > limit
+        ]
+        if too_much:
+            row["skipped"] = ", ".join(too_much)
+            continue
+        step = partial(_step, method, channels, side, dtype, device, seed)
+        failed = reason_of_failure(partial(_prepare, row, steps, step, device, few[method]))
+        if failed:
+            row["failed"] = failed
+    for method, values in side_by_side(steps, repeats=repeats, warmup=1, least_seconds=0.05).items():
+        rows[method] |= {
+            "seconds": spread(values),
+            "over_floor": spread([value / floor for value in values]),
+            "floor_seconds": rounded(floor),
+        }
+    return list(rows.values())

@@ -1,0 +1,133 @@
+"""Side-by-side timing.
+
+Candidates take turns in one process, so that whatever else the machine does hits all of them alike; ratios are taken
+turn by turn.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def side_by_side(
+    candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 3, least_seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Times each candidate once a turn, in turns.
+
+    Args:
+        candidates: functions without arguments, by name.
+        repeats: number of turns that count.
+        warmup: number of turns before them.
+        least_seconds: how long a candidate's turn lasts at least: it is called so many times in a row, and the
+            turn's time is that of one call. Above 0 the warm-up must have a turn.
+
+    Returns:
+        Seconds of one call in every turn, by name.
+    """
+    calls = dict.fromkeys(candidates, 1)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(-warmup, repeats):
+        for name, run in candidates.items():
+            elapsed = _seconds_of_a_call(run, calls[name])
+            if turn == -1:
+                calls[name] = max(1, math.ceil(least_seconds / elapsed))
+            if turn >= 0:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def _seconds_of_a_call(run: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": rounded(median), "lower_quartile": rounded(low), "upper_quartile": rounded(high)}
+
+
+def ratios(values: list[float], to: list[float]) -> dict[str, float]:
+    """Median and quartiles of the ratios, turn by turn."""
+    return spread([value / other for value, other in zip(values, to, strict=True)])
+
+
+def rounded(value: float) -> float:
+    """The value with four digits."""
+    return float(f"{value:.4g}")
+
+
+def reason_of_failure(run: Callable[[], object]) -> str | None:
+    """Runs a candidate once; says in one line why it cannot run, or None.
+
+    Whatever it fails of is the finding, be it memory, a compiler, or an argument that a version does not know: the
+    other candidates are measured nevertheless.
+    """
+    try:
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except Exception as error:
+        first, *_ = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {first}"
+    return None
+
+
+def forward_only(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A function that runs the module without gradients, in the mode (eval or train) it is in."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            module(x)
+
+    return run
+
+
+def training_step(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A function that runs forward and backward with random output gradients; every gradient is made anew.
+
+    Args:
+        module: gives a tensor or a tuple of tensors.
+        x: the input, which wants a gradient, too.
+    """
+    inputs = [x, *module.parameters()]
+    d_outputs = tuple(torch.randn_like(output) for output in _outputs(module, x))
+
+    def step() -> None:
+        torch.autograd.grad(_outputs(module, x), inputs, d_outputs)
+
+    return step
+
+
+def _outputs(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    result = module(x)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def in_cuda_graph(run: Callable[[], object]) -> Callable[[], None]:
+    """A function that replays the work of ``run``, captured once as a CUDA graph.
+
+    Args:
+        run: works on the same tensors in each call, and on CUDA alone.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whose warm-up on a stream of its own
+    this follows.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay

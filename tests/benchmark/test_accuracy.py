@@ -1,0 +1,44 @@
+import math
+
+import pytest
+import torch
+
+from cgnl.benchmark import accuracy
+from cgnl.kernel_functions import DotProduct
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_unit_is_the_rounding_of_the_largest_element(dtype):
+    expected = torch.tensor([-8.0, 1.0, 0.0], dtype=torch.float64)
+    eps = torch.finfo(dtype).eps
+    assert accuracy.error_in_units(expected.to(dtype), expected, dtype) == 0
+    assert accuracy.error_in_units(expected + 8 * 3 * eps, expected, dtype) == pytest.approx(3)
+    assert accuracy.error_in_units(expected - torch.tensor([8 * eps, 0, 0]), expected, dtype) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_fails(bad):
+    expected = {"output": torch.ones(3).double(), "d_x": torch.ones(2).double()}
+    results = {"output": torch.tensor([1.0, bad, 1.0]), "d_x": torch.ones(2)}
+    row = accuracy.compared(results, expected, torch.float32)
+    assert row == {"errors": {"d_x": 0.0}, "not_finite": ["output: 1 of 3 elements are not finite"]}
+    with pytest.raises(accuracy.NotFiniteError):
+        accuracy.error_in_units(results["output"], expected["output"], torch.float32)
+
+
+def test_a_wrong_gradient_shows():
+    inputs = accuracy.inputs_of((2, 16, 3, 3), torch.float32, "cpu", 0)
+    expected = accuracy.results_of([tensor.double() for tensor in inputs], DotProduct(), "naive")
+    results = accuracy.results_of(inputs, DotProduct(), "eager")
+    assert max(accuracy.compared(results, expected, torch.float32)["errors"].values()) < 20
+    results["d_phi"] = results["d_phi"] * 1.001
+    errors = accuracy.compared(results, expected, torch.float32)["errors"]
+    assert list(errors) == list(accuracy.TENSORS)
+    assert errors["d_phi"] > 4000
+
+
+def test_inputs_are_rounded_to_the_type_before_the_reference_sees_them():
+    rounded = accuracy.inputs_of((2, 16, 3, 3), torch.bfloat16, "cpu", 0)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in rounded)
+    exact = accuracy.inputs_of((2, 16, 3, 3), torch.float64, "cpu", 0)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(rounded, exact, strict=True))

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from cgnl.benchmark import table1
+from cgnl.benchmark.rooflines import Rooflines, block_work
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5, 2.0])
+def test_exponents_of_known_power_laws(exponent):
+    positions = [784, 3136, 12544, 50176]
+    assert table1.fit_exponent(positions, [3e-4 * n**exponent for n in positions]) == pytest.approx(exponent, abs=1e-3)
+
+
+def test_the_fit_is_least_squares_of_logarithms():
+    # log2 of the values: 0, 2, 1 at 0, 1, 2; the line through them rises by a half
+    assert table1.fit_exponent([1, 2, 4], [1.0, 4.0, 2.0]) == 0.5
+    assert table1.fit_exponent([784], [1.0]) is None
+
+
+def test_exponents_leave_out_few_positions_and_what_was_not_measured():
+    rows = [
+        {"method": "gnl", "channels": 64, "positions": n, "seconds": {"median": n**2.0}, "bytes": 7 * n}
+        for n in (784, 3136)
+    ]
+    rows += [
+        {"method": "gnl", "channels": 64, "positions": 49, "seconds": {"median": 1e9}, "bytes": 10**9},
+        {"method": "gnl", "channels": 64, "positions": 12544, "skipped": "too much"},
+        {"method": "gnl", "channels": 256, "positions": 784, "seconds": {"median": 1.0}, "bytes": 1},
+    ]
+    assert table1.exponents(rows) == [
+        {"method": "gnl", "channels": 64, "positions": [784, 3136], "time": 2.0, "memory": 1.0},
+        {"method": "gnl", "channels": 256, "positions": [784], "time": None, "memory": None},
+    ]
+
+
+def test_the_work_of_a_forward_pass_is_what_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for method in ("nl_map", "cgnl_dot"):
+        module = table1.METHODS[method](32).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.randn(table1.BATCH, 32, 5, 6))
+        counted = counter.get_total_flops() / 2
+        # the norm's sums may be products of matrices, too
+        assert table1.work_of_forward(method, 32, 30, 4)["multiplications"] == pytest.approx(counted, rel=0.01)
+    assert table1.work_of_forward("gnl", 32, 30, 4)["pairs"] == table1.BATCH * 8 * (2 * 30) ** 2
+    assert table1.work_of_forward("nl_map", 32, 30, 2)["map_bytes"] == table1.BATCH * 30 * 30 * 2
+
+
+def test_a_floor_adds_products_and_copies():
+    rooflines = Rooflines({"float32": 100.0}, bytes_per_second=10.0)
+    assert rooflines.floor(300, 20, "float32") == 5.0
+    products, num_bytes = block_work((2, 4, 3, 5), groups=2, element_size=2)["forward"]
+    assert products == 2 * 15 * (3 * 4 * 2 + 2 * 2 * 1)
+    assert num_bytes == 2 * (2 * 4 * 15) * 2
