@@ -15,7 +15,7 @@ from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-_DOCS = ("paper-tables", "benchmarks", "video", "detection", "explain")
+_DOCS = ("paper-tables", "benchmarks", "speed", "video", "detection", "explain")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -53,47 +53,75 @@ def shape(values: Sequence[int]) -> str:
     return "[" + ", ".join(map(str, values)) + "]"
 
 
-def memory_format(row: dict[str, Any]) -> str:
-    """Returns how a row's maps lie in memory."""
-    return {"contiguous_format": "channels first", "channels_last": "channels last"}[row["memory_format"]]
-
-
-def block() -> str:
-    """The block beside its convolutions and the published formulation."""
-    rows = [
-        (
-            f"{shape(row['shape'])}, {row['kernel']}, {memory_format(row)}",
-            times(row["ours_over_convolutions"]),
-            times(row["published_over_convolutions"]),
-            f"{row['bytes_kept_ours_over_published']:.2f}",
-        )
-        for row in result("block")["rows"]
-    ]
+def against_published() -> str:
+    """The CGNL block beside the published formulation, in time and in bytes kept, on a CPU in float32."""
+    record = result("block_cpu")
+    rows = []
+    measured = {(row["candidate"], *row["shape"], row["memory_format"]): row for row in _of_type(record, "float32")}
+    for (name, *sizes, layout), row in measured.items():
+        if name in _AGAINST_PUBLISHED:
+            published = measured["published_rbf" if name.endswith("rbf") else "published", *sizes, layout]
+            kept = [of["bytes_kept_without_parameters"] for of in (row, published)]
+            rows.append(
+                (
+                    f"{shape(sizes)}, {_AGAINST_PUBLISHED[name]}, {layout.replace('contiguous', 'channels first')}",
+                    times(row["training"]["published_over_this"]),
+                    times(row["training"]["over_convolutions"]),
+                    times(row["forward"]["published_over_this"]),
+                    f"{kept[0] / kept[1]:.2f}",
+                    f"{row['bytes_kept'] / published['bytes_kept']:.2f}",
+                )
+            )
     header = (
-        "input, kernel function, memory",
-        "ours / bare convolutions",
-        "published / bare convolutions",
-        "bytes kept, ours / published",
+        "x, block",
+        "training step: published / ours",
+        "ours / its four bare convolutions",
+        "forward: published / ours",
+        "bytes kept: ours / published",
+        "the same with parameters",
     )
-    return table(header, rows) + "\n\n" + source("block")
+    return table(header, rows) + "\n\n" + source("block_cpu")
 
 
-def network() -> str:
-    """ResNet-50 with a block against without."""
-    record = result("network")
+_AGAINST_PUBLISHED = {
+    "cgnl_eager": "dot",
+    "cgnl_eager_memory_efficient": "dot, memory-efficient",
+    "cgnl_eager_rbf": "RBF of order 3",
+}
+
+
+def _of_type(record: dict[str, Any], dtype: str) -> list[dict[str, Any]]:
+    return [row for row in record["rows"] if row["dtype"] == dtype and "failed" not in row]
+
+
+_REWRITINGS = {
+    "gram_form": "sums from K = X Xᵀ, whole block",
+    "gram_form_in_inference": "the same in inference",
+    "half_of_k": "K from its half",
+    "norm_inside": "norm and residual inside, whole block",
+    "parts_of_the_batch": "a part of the batch at a time, whole block",
+    "factor_after_conv_z": "sums applied after conv_z",
+    "factor_in_conv_z": "sums in conv_z's weights, one set a sample",
+    "one_product": "θ, φ, g by one product",
+    "fuse": "`fuse()`, inference",
+}
+
+
+def algebra() -> str:
+    """What each rewriting of the block brings."""
+    record = result("algebra")
+    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in record["rows"]))
+    measured = {(row["rewriting"], tuple(row["shape"])): row for row in record["rows"]}
     rows = [
-        (
-            f"{row['mode']}, {memory_format(row)}",
-            times(row["with_block_over_plain"]),
-            f"{1 + row['multiplications_added']:.3f}",
-        )
-        for row in record["rows"]
+        (words, *(f"{measured[name, of]['times_as_fast']['median']:.2f}" for of in shapes))
+        for name, words in _REWRITINGS.items()
     ]
-    return (
-        table(("ResNet-50 + 1 CGNL at 224 px", "time / plain", "multiplications / plain"), rows)
-        + "\n\n"
-        + source("network")
-    )
+    return table(("times as fast", *map(shape, shapes)), rows) + "\n\n" + source("algebra")
+
+
+def networks_in_readme() -> str:
+    """Networks with blocks, on a CPU, without the plot."""
+    return _networks(result("networks_cpu")) + "\n\n" + source("networks_cpu")
 
 
 def _if_measured(kind: str, device: str, make: Callable[[dict[str, Any]], str]) -> str:
@@ -486,8 +514,9 @@ def _pair(first: float | None, second: float | None, digits: int = 2) -> str:
 MADE: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
-        block,
-        network,
+        against_published,
+        algebra,
+        networks_in_readme,
         table1,
         table1_gpu,
         block_costs,

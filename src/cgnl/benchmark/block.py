@@ -46,6 +46,11 @@ _IN_CUDA_GRAPH = "cgnl_fused_cuda_graph"
 Make = Callable[[int, int], nn.Module]
 
 
+def _published(name: str) -> str:
+    """The published formulation that a candidate stands beside: of the same kernel function."""
+    return "published_rbf" if name.endswith("_rbf") else "published"
+
+
 def _ours(channels: int, num_axes: int, **options: Any) -> nn.Module:
     return _BLOCKS[num_axes](channels, groups=GROUPS, **options)
 
@@ -184,6 +189,7 @@ def _rows(
                 "seconds": spread(values),
                 "over_floor": spread([value / floors[mode] for value in values]),
                 "over_convolutions": ratios(values, seconds["convolutions"]),
+                "published_over_this": ratios(seconds[_published(name)], values),
             }
     for row in rows.values():
         row["floor_seconds"] = {mode: rounded(floor) for mode, floor in floors.items()}

@@ -488,7 +488,7 @@ def _through_features(
             moments = gram.second_moments(source, x_mean) if kept.moments is None else kept.moments
             d_weights[1:] = gram.weight_gradients(d_sums, moments, x_mean, phi_weight, g_weight, source.shape[2])
         if d_x is not None:
-            matrices = gram.input_matrices(d_sums, phi_weight, g_weight)
+            matrices = gram.input_matrices(d_sums, phi_weight, g_weight, source.shape[2])
             for to, matrix, sample in zip(d_x, matrices, source, strict=True):
                 to.addmm_(matrix, sample)
     if d_x is not None and settings.kind != "branch":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Bands of rows in which K is made: from each its part right of the diagonal.
 _BANDS = 4
-# Elements that matrices [C, C] of some groups may have together: 16 MB in float32.
+# Elements that the matrices [C, C] of some groups may have together: 16 MB in float32, and at most half as many as x.
 _ELEMENTS_OF_MATRICES = 2**22
 
 
@@ -44,7 +44,7 @@ def sums(moments: Tensor, mean: Tensor, phi_weight: Tensor, g_weight: Tensor, gr
     """phi^T g of each sample and group, [B, G]."""
     of_mean = (mean @ phi_weight.transpose(0, 1)) * (mean @ g_weight.transpose(0, 1))
     parts = []
-    for part in _parts_of_groups(groups, mean.shape[1]):
+    for part in _parts_of_groups(groups, mean.shape[1], mean.shape[0], positions):
         matrices = torch.bmm(_by_group(phi_weight, groups)[part].transpose(1, 2), _by_group(g_weight, groups)[part])
         # rows lead, so that each is a product of its own: [C, B, C] times [C, C, G]
         parts.append(torch.bmm(moments.transpose(0, 1), matrices.permute(1, 2, 0)).sum(0))
@@ -61,7 +61,7 @@ def weight_gradients(
     groups, channels = d_sums.shape[1], mean.shape[1]
     gradients = [torch.empty_like(weight) for weight in (phi_weight, g_weight)]
     pairs = list(zip(gradients, (g_weight, phi_weight), strict=True))
-    for part in _parts_of_groups(groups, channels):
+    for part in _parts_of_groups(groups, channels, mean.shape[0], positions):
         summed = (d_sums[:, part].transpose(0, 1) @ moments.flatten(1)).unflatten(1, (channels, channels))
         for gradient, other in pairs:
             torch.bmm(_by_group(other, groups)[part], summed, out=_by_group(gradient, groups)[part])
@@ -71,11 +71,11 @@ def weight_gradients(
     return gradients[0], gradients[1]
 
 
-def input_matrices(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor) -> Tensor:
+def input_matrices(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, positions: int) -> Tensor:
     """The symmetric matrices [B, C, C] that make of x what the sums add to its gradient."""
     groups, channels = d_sums.shape[1], phi_weight.shape[1]
     out = d_sums.new_empty(d_sums.shape[0], channels * channels)
-    for part in _parts_of_groups(groups, channels):
+    for part in _parts_of_groups(groups, channels, d_sums.shape[0], positions):
         matrices = torch.bmm(_by_group(phi_weight, groups)[part].transpose(1, 2), _by_group(g_weight, groups)[part])
         out.addmm_(d_sums[:, part], matrices.flatten(1), beta=1 if part.start else 0)
     out = out.unflatten(1, (channels, channels))
@@ -88,7 +88,7 @@ def _by_group(weight: Tensor, groups: int) -> Tensor:
     return weight.unflatten(0, (groups, -1))
 
 
-def _parts_of_groups(groups: int, channels: int) -> list[slice]:
+def _parts_of_groups(groups: int, channels: int, batch: int, positions: int) -> list[slice]:
     """Slices of the groups that are worked on together, so that their matrices [C, C] stay small."""
-    step = max(1, _ELEMENTS_OF_MATRICES // channels**2)
+    step = max(1, min(_ELEMENTS_OF_MATRICES, batch * positions * channels // 2) // channels**2)
     return [slice(start, start + step) for start in range(0, groups, step)]
