@@ -45,6 +45,7 @@ CASES = [
     Case((1, 24, 7, 7), 16, 8, "last"),
     Case((6, 72, 1), 24, 1),
     Case((3, 16, 63), 8, 1, "sliced"),
+    Case((2, 16, 48), 8, 2, "padded"),
     Case((1, 16, 140), 8, 2),
     Case((1, 8, 3, 5), 70, 1, "last"),
     Case((1, 24, 2, 3, 3), 40, 8, "last"),
@@ -60,6 +61,8 @@ def random(*shape: int, seed: int) -> Tensor:
 def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "last":
         return x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
+    if layout == "padded":
+        return torch.cat([x, x[..., :1]], dim=-1)[..., :-1]
     if layout == "sliced":
         return torch.stack([x, x], dim=-1)[..., 0]
     return x.transpose(2, -1).contiguous().transpose(2, -1) if layout == "transposed" else x

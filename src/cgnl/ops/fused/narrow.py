@@ -172,5 +172,4 @@ def _settings(flat: Tensor, series: Series, backward: bool) -> dict[str, Any]:
         **branch_sizes(channels, series.in_group, series.groups, positions, flat.dtype, backward),
         **series_settings(series.powers, series.coefficients.shape[2], series.gamma),
         "PRECISION": product_precision(flat.dtype),
-        "Z_PRECISION": product_precision(flat.dtype),
     }

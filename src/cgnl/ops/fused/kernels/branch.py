@@ -46,12 +46,12 @@ def make_y(
 
 @triton.jit
 def convolve_z(
-    z_weight, y, channels, channel_mask, FEATURES: tl.constexpr, Z_PRECISION: tl.constexpr, BLOCK_F: tl.constexpr
+    z_weight, y, channels, channel_mask, FEATURES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_F: tl.constexpr
 ):
     """Rows of conv_z's weight [C, c] times y; y stays in float32, because it may be too large for a half type."""
     in_group = tl.arange(0, BLOCK_F)
     rows = load_matrix(z_weight, FEATURES, channels, channel_mask, in_group, in_group < FEATURES)
-    return tl.dot(rows.to(tl.float32), y, input_precision=Z_PRECISION)
+    return tl.dot(rows.to(tl.float32), y, input_precision=PRECISION)
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def branch_kernel(
     x, theta_weight, z_weight, coefficients, out, scale, shift, means, squares, x_strides, out_strides,
     C: tl.constexpr, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Writes conv_z's output, or with a scale x plus that times the scale plus the shift.
@@ -78,7 +78,7 @@ def branch_kernel(
         in_group = start + tl.arange(0, BLOCK_O)
         channel_mask = in_group < C // GROUPS
         channels = group * (C // GROUPS) + in_group
-        branch = convolve_z(z_weight, y, channels, channel_mask, FEATURES, Z_PRECISION, BLOCK_F)
+        branch = convolve_z(z_weight, y, channels, channel_mask, FEATURES, PRECISION, BLOCK_F)
         if means is not None:
             mean = sum_over_positions(branch) / tl.minimum(N - position_tile * BLOCK_N, BLOCK_N).to(tl.float32)
             distance = tl.where(n_mask[None, :], branch - mean[:, None], 0.0)
@@ -97,7 +97,7 @@ def branch_gradient_sums_kernel(
     x, theta_weight, z_weight, coefficients, d_out, mean, inverse_deviation, sums, products, x_strides, d_out_strides,
     C: tl.constexpr, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Writes, for each tile of positions and channel, the sums of d_out and of d_out times the normalised branch.
@@ -115,7 +115,7 @@ def branch_gradient_sums_kernel(
         in_group = start + tl.arange(0, BLOCK_O)
         channel_mask = in_group < C // GROUPS
         channels = group * (C // GROUPS) + in_group
-        branch = convolve_z(z_weight, y, channels, channel_mask, FEATURES, Z_PRECISION, BLOCK_F)
+        branch = convolve_z(z_weight, y, channels, channel_mask, FEATURES, PRECISION, BLOCK_F)
         if mean is not None:
             branch = branch - load_by_channel(mean, channels, channel_mask)
             branch = branch * load_by_channel(inverse_deviation, channels, channel_mask)
@@ -131,7 +131,7 @@ def branch_backward_kernel(
     d_theta, y_out, d_branch, partial_sums, x_strides, d_out_strides, d_theta_strides, y_strides, d_branch_strides,
     C: tl.constexpr, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Writes theta's gradient and, for each power, the tile's part of the coefficient's gradient.
@@ -158,7 +158,7 @@ def branch_backward_kernel(
         d = d.to(tl.float32)
         if mean is not None:
             own_inverse = load_by_channel(inverse_deviation, channels, channel_mask)
-            branch = tl.dot(z_rows, y, input_precision=Z_PRECISION)
+            branch = tl.dot(z_rows, y, input_precision=PRECISION)
             normed = (branch - load_by_channel(mean, channels, channel_mask)) * own_inverse
             d = d - normed * load_by_channel(mean_product, channels, channel_mask)
             d = (d - load_by_channel(mean_d, channels, channel_mask)) * own_inverse
@@ -167,7 +167,7 @@ def branch_backward_kernel(
             d = d * load_by_channel(scale, channels, channel_mask)
         if d_branch is not None:
             store_map(d_branch, d_branch_strides, d, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
-        d_y = tl.dot(tl.trans(z_rows), d, acc=d_y, input_precision=Z_PRECISION)
+        d_y = tl.dot(tl.trans(z_rows), d, acc=d_y, input_precision=PRECISION)
     store_power_sums(partial_sums + row * (ORDER + 1), theta, d_y, None, gamma, POWERS, ORDER, ENVELOPE)
     store_map(d_theta, d_theta_strides, d_y * slope, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
 

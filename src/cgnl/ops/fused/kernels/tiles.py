@@ -2,7 +2,8 @@
 
 A tile is [channels, positions]. A map [B, C, N] has strides (of the batch, of the slower of the two other axes): with
 CHANNELS_LAST the channels lie next to each other in memory, else the positions do. ALIGN divides N and the stride of
-channels where positions are next to each other: the compiler must know that to load several numbers at once.
+channels where positions are next to each other: the compiler must know that to load several numbers at once. Numbers
+of channels and groups are constants of a compilation; N and the batch are not.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups, P order of the series.
 """
