@@ -189,8 +189,9 @@ def _rows(
                 "seconds": spread(values),
                 "over_floor": spread([value / floors[mode] for value in values]),
                 "over_convolutions": ratios(values, seconds["convolutions"]),
-                "published_over_this": ratios(seconds[_published(name)], values),
             }
+            if _published(name) in seconds:
+                rows[name][mode]["published_over_this"] = ratios(seconds[_published(name)], values)
     for row in rows.values():
         row["floor_seconds"] = {mode: rounded(floor) for mode, floor in floors.items()}
     return list(rows.values())

@@ -224,11 +224,11 @@ class _Kept:
     """What the backward pass needs of the features.
 
     Attributes:
-        theta: [B, C', N]; less its mean for the dot product, where it is in the type of the sums.
+        theta: [B, C', N]; for the dot product less its mean, where there is one and theta has the type of the sums.
         others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
         moments: K of the Gram form, [B, C, C]; None where it does not run, or where K is made again.
         x_mean: [B, C], with the Gram form.
-        y_mean: [B, C'], the mean of y over the positions; of theta for the dot product.
+        y_mean: [B, C'], the mean of y over the positions, of theta for the dot product; None without a norm.
         sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
     """
 
@@ -236,7 +236,7 @@ class _Kept:
     others: Tensor | None
     moments: Tensor | None
     x_mean: Tensor | None
-    y_mean: Tensor
+    y_mean: Tensor | None
     sums: list[Tensor]
 
 
@@ -365,8 +365,8 @@ def _dot_product(
             phi, g = _make_others(others, source, weights, part)
             sums[part] = group_sums(phi.to(dtype) * g.to(dtype), settings.groups)
     theta = multiply(theta_weight[None], source)
-    y_mean = theta.to(dtype).mean(-1)
-    if theta.dtype == dtype:
+    y_mean = theta.to(dtype).mean(-1) if settings.kind == "batch_norm" else None
+    if y_mean is not None and theta.dtype == dtype:
         theta.sub_(y_mean[..., None])
     factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
     if settings.memory_efficient:
@@ -386,10 +386,12 @@ def _series(
         sums_of_parts.append(power_sums(phi.to(dtype), g.to(dtype), settings.groups, settings.coefficients))
     sums = joined_over_processes(sums_of_parts, settings.groups, settings.process_group)
     theta = multiply(weights[0][None], source)
-    y_mean = source.new_empty(*theta.shape[:2], dtype=dtype)
+    y_mean = source.new_empty(*theta.shape[:2], dtype=dtype) if settings.kind == "batch_norm" else None
 
     def y_map(part: slice) -> Tensor:
         y = _polynomial(theta[part], part_of(sums, part), dtype)
+        if y_mean is None:
+            return y
         y_mean[part] = y.mean(-1)
         return y.sub_(y_mean[part][..., None])
 
@@ -436,9 +438,10 @@ def _y_again(kept: _Kept, settings: _Settings, dtype: torch.dtype) -> Centred:
 
     def y_map(part: slice) -> Tensor:
         own = theta[part]
-        if settings.is_dot_product:
-            return own if own.dtype == dtype else own.to(dtype) - kept.y_mean[part][..., None]
-        return _polynomial(own, part_of(sums, part), dtype).sub_(kept.y_mean[part][..., None])
+        if settings.is_dot_product and own.dtype == dtype:
+            return own
+        y = own.to(dtype) if settings.is_dot_product else _polynomial(own, part_of(sums, part), dtype)
+        return y if kept.y_mean is None else y.sub_(kept.y_mean[part][..., None])
 
     return Centred(y_map, kept.y_mean, factor)
 

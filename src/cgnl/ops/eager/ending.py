@@ -1,7 +1,8 @@
 """From y to the block's output: conv_z, a norm or a scale and shift, the residual; and the gradients of all that.
 
 y is held as a map less its mean over the positions, the mean, and for the dot product a factor: y = f (y_c + mean).
-conv_z of y_c then has the mean zero, which is what a norm's statistics and gradients need to keep their digits. The
+conv_z of y_c then has the mean zero, which is what a norm's statistics and gradients need to keep their digits; without
+a norm the map is y itself. The
 gradients come from products of y_c and the gradient of the output: conv_z's own output is not needed for them.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups; conv_z's matrices are [G, C/G, c].
@@ -31,13 +32,13 @@ class Centred:
 
     Attributes:
         map: a function that gives the map of a part of the batch, [B_part, C', N], with the mean zero over the
-            positions.
-        mean: [B, C']; filled in by the function, if it is not yet known.
+            positions where there is a ``mean``.
+        mean: [B, C']; filled in by the function, if it is not yet known. None for 0.
         factor: [B, G], or None for 1.
     """
 
     map: Callable[[slice], Tensor]
-    mean: Tensor
+    mean: Tensor | None
     factor: Tensor | None
 
 
@@ -93,11 +94,12 @@ def finish(
     for part in parts:
         multiply(z_matrices, y.map(part), out=out[part])
     factor = _factor_of_channels(y, z_matrices)
-    offset = by_group(z_matrices, y.mean)
-    if factor is not None:
+    offset = _offset(y, z_matrices)
+    if offset is not None and factor is not None:
         offset = offset * factor
     scale, shift, statistics = ending.weight, ending.bias, None
     if ending.kind == "batch_norm":
+        assert offset is not None
         mean_squares = mean_of_squares(out)
         variances = mean_squares if factor is None else mean_squares * factor.square()
         mean = offset.mean(0)
@@ -110,14 +112,16 @@ def finish(
         offset = offset - mean
         statistics = Statistics(mean, inverse_deviation, mean_squares)
     if scale is not None:
-        factor = scale.expand_as(offset) if factor is None else factor * scale
-        offset = offset * scale
+        factor = scale.expand(out.shape[:2]) if factor is None else factor * scale
+        offset = None if offset is None else offset * scale
     if shift is not None:
-        offset = offset + shift
-    if factor is None:
-        out.add_(offset[..., None])
-    else:
+        offset = shift.expand(out.shape[:2]) if offset is None else offset + shift
+    if factor is not None and offset is not None:
         torch.addcmul(offset[..., None], out, factor[..., None], out=out)
+    elif factor is not None:
+        out.mul_(factor[..., None])
+    elif offset is not None:
+        out.add_(offset[..., None])
     return (out if ending.kind == "branch" else out.add_(x_flat).to(x_flat.dtype)), statistics
 
 
@@ -169,15 +173,15 @@ def finish_gradients(
     # the sum over the positions of d_out times conv_z of the centred map
     d_out_z = (d_out_y * z_matrices).sum(-1).flatten(1)
     factor = _factor_of_channels(y, z_matrices)
-    offset = by_group(z_matrices, y.mean)
-    shift = offset if factor is None else offset * factor
-    if statistics is not None:
-        shift = shift - statistics.mean
-    d_weight = ((d_out_z if factor is None else d_out_z * factor) + d_sum * shift).sum(0)
+    offset = _offset(y, z_matrices)
+    d_weight = (d_out_z if factor is None else d_out_z * factor).sum(0)
     d_bias = d_sum.sum(0)
 
     slope, bend, constant = ending.weight, None, None
     if statistics is not None:
+        assert offset is not None
+        shift = (offset if factor is None else offset * factor) - statistics.mean
+        d_weight = d_weight + (d_sum * shift).sum(0)
         inverse = statistics.inverse_deviation
         d_weight = inverse * d_weight
         slope = inverse if slope is None else slope * inverse
@@ -198,10 +202,13 @@ def finish_gradients(
             d_branch_y = d_branch_y + (bent if y.factor is None else bent * y.factor[..., None, None])
     d_factor, d_z = None, None
     if y.factor is not None:
-        d_factor = (d_branch_z + d_branch * offset).unflatten(1, (groups, -1)).sum(-1)
+        by_channel = d_branch_z if offset is None else d_branch_z + d_branch * offset
+        d_factor = by_channel.unflatten(1, (groups, -1)).sum(-1)
     if wants_z:
-        mean = y.mean.unflatten(1, (groups, 1, -1))
-        d_z = d_branch_y + d_branch.unflatten(1, (groups, -1))[..., None] * mean
+        d_z = d_branch_y
+        if y.mean is not None:
+            mean = y.mean.unflatten(1, (groups, 1, -1))
+            d_z = d_z + d_branch.unflatten(1, (groups, -1))[..., None] * mean
         d_z = (d_z if y.factor is None else d_z * y.factor[..., None, None]).sum(0)
 
     transposed = z_matrices.transpose(1, 2)
@@ -227,6 +234,11 @@ def finish_gradients(
 def _rows(vector: Tensor, groups: int) -> Tensor:
     """[C] as one column for each group, [G, C/G, 1]."""
     return vector.unflatten(0, (groups, -1))[..., None]
+
+
+def _offset(y: Centred, z_matrices: Tensor) -> Tensor | None:
+    """conv_z of the mean, [B, C]."""
+    return None if y.mean is None else by_group(z_matrices, y.mean)
 
 
 def _factor_of_channels(y: Centred, z_matrices: Tensor) -> Tensor | None:
