@@ -145,6 +145,7 @@ _METHODS = {
     "nl_map": ("NL, N × N map", "2", "2"),
     "gnl": ("GNL, exact, in chunks", "2", "at most 1"),
     "cgnl_dot": ("CGNL, dot product", "1", "1"),
+    "cgnl_dot_features": ("CGNL, dot product, through φ and g", "1", "1"),
     "cgnl_rbf": ("CGNL, RBF of order 3", "1", "1"),
 }
 
@@ -261,18 +262,18 @@ def networks_gpu() -> str:
 
 def _accuracies_of_backends(record: dict[str, Any]) -> str:
     kernels = list(record["settings"]["kernels"])
-    measured = {(row["backend"], row["dtype"], row["kernel"]): row for row in record["rows"]}
+    measured = {(row["backend"], row["dtype"], row["case"], row["kernel"]): row for row in record["rows"]}
     rows = []
-    for backend, dtype in dict.fromkeys(key[:2] for key in measured):
+    for backend, dtype, case in dict.fromkeys(key[:3] for key in measured):
         cells = []
         for kernel in kernels:
-            row = measured[backend, dtype, kernel]
+            row = measured[backend, dtype, case, kernel]
             if "failed" in row or "not_finite" in row:
                 cells.append("cannot run" if "failed" in row else "not finite")
                 continue
             gradients = [error for name, error in row["errors"].items() if name != "output"]
             cells.append(f"{row['errors']['output']:.1f} / {max(gradients):.1f}")
-        rows.append((f"{backend}, {dtype}", *cells))
+        rows.append((f"{backend}, {dtype}, {case}", *cells))
     return table(("output / worst gradient", *kernels), rows)
 
 

@@ -491,3 +491,28 @@ def test_same_bits_when_repeated_and_a_sample_alone_as_in_a_batch(kernel, memory
         for number in range(len(x)):
             alone = block(x[number : number + 1])[0]
             assert (alone - whole[number]).norm() <= tolerances.BATCH_OF_ONE * whole[number].norm()
+
+
+@pytest.mark.parametrize("norm", ["batch", None])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_autocast_is_obeyed_in_every_mode(norm, mode):
+    block = trained(cgnl.CGNL2d(64, norm=norm)).train(mode == "train")
+    x = random(3, 64, 9, 9)
+    full = copy.deepcopy(block)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = copy.deepcopy(block)(x)
+    assert half.dtype == torch.float32
+    assert 1e-5 < relative(half, full) < tolerances.HALF["bfloat16"]
+
+
+@pytest.mark.parametrize("name", ["theta", "z"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_convolutions_with_biases_in_their_place_count(name, mode):
+    block = trained(cgnl.CGNL2d(16, norm="batch").double())
+    setattr(block, name, trained(nn.Conv2d(16, 8, 1) if name == "theta" else nn.Conv2d(8, 16, 1, groups=8)).double())
+    block.train(mode == "train")
+    x = random(3, 16, 5, 7, dtype=torch.float64)
+    theta, phi, g = block.theta(x), block.phi(x), block.g(x)
+    y = ops.compact_generalized_non_local(theta, phi, g, groups=8, kernel="dot", backend="naive")
+    expected = x + copy.deepcopy(block.norm)(block.z(y))
+    assert relative(block(x), expected) < tolerances.EAGER_FLOAT64_BATCH_NORM

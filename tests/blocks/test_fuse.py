@@ -82,3 +82,36 @@ def test_what_cannot_be_fused_is_named():
     with pytest.raises(ValueError, match="CGNL2d is fused for inference and cannot be trained"):
         nn.Sequential(fused).train()
     assert cgnl.CGNL2d(16, norm=None).eval().fuse().z.bias is None
+
+
+def test_others_keep_their_conv_z():
+    block = trained(cgnl.CGNL3d(16))
+    stream = cgnl.CGNLStream3d(block)
+    x = torch.randn(1, 16, 1, 5, 5, dtype=torch.float64)
+    expected = stream(x)
+    block.fuse()
+    stream.reset()
+    assert torch.equal(stream(x), expected)
+    assert (block(x) - expected).norm() < tolerances.EAGER_FLOAT64 * expected.norm()
+
+
+def with_hook(block):
+    block.norm.register_forward_hook(lambda *_: None)
+
+
+def with_bias(block):
+    block.z = nn.Conv2d(16, 16, 1, groups=8)
+
+
+def with_weight_norm(block):
+    nn.utils.parametrizations.weight_norm(block.z)
+
+
+@pytest.mark.parametrize("change", [with_hook, with_bias, with_weight_norm])
+def test_a_changed_block_is_refused_and_left_as_it_was(change):
+    network = nn.Sequential(cgnl.CGNL2d(16), cgnl.CGNL2d(16))
+    change(network[1])
+    network.eval()
+    with pytest.raises(ValueError, match="conv_z or the norm of CGNL2d was changed or has hooks"):
+        cgnl.fuse_blocks(network)
+    assert all(block.norm is not None for block in network)

@@ -3,7 +3,6 @@
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
 
-import copy
 import math
 from typing import Any, get_args
 
@@ -69,13 +68,11 @@ class _CompactBlock(GroupedBlock):
         self.memory_efficient = memory_efficient
         self.process_group = process_group
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_CompactBlock":
-        # a process group cannot be copied: the copy shares it
-        memo[id(self.process_group)] = self.process_group
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        result.__setstate__(copy.deepcopy(self.__dict__, memo))
-        return result
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.memory_efficient:
+            text += ", memory_efficient=True"
+        return text if self.process_group is None else text + f", process_group={self.process_group}"
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -102,6 +99,10 @@ class _CompactBlock(GroupedBlock):
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.theta.weight, self.phi.weight, self.g.weight, self.z.weight
+
+    def _fits_operation(self) -> bool:
+        biases = (self.theta.bias, self.phi.bias, self.g.bias, None if self.norm is None else self.z.bias)
+        return super()._fits_operation() and all(bias is None for bias in biases)
 
     def _branch(self, x: Tensor) -> Tensor:
         branch = cgnl_block(
@@ -141,11 +142,11 @@ class _CompactBlock(GroupedBlock):
             if self.z.bias is not None:
                 bias = self.z.bias.to(sum_dtype(x.dtype))
                 shift = bias if shift is None else shift + bias
+            if form is eager:
+                return eager.cgnl_block_affine(
+                    x, *self._weights(), scale, shift, process_group=self.process_group, **options
+                )
             with without_autocast(x):
-                if form is eager:
-                    return eager.cgnl_block_affine(
-                        x, *self._weights(), scale, shift, process_group=self.process_group, **options
-                    )
                 scale, shift = (
                     default(self.channels, device=x.device) if t is None else t
                     for t, default in ((scale, torch.ones), (shift, torch.zeros))
@@ -159,13 +160,16 @@ class _CompactBlock(GroupedBlock):
         if self.process_group is not None:
             return super()._through_operations(x)
         if x.shape[0] * math.prod(x.shape[2:]) == 1:
-            raise ValueError(f"x {tuple(x.shape)} must have more than 1 value per channel in training")
+            raise ValueError(f"x {tuple(x.shape)} must have more than 1 value per channel for the norm of a batch")
         options |= {"eps": norm.eps, "momentum": 0.0}
         running_mean, running_var = None, None
         if norm.training and norm.track_running_stats:
-            assert norm.num_batches_tracked is not None
-            norm.num_batches_tracked.add_(1)
-            options["momentum"] = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+            if norm.momentum is not None:
+                options["momentum"] = norm.momentum
+            elif norm.num_batches_tracked is not None:
+                options["momentum"] = 1.0 / float(norm.num_batches_tracked)
             running_mean, running_var = norm.running_mean, norm.running_var
         of_norm = (norm.weight, norm.bias, running_mean, running_var)
         if form is eager:
@@ -209,9 +213,11 @@ class CGNL2d(_CompactBlock):
             where M counts the elements of one group.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
             same from the same weights, ``"auto"`` takes the fused form where it can run.
-        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there.
+        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there; the fused
+            form never keeps more than x, and compilers decide for themselves.
         process_group: processes that each hold a part of the positions of every sample, for inputs too large for
-            one; each calls the block on its part. None where a process holds whole samples.
+            one; each calls the block on its part. None where a process holds whole samples. A block with one can be
+            copied, but not pickled: save its state dict.
 
     Raises:
         ValueError: an argument is outside its range; ``"fused"`` cannot run where the block is called.

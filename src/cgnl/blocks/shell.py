@@ -3,8 +3,9 @@
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
 
+import copy
 from collections.abc import Callable
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -99,9 +100,22 @@ class Block(nn.Module):
         if isinstance(x, fx.Proxy):
             return self._through_modules(x)
         self._check_input(x)
-        if all(map(is_plain, self._convolutions())):
+        if self._fits_operation():
             return self._through_operations(x)
         return self._through_modules(x)
+
+    def _fits_operation(self) -> bool:
+        """Whether the convolutions are those that the operation does on their weights."""
+        return all(is_plain(convolution) and _is_pointwise(convolution) for convolution in self._convolutions())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # a process group cannot be copied: the copy shares it
+        process_group = getattr(self, "process_group", None)
+        memo[id(process_group)] = process_group
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return result
 
     def _through_modules(self, x: Tensor) -> Tensor:
         """Z by calling every child module: for tracers, hooks, and children that were replaced."""
@@ -124,36 +138,48 @@ class Block(nn.Module):
     def fuse(self) -> Self:
         """Folds the norm into conv_z, in place: for inference, with the same output up to rounding.
 
-        conv_z then has a bias, the norm is None, and the block cannot be trained: the state dict is another one.
+        The block gets a conv_z of its own with a bias, its norm is None, and it cannot be trained: the state dict is
+        another one. A block without a norm stays as it is.
 
         Returns:
             The block.
 
         Raises:
-            ValueError: the block is in training, or its norm is neither BatchNorm with running statistics nor None.
+            ValueError: the block is in training, its norm is neither BatchNorm with running statistics nor None, or
+                conv_z or the norm is not as the block made it (another module, hooks, a bias).
 
         Example:
             >>> from cgnl import CGNL2d
             >>> sorted(CGNL2d(16).eval().fuse().state_dict())
             ['g.weight', 'phi.weight', 'theta.weight', 'z.bias', 'z.weight']
         """
-        if self.training:
-            raise ValueError(f"{type(self).__name__} is in training, but fuse is for inference: call eval() first")
+        self._check_fuse()
         if self.norm is None:
             return self
+        z = copy.deepcopy(self.z)  # others, a stream for one, may hold the old one
+        with torch.no_grad():
+            scale, shift = norm_as_affine(self.norm, sum_dtype(z.weight.dtype))
+            assert scale is not None
+            assert shift is not None
+            z.weight.copy_(z.weight * scale.reshape(-1, *(1,) * (z.weight.dim() - 1)))
+            z.bias = nn.Parameter(shift.to(z.weight.dtype))
+        self.z = z
+        self.norm = None
+        return self.requires_grad_(False)
+
+    def _check_fuse(self) -> None:
+        name = type(self).__name__
+        if self.training:
+            raise ValueError(f"{name} is in training, but fuse is for inference: call eval() first")
+        if self.norm is None:
+            return
         if not _can_be_folded(self.norm):
             raise ValueError(
                 f"norm is {type(self.norm).__name__}, but only BatchNorm with running statistics can be folded"
             )
-        with torch.no_grad():
-            scale, shift = norm_as_affine(self.norm, sum_dtype(self.z.weight.dtype))
-            assert scale is not None
-            assert shift is not None
-            weight = self.z.weight
-            weight.copy_(weight * scale.reshape(-1, *(1,) * (weight.dim() - 1)))
-            self.z.bias = nn.Parameter(shift.to(weight.dtype))
-        self.norm = None
-        return self.requires_grad_(False)
+        plain_norm = is_plain(self.norm) or (type(self.norm) is nn.SyncBatchNorm and _has_no_hooks(self.norm))
+        if not (plain_norm and is_plain(self.z) and _is_pointwise(self.z) and self.z.bias is None):
+            raise ValueError(f"conv_z or the norm of {name} was changed or has hooks, and cannot be folded")
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.norm is None and self.z.bias is not None:
@@ -185,16 +211,18 @@ def fuse_blocks(model: nn.Module) -> nn.Module:
         The same ``model``.
 
     Raises:
-        ValueError: a block is in training.
+        ValueError: a block is in training, or was changed so that its norm cannot be folded; then none is folded.
 
     Example:
         >>> from cgnl import CGNL2d, fuse_blocks
         >>> fuse_blocks(nn.Sequential(CGNL2d(16), nn.ReLU()).eval())[0].norm is None
         True
     """
-    for module in model.modules():
-        if isinstance(module, Block) and _can_be_folded(module.norm):
-            module.fuse()
+    blocks = [module for module in model.modules() if isinstance(module, Block) and _can_be_folded(module.norm)]
+    for block in blocks:
+        block._check_fuse()
+    for block in blocks:
+        block.fuse()
     return model
 
 
@@ -235,12 +263,24 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether the module's own operation on its own tensors is all that a call of it does."""
-    return type(module) in _PLAIN_MODULES and not (
+    return type(module) in _PLAIN_MODULES and _has_no_hooks(module)
+
+
+def _has_no_hooks(module: nn.Module) -> bool:
+    return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
+    )
+
+
+def _is_pointwise(convolution: nn.Module) -> bool:
+    return (
+        isinstance(convolution, _ConvNd)
+        and {*convolution.kernel_size, *convolution.stride} == {1}
+        and convolution.padding in ((0,), (0, 0), (0, 0, 0))
     )
 
 

@@ -227,8 +227,8 @@ def cgnl_block(
         scale: as in `compact_generalized_non_local`.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: type of the result; None for x's.
-        memory_efficient: whether the eager form keeps less for the backward pass (x, theta and at most phi) and makes
-            the rest again; the fused form never keeps more than x.
+        memory_efficient: whether the eager form keeps less for the backward pass (x and at most theta and phi) and
+            makes the rest again. The fused form never keeps more than x, and compilers decide for themselves.
         process_group: as in `compact_generalized_non_local`.
 
     Returns:
@@ -295,7 +295,7 @@ def chosen_form(backend: str, *tensors: Tensor, kernel: KernelFunction) -> Modul
         return naive
     if backend == "eager" or (backend == "auto" and (tensors[0].device.type != "cuda" or eager.is_exporting())):
         return eager
-    obstacle = fused.obstacle(*eager.in_feature_dtype(*tensors), kernel=kernel)
+    obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=eager.feature_dtype(tensors[0]))
     if obstacle is None:
         return fused
     if backend == "fused":

@@ -225,6 +225,38 @@ def test_saving_memory_changes_no_bit(kernel, dtype, form):
     assert all(map(torch.equal, *found))
 
 
+@pytest.mark.parametrize("kernel", OTHER_KERNELS, ids=IDS[4:])
+def test_saving_memory_with_a_kernel_function_that_is_no_plain_series(kernel):
+    x, weights = inputs_of((3, 16, 9, 9), 2)
+    found, kept = [], []
+    for memory_efficient in (False, True):
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = ops.cgnl_block(x, *weights, groups=2, kernel=kernel, memory_efficient=memory_efficient)
+        kept.append(sum(storages.values()))
+        found.append((y, *torch.autograd.grad(y, [x, *weights], torch.ones_like(y))))
+    assert kept[1] < 1.2 * x.numel() * x.element_size() < kept[0]
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize(
+    ("grad_enabled", "wanted", "training"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_the_gram_form_is_chosen_by_what_is_wanted(grad_enabled, wanted, training, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gram, "pays", lambda *sizes, training: asked.append(training) or False)
+    x, weights = inputs_of((2, 16, 7, 9), 2)
+    inputs = [t.requires_grad_(wanted) for t in (x, *weights)]
+    with torch.set_grad_enabled(grad_enabled):
+        ops.cgnl_block(*inputs, groups=2, kernel="dot")
+    assert asked == [training]
+
+
 def test_float32_gradients_where_y_is_nearly_constant():
     """exp's constant term is a large number at every position, which a norm takes out again."""
     kernel = EmbeddedGaussian(order=3)

@@ -9,25 +9,25 @@ Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial or space-tim
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager import gram
-from cgnl.ops.eager.ending import Centred, Ending, EndingGradients, Kind, Statistics, finish, finish_gradients
+from cgnl.ops.eager.ending import Centred, EndingGradients, Statistics, finish, finish_gradients
 from cgnl.ops.eager.maps import (
     add_matrix_gradient,
     empty_map_like,
     in_format_of,
     multiply,
-    parts_of_batch,
     with_strides_of,
 )
+from cgnl.ops.eager.plain import Settings, block_in_plain_operations
 from cgnl.ops.eager.series import (
     PowerSums,
     autograd_function_can_run,
@@ -40,40 +40,12 @@ from cgnl.ops.eager.series import (
     polynomial,
     power_sums,
     scaled_coefficients,
-    series,
     sum_dtype,
     with_gaps,
     without_autocast,
     write_series_gradients,
 )
 from cgnl.ops.parallel import ProcessGroup
-
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-
-
-@dataclass(frozen=True)
-class _Settings:
-    groups: int
-    kernel: KernelFunction
-    coefficients: tuple[float, ...]
-    feature_dtype: torch.dtype
-    kind: Kind = "branch"
-    eps: float = 0.0
-    momentum: float = 0.0
-    memory_efficient: bool = False
-    process_group: ProcessGroup | None = None
-
-    @property
-    def is_dot_product(self) -> bool:
-        return len(self.coefficients) == 2 and not self.coefficients[0]
-
-    def parts(self, flat: Tensor) -> list[slice]:
-        """The parts of the batch; one where processes add their sums, which they have to do equally often."""
-        return [slice(None)] if self.process_group is not None else parts_of_batch(flat)
-
-    def ending(self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Ending:
-        weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
-        return Ending(self.kind, weight, bias, self.eps, self.momentum)
 
 
 def cgnl_block(
@@ -90,7 +62,7 @@ def cgnl_block(
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
-    settings = _Settings(
+    settings = Settings(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
@@ -122,7 +94,7 @@ def cgnl_block_affine(
         scale: [C], or None for 1.
         shift: [C], or None for 0.
     """
-    settings = _Settings(
+    settings = Settings(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
@@ -157,7 +129,7 @@ def cgnl_block_batch_norm(
     Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass. Plain
     series and plain tensors only. The running statistics, where given, are updated in place.
     """
-    settings = _Settings(
+    settings = Settings(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
@@ -165,10 +137,10 @@ def cgnl_block_batch_norm(
         "batch_norm",
         eps,
         momentum,
-        memory_efficient,
+        memory_efficient=memory_efficient,
     )
     weights = (theta_weight, phi_weight, g_weight, z_weight)
-    return _Block.apply(x, *weights, norm_weight, norm_bias, running_mean, running_var, settings)
+    return _run(x, weights, norm_weight, norm_bias, running_mean, running_var, settings)
 
 
 def _run(
@@ -178,45 +150,20 @@ def _run(
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    settings: _Settings,
+    settings: Settings,
 ) -> Tensor:
-    plain = autograd_function_can_run(x, *weights, *(t for t in (weight, bias) if t is not None))
-    if plain and settings.kernel.is_plain_series:
-        return _Block.apply(x, *weights, weight, bias, running_mean, running_var, settings)
-    out = _block(x, *weights, weight, bias, settings)
-    return with_strides_of(x, out) if plain else out
-
-
-def _block(
-    x: Tensor,
-    theta_weight: Tensor,
-    phi_weight: Tensor,
-    g_weight: Tensor,
-    z_weight: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    settings: _Settings,
-) -> Tensor:
-    """The block as ordinary differentiable operations."""
-    convolve = _CONVOLUTIONS[x.dim()]
-    dtype = sum_dtype(x.dtype)
-    with without_autocast(x):
-        theta, phi, g = (
-            convolve(x.to(settings.feature_dtype), weight.to(settings.feature_dtype)).flatten(2)
-            for weight in (theta_weight, phi_weight, g_weight)
-        )
-        y = series(theta, phi, g, settings.groups, settings.kernel, settings.coefficients, settings.process_group)
-        branch = convolve(y.to(dtype).unflatten(2, x.shape[2:]), z_weight.to(dtype), groups=settings.groups)
-        ending = settings.ending(weight, bias, dtype)
-        if ending.kind == "branch":
-            return branch
-        if ending.kind == "batch_norm":
-            branch = F.batch_norm(branch, None, None, ending.weight, ending.bias, training=True, eps=ending.eps)
-        else:
-            for vector, apply in ((ending.weight, torch.mul), (ending.bias, torch.add)):
-                if vector is not None:
-                    branch = apply(branch, vector.unflatten(0, (-1, *(1,) * (x.dim() - 2))))
-        return (x.to(dtype) + branch).to(x.dtype)
+    inputs = (x, *weights, weight, bias)
+    tensors = [t for t in inputs if t is not None]
+    if not autograd_function_can_run(*tensors):
+        return block_in_plain_operations(*inputs, settings)
+    settings = replace(settings, training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    if settings.kernel.is_plain_series:
+        return _Block.apply(*inputs, running_mean, running_var, settings)
+    if settings.memory_efficient and settings.training:
+        out = checkpoint(block_in_plain_operations, *inputs, settings, use_reentrant=False, preserve_rng_state=False)
+    else:
+        out = block_in_plain_operations(*inputs, settings)
+    return with_strides_of(x, out)
 
 
 @dataclass(frozen=True)
@@ -253,14 +200,14 @@ class _Block(torch.autograd.Function):
         bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        settings: _Settings,
+        settings: Settings,
     ) -> Tensor:
         dtype = sum_dtype(x.dtype)
         with without_autocast(x):
             x_flat = x.flatten(2)
             parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
-            ctx.gram = _takes_gram_form(x_flat, settings, training=any(ctx.needs_input_grad))
+            ctx.gram = _takes_gram_form(x_flat, settings)
             make = _dot_product if settings.is_dot_product else _series
             y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
             out, statistics = finish(
@@ -293,12 +240,12 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        settings: _Settings = ctx.settings
+        settings: Settings = ctx.settings
         # read once: non-reentrant checkpointing gives them a single time
         saved = ctx.saved_tensors
         inputs = saved[:7]
         if torch.is_grad_enabled():
-            recorded = differentiable_gradients(partial(_block, settings=settings), inputs, d_out)
+            recorded = differentiable_gradients(partial(block_in_plain_operations, settings=settings), inputs, d_out)
             return (*recorded, None, None, None)
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
@@ -338,18 +285,18 @@ class _Block(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
-def _takes_gram_form(x_flat: Tensor, settings: _Settings, *, training: bool) -> bool:
+def _takes_gram_form(x_flat: Tensor, settings: Settings) -> bool:
     """Only on a CPU: on a GPU fused operators read x twice and need no K."""
     return (
         settings.is_dot_product
         and settings.feature_dtype in (torch.float32, torch.float64)
         and x_flat.device.type == "cpu"
-        and gram.pays(*x_flat.shape[1:], training=training)
+        and gram.pays(*x_flat.shape[1:], training=settings.training)
     )
 
 
 def _dot_product(
-    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: _Settings, with_gram: bool
+    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: Settings, with_gram: bool
 ) -> tuple[Centred, _Kept]:
     theta_weight, phi_weight, g_weight = weights
     dtype = sum_dtype(source.dtype)
@@ -376,7 +323,7 @@ def _dot_product(
 
 
 def _series(
-    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: _Settings, _: bool
+    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: Settings, _: bool
 ) -> tuple[Centred, _Kept]:
     dtype = sum_dtype(source.dtype)
     others = _memory_for_others(source, weights, settings)
@@ -399,7 +346,7 @@ def _series(
     return Centred(y_map, y_mean, None), kept
 
 
-def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: _Settings) -> Tensor:
+def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: Settings) -> Tensor:
     """Of phi and g, [B, 2C', N], or to save memory of phi alone."""
     width = weights[1].shape[0]
     return empty_map_like(source, width if settings.memory_efficient else 2 * width, source.dtype)
@@ -430,7 +377,7 @@ def _polynomial(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
     return y.copy_(polynomial(theta.to(dtype), sums, out=y))
 
 
-def _y_again(kept: _Kept, settings: _Settings, dtype: torch.dtype) -> Centred:
+def _y_again(kept: _Kept, settings: Settings, dtype: torch.dtype) -> Centred:
     """y as the forward pass had it, from what was kept."""
     theta = kept.theta
     factor = kept.sums[0] if settings.is_dot_product else None
@@ -454,7 +401,7 @@ def _through_features(
     weights: Sequence[Tensor],
     kept: _Kept,
     parts: Sequence[slice],
-    settings: _Settings,
+    settings: Settings,
     with_gram: bool,
     wants: Sequence[bool],
 ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
@@ -506,7 +453,7 @@ def _write_feature_gradients(
     g: Tensor,
     d_sums: Tensor | None,
     part: slice,
-    settings: _Settings,
+    settings: Settings,
 ) -> None:
     """Those of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
     d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
@@ -526,7 +473,7 @@ def _write_feature_gradients(
     )
 
 
-def _matrices(weights: Sequence[Tensor], settings: _Settings) -> list[Tensor]:
+def _matrices(weights: Sequence[Tensor], settings: Settings) -> list[Tensor]:
     """The weights of theta, phi and g as matrices [C', C]."""
     return [weight.flatten(1).to(settings.feature_dtype) for weight in weights]
 

@@ -108,8 +108,8 @@ def by_group(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 
 def mean_of_squares(flat: Tensor) -> Tensor:
-    """The mean over the positions of a map's squares, [B, C]; one sample at a time, to hold the squares of one only."""
-    return torch.stack([(sample * sample).mean(-1) for sample in flat])
+    """The mean over the positions of a map's squares, [B, C]; never with the squares of the whole batch on a CPU."""
+    return torch.cat([flat[part].square().mean(-1) for part in parts_of_batch(flat)])
 
 
 def _rows_by_group(rows: Tensor, groups: int) -> Tensor:

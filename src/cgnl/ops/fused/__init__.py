@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-def obstacle(*tensors: Tensor, kernel: KernelFunction) -> str | None:
+def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None) -> str | None:
     """Why the fused form cannot run on these tensors.
 
     Args:
