@@ -5,6 +5,8 @@ import torch
 
 from cgnl.benchmark import accuracy
 from cgnl.kernel_functions import DotProduct
+from cgnl.ops.eager import gram
+from cgnl.ops.fused.series import WIDEST_GROUP
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -27,9 +29,10 @@ def test_what_is_not_finite_fails(bad):
 
 
 def test_a_wrong_gradient_shows():
-    inputs = accuracy.inputs_of((2, 16, 3, 3), torch.float32, "cpu", 0)
-    expected = accuracy.results_of([tensor.double() for tensor in inputs], DotProduct(), "naive")
-    results = accuracy.results_of(inputs, DotProduct(), "eager")
+    case = accuracy.SMALLEST_CASES["few positions"]
+    inputs = accuracy.inputs_of(case, torch.float32, "cpu", 0)
+    expected = accuracy.results_of([tensor.double() for tensor in inputs], case, DotProduct(), "naive")
+    results = accuracy.results_of(inputs, case, DotProduct(), "eager")
     assert max(accuracy.compared(results, expected, torch.float32)["errors"].values()) < 20
     results["d_phi"] = results["d_phi"] * 1.001
     errors = accuracy.compared(results, expected, torch.float32)["errors"]
@@ -38,7 +41,23 @@ def test_a_wrong_gradient_shows():
 
 
 def test_inputs_are_rounded_to_the_type_before_the_reference_sees_them():
-    rounded = accuracy.inputs_of((2, 16, 3, 3), torch.bfloat16, "cpu", 0)
+    case = accuracy.SMALLEST_CASES["few positions"]
+    rounded = accuracy.inputs_of(case, torch.bfloat16, "cpu", 0)
     assert all(tensor.dtype == torch.bfloat16 for tensor in rounded)
-    exact = accuracy.inputs_of((2, 16, 3, 3), torch.float64, "cpu", 0)
+    exact = accuracy.inputs_of(case, torch.float64, "cpu", 0)
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(rounded, exact, strict=True))
+
+
+@pytest.mark.parametrize("cases", [accuracy.CASES, accuracy.SMALLEST_CASES], ids=["whole", "smallest"])
+def test_the_cases_take_every_way(cases):
+    takes_gram_form = {
+        name: gram.pays(case.shape[1], math.prod(case.shape[2:]), training=True) for name, case in cases.items()
+    }
+    assert takes_gram_form == {
+        "few positions": False,
+        "many positions": True,
+        "memory-efficient": True,
+        "one wide group": False,
+    }
+    in_group = {name: case.shape[1] // 2 // case.groups for name, case in cases.items()}
+    assert [name for name, features in in_group.items() if features > WIDEST_GROUP] == ["one wide group"]

@@ -33,6 +33,22 @@ def test_a_rival_that_cannot_run_says_why_and_the_others_go_on(monkeypatch, caps
     assert "old cannot run" in capsys.readouterr().out
 
 
+def test_without_the_bare_convolutions_the_others_are_measured(monkeypatch):
+    made = {
+        "convolutions": lambda channels, num_axes: Greedy(),
+        "published": lambda channels, num_axes: BareConvolutions(channels, num_axes, groups=block.GROUPS),
+    }
+    monkeypatch.setattr(block, "candidates", lambda *_, **__: made)
+    rooflines = block.measure_rooflines("cpu", ["float32"], smallest=True)
+    failed, other = block._rows((2, 16, 3, 3), "float32", "contiguous", "cpu", 2, 0, False, rooflines)
+    assert "failed" in failed
+    assert set(other["training"]) == {"seconds", "over_floor", "published_over_this"}
+
+
+def test_the_compiled_block_is_the_eager_one():
+    assert block._compiled(16, 2).backend == "eager"
+
+
 def test_a_process_that_dies_leaves_its_reason_in_every_row():
     rows = [{"candidate": "none of them", "shape": [2, 16, 3, 3], "dtype": "float32", "memory_format": "contiguous"}]
     block._add_peaks(rows, "cpu", 0)

@@ -3,6 +3,7 @@ import torch
 
 from cgnl.benchmark import table1
 from cgnl.benchmark.rooflines import Rooflines, block_work
+from cgnl.ops.eager import gram
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5, 2.0])
@@ -15,6 +16,11 @@ def test_the_fit_is_least_squares_of_logarithms():
     # log2 of the values: 0, 2, 1 at 0, 1, 2; the line through them rises by a half
     assert table1.fit_exponent([1, 2, 4], [1.0, 4.0, 2.0]) == 0.5
     assert table1.fit_exponent([784], [1.0]) is None
+
+
+@pytest.mark.parametrize("value", [0, -4096])
+def test_bytes_that_do_not_grow_have_no_exponent(value):
+    assert table1.fit_exponent([784, 3136], [value, 4096]) is None
 
 
 def test_exponents_leave_out_few_positions_and_what_was_not_measured():
@@ -45,6 +51,32 @@ def test_the_work_of_a_forward_pass_is_what_pytorch_counts():
         assert table1.work_of_forward(method, 32, 30, 4)["multiplications"] == pytest.approx(counted, rel=0.01)
     assert table1.work_of_forward("gnl", 32, 30, 4)["pairs"] == table1.BATCH * 8 * (2 * 30) ** 2
     assert table1.work_of_forward("nl_map", 32, 30, 2)["map_bytes"] == table1.BATCH * 30 * 30 * 2
+
+
+def test_through_features_means_never_in_the_gram_form():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    channels, side = 16, 16
+    assert gram.pays(channels, side**2, training=False)
+    counted = {}
+    for method in ("cgnl_dot", "cgnl_dot_features"):
+        module = table1.METHODS[method](channels).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.randn(table1.BATCH, channels, side, side))
+        counted[method] = counter.get_total_flops() / 2
+    products = table1.work_of_forward("cgnl_dot", channels, side**2, 4)["multiplications"]
+    assert counted["cgnl_dot_features"] == pytest.approx(products, rel=0.02)
+    assert counted["cgnl_dot"] < 0.9 * products
+    assert gram.pays(channels, side**2, training=False)
+
+
+def test_a_first_call_does_not_count():
+    calls = []
+
+    def step():
+        calls.append(torch.empty(1000 if calls else 9000))
+
+    assert table1._peak(step, "cpu") == pytest.approx(4000, abs=256)
 
 
 def test_a_floor_adds_products_and_copies():

@@ -65,23 +65,34 @@ def test_table1(capsys, tmp_path):
 def test_accuracy(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "KERNELS", {name: accuracy.KERNELS[name] for name in ("dot", "rbf_exact")})
     record, printed = record_and_plot_of(capsys, tmp_path, "accuracy")
-    rows = {(row["backend"], row["dtype"], row["kernel"]): row for row in record["rows"]}
-    assert len(rows) == 2 * 3 * 2
-    for (backend, _, _), row in rows.items():
+    rows = {(row["backend"], row["dtype"], row["case"], row["kernel"]): row for row in record["rows"]}
+    # memory_efficient is the eager form's alone
+    assert len(rows) == len(record["rows"]) == (4 + 3) * 3 * 2
+    for (backend, *_), row in rows.items():
         # the fused operators run on a CPU under Triton's interpreter only
         if backend == "eager" or record["settings"]["triton_interpreter"]:
             assert max(row["errors"].values()) < 20
         else:
             assert "backend" in row["failed"]
     assert "d_theta" in printed
+    assert "one wide group" in printed
+
+
+def test_where_nothing_can_run_the_record_says_so_and_there_is_no_plot(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(accuracy, "BACKENDS", ("fused",))
+    code, printed, _ = run(capsys, "accuracy", "--smallest", "--threads=1", "--out", tmp_path)
+    assert code == 0
+    assert printed.splitlines()[-1].endswith("accuracy_cpu.json, and no plot: no row holds what it would show")
+    assert [path.name for path in tmp_path.iterdir()] == ["accuracy_cpu.json"]
 
 
 def test_what_is_not_finite_fails_once_it_is_recorded(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "BACKENDS", ("eager",))
     exact = accuracy.results_of
 
-    def with_nan(inputs, kernel, backend):
-        results = exact(inputs, kernel, backend)
+    def with_nan(inputs, case, kernel, backend):
+        results = exact(inputs, case, kernel, backend)
         if inputs[0].dtype == torch.float16:
             results["d_g"][0, 0] = torch.nan
         return results
@@ -89,7 +100,7 @@ def test_what_is_not_finite_fails_once_it_is_recorded(capsys, tmp_path, monkeypa
     monkeypatch.setattr(accuracy, "results_of", with_nan)
     code, _, errors = run(capsys, "accuracy", "--smallest", "--threads=1", "--out", tmp_path)
     assert code == 1
-    assert "cgnl: eager, float16, dot: d_g: 1 of 128 elements are not finite" in errors
+    assert "cgnl: eager, float16, few positions, dot: d_g: 1 of 128 elements are not finite" in errors
     record = json.loads((tmp_path / "accuracy_cpu.json").read_text())
     bad = [row for row in record["rows"] if "not_finite" in row]
     assert {(row["backend"], row["dtype"]) for row in bad} == {("eager", "float16")}
@@ -107,7 +118,7 @@ def test_block(capsys, tmp_path):
                 row = rows[name, dtype, memory_format]
                 assert "failed" not in row, row
                 for mode in block.MODES:
-                    assert set(row[mode]) == {"seconds", "over_floor", "over_convolutions"}
+                    assert set(row[mode]) == {"seconds", "over_floor", "over_convolutions", "published_over_this"}
                     assert set(row[mode]["seconds"]) == SPREAD
                     assert row["floor_seconds"][mode] > 0
                 assert 0 < row["bytes_kept_without_parameters"] < row["bytes_kept"]
@@ -135,6 +146,8 @@ MISTAKES = {
     "repeats (1) must be at least 2": ["block", "--repeats=1"],
     "networks () must name at least one": ["networks", "--networks"],
     "must be a folder or a file that ends in .json": ["accuracy", "--out", __file__],
+    "must lie where a folder can be made: Not a directory": ["accuracy", "--smallest", "--out", f"{__file__}/x"],
+    "must lie where a folder can be made: File exists": ["accuracy", "--smallest", "--out", f"{__file__}/x.json"],
     "threads (2) are of a CPU": ["table1", "--device=cuda", "--threads=2"],
 }
 

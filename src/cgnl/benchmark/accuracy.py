@@ -9,7 +9,7 @@ Legend: B batch, C channels, C' inner channels, S spatial axes, G groups.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,35 @@ from cgnl import ops
 from cgnl.benchmark.timing import reason_of_failure, rounded
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
 
-GROUPS = 8
-SHAPE = (2, 128, 7, 9)
-SMALLEST_SHAPE = (2, 16, 3, 3)
+
+class Case(NamedTuple):
+    """An input and a block for it.
+
+    Attributes:
+        shape: of x, [B, C, *S].
+        groups: G.
+        memory_efficient: whether the block keeps less for its backward pass, which changes the eager form only.
+    """
+
+    shape: tuple[int, ...]
+    groups: int = 8
+    memory_efficient: bool = False
+
+
+# Each takes a way of its own: with many positions the eager dot product in float32 takes the Gram form on a CPU, and
+# a group of more than 128 features is wide for the fused operators. The reference's M x M matrices bound the sizes.
+CASES = {
+    "few positions": Case((2, 128, 7, 9)),
+    "many positions": Case((2, 64, 12, 13)),
+    "memory-efficient": Case((2, 64, 12, 13), memory_efficient=True),
+    "one wide group": Case((2, 272, 2, 5), groups=1),
+}
+SMALLEST_CASES = {
+    "few positions": Case((2, 16, 3, 3)),
+    "many positions": Case((2, 16, 4, 6)),
+    "memory-efficient": Case((2, 16, 4, 6), memory_efficient=True),
+    "one wide group": Case((2, 272, 1, 2), groups=1),
+}
 BACKENDS: tuple[ops.Backend, ...] = ("eager", "fused")
 DTYPES = ("float32", "float16", "bfloat16")
 KERNELS: dict[str, KernelFunction] = {
@@ -61,52 +87,62 @@ def error_in_units(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> floa
     return (largest / (torch.finfo(dtype).eps * expected.abs().max())).item()
 
 
-def inputs_of(shape: Sequence[int], dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
+def inputs_of(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
     """x, the four weights and the output's gradient, rounded to the type: [x, theta, phi, g, z, d_output]."""
     generator = torch.Generator().manual_seed(seed)
+    shape, groups = case.shape, case.groups
     channels, inner = shape[1], shape[1] // 2
     sizes: list[tuple[Sequence[int], float]] = [
         (shape, 1.0),
         *[((inner, channels, 1, 1), channels**-0.5)] * 3,
-        ((channels, inner // GROUPS, 1, 1), (inner // GROUPS) ** -0.5),
+        ((channels, inner // groups, 1, 1), (inner // groups) ** -0.5),
         (shape, 1.0),
     ]
     tensors = [scale * torch.randn(*size, generator=generator, dtype=torch.float64) for size, scale in sizes]
     return [tensor.to(device, dtype) for tensor in tensors]
 
 
-def results_of(inputs: Sequence[Tensor], kernel: KernelFunction, backend: ops.Backend) -> dict[str, Tensor]:
+def results_of(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, backend: ops.Backend) -> dict[str, Tensor]:
     """The block's output and every gradient, by the names in `TENSORS`."""
     *wanted, d_output = inputs
     wanted = [tensor.detach().requires_grad_() for tensor in wanted]
     # "mean" keeps the sums, and so the output, near 1: what is measured is rounding, not float16's range
-    output = ops.cgnl_block(*wanted, groups=GROUPS, kernel=kernel, scale="mean", backend=backend)
+    output = ops.cgnl_block(
+        *wanted,
+        groups=case.groups,
+        kernel=kernel,
+        scale="mean",
+        backend=backend,
+        memory_efficient=case.memory_efficient,
+    )
     return dict(zip(TENSORS, (output.detach(), *torch.autograd.grad(output, wanted, d_output)), strict=True))
 
 
 def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measures every backend, type and kernel function.
+    """Measures every backend, type, case and kernel function.
 
     Args:
         device: "cpu" or "cuda".
         seed: of weights and inputs.
-        smallest: a tiny input, to see that all parts work.
+        smallest: tiny inputs, to see that all parts work.
 
     Returns:
         Settings and rows; a row of a backend that cannot run, or whose results are not finite, says so.
     """
-    shape = SMALLEST_SHAPE if smallest else SHAPE
+    cases = SMALLEST_CASES if smallest else CASES
     rows = []
     for backend in BACKENDS:
         for dtype in DTYPES:
             print(f"{backend}, {dtype}", flush=True)
-            inputs = inputs_of(shape, getattr(torch, dtype), device, seed)
-            for name, kernel in KERNELS.items():
-                row: dict[str, Any] = {"backend": backend, "dtype": dtype, "kernel": name}
-                rows.append(row | _errors(inputs, kernel, backend))
+            for case_name, case in cases.items():
+                if case.memory_efficient and backend != "eager":
+                    continue
+                inputs = inputs_of(case, getattr(torch, dtype), device, seed)
+                for name, kernel in KERNELS.items():
+                    row: dict[str, Any] = {"backend": backend, "dtype": dtype, "case": case_name, "kernel": name}
+                    rows.append(row | _errors(inputs, case, kernel, backend))
     settings = {
-        "shape": list(shape),
-        "groups": GROUPS,
+        "cases": {name: case._asdict() for name, case in cases.items()},
         "scale": "mean",
         "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
         "kernels": {name: repr(kernel) for name, kernel in KERNELS.items()},
@@ -116,12 +152,12 @@ def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], 
     return settings, rows
 
 
-def _errors(inputs: Sequence[Tensor], kernel: KernelFunction, backend: ops.Backend) -> dict[str, Any]:
+def _errors(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, backend: ops.Backend) -> dict[str, Any]:
     results: dict[str, Tensor] = {}
-    failed = reason_of_failure(lambda: results.update(results_of(inputs, kernel, backend)))
+    failed = reason_of_failure(lambda: results.update(results_of(inputs, case, kernel, backend)))
     if failed:
         return {"failed": failed}
-    expected = results_of([tensor.double() for tensor in inputs], kernel, "naive")
+    expected = results_of([tensor.double() for tensor in inputs], case, kernel, "naive")
     return compared(results, expected, inputs[0].dtype)
 
 

@@ -82,7 +82,7 @@ SMALLEST: dict[NetworkName, Setting] = {
 }
 
 
-def training_step(network: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
+def classifier_training_step(network: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
     """A function that runs forward, cross entropy, backward and a step of SGD with momentum."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
@@ -228,7 +228,7 @@ def _classifier_run(
     x = x.contiguous(memory_format=torch.channels_last_3d if frames else torch.channels_last)
     if mode == "inference":
         return network, forward_only(network.eval(), x)
-    return network, training_step(network, x, torch.randint(1000, (setting.batch_size,), device=device))
+    return network, classifier_training_step(network, x, torch.randint(1000, (setting.batch_size,), device=device))
 
 
 def _detector_run(setting: Setting, mode: str, num_blocks: int, device: str, seed: int) -> tuple[nn.Module, Run]:

@@ -22,25 +22,35 @@ _METHODS = {
     "gnl": "GNL, exact",
     "cgnl_dot": "CGNL, dot product",
     "cgnl_rbf": "CGNL, RBF of order 3",
+    "cgnl_dot_features": "CGNL, dot product, through φ and g",
 }
 
 
-def draw(kind: str, record: Record, path: Path) -> None:
-    """Draws a record's plot.
+def draw(kind: str, record: Record, path: Path) -> bool:
+    """Draws a record's plot, where the record holds something to draw.
 
     Args:
         kind: which measurement it is of: "table1", "block", "networks" or "accuracy".
         record: as it was written.
         path: the PNG file, which appears whole or not at all.
+
+    Returns:
+        Whether there was something to draw. Where there was not, there is no file: one from an earlier run goes.
     """
     figure = _PLOTS[kind](record)
+    if figure is None:
+        path.unlink(missing_ok=True)
+        return False
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=110)
+    return True
 
 
-def _table1(record: Record) -> Figure:
+def _table1(record: Record) -> Figure | None:
     """Time and memory against N, a column for each C, with guides of slopes 1 and 2."""
     rows = [row for row in record["rows"] if "seconds" in row]
+    if not rows:
+        return None
     all_channels = sorted({row["channels"] for row in rows})
     figure = Figure(figsize=(3.6 * len(all_channels) + 0.6, 6.6), layout="constrained")
     axes = figure.subplots(2, len(all_channels), sharex=True, sharey="row", squeeze=False)
@@ -85,7 +95,7 @@ def _guides(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     panel.set_ylim(low, high)
 
 
-def _block(record: Record) -> Figure:
+def _block(record: Record) -> Figure | None:
     """Training time over the floor, a panel for each shape, type and memory format."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["rows"]:
@@ -103,7 +113,7 @@ def _block(record: Record) -> Figure:
     )
 
 
-def _networks(record: Record) -> Figure:
+def _networks(record: Record) -> Figure | None:
     """Time and peak memory over the plain network's, a row for each network."""
     groups: dict[str, dict[str, tuple[Mapping[str, float], ...]]] = {}
     rows = {(row["network"], row["num_blocks"], row["mode"]): row for row in record["rows"] if row["num_blocks"]}
@@ -120,9 +130,11 @@ def _without_spread(value: float) -> dict[str, float]:
     return dict.fromkeys(("median", "lower_quartile", "upper_quartile"), value)
 
 
-def _accuracy(record: Record) -> Figure:
-    """The largest errors of every backend and type, a point for each tensor."""
+def _accuracy(record: Record) -> Figure | None:
+    """The largest errors of every backend and type, a point for each tensor and case."""
     rows = [row for row in record["rows"] if row.get("errors")]
+    if not rows:
+        return None
     labels = list(dict.fromkeys((row["backend"], row["dtype"]) for row in rows))
     kernels = list(dict.fromkeys(row["kernel"] for row in rows))
     figure = Figure(figsize=(8, 1.2 + 0.75 * len(labels)), layout="constrained")
@@ -155,8 +167,10 @@ def _bars(
     what: str,
     *,
     columns: int,
-) -> Figure:
+) -> Figure | None:
     """Horizontal bars of medians with quartiles, a panel for each group and two bars for each of its members."""
+    if not groups:
+        return None
     count = -(-len(groups) // columns)
     most = max(len(members) for members in groups.values())
     figure = Figure(figsize=(4.4 * columns, (1.1 + 0.3 * most) * count + 0.6), layout="constrained")
@@ -189,7 +203,7 @@ def _bars(
     return figure
 
 
-_PLOTS: dict[str, Callable[[Record], Figure]] = {
+_PLOTS: dict[str, Callable[[Record], Figure | None]] = {
     "table1": _table1,
     "block": _block,
     "networks": _networks,

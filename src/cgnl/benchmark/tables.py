@@ -114,9 +114,11 @@ def _networks(record: Record) -> list[Table]:
 
 
 def _accuracy(record: Record) -> list[Table]:
-    table = _table("Largest errors, in units of the type's rounding", ("backend", "type", "kernel function"), TENSORS)
+    table = _table(
+        "Largest errors, in units of the type's rounding", ("backend", "type", "case", "kernel function"), TENSORS
+    )
     for row in record["rows"]:
-        head = (row["backend"], row["dtype"], row["kernel"])
+        head = (row["backend"], row["dtype"], row["case"], row["kernel"])
         if "failed" in row:
             table.add_row(*head, "cannot run")
             continue

@@ -137,6 +137,7 @@ def benchmark(arguments: Sequence[str]) -> None:
         raise ValueError("device ('cuda') needs a GPU that PyTorch can use, and it finds none")
     if request.device == "cpu":
         torch.set_num_threads(request.threads or 2)
+    _make_folder(record_file.parent, request.out)
     record = write_result(
         record_file,
         command=shlex.join(["cgnl", "benchmark", *arguments]),
@@ -146,11 +147,11 @@ def benchmark(arguments: Sequence[str]) -> None:
     )
     print_tables(request.kind, record)
     plot = record_file.with_suffix(".png")
-    draw(request.kind, record, plot)
-    print(f"{record_file}, {plot}")
+    drawn = draw(request.kind, record, plot)
+    print(f"{record_file}, {plot}" if drawn else f"{record_file}, and no plot: no row holds what it would show")
     not_finite = [row for row in record["rows"] if "not_finite" in row]
     for row in not_finite:
-        where = f"{row['backend']}, {row['dtype']}, {row['kernel']}"
+        where = f"{row['backend']}, {row['dtype']}, {row['case']}, {row['kernel']}"
         print(f"cgnl: {where}: {'; '.join(row['not_finite'])}", file=sys.stderr)
     if not_finite:
         sys.exit(1)
@@ -173,6 +174,16 @@ def _checked(request: _Request) -> Path:
     if request.out.exists() and not request.out.is_dir():
         raise ValueError(f"out ({request.out}) must be a folder or a file that ends in .json")
     return request.out / f"{request.kind}_{request.device}.json"
+
+
+def _make_folder(folder: Path, out: Path) -> None:
+    """Makes the record's folder before the measurements, which take minutes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out ({out}) must lie where a folder can be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"out ({out}) must lie in a folder that can be written to")
 
 
 def _measured(request: _Request) -> dict[str, Any]:
