@@ -25,6 +25,9 @@ from cgnl.blocks import SingleSampleWarning
 from cgnl.ops.eager import gram
 
 BATCH = 1
+# Channels of all samples together that a compact form is timed with: alone, a sample of few channels takes less time
+# than the calls.
+_TIMED_CHANNELS = 1024
 GROUPS = 8
 SIDES = (7, 14, 28, 56, 112, 224)
 CHANNELS = (64, 256, 1024)
@@ -91,6 +94,11 @@ def work_of_forward(method: str, channels: int, positions: int, element_size: in
     return work
 
 
+def timed_batch(method: str, channels: int) -> int:
+    """Samples in a step that is timed; its seconds are those of one."""
+    return max(1, _TIMED_CHANNELS // channels) if method.startswith("cgnl") else BATCH
+
+
 def fit_exponent(positions: Sequence[float], values: Sequence[float]) -> float | None:
     """The k of values ~ positions^k, by least squares of the logarithms.
 
@@ -148,6 +156,7 @@ def measure(
             "cgnl_dot_features": "the compact form, dot product, always through phi and g (eager)",
             "cgnl_rbf": "the compact form, Gaussian RBF, series of order 3",
         },
+        "seconds": f"of one sample; compact forms are timed with {_TIMED_CHANNELS} / C samples, memory is that of one",
         "limits": {**limits, "of": "a forward pass; a point beyond a limit is left out"},
         "floor": "as of `cgnl benchmark block`: the products of the CGNL block and its maps read and written",
         "bytes": "what PyTorch's allocator holds at the highest in the step, above what it held before, less the same "
@@ -181,9 +190,11 @@ def exponents(rows: Sequence[Mapping[str, Any]], least_positions: int = LEAST_PO
     return fitted
 
 
-def _step(method: str, channels: int, side: int, dtype: str, device: str, seed: int) -> Callable[[], None]:
+def _step(
+    method: str, channels: int, side: int, dtype: str, device: str, seed: int, batch: int = BATCH
+) -> Callable[[], None]:
     torch.manual_seed(seed)
-    x = torch.randn(BATCH, channels, side, side, device=device).to(getattr(torch, dtype)).requires_grad_()
+    x = torch.randn(batch, channels, side, side, device=device).to(getattr(torch, dtype)).requires_grad_()
     module = METHODS[method](channels).to(x.device, x.dtype)
     nn.init.ones_(module.get_parameter("norm.weight"))
     with warnings.catch_warnings():
@@ -207,14 +218,15 @@ def _peaks_at_few_positions(channels: int, dtype: str, device: str, seed: int) -
 def _prepare(
     row: dict[str, Any],
     steps: dict[str, Callable[[], None]],
-    make: Callable[[], Callable[[], None]],
+    make: Callable[..., Callable[[], None]],
     device: str,
     bytes_at_few: int,
 ) -> None:
-    """Makes a row's step and counts its memory."""
-    step = make()
-    row["bytes"] = _peak(step, device) - bytes_at_few
-    steps[row["method"]] = step
+    """Counts the memory of a row's step, and makes the step that is timed."""
+    row["bytes"] = _peak(make(), device) - bytes_at_few
+    row["timed_batch"] = timed_batch(row["method"], row["channels"])
+    steps[row["method"]] = make(batch=row["timed_batch"])
+    steps[row["method"]]()
 
 
 def _rows(
@@ -248,7 +260,8 @@ def _rows(
         failed = reason_of_failure(partial(_prepare, row, steps, step, device, few[method]))
         if failed:
             row["failed"] = failed
-    for method, values in side_by_side(steps, repeats=repeats, warmup=1, least_seconds=0.05).items():
+    for method, of_batch in side_by_side(steps, repeats=repeats, warmup=1, least_seconds=0.05).items():
+        values = [value / rows[method]["timed_batch"] for value in of_batch]
         rows[method] |= {
             "seconds": spread(values),
             "over_floor": spread([value / floor for value in values]),

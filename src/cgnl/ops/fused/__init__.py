@@ -56,16 +56,17 @@ def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None
         'it has no float64'
     """
     return (
-        _obstacle_in_types(tensors)
+        _obstacle_in_types(tensors, dtype)
         or _obstacle_in_devices({tensor.device for tensor in tensors})
         or _obstacle_in_kernel_function(kernel)
     )
 
 
-def _obstacle_in_types(tensors: tuple[Tensor, ...]) -> str | None:
+def _obstacle_in_types(tensors: tuple[Tensor, ...], dtype: torch.dtype | None) -> str | None:
     for tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            return f"it has no {str(tensor.dtype).removeprefix('torch.')}"
+        own = dtype or tensor.dtype
+        if own not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"it has no {str(own).removeprefix('torch.')}"
         if tensor.numel() == 0:
             return "it takes no empty tensors"
     if torch.compiler.is_compiling():
