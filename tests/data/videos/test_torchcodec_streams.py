@@ -1,5 +1,6 @@
 """torchcodec gives the frames that PyAV gives, opens no more than PyAV does, and is asked for plainly."""
 
+import ctypes.util
 import subprocess
 import sys
 
@@ -21,6 +22,9 @@ def silent():
     av.logging.set_libav_level(av.logging.PANIC)
 
 
+@pytest.mark.skipif(
+    ctypes.util.find_library("avcodec") is None, reason="torchcodec needs FFmpeg's libraries (Debian: ffmpeg)"
+)
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
