@@ -8,13 +8,14 @@ block it is forward and backward, else what its name says. Run on a machine that
 
 import copy
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import cgnl
+from cgnl.benchmark.forms import gram_form as taking_gram_form
+from cgnl.benchmark.forms import within
 from cgnl.benchmark.record import write_result
 from cgnl.benchmark.timing import forward_only, ratios, side_by_side, spread, training_step
 from cgnl.ops.eager import gram, maps
@@ -35,36 +36,20 @@ def block_for(x: Tensor) -> nn.Module:
     return block
 
 
-def patched(run: Callable[[], object], target: Any, name: str, value: Any) -> Callable[[], None]:
-    """The function, run with another choice inside the package."""
-
-    def patched_run() -> None:
-        with mock.patch.object(target, name, value):
-            run()
-
-    return patched_run
-
-
 def gram_form(x: Tensor) -> Candidates:
     """The sums of the dot product from K = X X^T, beside phi and g."""
     step = training_step(block_for(x), x)
-    return {
-        "new": patched(step, gram, "pays", lambda *sizes, training: True),
-        "old": patched(step, gram, "pays", lambda *sizes, training: False),
-    }
+    return {"new": within(taking_gram_form(True), step), "old": within(taking_gram_form(False), step)}
 
 
 def gram_form_in_inference(x: Tensor) -> Candidates:
     """The same without gradients, where K serves the sums alone."""
     run = forward_only(block_for(x).eval(), x)
-    return {
-        "new": patched(run, gram, "pays", lambda *sizes, training: True),
-        "old": patched(run, gram, "pays", lambda *sizes, training: False),
-    }
+    return {"new": within(taking_gram_form(True), run), "old": within(taking_gram_form(False), run)}
 
 
 def half_of_k(x: Tensor) -> Candidates:
-    """K from four bands right of its diagonal, beside the whole product."""
+    """K from bands right of its diagonal, beside the whole product."""
     flat = x.detach().flatten(2)
     mean = flat.mean(-1)
     return {"new": lambda: gram.second_moments(flat, mean), "old": lambda: flat @ flat.transpose(1, 2)}
@@ -117,7 +102,7 @@ def norm_inside(x: Tensor) -> Candidates:
 def parts_of_the_batch(x: Tensor) -> Candidates:
     """A part of the batch after the other, beside the whole batch at once."""
     step = training_step(block_for(x), x)
-    return {"new": step, "old": patched(step, maps, _PARTS, x.numel())}
+    return {"new": step, "old": within(mock.patch.object(maps, _PARTS, x.numel()), step)}
 
 
 def fuse(x: Tensor) -> Candidates:

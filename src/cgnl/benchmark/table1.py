@@ -11,18 +11,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import cgnl
+from cgnl.benchmark.forms import gram_form
 from cgnl.benchmark.memory import peak_allocated
 from cgnl.benchmark.rivals import NonLocal
 from cgnl.benchmark.rooflines import Rooflines, block_work, measure_rooflines
 from cgnl.benchmark.timing import reason_of_failure, rounded, side_by_side, spread, training_step
 from cgnl.blocks import SingleSampleWarning
-from cgnl.ops.eager import gram
 
 BATCH = 1
 # Channels of all samples together that a compact form is timed with: alone, a sample of few channels takes less time
@@ -43,16 +42,12 @@ LIMITS = {
 _FEW_POSITIONS_SIDE = 2
 
 
-def _never_pays(channels: int, positions: int, *, training: bool) -> bool:
-    return False
-
-
 class _ThroughFeatures(cgnl.CGNL2d):
     """A CGNL block that never takes the Gram form, so that all its points are of one form."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the block's output; which form it takes is chosen here, for the backward pass too."""
-        with mock.patch.object(gram, "pays", _never_pays):
+        with gram_form(False):
             return super().forward(x)
 
 

@@ -143,7 +143,11 @@ def form(request, monkeypatch):
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("memory_efficient", [False, True])
 def test_both_ways_to_the_sums_equal_naive(form, shape, layout, memory_efficient, monkeypatch):
-    monkeypatch.setattr(maps, "_ELEMENTS_OF_A_PART", 2 * 16 * shape[-1])  # several parts, the last one smaller
+    # several parts of the batch, of x's positions, of K's rows and of the groups, the last one smaller
+    monkeypatch.setattr(maps, "_ELEMENTS_OF_A_PART", 2 * 16 * shape[-1])
+    monkeypatch.setattr(gram, "_ELEMENTS_OF_A_CHUNK", 16 * 5)
+    monkeypatch.setattr(gram, "_ROWS_OF_A_BAND", 6)
+    monkeypatch.setattr(gram, "_ELEMENTS_OF_MATRICES", 3 * 6 * 16)
     for groups in (1, 8):
         x, weights = inputs_of(shape, groups, layout)
         weight, bias = random(16, seed=5).requires_grad_(), random(16, seed=6).requires_grad_()
@@ -283,7 +287,8 @@ def test_float32_gradients_where_y_is_nearly_constant():
         (KERNELS[0], True, 0.5),  # theta
     ],
 )
-def test_batch_norm_keeps_x_and_few_maps(kernel, memory_efficient, maps_kept):
+def test_batch_norm_keeps_x_and_few_maps(kernel, memory_efficient, maps_kept, monkeypatch):
+    monkeypatch.setattr(gram, "pays", lambda *sizes, training: True)
     x, weights = inputs_of((2, 32, 28, 28), 2, inner=16)
     kept = {}
 

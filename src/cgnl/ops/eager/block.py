@@ -173,7 +173,7 @@ class _Kept:
     Attributes:
         theta: [B, C', N]; for the dot product less its mean, where there is one and theta has the type of the sums.
         others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
-        moments: K of the Gram form, [B, C, C]; None where it does not run, or where K is made again.
+        moments: what is kept of K, see `gram.second_moments`; None without the Gram form, or where K is made again.
         x_mean: [B, C], with the Gram form.
         y_mean: [B, C'], the mean of y over the positions, of theta for the dot product; None without a norm.
         sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
@@ -291,7 +291,7 @@ def _takes_gram_form(x_flat: Tensor, settings: Settings) -> bool:
         settings.is_dot_product
         and settings.feature_dtype in (torch.float32, torch.float64)
         and x_flat.device.type == "cpu"
-        and gram.pays(*x_flat.shape[1:], training=settings.training)
+        and gram.pays(*x_flat.shape, training=settings.training)
     )
 
 
@@ -438,7 +438,7 @@ def _through_features(
             moments = gram.second_moments(source, x_mean) if kept.moments is None else kept.moments
             d_weights[1:] = gram.weight_gradients(d_sums, moments, x_mean, phi_weight, g_weight, source.shape[2])
         if d_x is not None:
-            matrices = gram.input_matrices(d_sums, phi_weight, g_weight, source.shape[2])
+            matrices = gram.input_matrices(d_sums, phi_weight, g_weight)
             for to, matrix, sample in zip(d_x, matrices, source, strict=True):
                 to.addmm_(matrix, sample)
     if d_x is not None and settings.kind != "branch":

@@ -4,6 +4,9 @@ phi^T g of a group is <K, A> with A = W_phi^T W_g of that group, and K also give
 depends on the sample is never multiplied with a weight: A is made once for the batch, K is summed over the batch with
 the sums' gradients before it meets a weight.
 
+K is symmetric, so that A may be replaced by (A + A^T) / 2: of both only bands of rows, from the diagonal to the right,
+are made, and K is kept as these bands, one after the other.
+
 Two things keep the digits of <K, A>: K is made of x less its mean, whose share is added back at the end (a large mean
 that the weights cancel would cost K its digits), and the C^2 products are summed by rows first and then pairwise (one
 matrix product over all of them loses up to a hundred rounding units).
@@ -11,44 +14,96 @@ matrix product over all of them loses up to a hundred rounding units).
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups; weights are [C', C].
 """
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-# Bands of rows in which K is made: from each its part right of the diagonal.
-_BANDS = 4
-# Elements that the matrices [C, C] of some groups may have together: 16 MB in float32, and at most half as many as x.
-_ELEMENTS_OF_MATRICES = 2**22
+_ROWS_OF_A_BAND = 128
+# Elements of x from which K is made at a time: 4 MB in float32.
+_ELEMENTS_OF_A_CHUNK = 2**20
+# Elements that a band of the matrices of some groups may have together: 8 MB in float32.
+_ELEMENTS_OF_MATRICES = 2**21
 
 
-def pays(channels: int, positions: int, *, training: bool) -> bool:
-    """Whether the Gram form takes less time than phi and g; measured, see docs/speed.md."""
-    return positions >= (1.25 if training else 3) * channels
+def pays(batch: int, channels: int, positions: int, *, training: bool) -> bool:
+    """Whether the Gram form takes less time than phi and g; measured, see docs/speed.md.
+
+    Its products of weights alone have to be shared by enough samples, and its many calls need something to do.
+    """
+    of_sample, of_batch = (0.4, 1.4) if training else (1.0, 2.2)
+    return positions * channels**2 >= 5e7 and positions >= (of_sample + of_batch / batch) * channels
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Rows of a symmetric matrix [C, C], start to stop, from the diagonal to the right.
+
+    Attributes:
+        place: where the band begins among the elements of all bands.
+    """
+
+    start: int
+    stop: int
+    channels: int
+    place: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.channels)
+
+    @property
+    def later(self) -> slice:
+        """The columns right of the square on the diagonal: in the mirror image the rows below it."""
+        return slice(self.stop, self.channels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stop - self.start, self.channels - self.start
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def of(self, elements: Tensor) -> Tensor:
+        """[..., rows, columns] from [..., elements of all bands]."""
+        return elements[..., self.place : self.place + self.size].unflatten(-1, self.shape)
+
+    def mirrored(self, matrices: Tensor) -> Tensor:
+        """[..., later rows, the band's rows]: what [..., rows, columns] has below the square, seen transposed."""
+        return matrices[..., self.stop - self.start :].transpose(-2, -1)
 
 
 def second_moments(x_flat: Tensor, mean: Tensor) -> Tensor:
-    """K of each sample, [B, C, C], from x, [B, C, N], and its mean over the positions, [B, C]."""
+    """K of each sample as the elements of its bands, [B, about C^2 / 2], from x, [B, C, N], and its mean, [B, C]."""
     batch, channels, _ = x_flat.shape
-    moments = x_flat.new_empty(batch, channels, channels)
-    edges = [channels * band // _BANDS for band in range(_BANDS + 1)]
+    bands = _bands(channels)
+    moments = x_flat.new_empty(batch, bands[-1].place + bands[-1].size)
     for sample, own_mean, out in zip(x_flat, mean, moments, strict=True):
-        centred = sample - own_mean[:, None]
-        for start, stop in zip(edges, edges[1:], strict=False):
-            torch.mm(centred[start:stop], centred[start:].transpose(0, 1), out=out[start:stop, start:])
-        mirrored = out.t().contiguous()
-        for start, stop in zip(edges, edges[1:], strict=False):
-            out[stop:, start:stop] = mirrored[stop:, start:stop]
+        for number, chunk in enumerate(sample.split(max(1, _ELEMENTS_OF_A_CHUNK // channels), dim=1)):
+            centred = chunk - own_mean[:, None]
+            for band in bands:
+                left, right = centred[band.rows], centred[band.columns].transpose(0, 1)
+                band.of(out).addmm_(left, right, beta=1 if number else 0)
     return moments
 
 
 def sums(moments: Tensor, mean: Tensor, phi_weight: Tensor, g_weight: Tensor, groups: int, positions: int) -> Tensor:
     """phi^T g of each sample and group, [B, G]."""
     of_mean = (mean @ phi_weight.transpose(0, 1)) * (mean @ g_weight.transpose(0, 1))
-    parts = []
-    for part in _parts_of_groups(groups, mean.shape[1], mean.shape[0], positions):
-        matrices = torch.bmm(_by_group(phi_weight, groups)[part].transpose(1, 2), _by_group(g_weight, groups)[part])
-        # rows lead, so that each is a product of its own: [C, B, C] times [C, C, G]
-        parts.append(torch.bmm(moments.transpose(0, 1), matrices.permute(1, 2, 0)).sum(0))
-    return torch.cat(parts, dim=1) + positions * of_mean.unflatten(1, (groups, -1)).sum(-1)
+    out = positions * of_mean.unflatten(1, (groups, -1)).sum(-1)
+    for band, part, matrices in _bands_of_weights(phi_weight, g_weight, groups):
+        # K's half is multiplied with all of A + A^T, and the squares on the diagonal, which are whole, with half of it
+        matrices[..., : band.shape[0]].mul_(0.5)
+        # rows lead, so that each is a product of its own: [rows, B, columns] times [rows, columns, groups]
+        out[:, part] += torch.bmm(band.of(moments).transpose(0, 1), matrices.permute(1, 2, 0)).sum(0)
+    return out
 
 
 def weight_gradients(
@@ -59,36 +114,64 @@ def weight_gradients(
     d W_phi of a group is W_g times the sum over the batch of d_sums K, and d W_g is W_phi times the same.
     """
     groups, channels = d_sums.shape[1], mean.shape[1]
-    gradients = [torch.empty_like(weight) for weight in (phi_weight, g_weight)]
-    pairs = list(zip(gradients, (g_weight, phi_weight), strict=True))
-    for part in _parts_of_groups(groups, channels, mean.shape[0], positions):
-        summed = (d_sums[:, part].transpose(0, 1) @ moments.flatten(1)).unflatten(1, (channels, channels))
-        for gradient, other in pairs:
-            torch.bmm(_by_group(other, groups)[part], summed, out=_by_group(gradient, groups)[part])
-    for gradient, other in pairs:
-        means = (mean @ other.transpose(0, 1)).unflatten(1, (groups, -1)) * d_sums[..., None]
-        gradient.addmm_(means.flatten(1).transpose(0, 1), mean, alpha=positions)
-    return gradients[0], gradients[1]
+    others = _joined_by_group(g_weight, phi_weight, groups)
+    gradients = torch.zeros_like(others)
+    for band in _bands(channels):
+        kept = band.of(moments).flatten(1)
+        for part in _parts_of_groups(groups, band):
+            summed = (d_sums[:, part].transpose(0, 1) @ kept).unflatten(1, band.shape)
+            to, other = gradients[part], others[part]
+            to[..., band.columns].baddbmm_(other[..., band.rows], summed)
+            to[..., band.rows].baddbmm_(other[..., band.later], band.mirrored(summed))
+    rows = others.flatten(0, 1)
+    of_mean = (mean @ rows.transpose(0, 1)).unflatten(1, (groups, -1)) * d_sums[..., None]
+    gradients.view_as(rows).addmm_(of_mean.flatten(1).transpose(0, 1), mean, alpha=positions)
+    d_phi_weight, d_g_weight = gradients.chunk(2, dim=1)
+    return d_phi_weight.flatten(0, 1), d_g_weight.flatten(0, 1)
 
 
-def input_matrices(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, positions: int) -> Tensor:
+def input_matrices(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor) -> Tensor:
     """The symmetric matrices [B, C, C] that make of x what the sums add to its gradient."""
-    groups, channels = d_sums.shape[1], phi_weight.shape[1]
-    out = d_sums.new_empty(d_sums.shape[0], channels * channels)
-    for part in _parts_of_groups(groups, channels, d_sums.shape[0], positions):
-        matrices = torch.bmm(_by_group(phi_weight, groups)[part].transpose(1, 2), _by_group(g_weight, groups)[part])
-        out.addmm_(d_sums[:, part], matrices.flatten(1), beta=1 if part.start else 0)
-    out = out.unflatten(1, (channels, channels))
-    for matrix in out:
-        matrix.add_(matrix.t().contiguous())
+    (batch, groups), channels = d_sums.shape, phi_weight.shape[1]
+    out = d_sums.new_empty(batch, channels, channels)
+    for band, part, matrices in _bands_of_weights(phi_weight, g_weight, groups):
+        right_of_diagonal = out[:, band.rows, band.columns]
+        summed = (d_sums[:, part] @ matrices.flatten(1)).unflatten(1, band.shape)
+        if part.start:
+            right_of_diagonal += summed
+        else:
+            right_of_diagonal.copy_(summed)
+        if part.stop == groups:
+            out[:, band.later, band.rows] = band.mirrored(right_of_diagonal)
     return out
 
 
-def _by_group(weight: Tensor, groups: int) -> Tensor:
-    return weight.unflatten(0, (groups, -1))
+def _bands_of_weights(phi_weight: Tensor, g_weight: Tensor, groups: int) -> Iterator[tuple[_Band, slice, Tensor]]:
+    """A + A^T band by band and some groups at a time, [groups, rows, columns]; each overwrites the one before."""
+    left = _joined_by_group(phi_weight, g_weight, groups)
+    right = _joined_by_group(g_weight, phi_weight, groups)
+    steps = [(band, part) for band in _bands(phi_weight.shape[1]) for part in _parts_of_groups(groups, band)]
+    memory = left.new_empty(max((part.stop - part.start) * band.size for band, part in steps))
+    for band, part in steps:
+        out = memory[: (part.stop - part.start) * band.size].view(-1, *band.shape)
+        torch.bmm(left[part, :, band.rows].transpose(1, 2), right[part, :, band.columns], out=out)
+        yield band, part, out
 
 
-def _parts_of_groups(groups: int, channels: int, batch: int, positions: int) -> list[slice]:
-    """Slices of the groups that are worked on together, so that their matrices [C, C] stay small."""
-    step = max(1, min(_ELEMENTS_OF_MATRICES, batch * positions * channels // 2) // channels**2)
-    return [slice(start, start + step) for start in range(0, groups, step)]
+def _joined_by_group(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """Both weights of each group below each other, [G, 2c, C]."""
+    return torch.cat([weight.unflatten(0, (groups, -1)) for weight in (first, second)], dim=1)
+
+
+def _bands(channels: int) -> list[_Band]:
+    bands, place = [], 0
+    for start in range(0, channels, _ROWS_OF_A_BAND):
+        bands.append(_Band(start, min(start + _ROWS_OF_A_BAND, channels), channels, place))
+        place += bands[-1].size
+    return bands
+
+
+def _parts_of_groups(groups: int, band: _Band) -> list[slice]:
+    """Slices of the groups that are worked on together, so that their matrices stay small."""
+    step = max(1, _ELEMENTS_OF_MATRICES // band.size)
+    return [slice(start, min(start + step, groups)) for start in range(0, groups, step)]

@@ -1,0 +1,26 @@
+"""Which form of the dot product's sums a measurement takes."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest import mock
+
+from cgnl.ops.eager import gram
+
+
+def gram_form(taken: bool) -> AbstractContextManager[object]:
+    """Within this the eager operation takes the Gram form wherever it can, or nowhere, whatever pays."""
+
+    def pays(*sizes: int, training: bool) -> bool:
+        return taken
+
+    return mock.patch.object(gram, "pays", pays)
+
+
+def within(context: AbstractContextManager[object], run: Callable[[], object]) -> Callable[[], None]:
+    """The function, run within the context each time."""
+
+    def run_within() -> None:
+        with context:
+            run()
+
+    return run_within
