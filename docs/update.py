@@ -103,6 +103,35 @@ def algebra() -> str:
     return table(("times as fast", *map(shape, shapes)), rows) + "\n\n" + source("algebra")
 
 
+def gram_form() -> str:
+    """Where the Gram form is cheaper, and where the block takes it: a row for each C and N, a column for each batch."""
+    measured = {(tuple(row["shape"]), row["training"]): row for row in result("gram_form")["rows"]}
+    shapes = list(dict.fromkeys(of for of, _ in measured))
+    batches = sorted({of[0] for of in shapes})
+
+    def cell(of: tuple[int, ...]) -> str:
+        rows = [measured[of, training] for training in (True, False)] if of in shapes else []
+        ratios = [(f"{row['features_over_gram']['median']:.2f}", row["takes_gram_form"]) for row in rows]
+        return " / ".join(f"**{ratio}**" if taken else ratio for ratio, taken in ratios) or "–"
+
+    rows = [
+        (f"{channels}, {side} x {side}", *(cell((batch, channels, side, side)) for batch in batches))
+        for channels, side in sorted({(of[1], of[2]) for of in shapes})
+    ]
+    return table(("C, N", *(f"B = {batch}" for batch in batches)), rows) + "\n\n" + source("gram_form")
+
+
+def gram_digits() -> str:
+    """Rounding units that each way to the dot product's sums loses."""
+    record = result("gram_digits")
+    ways = list(record["rows"][0]["units"])
+    rows = [
+        (f"{row['maps']}, C = {row['channels']}, N = {row['positions']}", *(f"{row['units'][way]:.2g}" for way in ways))
+        for row in record["rows"]
+    ]
+    return table(("maps", *ways), rows) + "\n\n" + source("gram_digits")
+
+
 def block_in_readme() -> str:
     """The CGNL block beside the published formulation: time of a training step alone."""
     rows = [
@@ -517,6 +546,8 @@ MADE: dict[str, Callable[[], str]] = {
     for function in (
         against_published,
         algebra,
+        gram_form,
+        gram_digits,
         block_in_readme,
         table1,
         table1_gpu,
