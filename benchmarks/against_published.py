@@ -1,14 +1,18 @@
 """How much faster is the eager CGNL block than the published formulation, and how much less does it keep?
 
 Forward and backward, and forward alone, in float32 at G = 8 on a CPU: a kernel function's forms in turns within one
-process, with nothing else between them (`cgnl benchmark block` has a dozen other blocks there). Run on a machine that
-does nothing else:
+process, with nothing else between them (`cgnl benchmark block` has a dozen other blocks there), and that in several
+processes, as the ratios of one differ from those of the next. Run on a machine that does nothing else:
 
     python benchmarks/against_published.py
 """
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,6 +29,7 @@ SHAPES = ((4, 1024, 28, 28), (8, 512, 28, 28), (2, 512, 16, 28, 28))
 GROUPS = 8
 ORDER = 3
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CASES = tuple(product(SHAPES, ("dot", "rbf"), ("contiguous", "channels_last")))
 
 
 def candidates(channels: int, num_axes: int, kernel: str) -> dict[str, nn.Module]:
@@ -41,62 +46,90 @@ def candidates(channels: int, num_axes: int, kernel: str) -> dict[str, nn.Module
     return made
 
 
-def measured(x: Tensor, kernel: str, repeats: int) -> list[dict[str, Any]]:
-    """A row for each of our forms."""
+def seconds_and_bytes(x: Tensor, kernel: str, repeats: int) -> dict[str, Any]:
+    """Seconds of every turn by mode and candidate, and the bytes that each keeps, without weights and with them."""
     modules = candidates(x.shape[1], x.dim() - 2, kernel)
-    kept, kept_with_parameters, seconds = {}, {}, {}
-    for name, module in modules.items():
-        kept[name] = bytes_kept(partial(module, x), without=module.parameters())
-        kept_with_parameters[name] = bytes_kept(partial(module, x))
+    measured: dict[str, Any] = {
+        "kept": {name: bytes_kept(partial(module, x), without=module.parameters()) for name, module in modules.items()},
+        "kept_with_parameters": {name: bytes_kept(partial(module, x)) for name, module in modules.items()},
+    }
     for mode, make in (("training", training_step), ("forward", forward_only)):
         runs: dict[str, Callable[[], object]] = {}
         for name, module in modules.items():
             runs[name] = make(module.train(mode == "training"), x)
-        seconds[mode] = side_by_side(runs, repeats=repeats)
-    return [
-        {
-            "candidate": name,
-            **{
-                mode: {
-                    "seconds": spread(of[name]),
-                    "published_over_this": ratios(of["published"], of[name]),
-                    "over_convolutions": ratios(of[name], of["convolutions"]),
-                }
-                for mode, of in seconds.items()
-            },
-            "kept_over_published": round(kept[name] / kept["published"], 3),
-            "kept_over_published_with_parameters": round(
-                kept_with_parameters[name] / kept_with_parameters["published"], 3
-            ),
-        }
-        for name in ("ours", "ours, memory-efficient")
-    ]
+        measured[mode] = side_by_side(runs, repeats=repeats)
+    return measured
+
+
+def rows_of(processes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each of our forms, from the turns of all processes together."""
+    kept, kept_with_parameters = (processes[0][name] for name in ("kept", "kept_with_parameters"))
+    rows: list[dict[str, Any]] = []
+    for name in ("ours", "ours, memory-efficient"):
+        row: dict[str, Any] = {"candidate": name}
+        for mode in ("training", "forward"):
+            own, published, convolutions = (
+                [value for process in processes for value in process[mode][candidate]]
+                for candidate in (name, "published", "convolutions")
+            )
+            row[mode] = {
+                "seconds": spread(own),
+                "published_over_this": ratios(published, own),
+                "published_over_this_by_process": [
+                    ratios(process[mode]["published"], process[mode][name])["median"] for process in processes
+                ],
+                "over_convolutions": ratios(own, convolutions),
+            }
+        row["kept_over_published"] = round(kept[name] / kept["published"], 3)
+        row["kept_over_published_with_parameters"] = round(
+            kept_with_parameters[name] / kept_with_parameters["published"], 3
+        )
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
     """Measures every shape, kernel function and memory format and writes the record."""
-    arguments = common_arguments(__doc__, default_out="against_published.json").parse_args()
-    torch.set_num_threads(arguments.threads)
+    parser = common_arguments(__doc__, default_out="against_published.json")
+    parser.set_defaults(repeats=5)
+    parser.add_argument("--processes", type=int, default=3, help="processes, each with so many turns")
+    parser.add_argument("--only", type=int, help="print the raw measurements of the case with this number as JSON")
+    arguments = parser.parse_args()
+    if arguments.only is not None:
+        shape, kernel, layout = CASES[arguments.only]
+        torch.set_num_threads(arguments.threads)
+        torch.manual_seed(arguments.seed)
+        x = torch.randn(shape)
+        if layout == "channels_last":
+            x = x.contiguous(memory_format=LAYOUTS[len(shape)])
+        print(json.dumps(seconds_and_bytes(x.requires_grad_(), kernel, arguments.repeats)))
+        return
+    options = [f"--{name}={getattr(arguments, name)}" for name in ("repeats", "threads", "seed")]
     rows = []
-    for shape in SHAPES:
-        for kernel in ("dot", "rbf"):
-            for layout in ("contiguous", "channels_last"):
-                torch.manual_seed(arguments.seed)
-                x = torch.randn(shape)
-                if layout == "channels_last":
-                    x = x.contiguous(memory_format=LAYOUTS[len(shape)])
-                for row in measured(x.requires_grad_(), kernel, arguments.repeats):
-                    rows.append({"shape": shape, "kernel": kernel, "memory_format": layout, **row})
-                    faster = row["training"]["published_over_this"]["median"]
-                    print(
-                        f"{list(shape)} {kernel} {layout}, {row['candidate']}: {faster:.2f} times as fast, "
-                        f"keeps {row['kept_over_published']:.2f}",
-                        flush=True,
-                    )
+    for number, (shape, kernel, layout) in enumerate(CASES):
+        command = [sys.executable, __file__, f"--only={number}", *options]
+        processes = [
+            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            for _ in range(arguments.processes)
+        ]
+        for row in rows_of(processes):
+            rows.append({"shape": shape, "kernel": kernel, "memory_format": layout, **row})
+            faster = row["training"]["published_over_this"]["median"]
+            print(
+                f"{list(shape)} {kernel} {layout}, {row['candidate']}: {faster:.2f} times as fast, "
+                f"keeps {row['kept_over_published']:.2f}",
+                flush=True,
+            )
     write_result(
         arguments.out,
         seed=arguments.seed,
-        settings={"groups": GROUPS, "rbf_order": ORDER, "repeats": arguments.repeats, "dtype": "float32"},
+        settings={
+            "groups": GROUPS,
+            "rbf_order": ORDER,
+            "repeats": arguments.repeats,
+            "processes": arguments.processes,
+            "dtype": "float32",
+        },
         rows=rows,
     )
 

@@ -66,8 +66,8 @@ def test_accuracy(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "KERNELS", {name: accuracy.KERNELS[name] for name in ("dot", "rbf_exact")})
     record, printed = record_and_plot_of(capsys, tmp_path, "accuracy")
     rows = {(row["backend"], row["dtype"], row["case"], row["kernel"]): row for row in record["rows"]}
-    # memory_efficient is the eager form's alone
-    assert len(rows) == len(record["rows"]) == (4 + 3) * 3 * 2
+    # the Gram form and saving memory are of the eager form alone
+    assert len(rows) == len(record["rows"]) == (4 + 2) * 3 * 2
     for (backend, *_), row in rows.items():
         # the fused operators run on a CPU under Triton's interpreter only
         if backend == "eager" or record["settings"]["triton_interpreter"]:
@@ -100,7 +100,7 @@ def test_what_is_not_finite_fails_once_it_is_recorded(capsys, tmp_path, monkeypa
     monkeypatch.setattr(accuracy, "results_of", with_nan)
     code, _, errors = run(capsys, "accuracy", "--smallest", "--threads=1", "--out", tmp_path)
     assert code == 1
-    assert "cgnl: eager, float16, few positions, dot: d_g: 1 of 128 elements are not finite" in errors
+    assert "cgnl: eager, float16, through features, dot: d_g: 1 of 128 elements are not finite" in errors
     record = json.loads((tmp_path / "accuracy_cpu.json").read_text())
     bad = [row for row in record["rows"] if "not_finite" in row]
     assert {(row["backend"], row["dtype"]) for row in bad} == {("eager", "float16")}

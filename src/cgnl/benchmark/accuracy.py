@@ -41,13 +41,13 @@ class Case(NamedTuple):
 CASES = {
     "through features": Case((2, 128, 7, 9)),
     "Gram form": Case((2, 160, 7, 9), gram=True),
-    "memory-efficient": Case((2, 160, 7, 9), gram=True, memory_efficient=True),
+    "memory-efficient": Case((2, 128, 7, 9), memory_efficient=True),
     "one wide group": Case((2, 272, 2, 5), groups=1),
 }
 SMALLEST_CASES = {
     "through features": Case((2, 16, 3, 3)),
     "Gram form": Case((2, 144, 1, 2), gram=True),
-    "memory-efficient": Case((2, 144, 1, 2), gram=True, memory_efficient=True),
+    "memory-efficient": Case((2, 16, 3, 3), memory_efficient=True),
     "one wide group": Case((2, 272, 1, 2), groups=1),
 }
 BACKENDS: tuple[ops.Backend, ...] = ("eager", "fused")
@@ -139,7 +139,7 @@ def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], 
         for dtype in DTYPES:
             print(f"{backend}, {dtype}", flush=True)
             for case_name, case in cases.items():
-                if case.memory_efficient and backend != "eager":
+                if backend != "eager" and (case.gram or case.memory_efficient):
                     continue
                 inputs = inputs_of(case, getattr(torch, dtype), device, seed)
                 for name, kernel in KERNELS.items():

@@ -138,9 +138,10 @@ def benchmark(arguments: Sequence[str]) -> None:
     if request.device == "cpu":
         torch.set_num_threads(request.threads or 2)
     _make_folder(record_file.parent, request.out)
+    interpreted = "TRITON_INTERPRET=1 " if os.environ.get("TRITON_INTERPRET") == "1" else ""
     record = write_result(
         record_file,
-        command=shlex.join(["cgnl", "benchmark", *arguments]),
+        command=interpreted + shlex.join(["cgnl", "benchmark", *arguments]),
         device=request.device,
         seed=request.seed,
         **_measured(request),

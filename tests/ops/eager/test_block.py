@@ -283,8 +283,8 @@ def test_float32_gradients_where_y_is_nearly_constant():
     [
         (KERNELS[3], False, 1.5),  # theta, phi, g
         (KERNELS[3], True, 1),  # theta, phi
-        (KERNELS[0], False, 0.5),  # theta; and K, small where it pays
-        (KERNELS[0], True, 0.5),  # theta
+        (KERNELS[0], False, 0.5),  # theta; and half of K, small here
+        (KERNELS[0], True, 0.5),  # the same
     ],
 )
 def test_batch_norm_keeps_x_and_few_maps(kernel, memory_efficient, maps_kept, monkeypatch):

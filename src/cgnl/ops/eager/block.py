@@ -173,7 +173,7 @@ class _Kept:
     Attributes:
         theta: [B, C', N]; for the dot product less its mean, where there is one and theta has the type of the sums.
         others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
-        moments: what is kept of K, see `gram.second_moments`; None without the Gram form, or where K is made again.
+        moments: K of the Gram form, see `gram.second_moments`; None without it.
         x_mean: [B, C], with the Gram form.
         y_mean: [B, C'], the mean of y over the positions, of theta for the dot product; None without a norm.
         sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
@@ -316,8 +316,6 @@ def _dot_product(
     if y_mean is not None and theta.dtype == dtype:
         theta.sub_(y_mean[..., None])
     factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
-    if settings.memory_efficient:
-        moments = None
     kept = _Kept(theta, others, moments, x_mean, y_mean, [factor])
     return _y_again(kept, settings, dtype), kept
 
@@ -434,9 +432,11 @@ def _through_features(
     if with_gram and d_sums is not None:
         _, phi_weight, g_weight = weights
         if any(wants[2:4]):
-            x_mean = source.mean(-1) if kept.x_mean is None else kept.x_mean
-            moments = gram.second_moments(source, x_mean) if kept.moments is None else kept.moments
-            d_weights[1:] = gram.weight_gradients(d_sums, moments, x_mean, phi_weight, g_weight, source.shape[2])
+            assert kept.moments is not None
+            assert kept.x_mean is not None
+            d_weights[1:] = gram.weight_gradients(
+                d_sums, kept.moments, kept.x_mean, phi_weight, g_weight, source.shape[2]
+            )
         if d_x is not None:
             matrices = gram.input_matrices(d_sums, phi_weight, g_weight)
             for to, matrix, sample in zip(d_x, matrices, source, strict=True):
