@@ -125,11 +125,12 @@ def gram_digits() -> str:
     """Rounding units that each way to the dot product's sums loses."""
     record = result("gram_digits")
     ways = list(record["rows"][0]["units"])
+    titles = [way.translate(str.maketrans("<>", "⟨⟩")).replace("phi", "φ") for way in ways]
     rows = [
         (f"{row['maps']}, C = {row['channels']}, N = {row['positions']}", *(f"{row['units'][way]:.2g}" for way in ways))
         for row in record["rows"]
     ]
-    return table(("maps", *ways), rows) + "\n\n" + source("gram_digits")
+    return table(("maps", *titles), rows) + "\n\n" + source("gram_digits")
 
 
 def block_in_readme() -> str:

@@ -80,7 +80,7 @@ def _guides(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Dashed lines of slopes 1 and 2 in the lower right corner, below the data."""
     low, high = panel.get_ylim()
     last = max(row["positions"] for row in rows)
-    positions = np.array([last / 32, last / 2])
+    positions = np.array([last / 16, last / 2])
     for slope, style in ((1, "--"), (2, ":")):
         values = low * (positions / positions[0]) ** slope
         panel.plot(positions, values, color="#777777", linestyle=style, linewidth=1, label="_guide")

@@ -9,7 +9,7 @@ are made, and K is kept as these bands, one after the other.
 
 Two things keep the digits of <K, A>: K is made of x less its mean, whose share is added back at the end (a large mean
 that the weights cancel would cost K its digits), and the C^2 products are summed by rows first and then pairwise (one
-matrix product over all of them loses up to a hundred rounding units).
+matrix product over all of them loses tens of rounding units).
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups; weights are [C', C].
 """
