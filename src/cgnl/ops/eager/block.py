@@ -438,9 +438,7 @@ def _through_features(
                 d_sums, kept.moments, kept.x_mean, phi_weight, g_weight, source.shape[2]
             )
         if d_x is not None:
-            matrices = gram.input_matrices(d_sums, phi_weight, g_weight)
-            for to, matrix, sample in zip(d_x, matrices, source, strict=True):
-                to.addmm_(matrix, sample)
+            gram.add_input_gradients(d_sums, phi_weight, g_weight, source, d_x)
     if d_x is not None and settings.kind != "branch":
         d_x = d_x.to(dtype).add_(d_out)
     return d_x, tuple(d_weights)

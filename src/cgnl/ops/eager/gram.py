@@ -130,31 +130,31 @@ def weight_gradients(
     return d_phi_weight.flatten(0, 1), d_g_weight.flatten(0, 1)
 
 
-def input_matrices(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor) -> Tensor:
-    """The symmetric matrices [B, C, C] that make of x what the sums add to its gradient."""
-    (batch, groups), channels = d_sums.shape, phi_weight.shape[1]
-    out = d_sums.new_empty(batch, channels, channels)
+def add_input_gradients(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, x_flat: Tensor, d_x_flat: Tensor) -> None:
+    """Adds what the sums add to x's gradient: the sum over the groups of d_sums (A + A^T) times x, for each sample."""
+    groups, channels = d_sums.shape[1], x_flat.shape[1]
+    bands = _bands(channels)
+    halves = d_sums.new_empty(d_sums.shape[0], bands[-1].place + bands[-1].size)
     for band, part, matrices in _bands_of_weights(phi_weight, g_weight, groups):
-        right_of_diagonal = out[:, band.rows, band.columns]
-        summed = (d_sums[:, part] @ matrices.flatten(1)).unflatten(1, band.shape)
-        if part.start:
-            right_of_diagonal += summed
-        else:
-            right_of_diagonal.copy_(summed)
-        if part.stop == groups:
-            out[:, band.later, band.rows] = band.mirrored(right_of_diagonal)
-    return out
+        own = band.of(halves).flatten(1)
+        own.addmm_(d_sums[:, part], matrices.flatten(1), beta=1 if part.start else 0)
+    matrix = d_sums.new_empty(channels, channels)
+    for half, sample, to in zip(halves, x_flat, d_x_flat, strict=True):
+        for band in bands:
+            matrix[band.rows, band.columns] = band.of(half)
+            matrix[band.later, band.rows] = band.mirrored(band.of(half))
+        to.addmm_(matrix, sample)
 
 
 def _bands_of_weights(phi_weight: Tensor, g_weight: Tensor, groups: int) -> Iterator[tuple[_Band, slice, Tensor]]:
     """A + A^T band by band and some groups at a time, [groups, rows, columns]; each overwrites the one before."""
-    left = _joined_by_group(phi_weight, g_weight, groups)
-    right = _joined_by_group(g_weight, phi_weight, groups)
+    phi, g = (weight.unflatten(0, (groups, -1)) for weight in (phi_weight, g_weight))
     steps = [(band, part) for band in _bands(phi_weight.shape[1]) for part in _parts_of_groups(groups, band)]
-    memory = left.new_empty(max((part.stop - part.start) * band.size for band, part in steps))
+    memory = phi.new_empty(max((part.stop - part.start) * band.size for band, part in steps))
     for band, part in steps:
         out = memory[: (part.stop - part.start) * band.size].view(-1, *band.shape)
-        torch.bmm(left[part, :, band.rows].transpose(1, 2), right[part, :, band.columns], out=out)
+        torch.bmm(phi[part, :, band.rows].transpose(1, 2), g[part, :, band.columns], out=out)
+        out.baddbmm_(g[part, :, band.rows].transpose(1, 2), phi[part, :, band.columns])
         yield band, part, out
 
 
