@@ -95,9 +95,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3, help="processes, each with so many turns")
     parser.add_argument("--only", type=int, help="print the raw measurements of the case with this number as JSON")
     arguments = parser.parse_args()
+    if arguments.repeats < 2:
+        parser.error(f"--repeats ({arguments.repeats}) must be at least 2: one turn has no spread")
+    torch.set_num_threads(arguments.threads)
     if arguments.only is not None:
         shape, kernel, layout = CASES[arguments.only]
-        torch.set_num_threads(arguments.threads)
         torch.manual_seed(arguments.seed)
         x = torch.randn(shape)
         if layout == "channels_last":

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 import cgnl
 from cgnl.benchmark.forms import gram_form as taking_gram_form
-from cgnl.benchmark.forms import within
 from cgnl.benchmark.record import write_result
 from cgnl.benchmark.timing import forward_only, ratios, side_by_side, spread, training_step
 from cgnl.ops.eager import gram, maps
-from script import common_arguments
+from script import common_arguments, within
 
 SHAPES = ((4, 1024, 14, 14), (4, 1024, 28, 28), (8, 512, 28, 28), (8, 256, 28, 28), (2, 512, 16, 28, 28))
 GROUPS = 8

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import cgnl
-from cgnl.benchmark.forms import gram_form, within
+from cgnl.benchmark.forms import gram_form
 from cgnl.benchmark.record import write_result
 from cgnl.benchmark.timing import forward_only, ratios, side_by_side, spread, training_step
 from cgnl.ops.eager import gram
-from script import common_arguments
+from script import common_arguments, within
 
 CHANNELS = (64, 128, 256, 512, 1024, 2048)
 SIDES = (7, 14, 28, 56, 112)
@@ -47,7 +47,7 @@ def main() -> None:
             row = {
                 "shape": shape,
                 "training": training,
-                "takes_gram_form": gram.pays(batch, channels, side * side, training=training),
+                "takes_gram_form": gram.pays(batch, channels, channels // 2, side * side, GROUPS, training=training),
                 "seconds": {name: spread(values) for name, values in seconds.items()},
                 "features_over_gram": ratios(seconds["features"], seconds["gram"]),
             }

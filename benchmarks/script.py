@@ -1,7 +1,8 @@
 """What every script of this folder takes, and where it writes."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cgnl.benchmark.memory import output_of_a_fresh_process
@@ -17,6 +18,16 @@ def common_arguments(description: str | None, *, default_out: str) -> argparse.A
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def within(context: AbstractContextManager[object], run: Callable[[], object]) -> Callable[[], None]:
+    """The function, run within the context each time; the context can be entered again, as a patch can."""
+
+    def run_within() -> None:
+        with context:
+            run()
+
+    return run_within
 
 
 def number_from_a_fresh_process(script: str, options: Mapping[str, object]) -> int:

@@ -57,7 +57,7 @@ def test_through_features_means_never_in_the_gram_form():
     from torch.utils.flop_counter import FlopCounterMode
 
     channels, side = 256, 48
-    assert gram.pays(table1.BATCH, channels, side**2, training=False)
+    assert gram.pays(table1.BATCH, channels, channels // 2, side**2, table1.GROUPS, training=False)
     counted = {}
     for method in ("cgnl_dot", "cgnl_dot_features"):
         module = table1.METHODS[method](channels).eval()
@@ -67,7 +67,7 @@ def test_through_features_means_never_in_the_gram_form():
     products = table1.work_of_forward("cgnl_dot", channels, side**2, 4)["multiplications"]
     assert counted["cgnl_dot_features"] == pytest.approx(products, rel=0.02)
     assert counted["cgnl_dot"] < 0.9 * products
-    assert gram.pays(table1.BATCH, channels, side**2, training=False)
+    assert gram.pays(table1.BATCH, channels, channels // 2, side**2, table1.GROUPS, training=False)
 
 
 def test_a_first_call_does_not_count():

@@ -1,6 +1,7 @@
 """``cgnl benchmark`` as a user meets it: the record, the plot, and one plain sentence for each mistake."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -32,7 +33,8 @@ def record_and_plot_of(capsys, tmp_path, kind, *arguments):
     code, printed, _ = run(capsys, kind, "--smallest", "--threads=1", "--out", out, *arguments)
     assert code == 0
     record = json.loads((out / f"{kind}_cpu.json").read_text())
-    assert record["command"].startswith(f"cgnl benchmark {kind} --smallest --threads=1 --out '")
+    interpreted = "TRITON_INTERPRET=1 " if os.environ.get("TRITON_INTERPRET") == "1" else ""
+    assert record["command"].startswith(f"{interpreted}cgnl benchmark {kind} --smallest --threads=1 --out '")
     assert record["machine"]["threads"] == 1
     assert record["machine"]["device"] == "cpu"
     assert {"commit", "date", "versions", "seed", "settings"} <= set(record)
@@ -85,6 +87,13 @@ def test_where_nothing_can_run_the_record_says_so_and_there_is_no_plot(capsys, t
     assert code == 0
     assert printed.splitlines()[-1].endswith("accuracy_cpu.json, and no plot: no row holds what it would show")
     assert [path.name for path in tmp_path.iterdir()] == ["accuracy_cpu.json"]
+
+
+def test_the_command_says_that_it_was_interpreted(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "BACKENDS", ("eager",))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    record, _ = record_and_plot_of(capsys, tmp_path, "accuracy")
+    assert record["command"].startswith("TRITON_INTERPRET=1 cgnl benchmark accuracy")
 
 
 def test_what_is_not_finite_fails_once_it_is_recorded(capsys, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Which form of the dot product's sums a measurement takes."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from unittest import mock
 
@@ -14,13 +13,3 @@ def gram_form(taken: bool) -> AbstractContextManager[object]:
         return taken
 
     return mock.patch.object(gram, "pays", pays)
-
-
-def within(context: AbstractContextManager[object], run: Callable[[], object]) -> Callable[[], None]:
-    """The function, run within the context each time."""
-
-    def run_within() -> None:
-        with context:
-            run()
-
-    return run_within

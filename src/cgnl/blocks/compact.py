@@ -213,8 +213,9 @@ class CGNL2d(_CompactBlock):
             where M counts the elements of one group.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
             same from the same weights, ``"auto"`` takes the fused form where it can run.
-        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there; the fused
-            form never keeps more than x, and compilers decide for themselves.
+        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there. It changes
+            nothing where the dot product takes the Gram form, which needs neither phi nor g; the fused form never keeps
+            more than x, and compilers decide for themselves.
         process_group: processes that each hold a part of the positions of every sample, for inputs too large for
             one; each calls the block on its part. None where a process holds whole samples. A block with one can be
             copied, but not pickled: save its state dict.

@@ -227,9 +227,9 @@ def cgnl_block(
         scale: as in `compact_generalized_non_local`.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: type of the result; None for x's.
-        memory_efficient: whether the eager form keeps less for the backward pass (x, theta and phi at the most) and
-            makes the rest again; where the dot product needs neither phi nor g, it changes nothing. The fused form
-            never keeps more than x, and compilers decide for themselves.
+        memory_efficient: whether the eager form keeps less for the backward pass (x, theta and phi) and makes the rest
+            again. It changes nothing where the dot product takes the Gram form, which keeps x, theta and half of X X^T
+            instead. The fused form never keeps more than x, and compilers decide for themselves.
         process_group: as in `compact_generalized_non_local`.
 
     Returns:

@@ -49,6 +49,19 @@ def assert_equal(results, expected, tolerance=tolerances.EAGER_FLOAT64):
             assert relative(result, reference) < tolerance
 
 
+def take_gram_form(monkeypatch, taken=True):
+    """The dot product takes the Gram form, or does not, whatever pays; in several bands, the last one smaller."""
+    monkeypatch.setattr(gram, "pays", lambda *sizes, training: taken)
+    monkeypatch.setattr(gram, "_ROWS_OF_A_BAND", 6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 16, 7, 9), (3, 16, 1), (1, 16, 2, 3, 3)], ids=str)
+def test_the_gram_form_equals_naive_with_every_gradient(shape, layout, monkeypatch):
+    take_gram_form(monkeypatch)
+    test_equals_naive_with_every_gradient(shape, KERNELS[0], layout)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kernel", KERNELS + OTHER_KERNELS, ids=IDS)
 @pytest.mark.parametrize("shape", [(2, 16, 7, 9), (3, 16, 1), (1, 16, 2, 3, 3)], ids=str)
@@ -120,12 +133,14 @@ def test_gradcheck_and_gradgradcheck(kernel, normed):
 
 
 @pytest.mark.parametrize("wanted", range(7))
-def test_each_gradient_alone_is_the_same(wanted):
+@pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[2]], ids=["gram", "gaussian-4"])
+def test_each_gradient_alone_is_the_same(wanted, kernel, monkeypatch):
+    take_gram_form(monkeypatch)
     x, weights = inputs_of((2, 16, 5, 3), 2)
     inputs = [x, *weights, random(16, seed=5).requires_grad_(), random(16, seed=6).requires_grad_()]
 
     def run(inputs):
-        return ours_with_norm(inputs[0], inputs[1:5], *inputs[5:], 2, KERNELS[2]).square().sum()
+        return ours_with_norm(inputs[0], inputs[1:5], *inputs[5:], 2, kernel).square().sum()
 
     together = torch.autograd.grad(run(inputs), inputs)[wanted]
     alone = [t if i == wanted else t.detach() for i, t in enumerate(inputs)]
@@ -135,7 +150,7 @@ def test_each_gradient_alone_is_the_same(wanted):
 @pytest.fixture(params=["gram", "direct"])
 def form(request, monkeypatch):
     """Either way to the dot product's sums, whatever pays."""
-    monkeypatch.setattr(gram, "pays", lambda *sizes, training: request.param == "gram")
+    take_gram_form(monkeypatch, request.param == "gram")
     return request.param
 
 
@@ -146,7 +161,6 @@ def test_both_ways_to_the_sums_equal_naive(form, shape, layout, memory_efficient
     # several parts of the batch, of x's positions, of K's rows and of the groups, the last one smaller
     monkeypatch.setattr(maps, "_ELEMENTS_OF_A_PART", 2 * 16 * shape[-1])
     monkeypatch.setattr(gram, "_ELEMENTS_OF_A_CHUNK", 16 * 5)
-    monkeypatch.setattr(gram, "_ROWS_OF_A_BAND", 6)
     monkeypatch.setattr(gram, "_ELEMENTS_OF_MATRICES", 3 * 6 * 16)
     for groups in (1, 8):
         x, weights = inputs_of(shape, groups, layout)
@@ -201,6 +215,12 @@ def test_gram_form_keeps_the_digits_of_float32(kind, channels, positions):
 
 
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_affine_in_the_gram_form_equals_naive_with_every_gradient(given, monkeypatch):
+    take_gram_form(monkeypatch)
+    test_affine_equals_naive_with_every_gradient(KERNELS[0], given)
+
+
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("kernel", KERNELS + OTHER_KERNELS, ids=IDS)
 def test_affine_equals_naive_with_every_gradient(kernel, given):
     x, weights = inputs_of((3, 16, 5, 7), 2)
@@ -219,7 +239,7 @@ def test_affine_equals_naive_with_every_gradient(kernel, given):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[3]], ids=["dot", "rbf"])
-def test_saving_memory_changes_no_bit(kernel, dtype, form):
+def test_saving_memory_changes_no_bit(kernel, dtype):
     x, weights = inputs_of((3, 16, 5, 7), 2)
     x, *weights = (t.detach().to(dtype).requires_grad_() for t in (x, *weights))
     found = []
@@ -248,17 +268,43 @@ def test_saving_memory_with_a_kernel_function_that_is_no_plain_series(kernel):
     assert all(map(torch.equal, *found))
 
 
+def test_the_gram_form_keeps_half_of_k():
+    x = torch.randn(2, 1024, 3)
+    assert gram.second_moments(x, x.mean(-1)).shape == (2, 1024**2 * 9 / 16)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "training", "inference"),
+    [
+        # B, C, C', N, G
+        ((4, 1024, 512, 784, 8), True, False),
+        ((8, 512, 256, 784, 8), True, True),
+        ((2, 512, 256, 12544, 8), True, True),
+        ((1, 1024, 512, 784, 8), False, False),
+        ((8, 1024, 512, 49, 8), False, False),
+        ((8, 64, 32, 784, 8), False, False),
+        # few inner channels, and many groups
+        ((4, 512, 64, 3136, 8), False, False),
+        ((8, 512, 256, 784, 256), False, False),
+    ],
+    ids=str,
+)
+def test_where_the_gram_form_pays(sizes, training, inference):
+    assert gram.pays(*sizes, training=True) is training
+    assert gram.pays(*sizes, training=False) is inference
+
+
 @pytest.mark.parametrize(
     ("grad_enabled", "wanted", "training"), [(True, True, True), (False, True, False), (True, False, False)]
 )
 def test_the_gram_form_is_chosen_by_what_is_wanted(grad_enabled, wanted, training, monkeypatch):
     asked = []
-    monkeypatch.setattr(gram, "pays", lambda *sizes, training: asked.append(training) or False)
+    monkeypatch.setattr(gram, "pays", lambda *sizes, training: asked.append((*sizes, training)) or False)
     x, weights = inputs_of((2, 16, 7, 9), 2)
     inputs = [t.requires_grad_(wanted) for t in (x, *weights)]
     with torch.set_grad_enabled(grad_enabled):
         ops.cgnl_block(*inputs, groups=2, kernel="dot")
-    assert asked == [training]
+    assert asked == [(2, 16, 8, 63, 2, training)]
 
 
 def test_float32_gradients_where_y_is_nearly_constant():
@@ -288,7 +334,7 @@ def test_float32_gradients_where_y_is_nearly_constant():
     ],
 )
 def test_batch_norm_keeps_x_and_few_maps(kernel, memory_efficient, maps_kept, monkeypatch):
-    monkeypatch.setattr(gram, "pays", lambda *sizes, training: True)
+    take_gram_form(monkeypatch)
     x, weights = inputs_of((2, 32, 28, 28), 2, inner=16)
     kept = {}
 

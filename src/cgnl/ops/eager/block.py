@@ -207,7 +207,7 @@ class _Block(torch.autograd.Function):
             x_flat = x.flatten(2)
             parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
-            ctx.gram = _takes_gram_form(x_flat, settings)
+            ctx.gram = _takes_gram_form(x_flat, theta_weight.shape[0], settings)
             make = _dot_product if settings.is_dot_product else _series
             y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
             out, statistics = finish(
@@ -285,13 +285,14 @@ class _Block(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
-def _takes_gram_form(x_flat: Tensor, settings: Settings) -> bool:
+def _takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
     """Only on a CPU: on a GPU fused operators read x twice and need no K."""
+    batch, channels, positions = x_flat.shape
     return (
         settings.is_dot_product
         and settings.feature_dtype in (torch.float32, torch.float64)
         and x_flat.device.type == "cpu"
-        and gram.pays(*x_flat.shape, training=settings.training)
+        and gram.pays(batch, channels, inner, positions, settings.groups, training=settings.training)
     )
 
 

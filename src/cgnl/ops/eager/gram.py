@@ -1,7 +1,7 @@
 """The Gram form of the dot product's sums: phi^T g from K = X X^T, without phi and g.
 
 phi^T g of a group is <K, A> with A = W_phi^T W_g of that group, and K also gives the gradients of both weights. What
-depends on the sample is never multiplied with a weight: A is made once for the batch, K is summed over the batch with
+depends on the sample is never multiplied with a weight: A is made for the whole batch, K is summed over the batch with
 the sums' gradients before it meets a weight.
 
 K is symmetric, so that A may be replaced by (A + A^T) / 2: of both only bands of rows, from the diagonal to the right,
@@ -28,13 +28,25 @@ _ELEMENTS_OF_A_CHUNK = 2**20
 _ELEMENTS_OF_MATRICES = 2**21
 
 
-def pays(batch: int, channels: int, positions: int, *, training: bool) -> bool:
-    """Whether the Gram form takes less time than phi and g; measured, see docs/speed.md.
+def pays(batch: int, channels: int, inner: int, positions: int, groups: int, *, training: bool) -> bool:
+    """Whether the Gram form takes about as little time as phi and g, or less.
 
-    Its products of weights alone have to be shared by enough samples, and its many calls need something to do.
+    What grows with the positions has to save more than what does not grow with them: the handling of K, the products of
+    weights alone, which the batch shares, and the matrices of the groups. The many calls need something to do, too. The
+    numbers are multiplications that count, fitted to what was measured: see docs/speed.md.
+
+    Args:
+        batch: B.
+        channels: C.
+        inner: C'.
+        positions: N.
+        groups: G.
+        training: whether gradients are wanted.
     """
-    of_sample, of_batch = (0.4, 1.4) if training else (0.8, 2.3)
-    return positions * channels**2 >= 5e7 and positions >= (of_sample + of_batch / batch) * channels
+    features, moments, of_k, of_weights = (6, 1.6, 0.54, 3.9) if training else (2, 0.56, 0.35, 2.0)
+    saved = positions * (features * inner - moments * channels)
+    lost = of_k * channels**2 + of_weights * channels * inner / batch + 3 * groups * channels
+    return positions * channels**2 >= 5e7 and saved >= lost
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,10 @@ def add_input_gradients(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, x_
 
 
 def _bands_of_weights(phi_weight: Tensor, g_weight: Tensor, groups: int) -> Iterator[tuple[_Band, slice, Tensor]]:
-    """A + A^T band by band and some groups at a time, [groups, rows, columns]; each overwrites the one before."""
+    """A + A^T band by band and some groups at a time, [groups, rows, columns].
+
+    Each overwrites the one before, and may be written to.
+    """
     phi, g = (weight.unflatten(0, (groups, -1)) for weight in (phi_weight, g_weight))
     steps = [(band, part) for band in _bands(phi_weight.shape[1]) for part in _parts_of_groups(groups, band)]
     memory = phi.new_empty(max((part.stop - part.start) * band.size for band, part in steps))
