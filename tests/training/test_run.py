@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import gc
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -83,6 +86,30 @@ def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
     with (run / "epochs.csv").open(newline="") as file:
         first, second = (float(row["train_loss"]) for row in csv.DictReader(file))
     assert second < 0.7 * first
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_run_gives_the_signals_back_and_keeps_nothing_of_its_network(class_folders, tmp_path, monkeypatch, breaks):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    networks = []
+    starts = RunKeeper.on_train_start
+
+    def start(keeper, trainer, module):
+        starts(keeper, trainer, module)
+        assert all(signal.getsignal(number) == keeper._on_signal for number in numbers)
+        networks.append(weakref.ref(module.network))
+        if breaks:
+            raise ValueError("no more")
+
+    monkeypatch.setattr(RunKeeper, "on_train_start", start)
+    with pytest.raises(ValueError, match="no more") if breaks else nullcontext():
+        train(tiny(class_folders, max_epochs=1), tmp_path / "run", progress=False)
+    assert {number: signal.getsignal(number) for number in numbers} == before
+    gc.collect()
+    if not breaks:
+        # a broken run's error holds on to the frames it came from
+        assert [network() for network in networks] == [None]
 
 
 def test_a_checkpoint_is_enough_to_predict(finished, class_folders, tmp_path):

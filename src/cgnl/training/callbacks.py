@@ -147,7 +147,6 @@ class RunKeeper(Checkpoint):
         self.best = -math.inf
         self.max_steps = max_steps
         self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
         self._random_state: Sequence[Tensor] | None = None
         self._tested = False
         self._loop_at_end: dict[str, Any] | None = None
@@ -159,9 +158,10 @@ class RunKeeper(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals, restore the random state of a resumed run, cut its logs back."""
         trainer.should_stop = 0 <= self.max_steps <= trainer.global_step
-        # here and not before: Lightning puts its own SIGTERM handler in place while it sets up
+        # here and not before: Lightning puts its own SIGTERM handler in place while it sets up, and in the end it gives
+        # every signal the handler back that it had before
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+            signal.signal(number, self._on_signal)
         if self._random_state is not None:
             _restore_random_state(self._random_state)
             self._random_state = None
@@ -179,12 +179,6 @@ class RunKeeper(Checkpoint):
         self.say(
             f"{signal.Signals(number).name}: stopping after this step or test (again: stop at once, without saving)"
         )
-
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         asked = self._signal is not None
