@@ -68,16 +68,14 @@ def ways(x: Tensor, phi_weight: Tensor, g_weight: Tensor) -> dict[str, Tensor]:
 
 def main() -> None:
     """Measures every way on every kind of map and writes the record."""
-    parser = common_arguments(__doc__, default_out="gram_digits.json")
-    parser.add_argument("--draws", type=int, default=15, help="draws of x and the weights")
-    arguments = parser.parse_args()
+    arguments = common_arguments(__doc__, default_out="gram_digits.json", repeats="draws of x and weights").parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     rows = []
     for kind in MAPS:
         for channels, positions in SIZES:
             units: dict[str, float] = {}
-            for _ in range(arguments.draws):
+            for _ in range(arguments.repeats):
                 x, weights = features(kind, channels, positions)
                 phi, g = (weight.double() @ x.double() for weight in weights)
                 exact, bound = by_group(phi * g), by_group((phi * g).abs())
@@ -92,7 +90,7 @@ def main() -> None:
     write_result(
         arguments.out,
         seed=arguments.seed,
-        settings={"batch": BATCH, "groups": GROUPS, "draws": arguments.draws, "maps": MAPS},
+        settings={"batch": BATCH, "groups": GROUPS, "draws": arguments.repeats, "maps": MAPS},
         rows=rows,
     )
 

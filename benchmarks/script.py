@@ -10,11 +10,13 @@ from cgnl.benchmark.memory import output_of_a_fresh_process
 RESULTS = Path(__file__).parent / "results"
 
 
-def common_arguments(description: str | None, *, default_out: str) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: where to write, turns, threads, seed."""
+def common_arguments(
+    description: str | None, *, default_out: str, repeats: str = "turns that count"
+) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: where to write, turns (or what else is repeated), threads, seed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / default_out, help="the JSON file to write")
-    parser.add_argument("--repeats", type=int, default=15, help="turns that count")
+    parser.add_argument("--repeats", type=int, default=15, help=repeats)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
     return parser

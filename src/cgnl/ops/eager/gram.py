@@ -126,7 +126,8 @@ def weight_gradients(
     d W_phi of a group is W_g times the sum over the batch of d_sums K, and d W_g is W_phi times the same.
     """
     groups, channels = d_sums.shape[1], mean.shape[1]
-    others = _joined_by_group(g_weight, phi_weight, groups)
+    # both weights of a group below each other, [G, 2c, C]
+    others = torch.cat([weight.unflatten(0, (groups, -1)) for weight in (g_weight, phi_weight)], dim=1)
     gradients = torch.zeros_like(others)
     for band in _bands(channels):
         kept = band.of(moments).flatten(1)
@@ -171,11 +172,6 @@ def _bands_of_weights(phi_weight: Tensor, g_weight: Tensor, groups: int) -> Iter
         torch.bmm(phi[part, :, band.rows].transpose(1, 2), g[part, :, band.columns], out=out)
         out.baddbmm_(g[part, :, band.rows].transpose(1, 2), phi[part, :, band.columns])
         yield band, part, out
-
-
-def _joined_by_group(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    """Both weights of each group below each other, [G, 2c, C]."""
-    return torch.cat([weight.unflatten(0, (groups, -1)) for weight in (first, second)], dim=1)
 
 
 def _bands(channels: int) -> list[_Band]:
