@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from cgnl import ops
 from cgnl.kernel_functions import (
     DotProduct,
     EmbeddedGaussian,
@@ -62,13 +63,50 @@ def test_rbf_series_error_falls_with_the_order():
     assert all(later < 0.6 * earlier for earlier, later in itertools.pairwise(errors))
 
 
-@pytest.mark.parametrize("beta", ["constant", "normalized"])
-def test_rbf_with_constant_beta_is_the_printed_formula(beta):
-    kernel = GaussianRBF(gamma=0.3, order=4, beta=beta)
+def test_rbf_with_constant_beta_is_the_printed_formula():
+    kernel = GaussianRBF(gamma=0.3, order=4, beta="constant")
     expected = [math.exp(-2 * 0.3) * (2 * 0.3) ** p / math.factorial(p) for p in range(5)]
     assert kernel.coefficients == pytest.approx(expected, rel=1e-15)
     assert kernel.envelope(torch.ones(2)) is None
+    assert not kernel.normalizes_features
+
+
+@pytest.mark.parametrize("beta", ["exact", "normalized"])
+def test_rbf_with_an_envelope_is_the_series_of_the_cross_term(beta):
+    kernel = GaussianRBF(gamma=0.3, order=4, beta=beta)
+    assert kernel.coefficients == pytest.approx([(2 * 0.3) ** p / math.factorial(p) for p in range(5)], rel=1e-15)
     assert kernel.normalizes_features == (beta == "normalized")
+    t = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    torch.testing.assert_close(kernel.envelope(t), torch.exp(-0.3 * t**2))
+    torch.testing.assert_close(kernel.envelope_less_one(t), torch.exp(-0.3 * t**2) - 1)
+    tiny = torch.tensor(1e-4)  # in float32 the envelope is 1 here
+    torch.testing.assert_close(kernel.envelope_less_one(tiny), torch.tensor(-0.3e-8), rtol=1e-5, atol=0.0)
+
+
+def test_an_envelope_of_ones_own_is_that_of_the_varying_part_too():
+    class Wider(GaussianRBF):
+        def envelope(self, t):
+            return 1 / (1 + t.square())
+
+    t = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    torch.testing.assert_close(Wider(beta="exact").envelope_less_one(t), 1 / (1 + t.square()) - 1)
+
+
+@pytest.mark.parametrize("gamma", [1e-4, 0.5, 4.0])
+def test_rbf_with_normalized_features_converges_to_the_exact_kernel(gamma):
+    theta, phi, g = torch.randn(3, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    theta_, phi_ = (t.reshape(2, 2, -1) / t.reshape(2, 2, -1).norm(dim=2, keepdim=True) for t in (theta, phi))
+    pairs = torch.exp(-gamma * (theta_[..., :, None] - phi_[..., None, :]) ** 2)
+    expected = (pairs @ g.reshape(2, 2, -1, 1)).reshape(theta.shape)
+    errors = []
+    for order in range(9):
+        kernel = GaussianRBF(gamma=gamma, order=order, beta="normalized")
+        exact = ops.generalized_non_local(theta, phi, g, groups=2, kernel=kernel)
+        torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
+        y = ops.compact_generalized_non_local(theta, phi, g, groups=2, kernel=kernel)
+        errors.append(((y - expected).norm() / expected.norm()).item())
+    assert all(later < 0.7 * earlier or later < 1e-14 for earlier, later in itertools.pairwise(errors))
+    assert errors[-1] < 1e-3
 
 
 def test_paper_settings_by_name():

@@ -37,10 +37,20 @@ class KernelFunction:
         """A factor e with f(t, u) ~ e(t) e(u) times the series, or None where there is none."""
         return None
 
+    def envelope_less_one(self, t: Tensor) -> Tensor | None:
+        """e(t) - 1 of the envelope e, or None where there is none; with all its digits where e is close to 1."""
+        envelope = self.envelope(t)
+        return None if envelope is None else envelope - 1
+
     @property
     def is_plain_series(self) -> bool:
         """Whether the series alone is the whole approximation."""
         return not self.normalizes_features and self.envelope(torch.zeros(())) is None
+
+    @property
+    def has_constant_term(self) -> bool:
+        """Whether a2_0 is not 0: a part of y is then the same at all positions of a sample."""
+        return self.coefficients[0] != 0
 
 
 @dataclass(frozen=True)
@@ -96,11 +106,15 @@ class GaussianRBF(KernelFunction):
     exp(-gamma t^2) exp(-gamma u^2):
 
     - ``"constant"`` (the paper and its released code): replaced by exp(-2 gamma), whatever theta and phi are;
-    - ``"normalized"``: the same constant, with theta and phi l2-normalised within each group first, as the
-      paper's derivation assumes;
     - ``"exact"``: multiplied into the features element by element, so that only the cross term is
       approximated. The error of a pair is at most |2 gamma t u|^(P+1) / (P+1)! · exp(max(2 gamma t u, 0))
-      times that factor.
+      times that factor;
+    - ``"normalized"``: as ``"exact"``, with theta and phi l2-normalised within each group first. The exact operation
+      normalises them too, so the series converges to it as the order grows.
+
+    The paper derives the constant from l2-normalised vectors, whose squares sum to 1. The t and u of Eq. 10 are single
+    elements, and for these exp(-gamma t^2) exp(-gamma u^2) is about 1 once they are normalised: the constant fits
+    neither case, and stays the default because the paper and its code have it.
 
     Args:
         gamma: the width parameter, above 0.
@@ -128,7 +142,7 @@ class GaussianRBF(KernelFunction):
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        factor = 1.0 if self.beta == "exact" else math.exp(-2 * self.gamma)
+        factor = math.exp(-2 * self.gamma) if self.beta == "constant" else 1.0
         return tuple(factor * (2 * self.gamma) ** p / math.factorial(p) for p in range(self.order + 1))
 
     def exact(self, t: Tensor, u: Tensor) -> Tensor:
@@ -139,7 +153,12 @@ class GaussianRBF(KernelFunction):
         return self.beta == "normalized"
 
     def envelope(self, t: Tensor) -> Tensor | None:
-        return torch.exp(-self.gamma * t.square()) if self.beta == "exact" else None
+        return None if self.beta == "constant" else torch.exp(-self.gamma * t.square())
+
+    def envelope_less_one(self, t: Tensor) -> Tensor | None:
+        if type(self).envelope is not GaussianRBF.envelope:  # a subclass with an envelope of its own
+            return super().envelope_less_one(t)
+        return None if self.beta == "constant" else torch.expm1(-self.gamma * t.square())
 
 
 @dataclass(frozen=True)

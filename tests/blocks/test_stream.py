@@ -20,7 +20,6 @@ KERNELS = {
     "gaussian-0": EmbeddedGaussian(order=0),
     "gaussian-3": EmbeddedGaussian(order=3),
     "rbf": GaussianRBF(gamma=0.3, order=3),
-    "rbf-normalized": GaussianRBF(gamma=0.3, order=3, beta="normalized"),
     "rbf-exact": GaussianRBF(gamma=0.3, order=2, beta="exact"),
     "own": SeriesKernel(lambda t, u: 1 - (t * u) ** 2, [1, 0, -1]),
 }
@@ -77,19 +76,10 @@ def decayed(block, clip, t, decay, form=ops.naive):
     weights = torch.tensor([decay ** (t - s) for s in range(t + 1)], dtype=torch.float64).view(-1, 1, 1)
     theta, phi, g = block.theta(frames), block.phi(frames), block.g(frames)
     kernel = block.kernel
-    if kernel.normalizes_features:
-        theta, phi = normalized(theta, weights), normalized(phi, weights)
-        kernel = GaussianRBF(gamma=kernel.gamma, order=kernel.order)
     count = weights.sum() * math.prod(theta[0, : theta.shape[1] // 2, 0].shape)
     factor = {None: 1.0, "sqrt": count**-0.5, "mean": 1 / count}[block.scale]
     y = form.compact_generalized_non_local(theta, phi, g * weights, groups=2, kernel=kernel, factor=factor)
     return clip[:, :, t] + block.norm(block.z(y))[:, :, t]
-
-
-def normalized(features, weights):
-    """The map with a weighted sum of squares of 1 in each of the 2 groups."""
-    split = features.unflatten(1, (2, -1))
-    return (split / (split.square() * weights).sum((2, 3, 4, 5), keepdim=True).sqrt()).flatten(1, 2)
 
 
 @pytest.mark.parametrize("scale", [None, "sqrt", "mean"])
@@ -260,11 +250,6 @@ def test_norms_with_frozen_statistics(norm):
     assert relative(CGNLStream3d(block)(clip), block(clip)) < tolerances.EAGER_FLOAT64
 
 
-class Both(GaussianRBF):
-    def envelope(self, t):
-        return torch.exp(-t.square())
-
-
 @pytest.mark.parametrize(
     ("make_block", "memory", "message"),
     [
@@ -285,9 +270,9 @@ class Both(GaussianRBF):
             "must be BatchNorm with running statistics",
         ),
         (
-            lambda: trained_block(Both(beta="normalized")),
+            lambda: trained_block(GaussianRBF(beta="normalized")),
             {},
-            "must not both normalize its features and have an envelope",
+            "must not normalize its features: each frame would change the norm",
         ),
     ],
 )

@@ -56,7 +56,7 @@ class GroupedBlock(Block):
             and x.shape[0] == 1
             and isinstance(self.norm, nn.Module)
             and self.norm.training
-            and _is_over_this_process(self.norm)
+            and is_over_this_process(self.norm)
         ):
             _warn_of_single_sample()
 
@@ -120,7 +120,7 @@ class GeneralizedNonLocal3d(_ExactBlock):
     num_axes = 3
 
 
-def _is_over_this_process(norm: nn.Module) -> bool:
+def is_over_this_process(norm: nn.Module) -> bool:
     """Whether the norm takes its statistics in training over the samples of this process alone."""
     if type(norm) is nn.SyncBatchNorm:
         distributed = torch.distributed

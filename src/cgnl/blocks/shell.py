@@ -177,7 +177,7 @@ class Block(nn.Module):
             raise ValueError(
                 f"norm is {type(self.norm).__name__}, but only BatchNorm with running statistics can be folded"
             )
-        plain_norm = is_plain(self.norm) or (type(self.norm) is nn.SyncBatchNorm and _has_no_hooks(self.norm))
+        plain_norm = is_plain(self.norm) or (type(self.norm) is nn.SyncBatchNorm and has_no_hooks(self.norm))
         if not (plain_norm and is_plain(self.z) and _is_pointwise(self.z) and self.z.bias is None):
             raise ValueError(f"conv_z or the norm of {name} was changed or has hooks, and cannot be folded")
 
@@ -246,6 +246,7 @@ def norm_as_affine(norm: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor |
 
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
     """The norm in the type of ``branch``, also where its parameters are of a half type."""
+    branch = _in_plain_strides(branch)
     tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
     converted = {
         name: tensor.to(branch.dtype)
@@ -261,12 +262,26 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
     return out
 
 
+def _in_plain_strides(branch: Tensor) -> Tensor:
+    """The branch itself, or a copy if an axis of size 1 has an odd stride.
+
+    There PyTorch takes the channels for last in one place and for first in another, and BatchNorm's gradients on a CPU
+    are wrong.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(branch.dim())
+    for memory_format in (last, torch.contiguous_format):
+        if memory_format is not None and branch.is_contiguous(memory_format=memory_format):
+            expected = torch.empty(branch.shape, device="meta", memory_format=memory_format).stride()
+            return branch if branch.stride() == expected else branch.clone(memory_format=memory_format)
+    return branch
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether the module's own operation on its own tensors is all that a call of it does."""
-    return type(module) in _PLAIN_MODULES and _has_no_hooks(module)
+    return type(module) in _PLAIN_MODULES and has_no_hooks(module)
 
 
-def _has_no_hooks(module: nn.Module) -> bool:
+def has_no_hooks(module: nn.Module) -> bool:
     return not (
         module._forward_hooks
         or module._forward_pre_hooks

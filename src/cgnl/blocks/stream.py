@@ -1,8 +1,8 @@
 """The compact generalized non-local block for endless video: frames come one after the other, memory stays constant.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, T frames of one call, H and W height and width, G groups,
-P order of the series, F frames whose sums are kept apart, K numbers a sample and group: up to P + 1 sums, the squares
-of theta and of phi where the kernel function normalizes them, and the count of elements.
+P order of the series, F frames whose sums are kept apart, K numbers a sample and group: up to P + 1 sums and the count
+of elements.
 
 All that the positions of Eq. 12 share are the sums over phi and g. Those of past frames can be kept, and the frames
 let go; the polynomial in theta needs the frame at hand alone.
@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.compact import CGNL3d
-from cgnl.blocks.shell import Block, check_positive
+from cgnl.blocks.shell import Block, check_positive, is_plain, norm_as_affine
 from cgnl.ops.eager import sum_dtype, without_autocast
-from cgnl.ops.eager.series import PowerSums, polynomial, power_sums, scaled_coefficients, with_gaps
+from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
 from cgnl.ops.parallel import sum_over_processes
-
-# The smallest norm that features are divided by, as in the operation on whole clips.
-_SMALLEST_NORM = 1e-12
 
 
 class CGNLStream3d(Block):
@@ -28,9 +25,8 @@ class CGNLStream3d(Block):
 
     The output of frame t is what the block gives for the last frame of a clip of the frames 0..t (neither argument
     given), of the last ``window`` frames, or of 0..t where frame s enters every sum with the factor decay^(t - s):
-    those of phi and g, the squares that a normalizing kernel function divides by, and M, the count of elements,
-    by which ``scale`` divides. Frames that come later never matter, so that it makes no difference in how many calls
-    the frames come. They may change their height and width.
+    those of phi and g, and M, the count of elements, by which ``scale`` divides. Frames that come later never matter,
+    so it makes no difference in how many calls the frames come. They may change their height and width.
 
     What is kept from call to call are ``sums``, a few numbers for each sample and group (``window`` times as many for
     a window, whose sum is taken anew for each frame, so that no rounding errors gather), in float64 on the device of
@@ -113,7 +109,8 @@ class CGNLStream3d(Block):
                 "and its norm would take its statistics from the frames at hand"
             )
         if x.dim() == 4:
-            return super().forward(x[:, :, None]).squeeze(2)
+            # no view: what follows may change the output in place
+            return torch.empty_like(x).copy_(super().forward(x[:, :, None]).squeeze(2))
         return super().forward(x)
 
     def _check_input(self, x: Tensor) -> None:
@@ -128,33 +125,54 @@ class CGNLStream3d(Block):
             )
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        varying, shared = self._in_parts(x)
+        return (varying + shared).to(out_dtype or x.dtype)
+
+    def _through_operations(self, x: Tensor) -> Tensor:
+        """Z with the part of y that the positions of a frame share carried apart: the other keeps its digits."""
+        if not (self.norm is None or is_plain(self.norm)):
+            return super()._through_operations(x)
+        varying, shared = self._in_parts(x)
+        with without_autocast(x):
+            weight = self.z.weight.to(varying.dtype)
+            varying, shared = (F.conv3d(part, weight, groups=self.groups) for part in (varying, shared))
+            scale, shift = norm_as_affine(self.norm, varying.dtype)
+            if self.z.bias is not None:
+                shift = self.z.bias.to(varying.dtype)
+            for vector, apply in ((scale, torch.mul), (shift, torch.add)):
+                if vector is not None:
+                    shared = apply(shared, vector[:, None, None, None])
+            if scale is not None:
+                varying = varying * scale[:, None, None, None]
+            return (x + (varying + shared)).to(x.dtype)
+
+    def _in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y of the frames: what varies over the positions, [B, C', T, H, W], and what they share, [B, C', T, 1, 1]."""
         theta, phi, g = (convolution(x).flatten(3) for convolution in (self.theta, self.phi, self.g))
         dtype = sum_dtype(theta.dtype)
-        y = torch.empty_like(theta, dtype=out_dtype)
+        varying = torch.empty_like(theta, dtype=dtype)
+        shared = torch.zeros(theta.shape[:3], dtype=dtype, device=x.device)
         sums = self.sums if self.sums is None else self.sums.to(x.device)
         with without_autocast(x):
-            for theta_t, phi_t, g_t, y_t in zip(*(features.unbind(2) for features in (theta, phi, g, y)), strict=True):
-                theta_t = theta_t.to(dtype)
-                sums = self._remember(sums, self._of_frame(theta_t, phi_t.to(dtype), g_t.to(dtype)))
-                values = polynomial(theta_t, self._polynomial_coefficients(sums.sum(0), dtype))
-                envelope = self.kernel.envelope(theta_t)
-                y_t.copy_(values if envelope is None else values * envelope)
+            for t, (theta_t, phi_t, g_t) in enumerate(zip(*(f.unbind(2) for f in (theta, phi, g)), strict=True)):
+                sums = self._remember(sums, self._of_frame(phi_t.to(dtype), g_t.to(dtype)))
+                coefficients = self._polynomial_coefficients(sums.sum(0), dtype)
+                varying[:, :, t] = varying_part(theta_t.to(dtype), coefficients, self.kernel)
+                if coefficients[0] is not None:
+                    shared[:, :, t] = coefficients[0][..., 0]
         self.sums = sums
-        return y.unflatten(3, x.shape[3:])
+        return varying.unflatten(3, x.shape[3:]), shared[..., None, None]
 
     def _num_kept(self) -> int:
-        return sum(a2 != 0 for a2 in self._coefficients) + (2 if self.kernel.normalizes_features else 0) + 1
+        return sum(a2 != 0 for a2 in self._coefficients) + 1
 
-    def _of_frame(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    def _of_frame(self, phi: Tensor, g: Tensor) -> Tensor:
         """The numbers [B, G, K] that are kept of a frame [B, C', H·W]."""
         envelope = self.kernel.envelope(phi)
         sums = power_sums(phi, g if envelope is None else g * envelope, self.groups, self._coefficients)
-        if self.kernel.normalizes_features:
-            for features in (theta, phi):
-                sums += power_sums(features, features, self.groups, (0.0, 1.0))
-        channels = theta.shape[1] // self.groups
+        channels = phi.shape[1] // self.groups
         of_channels = torch.cat([s for s in sums if s is not None], dim=2)
-        kept = F.pad(of_channels[:, ::channels].double(), (0, 1), value=channels * theta.shape[2])
+        kept = F.pad(of_channels[:, ::channels].double(), (0, 1), value=channels * phi.shape[2])
         return kept if self.process_group is None else sum_over_processes(kept, self.process_group)
 
     def _remember(self, kept: Tensor | None, of_frame: Tensor) -> Tensor:
@@ -169,14 +187,8 @@ class CGNLStream3d(Block):
         """The coefficients of the polynomial in theta, [B, C', 1] each, of sums [B, G, K] over frames."""
         *columns, count = total.unbind(2)
         factor = torch.ones_like(count) if self.scale is None else count ** (-0.5 if self.scale == "sqrt" else -1.0)
-        norms = torch.ones_like(count)
-        if self.kernel.normalizes_features:
-            *columns, theta_squares, phi_squares = columns
-            norms = theta_squares.sqrt().clamp_min(_SMALLEST_NORM) * phi_squares.sqrt().clamp_min(_SMALLEST_NORM)
-        powers = [p for p, a2 in enumerate(self._coefficients) if a2]
         channels = self.inner_channels // self.groups
-        of_groups = [column * factor / norms**p for p, column in zip(powers, columns, strict=True)]
-        of_channels = [z.repeat_interleave(channels, dim=1)[..., None].to(dtype) for z in of_groups]
+        of_channels = [(column * factor).repeat_interleave(channels, dim=1)[..., None].to(dtype) for column in columns]
         return with_gaps(of_channels, self._coefficients)
 
     def extra_repr(self) -> str:
@@ -197,8 +209,8 @@ def _check_block(block: nn.Module) -> None:
             f"block's norm ({norm}) must be BatchNorm with running statistics, or None: others take their statistics "
             "from the clip, frames to come included"
         )
-    if block.kernel.normalizes_features and block.kernel.envelope(torch.zeros(())) is not None:
+    if block.kernel.normalizes_features:
         raise ValueError(
-            f"block's kernel function ({block.kernel}) must not both normalize its features and have an envelope: "
-            "that of a past frame would change with each new norm"
+            f"block's kernel function ({block.kernel}) must not normalize its features: "
+            "each frame would change the norm of all frames before it"
         )

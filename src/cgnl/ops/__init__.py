@@ -175,6 +175,32 @@ def non_local(
 
     Source: Wang et al., "Non-local Neural Networks", CVPR 2018.
     """
+    y = read_only_non_local(
+        theta,
+        phi,
+        g,
+        pairwise=pairwise,
+        scale=scale,
+        concat_weight=concat_weight,
+        backend=backend,
+        out_dtype=out_dtype,
+    )
+    softmax_with_gradients = pairwise in ("embedded_gaussian", "gaussian") and y.requires_grad
+    return y.clone() if softmax_with_gradients else y
+
+
+def read_only_non_local(
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    *,
+    pairwise: Pairwise,
+    scale: bool = True,
+    concat_weight: Tensor | None = None,
+    backend: PairsBackend = "auto",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`non_local` with a result that must not be changed in place: the softmax forms keep it for the backward pass."""
     if pairwise not in get_args(Pairwise):
         raise ValueError(f"pairwise ({pairwise!r}) must be one of {', '.join(map(repr, get_args(Pairwise)))}")
     _check_num_axes("theta", theta)

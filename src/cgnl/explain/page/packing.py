@@ -156,7 +156,7 @@ def _kernel(block: BlockTrace) -> dict[str, Any]:
     assert kernel is not None
     packed: dict[str, Any] = {"coefficients": list(kernel.coefficients), "gamma": None, "envelope": False}
     if isinstance(kernel, GaussianRBF):
-        packed |= {"gamma": kernel.gamma, "envelope": kernel.beta == "exact"}
+        packed |= {"gamma": kernel.gamma, "envelope": kernel.beta != "constant"}
     elif kernel.envelope(torch.zeros(())) is not None:
         raise ValueError(f"kernel ({kernel!r}) has an envelope of its own, which the report page cannot draw")
     if block.kind == "gnl":

@@ -8,7 +8,8 @@ without phi and g where that is the cheaper way.
 Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial or space-time axes, N positions, G groups.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,11 +20,19 @@ from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager import gram
-from cgnl.ops.eager.ending import Centred, EndingGradients, Statistics, finish, finish_gradients
+from cgnl.ops.eager.ending import (
+    EndingGradients,
+    Split,
+    Statistics,
+    finish,
+    finish_gradients,
+    update_running_statistics,
+)
 from cgnl.ops.eager.maps import (
     add_matrix_gradient,
     empty_map_like,
     in_format_of,
+    memory_as_map,
     multiply,
     with_strides_of,
 )
@@ -43,6 +52,7 @@ from cgnl.ops.eager.series import (
     sum_dtype,
     with_gaps,
     without_autocast,
+    without_shared,
     write_series_gradients,
 )
 from cgnl.ops.parallel import ProcessGroup
@@ -70,7 +80,36 @@ def cgnl_block(
         memory_efficient=memory_efficient,
         process_group=process_group,
     )
-    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)
+    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)[0]
+
+
+def cgnl_block_in_parts(
+    x: Tensor,
+    theta_weight: Tensor,
+    phi_weight: Tensor,
+    g_weight: Tensor,
+    z_weight: Tensor,
+    *,
+    groups: int,
+    kernel: KernelFunction,
+    factor: float,
+    memory_efficient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """conv_z's output as the part that varies over the positions, [B, C, *S], and the one that they share, [B, C].
+
+    The shared part is conv_z of z_0 of Eq. 12; the kernel function must have a constant term. Both are in the type of
+    the sums.
+    """
+    settings = Settings(
+        groups,
+        kernel,
+        scaled_coefficients(kernel, factor),
+        feature_dtype(x),
+        "parts",
+        memory_efficient=memory_efficient,
+    )
+    varying, shared = _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)
+    return varying, shared
 
 
 def cgnl_block_affine(
@@ -103,7 +142,7 @@ def cgnl_block_affine(
         memory_efficient=memory_efficient,
         process_group=process_group,
     )
-    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), scale, shift, None, None, settings)
+    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), scale, shift, None, None, settings)[0]
 
 
 def cgnl_block_batch_norm(
@@ -126,8 +165,8 @@ def cgnl_block_batch_norm(
 ) -> Tensor:
     """Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
 
-    Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass. Plain
-    series and plain tensors only. The running statistics, where given, are updated in place.
+    Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass (of a
+    plain series). The running statistics, where given, are updated in place.
     """
     settings = Settings(
         groups,
@@ -140,7 +179,7 @@ def cgnl_block_batch_norm(
         memory_efficient=memory_efficient,
     )
     weights = (theta_weight, phi_weight, g_weight, z_weight)
-    return _run(x, weights, norm_weight, norm_bias, running_mean, running_var, settings)
+    return _run(x, weights, norm_weight, norm_bias, running_mean, running_var, settings)[0]
 
 
 def _run(
@@ -151,19 +190,27 @@ def _run(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     settings: Settings,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
+    """The output, and for ``"parts"`` the part that all positions share."""
     inputs = (x, *weights, weight, bias)
     tensors = [t for t in inputs if t is not None]
-    if not autograd_function_can_run(*tensors):
-        return block_in_plain_operations(*inputs, settings)
-    settings = replace(settings, training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    if settings.kernel.is_plain_series:
-        return _Block.apply(*inputs, running_mean, running_var, settings)
-    if settings.memory_efficient and settings.training:
-        out = checkpoint(block_in_plain_operations, *inputs, settings, use_reentrant=False, preserve_rng_state=False)
+    can_run = autograd_function_can_run(*tensors)
+    if can_run:
+        settings = replace(settings, training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        if settings.kernel.is_plain_series:
+            out = _Block.apply(*inputs, running_mean, running_var, settings)
+            return out if settings.kind == "parts" else (out,)
+    if can_run and settings.memory_efficient and settings.training:
+        out, *more = checkpoint(
+            block_in_plain_operations, *inputs, settings, use_reentrant=False, preserve_rng_state=False
+        )
     else:
-        out = block_in_plain_operations(*inputs, settings)
-    return with_strides_of(x, out)
+        out, *more = block_in_plain_operations(*inputs, settings)
+    if settings.kind == "batch_norm":
+        mean, variance = more
+        count = x.shape[0] * math.prod(x.shape[2:])
+        update_running_statistics(running_mean, running_var, mean, variance, count, settings.momentum)
+    return (with_strides_of(x, out) if can_run else out, *more)
 
 
 @dataclass(frozen=True)
@@ -175,7 +222,7 @@ class _Kept:
         others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
         moments: K of the Gram form, see `gram.second_moments`; None without it.
         x_mean: [B, C], with the Gram form.
-        y_mean: [B, C'], the mean of y over the positions, of theta for the dot product; None without a norm.
+        y_mean: [B, C'], the mean over the positions of y less z_0, of theta for the dot product; None without a norm.
         sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
     """
 
@@ -201,16 +248,20 @@ class _Block(torch.autograd.Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         settings: Settings,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         dtype = sum_dtype(x.dtype)
         with without_autocast(x):
             x_flat = x.flatten(2)
+            # no view of another tensor: what follows may change it in place
+            result = torch.empty_like(x, dtype=dtype if settings.kind in ("branch", "parts") else x.dtype)
+            own_memory = memory_as_map(result, x_flat) if result.dtype == dtype else None
+            out = empty_map_like(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
             parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
             ctx.gram = _takes_gram_form(x_flat, theta_weight.shape[0], settings)
             make = _dot_product if settings.is_dot_product else _series
             y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
-            out, statistics = finish(
+            shared, statistics = finish(
                 y,
                 _z_matrices(z_weight, settings.groups, dtype),
                 x_flat,
@@ -218,7 +269,10 @@ class _Block(torch.autograd.Function):
                 settings.ending(weight, bias, dtype),
                 running_mean,
                 running_var,
+                out,
             )
+            if own_memory is None:
+                result.copy_(out.unflatten(2, x.shape[2:]))
         ctx.save_for_backward(
             x,
             theta_weight,
@@ -236,16 +290,20 @@ class _Block(torch.autograd.Function):
             *kept.sums,
         )
         ctx.settings = settings
-        return with_strides_of(x, out.unflatten(2, x.shape[2:]))
+        return result if shared is None else (result, shared)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_shared: Tensor | None = None) -> tuple[Tensor | None, ...]:
         settings: Settings = ctx.settings
         # read once: non-reentrant checkpointing gives them a single time
         saved = ctx.saved_tensors
         inputs = saved[:7]
         if torch.is_grad_enabled():
-            recorded = differentiable_gradients(partial(block_in_plain_operations, settings=settings), inputs, d_out)
+            recorded = differentiable_gradients(
+                partial(_outputs_in_plain_operations, settings=settings),
+                inputs,
+                d_out if d_shared is None else (d_out, d_shared),
+            )
             return (*recorded, None, None, None)
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
@@ -263,6 +321,7 @@ class _Block(torch.autograd.Function):
             y = _y_again(kept, settings, dtype)
             found = finish_gradients(
                 d_flat,
+                d_shared,
                 y,
                 _z_matrices(z_weight, settings.groups, dtype),
                 parts,
@@ -285,6 +344,12 @@ class _Block(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
+def _outputs_in_plain_operations(*inputs: Any, settings: Settings) -> tuple[Tensor, ...]:
+    run: Callable[..., tuple[Tensor, ...]] = partial(block_in_plain_operations, settings=settings)
+    outputs = run(*inputs)
+    return outputs if settings.kind == "parts" else outputs[:1]
+
+
 def _takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
     """Only on a CPU: on a GPU fused operators read x twice and need no K."""
     batch, channels, positions = x_flat.shape
@@ -298,7 +363,7 @@ def _takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
 
 def _dot_product(
     source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: Settings, with_gram: bool
-) -> tuple[Centred, _Kept]:
+) -> tuple[Split, _Kept]:
     theta_weight, phi_weight, g_weight = weights
     dtype = sum_dtype(source.dtype)
     others, moments, x_mean = None, None, None
@@ -323,7 +388,7 @@ def _dot_product(
 
 def _series(
     source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: Settings, _: bool
-) -> tuple[Centred, _Kept]:
+) -> tuple[Split, _Kept]:
     dtype = sum_dtype(source.dtype)
     others = _memory_for_others(source, weights, settings)
     sums_of_parts = []
@@ -332,17 +397,21 @@ def _series(
         sums_of_parts.append(power_sums(phi.to(dtype), g.to(dtype), settings.groups, settings.coefficients))
     sums = joined_over_processes(sums_of_parts, settings.groups, settings.process_group)
     theta = multiply(weights[0][None], source)
-    y_mean = source.new_empty(*theta.shape[:2], dtype=dtype) if settings.kind == "batch_norm" else None
+    shared = None if sums[0] is None else sums[0][..., 0]
+    y_mean, mean = None, shared
+    if settings.kind == "batch_norm":
+        y_mean, mean = source.new_empty(2, *theta.shape[:2], dtype=dtype).unbind()
 
     def y_map(part: slice) -> Tensor:
-        y = _polynomial(theta[part], part_of(sums, part), dtype)
-        if y_mean is None:
+        y = _varying(theta[part], part_of(sums, part), dtype)
+        if y_mean is None or mean is None:
             return y
         y_mean[part] = y.mean(-1)
+        mean[part] = y_mean[part] if shared is None else y_mean[part] + shared[part]
         return y.sub_(y_mean[part][..., None])
 
     kept = _Kept(theta, others, None, None, y_mean, [s for s in sums if s is not None])
-    return Centred(y_map, y_mean, None), kept
+    return Split(y_map, mean, None), kept
 
 
 def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: Settings) -> Tensor:
@@ -371,12 +440,15 @@ def _others_again(others: Tensor, source: Tensor, weights: Sequence[Tensor], par
     return phi, g
 
 
-def _polynomial(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
+def _varying(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
+    """y without z_0, which all positions share."""
+    if len(sums) == 1:
+        return torch.zeros_like(theta, dtype=dtype)
     y = torch.empty_like(theta, dtype=dtype)
-    return y.copy_(polynomial(theta.to(dtype), sums, out=y))
+    return polynomial(theta.to(dtype), without_shared(sums), out=y)
 
 
-def _y_again(kept: _Kept, settings: Settings, dtype: torch.dtype) -> Centred:
+def _y_again(kept: _Kept, settings: Settings, dtype: torch.dtype) -> Split:
     """y as the forward pass had it, from what was kept."""
     theta = kept.theta
     factor = kept.sums[0] if settings.is_dot_product else None
@@ -386,15 +458,18 @@ def _y_again(kept: _Kept, settings: Settings, dtype: torch.dtype) -> Centred:
         own = theta[part]
         if settings.is_dot_product and own.dtype == dtype:
             return own
-        y = own.to(dtype) if settings.is_dot_product else _polynomial(own, part_of(sums, part), dtype)
+        y = own.to(dtype) if settings.is_dot_product else _varying(own, part_of(sums, part), dtype)
         return y if kept.y_mean is None else y.sub_(kept.y_mean[part][..., None])
 
-    return Centred(y_map, kept.y_mean, factor)
+    mean = kept.y_mean
+    if not settings.is_dot_product and sums[0] is not None:
+        mean = sums[0][..., 0] if mean is None else mean + sums[0][..., 0]
+    return Split(y_map, mean, factor)
 
 
 def _through_features(
     d_out: Tensor,
-    y: Centred,
+    y: Split,
     found: EndingGradients,
     source: Tensor,
     weights: Sequence[Tensor],
@@ -421,7 +496,8 @@ def _through_features(
         if not with_gram:
             assert kept.others is not None
             phi, g = _others_again(kept.others, source, weights, part)
-            _write_feature_gradients(d_features, kept, phi, g, d_sums, part, settings)
+            d_shared = None if found.shared is None else found.shared[part]
+            _write_feature_gradients(d_features, kept, phi, g, d_sums, d_shared, part, settings)
         d_features = d_features.to(product_dtype)
         if d_joined is not None:
             add_matrix_gradient(d_features, source[part].to(product_dtype), d_joined)
@@ -440,7 +516,7 @@ def _through_features(
             )
         if d_x is not None:
             gram.add_input_gradients(d_sums, phi_weight, g_weight, source, d_x)
-    if d_x is not None and settings.kind != "branch":
+    if d_x is not None and settings.kind not in ("branch", "parts"):
         d_x = d_x.to(dtype).add_(d_out)
     return d_x, tuple(d_weights)
 
@@ -451,6 +527,7 @@ def _write_feature_gradients(
     phi: Tensor,
     g: Tensor,
     d_sums: Tensor | None,
+    d_shared: Tensor | None,
     part: slice,
     settings: Settings,
 ) -> None:
@@ -469,6 +546,7 @@ def _write_feature_gradients(
         settings.coefficients,
         (d_theta, d_phi, d_g),
         settings.process_group,
+        d_shared,
     )
 
 

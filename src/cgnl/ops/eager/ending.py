@@ -1,9 +1,10 @@
 """From y to the block's output: conv_z, a norm or a scale and shift, the residual; and the gradients of all that.
 
-y is held as a map less its mean over the positions, the mean, and for the dot product a factor: y = f (y_c + mean).
-conv_z of y_c then has the mean zero, which is what a norm's statistics and gradients need to keep their digits; without
-a norm the map is y itself. The
-gradients come from products of y_c and the gradient of the output: conv_z's own output is not needed for them.
+y is held as a map, a part that all positions share, and for the dot product a factor: y = f (map + mean). The shared
+part goes through conv_z and the norm as [B, C] numbers and meets the map at the very end. It may be thousands of times
+as large as what varies over the positions (z_0 of the Gaussian RBF is), which would then lose its digits. With a norm
+over the batch the map also has the mean zero, which is what statistics and gradients need to keep theirs. The gradients
+come from products of the map and the gradient of the output: conv_z's own output is not needed for them.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups; conv_z's matrices are [G, C/G, c].
 """
@@ -15,25 +16,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cgnl.ops.eager.maps import (
-    by_group,
-    empty_map_like,
-    mean_of_squares,
-    multiply,
-    products_by_group,
-)
+from cgnl.ops.eager.maps import by_group, mean_of_squares, multiply, products_by_group
 
-Kind = Literal["branch", "affine", "batch_norm"]
+Kind = Literal["branch", "parts", "affine", "batch_norm"]
 
 
 @dataclass(frozen=True)
-class Centred:
+class Split:
     """y = factor · (map + mean).
 
     Attributes:
-        map: a function that gives the map of a part of the batch, [B_part, C', N], with the mean zero over the
-            positions where there is a ``mean``.
-        mean: [B, C']; filled in by the function, if it is not yet known. None for 0.
+        map: a function that gives the map of a part of the batch, [B_part, C', N]; its mean over the positions is zero
+            for a norm over the batch.
+        mean: [B, C'], the part that all positions share; filled in by the function, if it is not yet known. None for 0.
         factor: [B, G], or None for 1.
     """
 
@@ -47,8 +42,9 @@ class Ending:
     """What becomes of conv_z's output, the branch.
 
     Attributes:
-        kind: ``"branch"``: the branch itself; ``"affine"``: x + weight · branch + bias; ``"batch_norm"``: x + the
-            branch normalised over this batch.
+        kind: ``"branch"``: the branch itself; ``"parts"``: the branch, without the part that all positions share, and
+            that part; ``"affine"``: x + weight · branch + bias; ``"batch_norm"``: x + the branch normalised over this
+            batch.
         weight: [C], or None for 1.
         bias: [C], or None for 0.
         eps: of the norm.
@@ -69,7 +65,7 @@ class Statistics:
     Attributes:
         mean: [C].
         inverse_deviation: [C].
-        mean_squares: [B, C], of conv_z of the centred map over the positions of a sample.
+        mean_squares: [B, C], of conv_z of the map over the positions of a sample.
     """
 
     mean: Tensor
@@ -78,19 +74,22 @@ class Statistics:
 
 
 def finish(
-    y: Centred,
+    y: Split,
     z_matrices: Tensor,
     x_flat: Tensor,
     parts: Sequence[slice],
     ending: Ending,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-) -> tuple[Tensor, Statistics | None]:
-    """The output [B, C, N] in x's format, in x's type where x is added, and the statistics of a norm.
+    out: Tensor,
+) -> tuple[Tensor | None, Statistics | None]:
+    """Writes the output into ``out``, [B, C, N] in x's format and the type of the sums.
 
     Running statistics, where given, are updated in place.
+
+    Returns:
+        The part that all positions share, [B, C], where it is wanted apart, and the statistics of a norm.
     """
-    out = empty_map_like(x_flat, x_flat.shape[1], z_matrices.dtype)
     for part in parts:
         multiply(z_matrices, y.map(part), out=out[part])
     factor = _factor_of_channels(y, z_matrices)
@@ -105,12 +104,14 @@ def finish(
         mean = offset.mean(0)
         variance = (variances + (offset - mean).square()).mean(0)
         inverse_deviation = (variance + ending.eps).rsqrt()
-        _update(running_mean, mean, ending.momentum)
-        count = x_flat.shape[0] * x_flat.shape[2]
-        _update(running_var, variance * (count / (count - 1)), ending.momentum)
+        update_running_statistics(
+            running_mean, running_var, mean, variance, x_flat.shape[0] * x_flat.shape[2], ending.momentum
+        )
         scale = inverse_deviation if scale is None else inverse_deviation * scale
         offset = offset - mean
         statistics = Statistics(mean, inverse_deviation, mean_squares)
+    if ending.kind == "parts":
+        return offset, None
     if scale is not None:
         factor = scale.expand(out.shape[:2]) if factor is None else factor * scale
         offset = None if offset is None else offset * scale
@@ -122,7 +123,9 @@ def finish(
         out.mul_(factor[..., None])
     elif offset is not None:
         out.add_(offset[..., None])
-    return (out if ending.kind == "branch" else out.add_(x_flat).to(x_flat.dtype)), statistics
+    if ending.kind != "branch":
+        out.add_(x_flat)
+    return None, statistics
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class EndingGradients:
     Attributes:
         write_y: a function that takes a part of the batch, the gradient of the output there and the map, and writes
             the gradient of the map (and so also of the map with its mean), [B_part, C', N].
+        shared: of y's part that all positions share, [B, C'], where that was an output of its own.
         factor: [B, G].
         z_matrices: [G, C/G, c].
         weight: [C].
@@ -139,6 +143,7 @@ class EndingGradients:
     """
 
     write_y: Callable[[slice, Tensor, Tensor, Tensor], None]
+    shared: Tensor | None
     factor: Tensor | None
     z_matrices: Tensor | None
     weight: Tensor | None
@@ -147,7 +152,8 @@ class EndingGradients:
 
 def finish_gradients(
     d_out: Tensor,
-    y: Centred,
+    d_shared: Tensor | None,
+    y: Split,
     z_matrices: Tensor,
     parts: Sequence[slice],
     ending: Ending,
@@ -157,8 +163,10 @@ def finish_gradients(
 ) -> EndingGradients:
     """The gradients from that of the output, [B, C, N] in the type and format of y's map.
 
+    ``d_shared`` is the gradient of the part that all positions share, [B, C], where that was an output of its own.
+
     The gradient of the branch is a d_out + b + e (branch - its mean) with numbers a, e for each channel and b for each
-    sample and channel, so every gradient is a sum of products with d_out and with y_c.
+    sample and channel, so every gradient is a sum of products with d_out and with the map.
     """
     groups, width = z_matrices.shape[0], z_matrices.shape[2]
     positions = d_out.shape[2]
@@ -169,19 +177,23 @@ def finish_gradients(
         if statistics is not None and wants_z:
             squares.append(products_by_group(y_map, y_map, groups))
     d_out_y = torch.cat(products)
-    d_sum = d_out.sum(-1)
-    # the sum over the positions of d_out times conv_z of the centred map
+    d_sum = d_out.sum(-1) if d_shared is None else d_shared
+    # the sum over the positions of d_out times conv_z of the map
     d_out_z = (d_out_y * z_matrices).sum(-1).flatten(1)
     factor = _factor_of_channels(y, z_matrices)
     offset = _offset(y, z_matrices)
     d_weight = (d_out_z if factor is None else d_out_z * factor).sum(0)
     d_bias = d_sum.sum(0)
+    shift = offset if offset is None or factor is None else offset * factor
+    if statistics is not None:
+        assert shift is not None
+        shift = shift - statistics.mean
+    if shift is not None:
+        d_weight = d_weight + (d_sum * shift).sum(0)
 
     slope, bend, constant = ending.weight, None, None
     if statistics is not None:
-        assert offset is not None
-        shift = (offset if factor is None else offset * factor) - statistics.mean
-        d_weight = d_weight + (d_sum * shift).sum(0)
+        assert shift is not None
         inverse = statistics.inverse_deviation
         d_weight = inverse * d_weight
         slope = inverse if slope is None else slope * inverse
@@ -189,7 +201,7 @@ def finish_gradients(
         bend = -slope * inverse * d_weight / count
         constant = bend * shift - slope * d_bias / count
 
-    # the sums over the positions of the branch's gradient, alone and times conv_z of the centred map
+    # the sums over the positions of the branch's gradient, alone and times conv_z of the map
     d_branch, d_branch_z, d_branch_y = d_sum, d_out_z, d_out_y
     if slope is not None:
         d_branch, d_branch_z, d_branch_y = slope * d_sum, slope * d_out_z, _rows(slope, groups) * d_out_y
@@ -228,7 +240,8 @@ def finish_gradients(
         else:
             torch.mul(d_y, own, out=out)
 
-    return EndingGradients(write_y, d_factor, d_z, d_weight, d_bias)
+    shared = None if d_shared is None else by_group(transposed, d_shared)
+    return EndingGradients(write_y, shared, d_factor, d_z, d_weight, d_bias)
 
 
 def _rows(vector: Tensor, groups: int) -> Tensor:
@@ -236,16 +249,26 @@ def _rows(vector: Tensor, groups: int) -> Tensor:
     return vector.unflatten(0, (groups, -1))[..., None]
 
 
-def _offset(y: Centred, z_matrices: Tensor) -> Tensor | None:
+def _offset(y: Split, z_matrices: Tensor) -> Tensor | None:
     """conv_z of the mean, [B, C]."""
     return None if y.mean is None else by_group(z_matrices, y.mean)
 
 
-def _factor_of_channels(y: Centred, z_matrices: Tensor) -> Tensor | None:
+def _factor_of_channels(y: Split, z_matrices: Tensor) -> Tensor | None:
     """The factor at each channel of the output, [B, C]."""
     return None if y.factor is None else y.factor.repeat_interleave(z_matrices.shape[1], dim=1)
 
 
-def _update(running: Tensor | None, value: Tensor, momentum: float) -> None:
-    if running is not None:
-        running.lerp_(value.to(running.dtype), momentum)
+@torch.no_grad()
+def update_running_statistics(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    count: int,
+    momentum: float,
+) -> None:
+    """Moves running statistics, where given, towards those of a batch of ``count`` values a channel."""
+    for running, value in ((running_mean, mean), (running_var, variance * (count / max(1, count - 1)))):
+        if running is not None:
+            running.lerp_(value.to(running.dtype), momentum)

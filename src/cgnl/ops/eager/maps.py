@@ -34,6 +34,18 @@ def with_strides_of(model: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
 
 
+def memory_as_map(tensor: Tensor, model: Tensor) -> Tensor | None:
+    """The memory of a tensor [B, C, *S] as a map [B, C, N] in the other map's format; None where it lies otherwise."""
+    flat = tensor.flatten(2)
+    lies_alike = channels_last(flat) == channels_last(model) and is_dense(flat)
+    return flat if lies_alike and flat.data_ptr() == tensor.data_ptr() else None
+
+
+def is_dense(flat: Tensor) -> bool:
+    """Whether the map fills its memory, channels first or last."""
+    return flat.is_contiguous() or flat.transpose(1, 2).is_contiguous()
+
+
 def empty_map_like(model: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """A map [B, channels, N] in the memory format of the other."""
     batch, _, positions = model.shape

@@ -110,16 +110,44 @@ def series(
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """The operation on [B, C', N] as ordinary differentiable operations, for every kernel function."""
+    varying, shared = series_in_parts(theta, phi, g, groups, kernel, coefficients, process_group)
+    return varying if shared is None else varying + shared
+
+
+def series_in_parts(
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    groups: int,
+    kernel: KernelFunction,
+    coefficients: Sequence[float],
+    process_group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The same as the part that varies over the positions and the one that they share, [B, C', 1], z_0 of Eq. 12."""
     dtype = sum_dtype(theta.dtype)
     theta, phi, g = theta.to(dtype), phi.to(dtype), g.to(dtype)
     if kernel.normalizes_features:
         theta, phi = (_normalized(t, groups, process_group) for t in (theta, phi))
-    phi_envelope, theta_envelope = kernel.envelope(phi), kernel.envelope(theta)
+    phi_envelope = kernel.envelope(phi)
     if phi_envelope is not None:
         g = g * phi_envelope
     sums = _over_processes(power_sums(phi, g, groups, coefficients), groups, process_group)
-    y = polynomial(theta, sums) if len(sums) > 1 else torch.zeros_like(theta) + polynomial(theta, sums)
-    return y if theta_envelope is None else y * theta_envelope
+    return varying_part(theta, sums, kernel), sums[0]
+
+
+def varying_part(theta: Tensor, sums: PowerSums, kernel: KernelFunction) -> Tensor:
+    """y less z_0, which all positions share."""
+    varying = polynomial(theta, without_shared(sums)) if len(sums) > 1 else theta * 0
+    envelope, less_one = kernel.envelope(theta), kernel.envelope_less_one(theta)
+    if envelope is None or less_one is None:
+        return varying
+    varying = varying * envelope
+    return varying if sums[0] is None else varying + sums[0] * less_one
+
+
+def without_shared(sums: PowerSums) -> PowerSums:
+    """The coefficients of the polynomial without its constant."""
+    return [None, *sums[1:]]
 
 
 def _normalized(features: Tensor, groups: int, process_group: ProcessGroup | None) -> Tensor:
@@ -248,13 +276,18 @@ def write_series_gradients(
     coefficients: Sequence[float],
     out: Sequence[Tensor],
     process_group: ProcessGroup | None = None,
+    d_shared: Tensor | None = None,
 ) -> None:
     """Writes the gradients of theta, phi and g, [B, C', N], into ``out``.
 
-    ``dy`` may be the first of them. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of
+    ``dy`` may be the first of them; ``d_shared``, [B, C'], is the gradient of the part of y that all positions share
+    where that is another. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of
     dy theta^p, and phi and g get the polynomials in phi that these make.
     """
     all_d_sums = _sums_in_parts(features[0], dy, groups, coefficients, dy.dtype, process_group)
+    if d_shared is not None:
+        of_groups = d_shared.unflatten(1, (groups, -1)).sum(-1) * coefficients[0]
+        all_d_sums[0] = _at_each_channel(of_groups, dy)
     for part in batch_parts(dy):
         theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
         d_theta, d_phi, d_g = (d[part] for d in out)
@@ -307,7 +340,9 @@ class _Series(torch.autograd.Function):
 
 
 def differentiable_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    dy: Tensor | tuple[Tensor, ...],
 ) -> list[Tensor | None]:
     """Gradients at the inputs that want one, with a graph of their own: for gradients of gradients."""
     wanted = [t for t in inputs if t is not None and t.requires_grad]
