@@ -29,7 +29,6 @@ from cgnl.ops.eager import (
     autograd_function_can_run,
     feature_dtype,
     in_feature_dtype,
-    norm_of_parts,
     sum_dtype,
     without_autocast,
 )
@@ -124,13 +123,10 @@ class _CompactBlock(GroupedBlock):
     def _through_operations(self, x: Tensor) -> Tensor:
         """Z with the norm and the residual inside the operation, where that knows the norm."""
         norm = self.norm
-        is_group_norm = type(norm) is nn.GroupNorm and has_no_hooks(norm)
-        if not (_is_known(norm) or is_group_norm) or (x.dtype != self.theta.weight.dtype and not autocast_is_on(x)):
+        if not _is_known(norm) or (x.dtype != self.theta.weight.dtype and not autocast_is_on(x)):
             return super()._through_operations(x)
         form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel)
-        if form is naive or (form is fused and (is_group_norm or x.dtype != feature_dtype(x))):
-            return super()._through_operations(x)
-        if is_group_norm and not self.kernel.has_constant_term:
+        if form is naive or (form is fused and (x.dtype != feature_dtype(x) or type(norm) is nn.SyncBatchNorm)):
             return super()._through_operations(x)
         options: dict[str, Any] = {
             "groups": self.groups,
@@ -141,8 +137,6 @@ class _CompactBlock(GroupedBlock):
         }
         if form is eager:
             options["memory_efficient"] = self.memory_efficient
-        if is_group_norm:
-            return self._with_group_norm(x, options)
         if not isinstance(norm, _BatchNorm) or not (norm.training or norm.running_mean is None):
             scale, shift = norm_as_affine(norm, sum_dtype(x.dtype))
             if self.z.bias is not None:
@@ -182,18 +176,6 @@ class _CompactBlock(GroupedBlock):
         with without_autocast(x):
             x, theta, phi, g, z = in_feature_dtype(x, *self._weights())
             return fused.cgnl_block_batch_norm(x, theta, phi, g, z, *of_norm, **options)
-
-    def _with_group_norm(self, x: Tensor, options: dict[str, Any]) -> Tensor:
-        """Z with GroupNorm, for a kernel function with a constant term, whose part is carried apart."""
-        norm: Any = self.norm
-        varying, shared = eager.cgnl_block_in_parts(x, *self._weights(), **options)
-        vectors: tuple[Tensor | None, ...] = (self.z.bias, norm.weight, norm.bias)
-        z_bias, weight, bias = (None if t is None else t.to(varying.dtype) for t in vectors)
-        if z_bias is not None:
-            shared = shared + z_bias
-        with without_autocast(x):
-            varying, shared, *_ = norm_of_parts(varying, shared, norm.num_groups, weight, bias, norm.eps)
-            return (x + (varying + shared[(..., *(None,) * self.num_axes)])).to(x.dtype)
 
 
 def _is_known(norm: nn.Module | None) -> bool:

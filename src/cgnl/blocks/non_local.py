@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cgnl.blocks.shell import Block, Norm, check_choice
-from cgnl.ops import PairsBackend, Pairwise, read_only_non_local
+from cgnl.ops import PairsBackend, Pairwise
+from cgnl.ops import read_only_non_local as non_local
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
-fx.wrap("read_only_non_local")
+fx.wrap("non_local")
 
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _POOL_SIZE: dict[int, Any] = {1: 2, 2: 2, 3: (1, 2, 2)}
@@ -53,7 +54,7 @@ class _NonLocalBlock(Block):
         g = self.g(x)
         if self.subsample:
             phi, g = (_POOL[self.num_axes](t, _POOL_SIZE[self.num_axes]) for t in (phi, g))
-        return read_only_non_local(
+        return non_local(
             theta,
             phi,
             g,

@@ -3,9 +3,8 @@
 Each operation returns the type in which it sums (`sum_dtype`); the caller casts.
 """
 
-from cgnl.ops.eager.block import cgnl_block, cgnl_block_affine, cgnl_block_batch_norm, cgnl_block_in_parts
+from cgnl.ops.eager.block import cgnl_block, cgnl_block_affine, cgnl_block_batch_norm
 from cgnl.ops.eager.pairs import generalized_non_local, non_local
-from cgnl.ops.eager.plain import norm_of_parts
 from cgnl.ops.eager.series import (
     autocast_is_on,
     autograd_function_can_run,
@@ -23,14 +22,12 @@ __all__ = [
     "cgnl_block",
     "cgnl_block_affine",
     "cgnl_block_batch_norm",
-    "cgnl_block_in_parts",
     "compact_generalized_non_local",
     "feature_dtype",
     "generalized_non_local",
     "in_feature_dtype",
     "is_exporting",
     "non_local",
-    "norm_of_parts",
     "sum_dtype",
     "without_autocast",
 ]

@@ -80,36 +80,7 @@ def cgnl_block(
         memory_efficient=memory_efficient,
         process_group=process_group,
     )
-    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)[0]
-
-
-def cgnl_block_in_parts(
-    x: Tensor,
-    theta_weight: Tensor,
-    phi_weight: Tensor,
-    g_weight: Tensor,
-    z_weight: Tensor,
-    *,
-    groups: int,
-    kernel: KernelFunction,
-    factor: float,
-    memory_efficient: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """conv_z's output as the part that varies over the positions, [B, C, *S], and the one that they share, [B, C].
-
-    The shared part is conv_z of z_0 of Eq. 12; the kernel function must have a constant term. Both are in the type of
-    the sums.
-    """
-    settings = Settings(
-        groups,
-        kernel,
-        scaled_coefficients(kernel, factor),
-        feature_dtype(x),
-        "parts",
-        memory_efficient=memory_efficient,
-    )
-    varying, shared = _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)
-    return varying, shared
+    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)
 
 
 def cgnl_block_affine(
@@ -142,7 +113,7 @@ def cgnl_block_affine(
         memory_efficient=memory_efficient,
         process_group=process_group,
     )
-    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), scale, shift, None, None, settings)[0]
+    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), scale, shift, None, None, settings)
 
 
 def cgnl_block_batch_norm(
@@ -179,7 +150,7 @@ def cgnl_block_batch_norm(
         memory_efficient=memory_efficient,
     )
     weights = (theta_weight, phi_weight, g_weight, z_weight)
-    return _run(x, weights, norm_weight, norm_bias, running_mean, running_var, settings)[0]
+    return _run(x, weights, norm_weight, norm_bias, running_mean, running_var, settings)
 
 
 def _run(
@@ -190,27 +161,25 @@ def _run(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     settings: Settings,
-) -> tuple[Tensor, ...]:
-    """The output, and for ``"parts"`` the part that all positions share."""
+) -> Tensor:
     inputs = (x, *weights, weight, bias)
     tensors = [t for t in inputs if t is not None]
     can_run = autograd_function_can_run(*tensors)
     if can_run:
         settings = replace(settings, training=torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         if settings.kernel.is_plain_series:
-            out = _Block.apply(*inputs, running_mean, running_var, settings)
-            return out if settings.kind == "parts" else (out,)
+            return _Block.apply(*inputs, running_mean, running_var, settings)
     if can_run and settings.memory_efficient and settings.training:
-        out, *more = checkpoint(
+        out, *statistics = checkpoint(
             block_in_plain_operations, *inputs, settings, use_reentrant=False, preserve_rng_state=False
         )
     else:
-        out, *more = block_in_plain_operations(*inputs, settings)
+        out, *statistics = block_in_plain_operations(*inputs, settings)
     if settings.kind == "batch_norm":
-        mean, variance = more
+        mean, variance = statistics
         count = x.shape[0] * math.prod(x.shape[2:])
         update_running_statistics(running_mean, running_var, mean, variance, count, settings.momentum)
-    return (with_strides_of(x, out) if can_run else out, *more)
+    return with_strides_of(x, out) if can_run else out
 
 
 @dataclass(frozen=True)
@@ -248,12 +217,12 @@ class _Block(torch.autograd.Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         settings: Settings,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor:
         dtype = sum_dtype(x.dtype)
         with without_autocast(x):
             x_flat = x.flatten(2)
             # no view of another tensor: what follows may change it in place
-            result = torch.empty_like(x, dtype=dtype if settings.kind in ("branch", "parts") else x.dtype)
+            result = torch.empty_like(x, dtype=dtype if settings.kind == "branch" else x.dtype)
             own_memory = memory_as_map(result, x_flat) if result.dtype == dtype else None
             out = empty_map_like(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
             parts = settings.parts(x_flat)
@@ -261,7 +230,7 @@ class _Block(torch.autograd.Function):
             ctx.gram = _takes_gram_form(x_flat, theta_weight.shape[0], settings)
             make = _dot_product if settings.is_dot_product else _series
             y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
-            shared, statistics = finish(
+            statistics = finish(
                 y,
                 _z_matrices(z_weight, settings.groups, dtype),
                 x_flat,
@@ -290,20 +259,17 @@ class _Block(torch.autograd.Function):
             *kept.sums,
         )
         ctx.settings = settings
-        return result if shared is None else (result, shared)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_shared: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         settings: Settings = ctx.settings
         # read once: non-reentrant checkpointing gives them a single time
         saved = ctx.saved_tensors
         inputs = saved[:7]
         if torch.is_grad_enabled():
-            recorded = differentiable_gradients(
-                partial(_outputs_in_plain_operations, settings=settings),
-                inputs,
-                d_out if d_shared is None else (d_out, d_shared),
-            )
+            outputs: Callable[..., tuple[Tensor, ...]] = partial(block_in_plain_operations, settings=settings)
+            recorded = differentiable_gradients(lambda *tensors: outputs(*tensors)[0], inputs, d_out)
             return (*recorded, None, None, None)
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
@@ -321,7 +287,6 @@ class _Block(torch.autograd.Function):
             y = _y_again(kept, settings, dtype)
             found = finish_gradients(
                 d_flat,
-                d_shared,
                 y,
                 _z_matrices(z_weight, settings.groups, dtype),
                 parts,
@@ -342,12 +307,6 @@ class _Block(torch.autograd.Function):
                 if wants[place] and gradient is not None:
                     gradients[place] = gradient.to(like.dtype).view_as(like) if place else gradient
         return (*gradients, None, None, None)
-
-
-def _outputs_in_plain_operations(*inputs: Any, settings: Settings) -> tuple[Tensor, ...]:
-    run: Callable[..., tuple[Tensor, ...]] = partial(block_in_plain_operations, settings=settings)
-    outputs = run(*inputs)
-    return outputs if settings.kind == "parts" else outputs[:1]
 
 
 def _takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
@@ -496,8 +455,7 @@ def _through_features(
         if not with_gram:
             assert kept.others is not None
             phi, g = _others_again(kept.others, source, weights, part)
-            d_shared = None if found.shared is None else found.shared[part]
-            _write_feature_gradients(d_features, kept, phi, g, d_sums, d_shared, part, settings)
+            _write_feature_gradients(d_features, kept, phi, g, d_sums, part, settings)
         d_features = d_features.to(product_dtype)
         if d_joined is not None:
             add_matrix_gradient(d_features, source[part].to(product_dtype), d_joined)
@@ -516,7 +474,7 @@ def _through_features(
             )
         if d_x is not None:
             gram.add_input_gradients(d_sums, phi_weight, g_weight, source, d_x)
-    if d_x is not None and settings.kind not in ("branch", "parts"):
+    if d_x is not None and settings.kind != "branch":
         d_x = d_x.to(dtype).add_(d_out)
     return d_x, tuple(d_weights)
 
@@ -527,7 +485,6 @@ def _write_feature_gradients(
     phi: Tensor,
     g: Tensor,
     d_sums: Tensor | None,
-    d_shared: Tensor | None,
     part: slice,
     settings: Settings,
 ) -> None:
@@ -546,7 +503,6 @@ def _write_feature_gradients(
         settings.coefficients,
         (d_theta, d_phi, d_g),
         settings.process_group,
-        d_shared,
     )
 
 

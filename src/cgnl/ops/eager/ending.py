@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cgnl.ops.eager.maps import by_group, mean_of_squares, multiply, products_by_group
 
-Kind = Literal["branch", "parts", "affine", "batch_norm"]
+Kind = Literal["branch", "affine", "batch_norm"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class Ending:
     """What becomes of conv_z's output, the branch.
 
     Attributes:
-        kind: ``"branch"``: the branch itself; ``"parts"``: the branch, without the part that all positions share, and
-            that part; ``"affine"``: x + weight · branch + bias; ``"batch_norm"``: x + the branch normalised over this
-            batch.
+        kind: ``"branch"``: the branch itself; ``"affine"``: x + weight · branch + bias; ``"batch_norm"``: x + the
+            branch normalised over this batch.
         weight: [C], or None for 1.
         bias: [C], or None for 0.
         eps: of the norm.
@@ -82,13 +81,10 @@ def finish(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     out: Tensor,
-) -> tuple[Tensor | None, Statistics | None]:
-    """Writes the output into ``out``, [B, C, N] in x's format and the type of the sums.
+) -> Statistics | None:
+    """Writes the output into ``out``, [B, C, N] in x's format and the type of the sums; gives a norm's statistics.
 
     Running statistics, where given, are updated in place.
-
-    Returns:
-        The part that all positions share, [B, C], where it is wanted apart, and the statistics of a norm.
     """
     for part in parts:
         multiply(z_matrices, y.map(part), out=out[part])
@@ -110,8 +106,6 @@ def finish(
         scale = inverse_deviation if scale is None else inverse_deviation * scale
         offset = offset - mean
         statistics = Statistics(mean, inverse_deviation, mean_squares)
-    if ending.kind == "parts":
-        return offset, None
     if scale is not None:
         factor = scale.expand(out.shape[:2]) if factor is None else factor * scale
         offset = None if offset is None else offset * scale
@@ -125,7 +119,7 @@ def finish(
         out.add_(offset[..., None])
     if ending.kind != "branch":
         out.add_(x_flat)
-    return None, statistics
+    return statistics
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,6 @@ class EndingGradients:
     Attributes:
         write_y: a function that takes a part of the batch, the gradient of the output there and the map, and writes
             the gradient of the map (and so also of the map with its mean), [B_part, C', N].
-        shared: of y's part that all positions share, [B, C'], where that was an output of its own.
         factor: [B, G].
         z_matrices: [G, C/G, c].
         weight: [C].
@@ -143,7 +136,6 @@ class EndingGradients:
     """
 
     write_y: Callable[[slice, Tensor, Tensor, Tensor], None]
-    shared: Tensor | None
     factor: Tensor | None
     z_matrices: Tensor | None
     weight: Tensor | None
@@ -152,7 +144,6 @@ class EndingGradients:
 
 def finish_gradients(
     d_out: Tensor,
-    d_shared: Tensor | None,
     y: Split,
     z_matrices: Tensor,
     parts: Sequence[slice],
@@ -162,8 +153,6 @@ def finish_gradients(
     wants_z: bool,
 ) -> EndingGradients:
     """The gradients from that of the output, [B, C, N] in the type and format of y's map.
-
-    ``d_shared`` is the gradient of the part that all positions share, [B, C], where that was an output of its own.
 
     The gradient of the branch is a d_out + b + e (branch - its mean) with numbers a, e for each channel and b for each
     sample and channel, so every gradient is a sum of products with d_out and with the map.
@@ -177,7 +166,7 @@ def finish_gradients(
         if statistics is not None and wants_z:
             squares.append(products_by_group(y_map, y_map, groups))
     d_out_y = torch.cat(products)
-    d_sum = d_out.sum(-1) if d_shared is None else d_shared
+    d_sum = d_out.sum(-1)
     # the sum over the positions of d_out times conv_z of the map
     d_out_z = (d_out_y * z_matrices).sum(-1).flatten(1)
     factor = _factor_of_channels(y, z_matrices)
@@ -240,8 +229,7 @@ def finish_gradients(
         else:
             torch.mul(d_y, own, out=out)
 
-    shared = None if d_shared is None else by_group(transposed, d_shared)
-    return EndingGradients(write_y, shared, d_factor, d_z, d_weight, d_bias)
+    return EndingGradients(write_y, d_factor, d_z, d_weight, d_bias)
 
 
 def _rows(vector: Tensor, groups: int) -> Tensor:

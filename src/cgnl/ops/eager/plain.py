@@ -59,8 +59,7 @@ def block_in_plain_operations(
     """The block as ordinary differentiable operations.
 
     Returns:
-        The output; for ``"parts"`` also the part that all positions share, [B, C]; for ``"batch_norm"`` also the mean
-        and the variance of the batch, [C] each.
+        The output, and for ``"batch_norm"`` the mean and the variance of the batch, [C] each.
     """
     convolve = _CONVOLUTIONS[x.dim()]
     dtype = sum_dtype(x.dtype)
@@ -78,69 +77,37 @@ def block_in_plain_operations(
             z_matrices = z_weight.flatten(1).unflatten(0, (settings.groups, -1))
             shared = by_group(z_matrices, shared[..., 0])
         ending = settings.ending(weight, bias, dtype)
-        if ending.kind == "parts":
-            assert shared is not None
-            return branch, shared
-        more: tuple[Tensor, ...] = ()
+        scale, shift = ending.weight, ending.bias
+        statistics: tuple[Tensor, ...] = ()
         if ending.kind == "batch_norm":
-            branch, shared, *statistics = norm_of_parts(branch, shared, None, ending.weight, ending.bias, ending.eps)
-            more = tuple(statistics)
-        elif ending.kind == "affine":
-            if ending.weight is not None:
-                branch = branch * _at_each_position(ending.weight, x.dim())
-                shared = None if shared is None else shared * ending.weight
-            if ending.bias is not None:
-                shared = ending.bias[None] if shared is None else shared + ending.bias
+            branch, shared, mean, variance = _centred(branch, shared)
+            inverse_deviation = (variance + ending.eps).rsqrt()
+            scale = inverse_deviation if scale is None else inverse_deviation * scale
+            statistics = (mean, variance)
+        if scale is not None:
+            branch = branch * _at_each_position(scale, x.dim())
+            shared = None if shared is None else shared * scale
+        if shift is not None:
+            shared = shift if shared is None else shared + shift
         out = branch if shared is None else branch + _at_each_position(shared, x.dim())
-        return (out if ending.kind == "branch" else (x.to(dtype) + out).to(x.dtype), *more)
+        return (out if ending.kind == "branch" else (x.to(dtype) + out).to(x.dtype), *statistics)
 
 
-def norm_of_parts(
-    varying: Tensor,
-    shared: Tensor | None,
-    groups: int | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """BatchNorm over this batch, or GroupNorm, of a map that comes as two parts; the results come as two parts again.
+def _centred(varying: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A map less its mean over the batch, as two parts again, with that mean and the variance, [C] each.
 
     Args:
-        varying: [B, C, *S].
-        shared: what all positions of a sample and channel share, [B, C]; None for 0.
-        groups: of GroupNorm; None for BatchNorm.
-        weight: [C], or None for 1.
-        bias: [C], or None for 0.
-        eps: is added to the variance.
-
-    Returns:
-        The part that varies over the positions, [B, C, *S]; the one that they share, [B, C]; mean and variance, [C] for
-        BatchNorm and [B, C] for GroupNorm.
+        varying: the part that varies over the positions, [B, C, *S].
+        shared: the part that they share, [B, C]; None for 0.
     """
     axes = tuple(range(2, varying.dim()))
     means = varying.mean(axes)
-    centred = varying - _at_each_position(means, varying.dim())
-    offset = means if shared is None else shared + means
-
-    def over_members(values: Tensor) -> Tensor:
-        """The mean over all that share statistics, of numbers [B, C]."""
-        if groups is None:
-            return values.mean(0)
-        of_groups = values.unflatten(1, (groups, -1))
-        return of_groups.mean(2, keepdim=True).expand(of_groups.shape).flatten(1)
-
-    mean = over_members(offset)
-    variance = over_members(centred.square().mean(axes) + (offset - mean).square())
-    scale = (variance + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    offset = (offset - mean) * scale
-    return (
-        centred * _at_each_position(scale, varying.dim()),
-        offset if bias is None else offset + bias,
-        mean,
-        variance,
-    )
+    varying = varying - _at_each_position(means, varying.dim())
+    shared = means if shared is None else shared + means
+    mean = shared.mean(0)
+    shared = shared - mean
+    variance = (varying.square().mean(axes) + shared.square()).mean(0)
+    return varying, shared, mean, variance
 
 
 def _at_each_position(values: Tensor, num_axes: int) -> Tensor:

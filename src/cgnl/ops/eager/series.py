@@ -276,18 +276,13 @@ def write_series_gradients(
     coefficients: Sequence[float],
     out: Sequence[Tensor],
     process_group: ProcessGroup | None = None,
-    d_shared: Tensor | None = None,
 ) -> None:
     """Writes the gradients of theta, phi and g, [B, C', N], into ``out``.
 
-    ``dy`` may be the first of them; ``d_shared``, [B, C'], is the gradient of the part of y that all positions share
-    where that is another. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of
+    ``dy`` may be the first of them. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of
     dy theta^p, and phi and g get the polynomials in phi that these make.
     """
     all_d_sums = _sums_in_parts(features[0], dy, groups, coefficients, dy.dtype, process_group)
-    if d_shared is not None:
-        of_groups = d_shared.unflatten(1, (groups, -1)).sum(-1) * coefficients[0]
-        all_d_sums[0] = _at_each_channel(of_groups, dy)
     for part in batch_parts(dy):
         theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
         d_theta, d_phi, d_g = (d[part] for d in out)
@@ -340,9 +335,7 @@ class _Series(torch.autograd.Function):
 
 
 def differentiable_gradients(
-    function: Callable[..., Tensor | tuple[Tensor, ...]],
-    inputs: Sequence[Tensor | None],
-    dy: Tensor | tuple[Tensor, ...],
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
 ) -> list[Tensor | None]:
     """Gradients at the inputs that want one, with a graph of their own: for gradients of gradients."""
     wanted = [t for t in inputs if t is not None and t.requires_grad]
