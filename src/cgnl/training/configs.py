@@ -62,8 +62,10 @@ class VideoNetworkConfig(NetworkConfig):
 
     arch: Architecture = "resnet50"
     """Residual network of torchvision that each frame goes through."""
-    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"] = "embedded_gaussian"
-    """Pairwise function of an NL block."""
+    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"] = (
+        "embedded_gaussian"
+    )
+    """Pairwise function of an NL block. dot_product divides by the number of positions, dot_product_sum does not."""
     subsample: bool = True
     """Whether an NL block max-pools phi and g over space."""
     bias: bool = True
