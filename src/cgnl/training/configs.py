@@ -95,6 +95,9 @@ class DataConfig:
     """List file with lines `path label` for testing (labels from 0)."""
     num_classes: int | None = None
     """Number of classes; found from the data where not given."""
+    num_outputs: int | None = None
+    """Outputs of the classifier where it has more than there are classes, whose labels are then the first of them:
+    1000 keeps the classifier of ImageNet weights. By default one for each class."""
     size: int = 448
     """Input height and width of the network (pixels)."""
     resize: int = 512
@@ -121,7 +124,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("size", "resize", "batch_size", "timeout"):
             _within(f"data.{name}", getattr(self, name), 1)
-        _within("data.num_classes", self.num_classes, 1)
+        for name in ("num_classes", "num_outputs"):
+            _within(f"data.{name}", getattr(self, name), 1)
         _within("data.workers", self.workers, 0)
         for name in ("flip", "bad_limit"):
             _within(f"data.{name}", getattr(self, name), 0, 1)
