@@ -198,7 +198,7 @@ class DetectionNetworkConfig:
     block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
     """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
     num_blocks: int = 1
-    """Blocks to insert, at the paper's places: 1 (right before the last residual block of res4) or 5."""
+    """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     groups: int = 8
     """Channel groups of a CGNL or residual block."""
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
