@@ -29,7 +29,7 @@ def cheaper_order(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
 
 
 def through_the_map(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    """(theta phi^T) g / N, as Eq. 4 is printed."""
+    """(theta phi^T) g in the order in which Eq. 4 is printed, over N."""
     rows, columns, values = (t.flatten(2) for t in (theta, phi, g))
     affinity = torch.matmul(rows.transpose(1, 2), columns) / columns.shape[2]
     return torch.matmul(values, affinity.transpose(1, 2)).view_as(g)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgnl.benchmark.table1 import EXPECTED
 from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
@@ -171,8 +172,8 @@ _PLOTS = {
     "accuracy": "largest errors of every backend and type",
 }
 _METHODS = {
-    "nl_attention": ("NL, fused attention", "2", "1"),
-    "nl_map": ("NL, N × N map", "2", "2"),
+    "nl_attention": ("NL, fused attention (not in Table 1)", "2", "1"),
+    "nl_map": ("NL, N × N map (not in Table 1)", "2", "2"),
     "gnl": ("GNL, exact, in chunks", "2", "at most 1"),
     "cgnl_dot": ("CGNL, dot product", "1", "1"),
     "cgnl_dot_features": ("CGNL, dot product, through φ and g", "1", "1"),
@@ -180,7 +181,38 @@ _METHODS = {
 }
 
 
+_OPERATIONS = {
+    "gnl_pairs": "f(ΘΦᵀ)g by explicit pairs: Table 1's general NL",
+    "gnl_chunks": "the same in chunks of rows: our GNL",
+    "cgnl_stacked": "ΘΦᵀg with stored powers: Table 1's CGNL",
+    "cgnl": "the same by sums and a polynomial: our CGNL",
+}
+
+
+def _exponents_of_operations(record: dict[str, Any]) -> str:
+    """Measured over expected exponents of N, C and P + 1."""
+    if "operations" not in record:
+        return "The operations alone are not measured yet: `cgnl benchmark table1 --out benchmarks/results`."
+    fitted = {(row["operation"], row["of"]): row for row in record["operations"]["exponents"]}
+    rows = []
+    for operation, words in _OPERATIONS.items():
+        cells = []
+        for measure in ("time", "memory"):
+            for of in ("N", "C", "P + 1"):
+                expected = EXPECTED[operation][measure].get(of)
+                value = fitted[operation, of][measure] if expected is not None else None
+                cells.append("–" if expected is None else f"{'–' if value is None else f'{value:.2f}'} ({expected})")
+        rows.append((words, *cells))
+    header = [f"{measure}, {of}" for measure in ("time", "memory") for of in ("N", "C", "P + 1")]
+    return table(["exponent, measured (expected)", *header], rows)
+
+
 def _exponents(record: dict[str, Any]) -> str:
+    """The operations' exponents, then those of the blocks."""
+    return f"{_exponents_of_operations(record)}\n\nWhole blocks:\n\n{_exponents_of_blocks(record)}"
+
+
+def _exponents_of_blocks(record: dict[str, Any]) -> str:
     all_channels = list(dict.fromkeys(row["channels"] for row in record["exponents"]))
     fitted = {(row["method"], row["channels"]): row for row in record["exponents"]}
     rows = []

@@ -35,6 +35,23 @@ def test_made_parts_are_up_to_date():
         assert update.updated(text) == text, f"{page.name}: run `python docs/update.py`"
 
 
+def test_every_field_of_a_recipe_has_a_source():
+    from cgnl.recipes import DetectionRecipe, Recipe, VideoRecipe, to_dict
+
+    page = (ROOT / "docs" / "paper-tables.md").read_text()
+    section = page[page.index("## Where every setting comes from") :]
+    fields = {
+        f"{part}.{name}"
+        for recipe in (Recipe(), VideoRecipe(), DetectionRecipe())
+        for part, values in to_dict(recipe).items()
+        if part != "task"
+        for name in values
+    }
+    named = set(re.findall(r"`((?:network|data|optimizer|schedule|trainer)\.\w+)`", section))
+    assert fields - named == set()
+    assert named - fields == set()
+
+
 def test_commands_in_pages_name_recipes_that_exist():
     from cgnl.recipes import RECIPES
 

@@ -39,6 +39,41 @@ def test_exponents_leave_out_few_positions_and_what_was_not_measured():
     ]
 
 
+def test_the_two_columns_of_table_1_are_the_forms_beside_them():
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(1, 4, 9, dtype=torch.float64, generator=generator) for _ in range(3)]
+    for printed, ours in (("gnl_pairs", "gnl_chunks"), ("cgnl_stacked", "cgnl")):
+        y, same = (table1.OPERATIONS[name](*features, order=3) for name in (printed, ours))
+        torch.testing.assert_close(y, same, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("operation", table1.OPERATIONS)
+def test_a_sweep_changes_one_number_by_factors_of_two(operation, device):
+    lines = table1.sweeps(operation, device, smallest=False)
+    assert lines.keys() == table1.EXPECTED[operation]["time"].keys() == table1.EXPECTED[operation]["memory"].keys()
+    for variable, points in lines.items():
+        numbers = [{"C": c, "N": n, "P + 1": p + 1} for c, n, p in points]
+        first = numbers[0]
+        assert [number[variable] // first[variable] for number in numbers] == [1, 2, 4, 8]
+        assert all(len({number[name] for number in numbers}) == 1 for name in first if name != variable)
+
+
+def test_a_point_that_cannot_run_is_left_out_of_the_fit(monkeypatch):
+    def out_of_memory(*features, order):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setitem(table1.OPERATIONS, "gnl_pairs", out_of_memory)
+    for name in ("gnl_chunks", "cgnl_stacked"):
+        monkeypatch.delitem(table1.OPERATIONS, name)
+    measured = table1.measure_operations("cpu", repeats=2, seed=0, smallest=True)
+    failed = [row for row in measured["rows"] if row["operation"] == "gnl_pairs"]
+    assert {row["failed"] for row in failed} == {"RuntimeError: no memory"}
+    fitted = {(row["operation"], row["of"]): row for row in measured["exponents"]}
+    assert fitted["gnl_pairs", "N"] == {"operation": "gnl_pairs", "of": "N", "values": [], "time": None, "memory": None}
+    assert fitted["cgnl", "C"]["values"] == [16, 32, 64]
+
+
 def test_the_work_of_a_forward_pass_is_what_pytorch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 

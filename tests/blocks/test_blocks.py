@@ -192,6 +192,36 @@ def test_eager_block_equals_naive_block(kernel, norm, training):
         assert (one - other).norm() <= tolerances.EAGER_FLOAT64_GROUP_NORM * other.norm()
 
 
+@pytest.mark.parametrize("backend", ["eager", "naive"])
+@pytest.mark.parametrize("subsample", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_the_sum_of_dot_products_is_eq_4_and_the_dot_product_divides_it(axes, subsample, backend):
+    """Eq. 4, Y = theta phi^T g, written out; "dot_product" over the positions of phi that sub-sampling leaves."""
+    make = getattr(cgnl, f"NonLocal{axes}d")
+    pool, size = getattr(nn.functional, f"max_pool{axes}d"), (1, 2, 2) if axes == 3 else 2
+    options = {"subsample": subsample, "norm": None, "bias": True, "backend": backend}
+    block = trained(make(16, pairwise="dot_product_sum", **options)).double()
+    divided = make(16, pairwise="dot_product", **options).double()
+    divided.load_state_dict(block.state_dict())
+    shape = (2, 16, *(4, 6, 5)[3 - axes :])
+    x = random(*shape, dtype=torch.float64).requires_grad_()
+    dy = random(*shape, seed=1, dtype=torch.float64)
+
+    def pooled(features):
+        return pool(features, size) if subsample else features
+
+    def literal(own):
+        theta, phi, g = own.theta(x), pooled(own.phi(x)), pooled(own.g(x))
+        y = torch.einsum("bcn,bcm,bdm->bdn", theta.flatten(2), phi.flatten(2), g.flatten(2)).view_as(theta)
+        return own.z(y / phi[0, 0].numel() if own.pairwise == "dot_product" else y) + x
+
+    for own in (block, divided):
+        inputs = [x, *own.parameters()]
+        results = [(out, *torch.autograd.grad(out, inputs, dy)) for out in (own(x), literal(own))]
+        for one, other in zip(*results, strict=True):
+            assert (one - other).norm() <= tolerances.EAGER_FLOAT64 * other.norm()
+
+
 def test_compact_block_with_the_dot_product_is_the_generalized_block():
     compact = trained(cgnl.CGNL2d(16, groups=2)).double()
     exact = cgnl.GeneralizedNonLocal2d(16, groups=2).double()

@@ -119,6 +119,8 @@ def test_recipes_lists_every_recipe_by_table(capsys):
         assert f"Table {table}" in out
     assert "85.14/96.88" in out
     assert "87.06/96.91" in out
+    assert "87.18/97.03" in out  # of a row that the released code alone has
+    assert "36.2/31.9" in out
 
 
 def test_the_smoke_option_needs_no_data(capsys, tmp_path):

@@ -60,6 +60,22 @@ def test_table1(capsys, tmp_path):
     assert all("pairs of at most" in row["skipped"] for row in skipped)
     memory = {row["method"]: row["memory"] for row in record["exponents"] if row["channels"] == 32}
     assert memory["cgnl_dot"] < memory["nl_map"]
+    operations = {(row["operation"], row["of"]): row for row in record["operations"]["exponents"]}
+    assert {name for name, _ in operations} == set(table1.OPERATIONS)
+    # of so small sizes the times say nothing, and bytes are counted
+    assert all(row["time"] is not None for row in operations.values())
+    for (name, of), expected in {
+        ("gnl_pairs", "N"): 2,
+        ("gnl_pairs", "C"): 2,
+        ("cgnl_stacked", "N"): 1,
+        ("cgnl_stacked", "C"): 1,
+        ("cgnl", "N"): 1,
+        ("cgnl", "C"): 1,
+    }.items():
+        assert operations[name, of]["memory"] == pytest.approx(expected, abs=0.02)
+    assert operations["cgnl", "P + 1"]["memory"] < 0.2
+    assert operations["cgnl_stacked", "P + 1"]["memory"] > 0.8
+    assert "Exponents of the operations" in printed
     assert "Exponents of N" in printed
     assert "GB/s" in printed
 

@@ -186,7 +186,16 @@ SAME = "The part that is the same for all pairs (p = 0) is left out."
         (CGNL2d(16, kernel=EmbeddedGaussian(order=0)), ["the map is empty"], [LINEAR, PRACTICALLY, "left out."]),
         (CGNL2d(16, kernel=EmbeddedGaussian(order=1)), [OF_SERIES, SAME], [LINEAR]),
         (NonLocal2d(16), ["adds up to 1"], [LINEAR, PRACTICALLY, "left out"]),
-        (NonLocal2d(16, pairwise="dot_product"), ["may be negative"], [LINEAR, PRACTICALLY, "left out"]),
+        (
+            NonLocal2d(16, pairwise="dot_product"),
+            ["over the number of positions", "may be negative"],
+            [LINEAR, PRACTICALLY, "left out"],
+        ),
+        (
+            NonLocal2d(16, pairwise="dot_product_sum"),
+            ["not divided", "two positions; it may be negative"],
+            [LINEAR, PRACTICALLY, "left out", "over the number"],
+        ),
         (NonLocal2d(16, pairwise="concatenation"), ["up to a constant"], [LINEAR, PRACTICALLY, "left out"]),
     ],
 )

@@ -112,7 +112,9 @@ def test_affinity_of_elements(kernel, exact):
         assert not whole[channel, 0, 0][outside].any()
 
 
-@pytest.mark.parametrize("pairwise", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize(
+    "pairwise", ["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
+)
 @pytest.mark.parametrize("subsample", [False, True])
 @pytest.mark.parametrize("scale", [False, True])
 def test_affinity_of_positions(pairwise, subsample, scale, monkeypatch):

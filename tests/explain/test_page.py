@@ -64,7 +64,7 @@ def all_blocks():
     """Traces of every kind of block at 9 × 8 positions."""
     blocks = {
         f"nl_{pairwise}{'_subsampled' if subsample else ''}": NonLocal2d(32, pairwise=pairwise, subsample=subsample)
-        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation")
         for subsample in (False, True)
     }
     for name, kernel in KERNELS.items():

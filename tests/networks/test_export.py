@@ -62,7 +62,7 @@ class SideBySide(nn.Module):
         return torch.cat([block(x) for block in self.blocks.values()], 1)
 
 
-PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation")
 CGNL2D, CGNL1D, CGNL3D = (partial(kind, 8, groups=2) for kind in (cgnl.CGNL2d, cgnl.CGNL1d, cgnl.CGNL3d))
 BLOCKS = {
     "1d": {"dot": CGNL1D, "nl": partial(cgnl.NonLocal1d, 8)},

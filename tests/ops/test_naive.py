@@ -77,7 +77,9 @@ def test_scale_counts_the_elements_of_a_group(features, operation, scale, factor
 
 
 @pytest.mark.parametrize("scale", [False, True])
-@pytest.mark.parametrize("pairwise", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize(
+    "pairwise", ["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
+)
 def test_non_local_is_the_weighted_sum_over_positions(features, pairwise, scale):
     theta, phi, g = (t.flatten(2) for t in features)
     phi, g = phi[..., :4], g[..., :4]
@@ -92,6 +94,7 @@ def test_non_local_is_the_weighted_sum_over_positions(features, pairwise, scale)
                 pairs.append(
                     {
                         "dot_product": dot / 4,
+                        "dot_product_sum": dot,
                         "concatenation": max(0.0, float(weight @ joined)) / 4,
                     }.get(pairwise, math.exp(dot / 2 if scale else dot))
                 )

@@ -51,7 +51,7 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
     # as an earlier version has written it
     for name in ("bias_weight_decay", "bias_lr_factor", "lr_batch"):
         del values["optimizer"][name]
-    del values["schedule"]["unit"]
+    del values["schedule"]["unit"], values["data"]["num_outputs"]
     values["schedule"]["warmup_epochs"] = values["schedule"].pop("warmup") + 1.5
     warmer = override(recipe, {"schedule": {"warmup": recipe.schedule.warmup + 1.5}}, "test")
     for name in ("mine", "birds-resnet18-cgnl"):

@@ -1,10 +1,12 @@
 """The recipes of the image, video and detection rows against the paper's tables, typed here a second time."""
 
+import dataclasses
 import inspect
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cgnl.recipes import (
@@ -13,6 +15,7 @@ from cgnl.recipes import (
     RecipeEntry,
     VideoRecipe,
     channel_reduction,
+    override,
     table2a,
     table2b,
     table2c,
@@ -20,12 +23,26 @@ from cgnl.recipes import (
     table3,
     table4a,
     table4b,
+    table4b_1000_way,
     table4c,
     table5,
 )
 from cgnl.recipes.cost import detector_input, recipe_cost
+from cgnl.training.schedule import learning_rate_factor
 
-MODULES = (table2a, table2b, table2c, table2d, table3, table4a, table4b, table4c, table5, channel_reduction)
+MODULES = (
+    table2a,
+    table2b,
+    table2c,
+    table2d,
+    table3,
+    table4a,
+    table4b,
+    table4b_1000_way,
+    table4c,
+    table5,
+    channel_reduction,
+)
 NAMES = [
     name.replace("_", "-")
     for module in MODULES
@@ -90,7 +107,20 @@ PAPER = {
         85.49 97.04 cub-resnet101-nl
         86.35 97.86 cub-resnet101-cgnl
         86.10 96.35 cub-resnet101-nl5
-        86.24 97.23 cub-resnet101-cgnl5""",
+        86.24 97.23 cub-resnet101-cgnl5
+        None None cub-resnet101-cgnlx""",
+    "4b (1000-way)": """
+        84.05 96.00 cub-1000-way-resnet50
+        84.79 96.76 cub-1000-way-resnet50-nl
+        85.14 96.88 cub-1000-way-resnet50-cgnl
+        85.05 96.70 cub-1000-way-resnet101
+        85.49 97.04 cub-1000-way-resnet101-nl
+        86.35 97.86 cub-1000-way-resnet101-cgnl""",
+    "2d (text)": """
+        77.16 93.56 mini-kinetics-resnet50-cgnl-g1
+        77.76 93.18 mini-kinetics-resnet50-cgnl
+        None None mini-kinetics-resnet50-cgnl-g1-full
+        None None mini-kinetics-resnet50-cgnl-g1-quarter""",
     "5": """
         76.15 92.87 imagenet-resnet50
         77.69 93.64 imagenet-resnet50-cgnl
@@ -104,9 +134,14 @@ RELEASED = """
     86.69 96.95 cub-resnet50-nl
     87.06 96.91 cub-resnet50-cgnl
     86.56 96.63 cub-resnet50-cgnlx
-    86.76 None cub-resnet101
-    87.04 None cub-resnet101-nl
-    87.28 None cub-resnet101-cgnl"""
+    86.76 96.91 cub-resnet101
+    87.04 97.01 cub-resnet101-nl
+    87.28 97.20 cub-resnet101-cgnl
+    87.18 97.03 cub-resnet101-cgnlx
+    77.69 93.63 imagenet-resnet50-cgnl
+    77.32 93.40 imagenet-resnet50-cgnlx
+    79.53 94.52 imagenet-resnet152-cgnl
+    79.37 94.47 imagenet-resnet152-cgnlx"""
 
 # AP, AP50 and AP75 of the boxes, then of the masks
 PAPER_DETECTION = """
@@ -181,7 +216,7 @@ def test_a_docstring_says_what_the_recipe_is(entry: RecipeEntry) -> None:
         assert first_line.startswith(("Table", "Text"))
         assert row.table.split()[0] in first_line
         assert row.top1 is None or f"{row.top1:.2f} / {row.top5:.2f}" in doc
-        assert row.released_top1 is None or f"released code {row.released_top1:.2f}" in doc
+        assert row.released_top1 is None or f"released code {row.released_top1:.2f} / {row.released_top5:.2f}." in doc
         assert (
             row.box_ap is None
             or (
@@ -248,9 +283,39 @@ def test_training_is_the_released_one(name: str, epochs: int, warmup: int, miles
     assert imagenet.schedule == RECIPES["cub-resnet50-cgnl"].make().schedule
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("cub-1000-way-")])
+def test_the_papers_own_protocol_differs_in_classifier_and_crop_alone(name: str) -> None:
+    recipe, other = RECIPES[name].make(), RECIPES[name.replace("1000-way-", "")].make()
+    assert (recipe.data.num_outputs, recipe.data.crop_area) == (1000, (0.08, 1.0))
+    assert override(recipe, {"data": {"num_outputs": None, "crop_area": [0.08, 1.25]}}, "test") == other
+    # any recipe on CUB can be changed so
+    changed = override(other, {"data": {"num_outputs": 1000, "crop_area": [0.08, 1.0]}}, "test")
+    assert changed == recipe
+
+
+def test_the_warm_up_is_a_tenth_an_epoch_and_with_nine_epochs_the_released_one() -> None:
+    """The released code takes numpy.linspace(1e-5, 0.01, 10) for the epochs 0 to 9."""
+    schedule = RECIPES["cub-resnet50-cgnl"].make().schedule
+
+    def rates(warmup: float) -> list[float]:
+        config = dataclasses.replace(schedule, warmup=warmup)
+        # three steps an epoch, looked at in the last of them
+        steps = [3 * epoch + 2 for epoch in range(92)]
+        return [
+            0.01 * learning_rate_factor(step, steps_per_epoch=3, max_epochs=110, lr=0.01, config=config)
+            for step in steps
+        ]
+
+    after = [0.01] * 30 + [0.001] * 30 + [1e-4] * 20 + [1e-5]
+    assert rates(9) == pytest.approx([*np.linspace(1e-5, 0.01, 10), 0.01, *after])
+    ours = rates(schedule.warmup)
+    assert ours[:10] == pytest.approx([1e-5 + 0.00999 * epoch / 10 for epoch in range(10)])
+    assert ours[10:] == pytest.approx([0.01, *after])
+
+
 def test_videos_are_trained_and_tested_as_in_the_non_local_paper() -> None:
     names = [name for name in NAMES if name.startswith(("ucf101", "mini-kinetics"))]
-    assert len(names) == 17
+    assert len(names) == 19
     for name in names:
         recipe = RECIPES[name].make()
         assert isinstance(recipe, VideoRecipe)

@@ -22,9 +22,10 @@ ONE_OF_EACH_TABLE = {
     "cub-resnet50-residual",  # 3
     "cub-resnet50-nl",  # 4b
     "imagenet-resnet50-cgnl",  # 5
-    "cub-resnet50-cgnl-g1-quarter",  # text beside 2d
+    "cub-1000-way-resnet50-cgnl",  # 4b by the paper's protocol
+    "cub-resnet50-cgnl-g1-quarter",  # text beside 2d, on images
     "ucf101-resnet50-cgnl",  # 2b
-    "mini-kinetics-resnet50-cgnl-g4",  # 2d
+    "mini-kinetics-resnet50-cgnl-g1",  # 2d and the text beside it
     "mini-kinetics-resnet50-nl",  # 4a
     "coco-maskrcnn-resnet50-cgnl",  # 4c
     "birds-resnet18-cgnl",

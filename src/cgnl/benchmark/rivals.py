@@ -95,7 +95,7 @@ class NonLocal(nn.Module):
         num_axes: number of axes in S.
         form: how y is computed. ``"attention"``: softmax(theta_n · phi_m / sqrt(C')) over m, through PyTorch's fused
             attention on contiguous [B, 1, N, C'], which never stores the N x N map. ``"map"``: the same with the
-            map, as Eq. 2 is printed and Table 1 of the CGNL paper counts it. ``"dot_product"``: theta_n · phi_m / N
+            map, as Eq. 2 of Wang et al. is printed. ``"dot_product"``: theta_n · phi_m / N
             as theta (phi^T g), the order that is cheaper where N is larger than C'.
 
     Source: Wang et al., "Non-local Neural Networks", CVPR 2018.

@@ -1,9 +1,13 @@
-"""Table 1 of the paper, measured: time and memory of NL, GNL and CGNL blocks against N and C, with fitted exponents.
+"""Table 1 of the paper, measured: time and memory of the operations against N, C and P, and of blocks against N.
 
-Legend: B batch, C channels, C' = C / 2 inner channels, N positions, G groups, M = (C'/G)·N elements of one group.
+Table 1 has two columns, both of operations over the NC elements of theta, phi and g: the general non-local method
+f(Theta Phi^T) g, which is GNL by explicit pairs, with O(2(NC)^2) in time and in space, and CGNL, Theta Phi^T g, with
+O(NC(P+1)) in both. There is no non-local block over N positions in it; those that are measured here are for comparison.
 
-Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Table 1: O(N^2) for NL, O((NC)^2) for GNL,
-O(NC(P+1)) for CGNL.
+Legend: B batch, C channels, C' = C / 2 inner channels, N positions, G groups, M = (C'/G)·N elements of one group,
+P order of the series. Operations have one group, as in Table 1, so that M = N C with C the channels of theta.
+
+Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Table 1.
 """
 
 import math
@@ -22,6 +26,7 @@ from cgnl.benchmark.rivals import NonLocal
 from cgnl.benchmark.rooflines import Rooflines, block_work, measure_rooflines
 from cgnl.benchmark.timing import reason_of_failure, rounded, side_by_side, spread, training_step
 from cgnl.blocks import SingleSampleWarning
+from cgnl.ops import PairsBackend
 
 BATCH = 1
 # Channels of all samples together that a compact form is timed with: alone, a sample of few channels takes less time
@@ -60,8 +65,43 @@ METHODS: dict[str, Callable[[int], nn.Module]] = {
     "cgnl_dot_features": partial(_ThroughFeatures, groups=GROUPS, backend="eager"),
     "cgnl_rbf": partial(cgnl.CGNL2d, groups=GROUPS, kernel=cgnl.GaussianRBF(order=3)),
 }
-EXPECTED = {"nl_attention": 2, "nl_map": 2, "gnl": 2, "cgnl_dot": 1, "cgnl_dot_features": 1, "cgnl_rbf": 1}
-"""Table 1's exponents of N, for time; a form that does not store its pairs needs memory with exponent 1."""
+_GAMMA = 0.5
+"""At the paper's 1e-4 the high powers of a series vanish in float32."""
+_ORDER = 3
+
+
+def _by_stacked_powers(theta: Tensor, phi: Tensor, g: Tensor, *, order: int) -> Tensor:
+    """Eq. 11 and 12 as they are printed, with the powers of theta and phi stored: [B, P + 1, M] each."""
+    alphas = [math.sqrt(a2) for a2 in cgnl.GaussianRBF(gamma=_GAMMA, order=order).coefficients]
+    features = [torch.stack([alpha * t.flatten(1) ** p for p, alpha in enumerate(alphas)], dim=1) for t in (theta, phi)]
+    sums = features[1] @ g.flatten(1)[..., None]
+    return (features[0] * sums).sum(1).view_as(theta)
+
+
+def _compact(theta: Tensor, phi: Tensor, g: Tensor, *, order: int) -> Tensor:
+    kernel = cgnl.GaussianRBF(gamma=_GAMMA, order=order)
+    return cgnl.ops.compact_generalized_non_local(theta, phi, g, groups=1, kernel=kernel)
+
+
+def _exact(theta: Tensor, phi: Tensor, g: Tensor, *, order: int, backend: PairsBackend) -> Tensor:
+    """The exact RBF; it has no order."""
+    kernel = cgnl.GaussianRBF(gamma=_GAMMA)
+    return cgnl.ops.generalized_non_local(theta, phi, g, groups=1, kernel=kernel, backend=backend)
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "gnl_pairs": partial(_exact, backend="naive"),
+    "gnl_chunks": partial(_exact, backend="eager"),
+    "cgnl_stacked": _by_stacked_powers,
+    "cgnl": _compact,
+}
+EXPECTED = {
+    "gnl_pairs": {"time": {"N": 2, "C": 2}, "memory": {"N": 2, "C": 2}},
+    "gnl_chunks": {"time": {"N": 2, "C": 2}, "memory": {"N": 1, "C": 1}},
+    "cgnl_stacked": {"time": {"N": 1, "C": 1, "P + 1": 1}, "memory": {"N": 1, "C": 1, "P + 1": 1}},
+    "cgnl": {"time": {"N": 1, "C": 1, "P + 1": 1}, "memory": {"N": 1, "C": 1, "P + 1": 0}},
+}
+"""Exponents of the operations: "gnl_pairs" and "cgnl_stacked" are the two columns of Table 1, the others our forms."""
 
 
 def work_of_forward(method: str, channels: int, positions: int, element_size: int) -> dict[str, float]:
@@ -112,8 +152,8 @@ def fit_exponent(positions: Sequence[float], values: Sequence[float]) -> float |
 
 def measure(
     device: str, *, repeats: int | None, seed: int, smallest: bool
-) -> tuple[dict[str, Any], Rooflines, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measures a training step of every method at every N and C that the limits allow.
+) -> tuple[dict[str, Any], Rooflines, list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Measures the operations against N, C and P, and a training step of every block at every N and C in the limits.
 
     Args:
         device: "cpu" or "cuda".
@@ -122,7 +162,7 @@ def measure(
         smallest: few and small N and C, to see that all parts work.
 
     Returns:
-        Settings, rooflines, rows and exponents.
+        Settings, rooflines, rows and exponents of the blocks, and rows and exponents of the operations.
     """
     sides, all_channels = ((3, 6, 12), (16, 32)) if smallest else (SIDES, CHANNELS)
     least_positions = 9 if smallest else LEAST_POSITIONS
@@ -137,6 +177,7 @@ def measure(
         for side in sides:
             print(f"C = {channels}, N = {side * side}", flush=True)
             rows += _rows(channels, side, dtype, device, repeats, seed, limits, few, rooflines)
+    operations = measure_operations(device, repeats=repeats, seed=seed, smallest=smallest)
     settings = {
         "batch": BATCH,
         "groups": GROUPS,
@@ -145,7 +186,7 @@ def measure(
         "measured": "forward and backward of the block in training mode, every gradient made anew",
         "methods": {
             "nl_attention": "softmax over positions by PyTorch's fused attention, without the N x N map",
-            "nl_map": "softmax over positions with the N x N map, what Table 1 of the paper means",
+            "nl_map": "softmax over positions with the N x N map",
             "gnl": "the exact dot product over all pairs of elements, rows of the M x M map in chunks",
             "cgnl_dot": "the compact form, dot product",
             "cgnl_dot_features": "the compact form, dot product, always through phi and g (eager)",
@@ -157,8 +198,97 @@ def measure(
         "bytes": "what PyTorch's allocator holds at the highest in the step, above what it held before, less the same "
         f"at N = {_FEW_POSITIONS_SIDE**2}: the bytes that grow with N",
         "exponents": f"least squares of logarithms over N of at least {least_positions}",
+        "operations": {
+            "measured": "forward and backward of the operation on [1, C, N], gradients of theta, phi and g; one group",
+            "gnl_pairs": "f(Theta Phi^T) g by the matrix of all pairs of elements: the first column of Table 1",
+            "gnl_chunks": "the same in chunks of rows",
+            "cgnl_stacked": "Theta Phi^T g with the powers stored, as Eq. 11 is printed: the second column of Table 1",
+            "cgnl": "the same by sums and a polynomial, no powers stored",
+            "kernel": f"Gaussian RBF, gamma {_GAMMA}, order {_ORDER} but where P changes",
+            "bytes": "what PyTorch's allocator holds at the highest in the step, above what it held before",
+        },
     }
-    return settings, rooflines, rows, exponents(rows, least_positions)
+    return settings, rooflines, rows, exponents(rows, least_positions), operations
+
+
+def sweeps(operation: str, device: str, *, smallest: bool) -> dict[str, list[tuple[int, int, int]]]:
+    """The points (C, N, P) at which an operation is measured, by what changes: N, C or P + 1.
+
+    The smallest is large enough that more than the calls is seen; the explicit matrix sets the largest of GNL.
+
+    >>> sweeps("gnl_pairs", "cpu", smallest=True)
+    {'N': [(4, 32, 3), (4, 64, 3), (4, 128, 3)], 'C': [(4, 32, 3), (8, 32, 3), (16, 32, 3)]}
+    """
+    if operation.startswith("gnl"):
+        channels, positions, steps = (4, 32, 3) if smallest else (8, 128, 4) if device == "cpu" else (16, 256, 4)
+    else:
+        channels, positions, steps = (
+            (16, 1024, 3) if smallest else (256, 4096, 4) if device == "cpu" else (1024, 16384, 4)
+        )
+    factors = [2**step for step in range(steps)]
+    points = {
+        "N": [(channels, positions * factor, _ORDER) for factor in factors],
+        "C": [(channels * factor, positions, _ORDER) for factor in factors],
+    }
+    if not operation.startswith("gnl"):
+        points["P + 1"] = [(channels, positions, 2 * factor - 1) for factor in factors]
+    return points
+
+
+def measure_operations(device: str, *, repeats: int, seed: int, smallest: bool) -> dict[str, Any]:
+    """Measures forward and backward of every operation at its `sweeps`, and fits exponents of N, C and P + 1."""
+    rows: list[dict[str, Any]] = []
+    for operation in OPERATIONS:
+        print(f"operation {operation}", flush=True)
+        points = dict.fromkeys(
+            point for line in sweeps(operation, device, smallest=smallest).values() for point in line
+        )
+        rows += [_row_of_operation(operation, point, device, repeats, seed, smallest) for point in points]
+    measured = {(row["operation"], row["channels"], row["positions"], row["order"]): row for row in rows}
+    fitted = []
+    for operation in OPERATIONS:
+        for variable, line in sweeps(operation, device, smallest=smallest).items():
+            some = [row for point in line if "seconds" in (row := measured[operation, *point])]
+            values = [
+                {"N": row["positions"], "C": row["channels"], "P + 1": row["order"] + 1}[variable] for row in some
+            ]
+            fitted.append(
+                {
+                    "operation": operation,
+                    "of": variable,
+                    "values": values,
+                    "time": fit_exponent(values, [row["seconds"]["median"] for row in some]),
+                    "memory": fit_exponent(values, [row["bytes"] for row in some]),
+                }
+            )
+    return {"rows": rows, "exponents": fitted}
+
+
+def _row_of_operation(
+    operation: str, point: tuple[int, int, int], device: str, repeats: int, seed: int, smallest: bool
+) -> dict[str, Any]:
+    channels, positions, order = point
+    row: dict[str, Any] = {"operation": operation, "channels": channels, "positions": positions, "order": order}
+    torch.manual_seed(seed)
+    dtype = getattr(torch, DTYPES[device])
+    inputs = [
+        (0.1 * torch.randn(1, channels, positions, device=device)).to(dtype).requires_grad_()
+        for _ in ("theta", "phi", "g")
+    ]
+    d_y = torch.randn(1, channels, positions, device=device).to(dtype)
+
+    def step() -> None:
+        torch.autograd.grad(OPERATIONS[operation](*inputs, order=order), inputs, d_y)
+
+    def count() -> None:
+        row["bytes"] = _peak(step, device)
+
+    if failed := reason_of_failure(count):
+        row["failed"] = failed
+        return row
+    least_seconds = 0.0 if smallest else 0.05
+    row["seconds"] = spread(side_by_side({"": step}, repeats=repeats, warmup=1, least_seconds=least_seconds)[""])
+    return row
 
 
 def exponents(rows: Sequence[Mapping[str, Any]], least_positions: int = LEAST_POSITIONS) -> list[dict[str, Any]]:

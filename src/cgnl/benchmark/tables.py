@@ -72,7 +72,18 @@ def _table1(record: Record) -> list[Table]:
     for row in record["exponents"]:
         exponents = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("time", "memory"))
         fitted.add_row(row["method"], str(row["channels"]), *exponents, ", ".join(map(str, row["positions"])))
-    return [measured, fitted]
+    return [measured, fitted, *_operations(record)]
+
+
+def _operations(record: Record) -> list[Table]:
+    """The exponents of the operations; an earlier record has none."""
+    if "operations" not in record:
+        return []
+    table = _table("Exponents of the operations", ("operation",), ("of", "time", "memory", "over"))
+    for row in record["operations"]["exponents"]:
+        exponents = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("time", "memory"))
+        table.add_row(row["operation"], row["of"], *exponents, ", ".join(map(str, row["values"])))
+    return [table]
 
 
 def _block(record: Record) -> list[Table]:

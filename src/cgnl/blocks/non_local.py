@@ -86,8 +86,8 @@ class NonLocal2d(_NonLocalBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` or
-            ``"concatenation"``.
+        pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` (over N_phi),
+            ``"dot_product_sum"`` (not divided, as Eq. 4 is printed) or ``"concatenation"``.
         scale: whether softmax forms divide their logits by the square root of theta's channels.
         subsample: whether phi and g are max-pooled by 2 along the spatial axes, and never along time.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a

@@ -33,7 +33,7 @@ def table1(
     seed: int = 0,
     smallest: bool = False,
 ) -> _Request:
-    """Table 1 measured: time and memory of NL, GNL and CGNL against N and C, with fitted exponents.
+    """Table 1 measured: time and memory of GNL and CGNL against N, C and P, and of blocks against N, with exponents.
 
     Args:
         device: Where it runs; on CUDA in bfloat16.
@@ -198,8 +198,9 @@ def _measured(request: _Request) -> dict[str, Any]:
     if request.kind == "table1":
         from cgnl.benchmark import table1
 
-        settings, rooflines, rows, exponents = table1.measure(**common)
-        return {"settings": settings, "rooflines": rooflines.as_json(), "exponents": exponents, "rows": rows}
+        settings, rooflines, rows, exponents, operations = table1.measure(**common)
+        of_blocks = {"settings": settings, "rooflines": rooflines.as_json(), "exponents": exponents, "rows": rows}
+        return {**of_blocks, "operations": operations}
     if request.kind == "block":
         from cgnl.benchmark import block
 

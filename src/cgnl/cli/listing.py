@@ -51,7 +51,7 @@ def list_recipes(*, smoke: bool) -> None:
 
 def _numbers(row: PaperRow) -> tuple[str, str]:
     """What the paper and the released code report."""
-    if row.top1 is None:
+    if row.box_ap is not None or row.released_box_ap is not None:
         return _pair(row.box_ap, row.mask_ap), _pair(row.released_box_ap, row.released_mask_ap, digits=1)
     return _pair(row.top1, row.top5), _pair(row.released_top1, row.released_top5)
 

@@ -19,6 +19,8 @@ from cgnl.explain.trace import BlockTrace
 from cgnl.kernel_functions import KernelFunction
 
 View = Literal["row", "column"]
+DOT_PRODUCTS = ("dot_product", "dot_product_sum")
+"""Pairwise functions of a non-local block whose logits are its weights."""
 
 # Entries of the pairwise matrix that are worked on together where a softmax's denominators are needed.
 _ENTRIES_AT_ONCE = 2**20
@@ -267,7 +269,9 @@ def _non_local_row(block: BlockTrace, phi: Tensor, position: tuple[int, ...]) ->
         ours, theirs = block.concat.chunk(2)
         return F.relu(ours @ reference + _weighted(theirs, phi)) * block.factor
     logits = _weighted(reference, phi) * block.factor
-    return logits if block.pairwise == "dot_product" else logits.flatten().softmax(0).view_as(logits)
+    if block.pairwise in DOT_PRODUCTS:
+        return logits
+    return logits.flatten().softmax(0).view_as(logits)
 
 
 def _non_local_column(block: BlockTrace, phi: Tensor, position: tuple[int, ...]) -> Tensor:
@@ -277,7 +281,7 @@ def _non_local_column(block: BlockTrace, phi: Tensor, position: tuple[int, ...])
         theirs, ours = block.concat.chunk(2)
         return F.relu(_weighted(theirs, theta) + ours @ reference) * block.factor
     logits = _weighted(reference, theta) * block.factor
-    if block.pairwise == "dot_product":
+    if block.pairwise in DOT_PRODUCTS:
         return logits
     return (logits.flatten() - log_denominators(block, phi)).exp().view_as(logits)
 

@@ -55,7 +55,8 @@ class BlockTrace:
         kernel: Kernel function of a (compact) generalized non-local block, None for others.
         groups: G; 1 for a non-local block.
         factor: Scale of the sums. For a non-local block what theta_n · phi_m (or the concatenation's ReLU) is
-            multiplied by: 1 / sqrt(C') or 1 for the softmax forms, 1 / N_phi for the others.
+            multiplied by: 1 / sqrt(C') or 1 for the softmax forms, 1 for the sum of dot products, 1 / N_phi for the
+            others.
         theta: [C', *S], as the kernel function sees it: l2-normalised in each group where the kernel function asks
             for that, without an envelope. The input itself for a Gaussian non-local block, where C' = C.
         phi: [C', *S'], likewise; None for a residual block.
@@ -209,7 +210,7 @@ def _trace_block(path: str, block: Any, x: Tensor, samples: int) -> BlockTrace:
             phi, g = (_pooled(tensor) for tensor in (phi, g))
         if pairwise in ("dot_product", "concatenation"):
             factor = 1 / g[0, 0].numel()
-        elif block.scale:
+        elif block.scale and pairwise != "dot_product_sum":
             factor = theta.shape[1] ** -0.5
         if pairwise == "concatenation":
             concat = block.concat.weight.detach().to("cpu", x.dtype, copy=True).flatten()

@@ -2,7 +2,7 @@
 
 import torch
 
-from cgnl.explain.maps import View
+from cgnl.explain.maps import DOT_PRODUCTS, View
 from cgnl.explain.trace import BlockTrace
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 
@@ -10,6 +10,7 @@ _NON_LOCAL = {
     "embedded_gaussian": "embedded Gaussian",
     "gaussian": "Gaussian",
     "dot_product": "dot product",
+    "dot_product_sum": "dot product, not divided by the positions",
     "concatenation": "concatenation",
 }
 
@@ -143,10 +144,11 @@ def _non_local_statement(block: BlockTrace, view: View) -> str:
             "A row is a softmax over all positions: it adds up to 1 and is the same for every channel. It says how "
             "much of g each position lends to the reference, not what that did to the prediction, which is the effect."
         )
-    if block.pairwise == "dot_product":
+    if block.pairwise in DOT_PRODUCTS:
+        divided = ", over the number of positions" if block.pairwise == "dot_product" else ""
         return (
-            "The dot product of the channel vectors of two positions, over the number of positions; it may be "
-            "negative, and is the same for every channel. What it did to the prediction is the effect."
+            f"The dot product of the channel vectors of two positions{divided}; it may be negative, and is the same "
+            "for every channel. What it did to the prediction is the effect."
         )
     return (
         "ReLU of one number of the reference plus one of the other position: where the sum is positive, all references "

@@ -40,8 +40,10 @@ _logger = logging.getLogger(__name__)
 MakeBlock = Callable[[int], nn.Module]
 Weights: TypeAlias = str | os.PathLike[str] | models.WeightsEnum | None
 
-# Residual blocks (from 0) that the blocks follow, by number of blocks. The paper fixes res4 for one block and
-# "every other" residual block of res3 and res4 for five; ResNet-18 has only two residual blocks a stage.
+# Residual blocks (from 0) that the blocks follow, by number of blocks. The paper says res4 for one block, and the
+# released code that it stands right before the last residual block there. For five the paper says "every other"
+# residual block of res3 and res4; those of ResNet-50 and of ResNet-101, where it is every seventh of res4, are in the
+# code of Wang et al. ResNet-18 has only two residual blocks a stage.
 _PLACES = {
     "resnet18": {1: ["layer3.0"], 2: ["layer2.0", "layer3.0"]},
     "resnet34": {1: ["layer3.4"], 5: ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]},
@@ -99,7 +101,9 @@ def block_places(arch: str, num_blocks: int) -> list[str]:
     Raises:
         ValueError: The architecture is unknown, or it has no places for this number of blocks.
 
-    Source: section 4.2 of the paper (ResNet-50 and ResNet-101); the other networks follow the same rule.
+    Source: section 4.2 of the paper for the stages; the authors' released code for one block (right before the last
+    residual block of res4); the code of Wang et al. for five in ResNet-50 and ResNet-101, where those in res4 follow
+    every seventh residual block. The other networks follow the same rules.
 
     >>> block_places("resnet50", 1)
     ['layer3.4']

@@ -25,7 +25,7 @@ from cgnl.ops.parallel import ProcessGroup, count_over_processes
 Backend = Literal["auto", "eager", "fused", "naive"]
 PairsBackend = Literal["auto", "eager", "naive"]
 Scale = Literal["sqrt", "mean"]
-Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
+Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
 
 __all__ = ["cgnl_block", "compact_generalized_non_local", "generalized_non_local", "non_local"]
 
@@ -154,14 +154,15 @@ def non_local(
     """Relates all positions with each other (Eq. 1-4).
 
     ``"embedded_gaussian"`` and ``"gaussian"`` are the softmax of theta_n · phi_m over m; ``"dot_product"`` is
-    theta_n · phi_m / N_phi; ``"concatenation"`` is ReLU(w · [theta_n, phi_m]) / N_phi. The last two never
-    make the map of all pairs of positions unless it is the cheaper way.
+    theta_n · phi_m / N_phi, as Wang et al. have it, and ``"dot_product_sum"`` is theta_n · phi_m, as Eq. 4 is
+    printed; ``"concatenation"`` is ReLU(w · [theta_n, phi_m]) / N_phi. The last three never make the map of all
+    pairs of positions unless it is the cheaper way.
 
     Args:
         theta: [B, C', *S].
         phi: [B, C', *S_phi]; S_phi is smaller than S where phi and g were sub-sampled.
         g: [B, C_g, *S_phi].
-        pairwise: which of the four functions.
+        pairwise: which of the five functions.
         scale: whether softmax forms divide theta_n · phi_m by sqrt(C').
         concat_weight: w of ``"concatenation"``, 2·C' numbers in any shape; theta's come first.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.

@@ -55,7 +55,7 @@ def non_local(
         affinity = rows @ columns.transpose(1, 2)
         if pairwise == "dot_product":
             affinity = affinity / columns.shape[1]
-        else:
+        elif pairwise != "dot_product_sum":
             affinity = torch.softmax(affinity / rows.shape[2] ** 0.5 if scale else affinity, dim=-1)
     return (affinity @ values).transpose(1, 2).unflatten(2, theta.shape[2:])
 

@@ -9,6 +9,7 @@ from cgnl.recipes import (  # noqa: F401 (they register)
     table3,
     table4a,
     table4b,
+    table4b_1000_way,
     table4c,
     table5,
     toy,

@@ -15,7 +15,8 @@ _COCO_CATEGORIES = 80
 def recipe_cost(recipe: Recipe) -> "NetworkCost":
     """Count the parameters of a recipe's network and its multiplications for one image or clip as in training.
 
-    Without ``data.num_classes`` the classes are those of the data set that the recipe names, else ImageNet's 1000.
+    Without ``data.num_outputs`` and ``data.num_classes`` the classes are those of the data set that the recipe names,
+    else ImageNet's 1000.
     The parameters of a detector are all of them, for COCO's 80 classes and the background; its multiplications are
     those of the backbone with its blocks and neck for an image of 4 : 3, since those of the heads depend on the
     regions that it proposes.
@@ -32,7 +33,7 @@ def recipe_cost(recipe: Recipe) -> "NetworkCost":
     from cgnl.networks.video import c2d_resnet
 
     settings = dataclasses.asdict(dataclasses.replace(recipe.network, weights=None))
-    num_classes = recipe.data.num_classes or _NUM_CLASSES.get(recipe.data.format, 1000)
+    num_classes = recipe.data.num_outputs or recipe.data.num_classes or _NUM_CLASSES.get(recipe.data.format, 1000)
     shape: tuple[int, ...] = (1, 3, recipe.data.size, recipe.data.size)
     if isinstance(recipe, VideoRecipe):
         shape = (1, 3, recipe.data.num_frames, *shape[2:])

@@ -1,9 +1,10 @@
 """What the detection rows share: data, optimizer, schedule and start weights of Mask R-CNN on COCO 2017.
 
-Sources: the authors' released code. The paper prints the numbers and says that the blocks go into the ResNet-50
-backbone; it states no optimizer, schedule, image size or start weights, and none that differ from the released ones,
-so one recipe serves a row of both. Neither states the groups of the CGNL block (8, as in the main rows of the other
-tables) nor a schedule for the NL block (that of the other rows). The start weights of the backbone are torchvision's.
+Sources: the authors' released code, the C4 neck, the block's place in it and its 8 groups among the rest. The paper
+prints the numbers and says that the blocks go into the ResNet-50 backbone; it states no optimizer, schedule, image size
+or start weights, and none that differ from the released ones, so one recipe serves a row of both. Neither states a
+schedule for the NL block (that of the other rows). The start weights of the backbone are torchvision's.
+docs/paper-tables.md has the source of every field.
 """
 
 import dataclasses

@@ -25,10 +25,10 @@ def cub_resnet50() -> Recipe:
     PaperRow("2a", "Dot Production", top1=85.14, top5=96.88, released_top1=87.06, released_top5=96.91),
     PaperRow("3", "R-50 + 1 CGNL block", top1=85.14, top5=96.88, released_top1=87.06, released_top5=96.91),
     PaperRow("4b", "R-50 + 1 CGNL block", top1=85.14, top5=96.88, released_top1=87.06, released_top5=96.91),
-    PaperRow("2d (text)", "inner channels C/2, 8 groups"),
+    PaperRow("2d (text, on images)", "inner channels C/2, 8 groups"),
 )
 def cub_resnet50_cgnl() -> Recipe:
-    """Table 2a, "Dot Production"; Tables 3 and 4b, "R-50 + 1 CGNL block"; text of 2d, C/2 and 8 groups.
+    """Table 2a, "Dot Production"; Tables 3 and 4b, "R-50 + 1 CGNL block"; text of 2d, on images.
 
     Paper: 85.14 / 96.88 (top-1 / top-5), released code 87.06 / 96.91.
     Ours: not run (needs 8 GPUs and CUB-200-2011).

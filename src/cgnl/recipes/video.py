@@ -1,8 +1,9 @@
 """What the video rows of the paper's tables share: data, optimizer, schedule and start weights.
 
-Sources: sections 4.1 and 4.2 of the paper; batch, learning rate, flip and the decay of the norms are those of Wang
-et al., "Non-local Neural Networks", CVPR 2018, whose training the paper follows. Neither states the epochs at which
-the learning rate drops for these data sets; here it drops after 40 % and 80 % of 110 epochs.
+Sources: sections 4.1 and 4.2 of the paper; batch, learning rate, flip and the decay of the norms (0) are those of Wang
+et al., "Non-local Neural Networks", CVPR 2018, whose training the paper follows. The authors' released code has no
+video. Nobody states the number of epochs, or those at which the learning rate drops, for these data sets; here it drops
+after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every field.
 """
 
 import dataclasses

@@ -62,8 +62,10 @@ class VideoNetworkConfig(NetworkConfig):
 
     arch: Architecture = "resnet50"
     """Residual network of torchvision that each frame goes through."""
-    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"] = "embedded_gaussian"
-    """Pairwise function of an NL block."""
+    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"] = (
+        "embedded_gaussian"
+    )
+    """Pairwise function of an NL block. dot_product divides by the number of positions, dot_product_sum does not."""
     subsample: bool = True
     """Whether an NL block max-pools phi and g over space."""
     bias: bool = True
@@ -93,6 +95,9 @@ class DataConfig:
     """List file with lines `path label` for testing (labels from 0)."""
     num_classes: int | None = None
     """Number of classes; found from the data where not given."""
+    num_outputs: int | None = None
+    """Outputs of the classifier where it has more than there are classes, whose labels are then the first of them:
+    1000 keeps the classifier of ImageNet weights. By default one for each class."""
     size: int = 448
     """Input height and width of the network (pixels)."""
     resize: int = 512
@@ -119,7 +124,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("size", "resize", "batch_size", "timeout"):
             _within(f"data.{name}", getattr(self, name), 1)
-        _within("data.num_classes", self.num_classes, 1)
+        for name in ("num_classes", "num_outputs"):
+            _within(f"data.{name}", getattr(self, name), 1)
         _within("data.workers", self.workers, 0)
         for name in ("flip", "bad_limit"):
             _within(f"data.{name}", getattr(self, name), 0, 1)
@@ -192,7 +198,7 @@ class DetectionNetworkConfig:
     block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
     """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
     num_blocks: int = 1
-    """Blocks to insert, at the paper's places: 1 (right before the last residual block of res4) or 5."""
+    """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     groups: int = 8
     """Channel groups of a CGNL or residual block."""
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"

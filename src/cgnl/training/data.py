@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 # kinds of data sets whose classes have no names of their own
 _LIST_KINDS = ("list", "frame_list")
+# what the names of outputs that are no class begin with
+_NO_CLASS = "(no class: output "
 ConfigT = TypeVar("ConfigT", bound=DataConfig | DetectionDataConfig)
 
 
@@ -94,9 +96,10 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def test_samples(self) -> SampleList:
         """The test samples, read on first use; their classes must be those of the training samples."""
         samples = self._read("test")
-        if samples.kind not in _LIST_KINDS and samples.classes != self.classes:
-            new = [name for name in samples.classes if name not in self.classes]
-            gone = [name for name in self.classes if name not in samples.classes]
+        expected = self.named_classes
+        if samples.kind not in _LIST_KINDS and samples.classes != expected:
+            new = [name for name in samples.classes if name not in expected]
+            gone = [name for name in expected if name not in samples.classes]
             lists = [
                 f"{what}: {', '.join(names[:5])}" for what, names in (("not expected", new), ("lacking", gone)) if names
             ]
@@ -117,8 +120,23 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
-        return self._classes or self.train_samples.classes
+        """Names of the classifier's outputs: the classes in the order of the labels, then outputs that are no class.
+
+        Raises:
+            ValueError: ``data.num_outputs`` is less than the number of classes.
+        """
+        if self._classes:
+            return self._classes
+        names = self.train_samples.classes
+        outputs = getattr(self.config, "num_outputs", None) or len(names)
+        if outputs < len(names):
+            raise ValueError(f"data.num_outputs ({outputs}) must be at least the number of classes ({len(names)})")
+        return (*names, *(f"{_NO_CLASS}{number})" for number in range(len(names), outputs)))
+
+    @property
+    def named_classes(self) -> tuple[str, ...]:
+        """Names of the classes alone, in the order of the labels."""
+        return tuple(name for name in self.classes if not name.startswith(_NO_CLASS))
 
     @property
     def normalisation(self) -> dict[str, tuple[float, float, float]]:
@@ -175,7 +193,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         missing = len(self.train_samples.missing) + len(self.test_samples.missing)
         return (
             f"{len(self.train_samples)} training and {len(self.test_samples)} test {self.noun}s "
-            f"of {len(self.classes)} classes"
+            f"of {len(self.named_classes)} classes"
             + (f"; missing files: {missing}" + (f" (missing_files.csv in {self.run})" if self.run else ""))
             * bool(missing)
         )
@@ -269,7 +287,7 @@ def list_options(data: "ImageData | VideoData", split: Split) -> dict[str, Any]:
     list_file = config.train_list if split == "train" else config.test_list
     if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
         raise DataError(f"data.{split}_list is needed: the list file of the {split} {data.noun}s")
-    return {"list_file": list_file, "num_classes": config.num_classes if split == "train" else len(data.classes)}
+    return {"list_file": list_file, "num_classes": config.num_classes if split == "train" else len(data.named_classes)}
 
 
 def make_data(config: DataConfig | DetectionDataConfig, **options: Any) -> SampleData:

@@ -9,7 +9,7 @@ from cgnl import ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 from cgnl.ops.eager import pairs
 
-PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
+PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -82,7 +82,7 @@ def test_non_local_gradcheck_and_gradgradcheck(pairwise):
         assert gradgradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("pairwise", ["dot_product", "concatenation"])
+@pytest.mark.parametrize("pairwise", ["dot_product", "dot_product_sum", "concatenation"])
 def test_the_map_of_all_positions_is_never_made(pairwise):
     (theta, phi, g), weight = non_local_inputs(
         pairwise, (1, 4, 40, 50), (1, 4, 40, 50), requires_grad=True, dtype=torch.float32
@@ -130,11 +130,11 @@ def test_non_local_dot_product_sums_in_float32(dtype):
 
 
 def test_bilinear_pooling_is_a_special_case():
-    """Eq. 5, X^T X, is the second-order term theta phi^T of Eq. 3 with theta = phi = X^T (Eq. 6), up to 1 / N_phi."""
+    """Eq. 5, X^T X, is the second-order term theta phi^T of Eq. 3 with theta = phi = X^T (Eq. 6)."""
     x = random(2, 49, 6, seed=0)  # [B, N, C]: with Eq. 6 the channels take the part of the positions
     bilinear = torch.einsum("bnc,bnd->bcd", x, x)
     identity = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
-    pooled = 6 * ops.non_local(x, x, identity, pairwise="dot_product")
+    pooled = ops.non_local(x, x, identity, pairwise="dot_product_sum")
     assert relative(pooled, bilinear) < tolerances.EAGER_FLOAT64
 
 

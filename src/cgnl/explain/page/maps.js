@@ -137,7 +137,7 @@ function nonLocalMap(block, position, view) {
     return weighted(other, theirs, m).map((value) => Math.max(0, own + value) * block.factor);
   }
   const logits = weighted(reference, theirs, m).map((value) => value * block.factor);
-  if (block.pairwise === "dot_product") return logits;
+  if (block.pairwise.startsWith("dot_product")) return logits;
   if (!row) return logits.map((value, i) => Math.exp(value - block.logDenominators[i]));
   const peak = logits.reduce((a, b) => Math.max(a, b), -Infinity);
   const powers = logits.map((value) => Math.exp(value - peak));

@@ -1,4 +1,4 @@
-"""Operations over pairs: the non-local operation in its four forms, and the exact generalized one.
+"""Operations over pairs: the non-local operation in its forms, and the exact generalized one.
 
 Legend: B batch, C' inner channels, S spatial or space-time axes, N positions (N_phi of phi and g), G groups,
 M = (C'/G)·N elements of one group.
@@ -58,22 +58,22 @@ def non_local(
         dtype = sum_dtype(theta.dtype)
         rows, columns, values = rows.to(dtype), columns.to(dtype), values.to(dtype)
         with without_autocast(theta):
-            if pairwise == "dot_product":
-                y = _dot_product(rows, columns, values)
-            else:
+            if pairwise == "concatenation":
                 assert concat_weight is not None
                 y = _concatenation(rows, columns, values, concat_weight.flatten().to(dtype))
+            else:
+                # before the sums, which are then smaller
+                y = _dot_product(rows, columns / columns.shape[1] if pairwise == "dot_product" else columns, values)
     return y.transpose(1, 2).unflatten(2, theta.shape[2:])
 
 
 def _dot_product(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """theta phi^T g / N_phi in the cheaper order.
+    """theta phi^T g in the cheaper order.
 
     Rows are [B, N, C'], columns [B, N_phi, C'], values [B, N_phi, C_g].
     """
     num_rows, features = rows.shape[1:]
     num_columns, num_values = values.shape[1:]
-    columns = columns / num_columns
     cost_by_features = (num_rows + num_columns) * features * num_values
     if cost_by_features <= num_rows * num_columns * (features + num_values):
         return rows @ (columns.transpose(1, 2) @ values)

@@ -1,0 +1,97 @@
+"""A classifier with more outputs than there are classes: the one of the start weights is kept."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cgnl.data.decoding import DataError
+from cgnl.networks.image import resnet18
+from cgnl.recipes import RECIPES
+from cgnl.training.checkpoint import from_start_weights, load_trained
+from cgnl.training.data import make_data
+from cgnl.training.evaluation import evaluate, predict
+from cgnl.training.run import train
+
+OUTPUTS = 7
+
+
+def recipe_of(folders, weights, **data):
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
+    replace = dataclasses.replace
+    data = {"format": "folders", "size": 32, "resize": 36, "batch_size": 8, "workers": 0, **data}
+    return replace(
+        recipe,
+        network=replace(recipe.network, weights=str(weights)),
+        data=replace(recipe.data, root=folders, **data),
+        # steps so small that the weights stay where they start
+        optimizer=replace(recipe.optimizer, lr=1e-9),
+        schedule=replace(recipe.schedule, kind="constant", warmup=0),
+        trainer=replace(recipe.trainer, max_epochs=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network of seven classes, of which the data has three; its last output is always the largest."""
+    torch.manual_seed(0)
+    network = resnet18(num_classes=OUTPUTS)
+    with torch.no_grad():
+        network.fc.bias[-1] = 100
+    path = tmp_path_factory.mktemp("weights") / "seven.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folders", "list"])
+def test_the_classifier_of_the_start_weights_is_kept(class_folders, weights, kind, tmp_path):
+    options = {}
+    if kind == "list":
+        for split in ("train", "val"):
+            lines = [
+                f"{path.relative_to(class_folders)} {path.parent.name[-1]}"
+                for path in sorted((class_folders / split).glob("*/*.jpg"))
+            ]
+            (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+        options = {"format": "list", "train_list": tmp_path / "train.txt", "test_list": tmp_path / "val.txt"}
+    recipe = recipe_of(class_folders, weights, num_outputs=OUTPUTS, **options)
+    run = tmp_path / "run"
+    train(recipe, run, progress=False)
+    trained, start = load_trained(run / "last.ckpt"), torch.load(weights)
+    torch.testing.assert_close(trained.network.fc.weight.detach(), start["fc.weight"], rtol=0, atol=1e-6)
+    names = ("class_0", "class_1", "class_2")
+    assert trained.classes == (*names, *(f"(no class: output {number})" for number in range(3, OUTPUTS)))
+    # every output is a candidate, as in a network of that many classes
+    result = evaluate(trained, trained.recipe.data, out=tmp_path / "evaluation")
+    assert (result.top1, result.count) == (0, 12)
+    assert {name for name, *_ in result.per_class} == set(names)
+    assert {best for _, best, _ in result.confused} == {"(no class: output 6)"}
+    assert predict(trained, class_folders / "val" / "class_1" / "0.jpg")[0][0] == "(no class: output 6)"
+    # a configuration that does not know of it tests the network all the same
+    assert evaluate(trained, dataclasses.replace(trained.recipe.data, num_outputs=None)).top1 == 0
+    train(dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_epochs=2)), run, resume=True)
+    assert load_trained(run / "last.ckpt").epoch == 2
+
+
+def test_start_weights_of_more_outputs_are_tested_as_they_are(class_folders, weights):
+    recipe = recipe_of(class_folders, weights, num_outputs=OUTPUTS)
+    trained = from_start_weights(recipe, "seven", make_data(recipe.data).classes)
+    assert evaluate(trained, recipe.data).top1 == 0
+
+
+def test_the_summary_counts_classes_and_not_outputs(class_folders, weights):
+    assert "of 3 classes" in make_data(recipe_of(class_folders, weights, num_outputs=OUTPUTS).data).summary()
+
+
+def test_fewer_outputs_than_classes_are_an_error(class_folders, weights):
+    data = make_data(recipe_of(class_folders, weights, num_outputs=2).data)
+    with pytest.raises(ValueError, match=r"data\.num_outputs \(2\) must be at least the number of classes \(3\)"):
+        data.check()
+
+
+def test_test_images_of_other_classes_are_an_error_still(class_folders, weights):
+    data = make_data(
+        recipe_of(class_folders, weights).data, classes=("class_0", "class_1", "zebra", "(no class: output 3)")
+    )
+    with pytest.raises(DataError, match=r"not expected: class_2; lacking: zebra$"):
+        data.check()
