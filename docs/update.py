@@ -344,6 +344,19 @@ def accuracy() -> str:
     return _if_measured("accuracy", "cpu", _accuracies_of_backends)
 
 
+def varying_part() -> str:
+    """The share of a branch that varies over the positions, and its error in float32."""
+    rows = [
+        (
+            f"`{row['kernel']}`, {row['backend']}",
+            *(f"{row[key]:.1e}" for key in ("share", "share_of_result", "error", "rounding")),
+        )
+        for row in result("accuracy_cpu").get("varying_part", [])
+    ]
+    header = ("kernel function, form", "share of the branch", "share after the norm", "error", "of it, rounding")
+    return f"{table(header, rows)}\n\n{source('accuracy_cpu')}"
+
+
 def accuracy_gpu() -> str:
     """The same on a GPU."""
     return _if_measured("accuracy", "cuda", _accuracies_of_backends)
@@ -589,6 +602,7 @@ MADE: dict[str, Callable[[], str]] = {
         networks,
         networks_gpu,
         accuracy,
+        varying_part,
         accuracy_gpu,
         non_local,
         reading,

@@ -546,3 +546,20 @@ def test_convolutions_with_biases_in_their_place_count(name, mode):
     y = ops.compact_generalized_non_local(theta, phi, g, groups=8, kernel="dot", backend="naive")
     expected = x + copy.deepcopy(block.norm)(block.z(y))
     assert relative(block(x), expected) < tolerances.EAGER_FLOAT64_BATCH_NORM
+
+
+def test_a_state_dict_of_normalized_features_from_before_warns_once():
+    block = cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(beta="normalized"))
+    network = nn.Sequential(block, nn.Conv2d(16, 4, 1))
+    state = network.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.load_state_dict(state)
+        cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(beta="exact")).load_state_dict(dict(block.state_dict()))
+    state._metadata["0"]["version"] = 1
+    blocks.compact._warn_of_normalized_features.cache_clear()
+    with pytest.warns(UserWarning, match=r"beta=\"normalized\" loads a state dict that may be of cgnl 0\.1"):
+        network.load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.load_state_dict(dict(state))  # told once

@@ -9,6 +9,7 @@ Legend: B batch, C channels, S spatial axes.
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,19 +18,15 @@ from torch import Tensor, nn
 from cgnl import ops
 from cgnl.benchmark.timing import reason_of_failure, rounded
 from cgnl.blocks import CGNL2d
-from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF, KernelFunction
+from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF, KernelFunction, RBFBeta
 
 SHAPE = (8, 64, 14, 14)
 SMALLEST_SHAPE = (2, 16, 3, 3)
-KERNELS: dict[str, KernelFunction] = {
-    "embedded_gaussian": EmbeddedGaussian(),
-    "rbf": GaussianRBF(),
-    "rbf_normalized": GaussianRBF(beta="normalized"),
-    "rbf_exact": GaussianRBF(beta="exact"),
-    "rbf, gamma 0.1": GaussianRBF(gamma=0.1),
-    "rbf_normalized, gamma 0.1": GaussianRBF(gamma=0.1, beta="normalized"),
-    "rbf_exact, gamma 0.1": GaussianRBF(gamma=0.1, beta="exact"),
-}
+BETAS: tuple[RBFBeta, ...] = ("constant", "normalized", "exact")
+KERNELS: tuple[KernelFunction, ...] = (
+    EmbeddedGaussian(),
+    *(GaussianRBF(gamma=gamma, beta=beta) for gamma in (1e-4, 0.1) for beta in BETAS),
+)
 
 
 def varying(values: Tensor) -> Tensor:
@@ -58,13 +55,14 @@ def measure(device: str, *, seed: int, smallest: bool) -> list[dict[str, Any]]:
         smallest: a tiny input, to see that all parts work.
 
     Returns:
-        For each kernel function and backend: ``share``, the norm of the branch's varying part over that of the branch;
-        ``share_of_result``, the same after the norm; ``error``, of the varying part of the block's result less x,
-        relative to it; ``rounding``, the part of that error which rounding the exact result to float32 costs.
+        A row for each kernel function and each backend that can run: ``share``, the norm of the branch's varying part
+        over that of the branch; ``share_of_result``, the same after the norm; ``error``, of the varying part of the
+        block's result less x, relative to it; ``rounding``, the part of that error which rounding the exact result to
+        float32 costs.
     """
     shape = SMALLEST_SHAPE if smallest else SHAPE
     rows = []
-    for name, kernel in KERNELS.items():
+    for kernel in KERNELS:
         generator = torch.Generator().manual_seed(seed)
         block = block_for(kernel, shape[1], generator).to(device)
         x = torch.randn(shape, generator=generator).to(device)
@@ -73,14 +71,11 @@ def measure(device: str, *, seed: int, smallest: bool) -> list[dict[str, Any]]:
         shares = {"share": _share(branch), "share_of_result": _share(result)}
         for backend in ("eager", "fused"):
             block.backend = backend
-            outputs: list[Tensor] = []
-            failed = reason_of_failure(lambda block=block, outputs=outputs, x=x: outputs.append(block(x).detach()))
-            row: dict[str, Any] = {"kernel": name, "backend": backend}
-            if failed:
-                rows.append(row | {"failed": failed})
+            if reason_of_failure(partial(block, x)):
                 continue
-            errors = {"error": _error(outputs[0], x, result), "rounding": _error(rounding, x, result)}
-            rows.append(row | {key: rounded(value) for key, value in (shares | errors).items()})
+            errors = {"error": _error(block(x).detach(), x, result), "rounding": _error(rounding, x, result)}
+            numbers = {key: rounded(value) for key, value in (shares | errors).items()}
+            rows.append({"kernel": repr(kernel), "backend": backend} | numbers)
     return rows
 
 

@@ -4,6 +4,8 @@ Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N 
 """
 
 import math
+import warnings
+from functools import cache
 from typing import Any, get_args
 
 import torch
@@ -40,6 +42,8 @@ fx.wrap("compact_generalized_non_local")
 
 class _CompactBlock(GroupedBlock):
     backends = get_args(Backend)
+    # since 2, beta="normalized" has its envelope
+    _version = 2
 
     def __init__(
         self,
@@ -73,6 +77,13 @@ class _CompactBlock(GroupedBlock):
         if self.memory_efficient:
             text += ", memory_efficient=True"
         return text if self.process_group is None else text + f", process_group={self.process_group}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if self.kernel.normalizes_features and (local_metadata.get("version") or 1) < 2:
+            _warn_of_normalized_features()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -176,6 +187,16 @@ class _CompactBlock(GroupedBlock):
         with without_autocast(x):
             x, theta, phi, g, z = in_feature_dtype(x, *self._weights())
             return fused.cgnl_block_batch_norm(x, theta, phi, g, z, *of_norm, **options)
+
+
+@cache
+def _warn_of_normalized_features() -> None:
+    warnings.warn(
+        'A block with beta="normalized" loads a state dict that may be of cgnl 0.1, where the constant exp(-2 gamma) '
+        "stood in place of the factors exp(-gamma t^2) exp(-gamma u^2). Its results differ from those that it was "
+        "trained for: train it further, or multiply conv_z's weight by exp(-2 gamma).",
+        stacklevel=2,
+    )
 
 
 def _is_known(norm: nn.Module | None) -> bool:

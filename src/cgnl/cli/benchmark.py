@@ -191,10 +191,10 @@ def _measured(request: _Request) -> dict[str, Any]:
     """Settings, rows and what else the record of this kind holds."""
     common = {"device": request.device, "seed": request.seed, "smallest": request.smallest, **request.options}
     if request.kind == "accuracy":
-        from cgnl.benchmark import accuracy
+        from cgnl.benchmark import accuracy, varying_part
 
         settings, rows = accuracy.measure(**common)
-        return {"settings": settings, "rows": rows}
+        return {"settings": settings, "varying_part": varying_part.measure(**common), "rows": rows}
     if request.kind == "table1":
         from cgnl.benchmark import table1
 
