@@ -267,7 +267,7 @@ class _Block(torch.autograd.Function):
         # read once: non-reentrant checkpointing gives them a single time
         saved = ctx.saved_tensors
         inputs = saved[:7]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not autograd_function_can_run(d_out):
             outputs: Callable[..., tuple[Tensor, ...]] = partial(block_in_plain_operations, settings=settings)
             recorded = differentiable_gradients(lambda *tensors: outputs(*tensors)[0], inputs, d_out)
             return (*recorded, None, None, None)

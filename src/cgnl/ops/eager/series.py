@@ -97,6 +97,8 @@ def autograd_function_can_run(*tensors: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or any(type(t) not in (Tensor, torch.nn.Parameter) or not t.numel() for t in tensors)
+        # batched by `torch.autograd.grad(is_grads_batched=True)`, which is no function transform
+        or any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
     )
 
 
@@ -132,12 +134,19 @@ def series_in_parts(
     if phi_envelope is not None:
         g = g * phi_envelope
     sums = _over_processes(power_sums(phi, g, groups, coefficients), groups, process_group)
+    constant = sums[0]
+    if constant is not None and len(sums) == 1:
+        # phi gets a gradient all the same, zeros, as theta does: data parallelism waits for them
+        sums = [constant + nothing_of(phi)]
     return varying_part(theta, sums, kernel), sums[0]
 
 
 def varying_part(theta: Tensor, sums: PowerSums, kernel: KernelFunction) -> Tensor:
     """y less z_0, which all positions share."""
-    varying = polynomial(theta, without_shared(sums)) if len(sums) > 1 else theta * 0
+    if len(sums) > 1:
+        varying = polynomial(theta, without_shared(sums))
+    else:
+        varying = torch.zeros_like(theta) + nothing_of(theta)
     envelope, less_one = kernel.envelope(theta), kernel.envelope_less_one(theta)
     if envelope is None or less_one is None:
         return varying
@@ -148,6 +157,11 @@ def varying_part(theta: Tensor, sums: PowerSums, kernel: KernelFunction) -> Tens
 def without_shared(sums: PowerSums) -> PowerSums:
     """The coefficients of the polynomial without its constant."""
     return [None, *sums[1:]]
+
+
+def nothing_of(features: Tensor) -> Tensor:
+    """A zero for each row of a map that depends on the map, whatever is in it."""
+    return features[..., :0].sum(-1, keepdim=True)
 
 
 def _normalized(features: Tensor, groups: int, process_group: ProcessGroup | None) -> Tensor:
@@ -166,7 +180,8 @@ def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence
     product = weight
     for p, coefficient in enumerate(coefficients):
         if p:
-            in_place = p > 1 and not torch.is_grad_enabled()
+            # torch.jit checks its trace with gradients off, and wants the same operations
+            in_place = p > 1 and not (torch.is_grad_enabled() or torch.jit.is_tracing())
             product = product.mul_(base) if in_place else product * base
         sums.append(_at_each_channel(group_sums(product, groups), product) * coefficient if coefficient else None)
     return sums
@@ -325,7 +340,7 @@ class _Series(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         theta, phi, g, *kept = ctx.saved_tensors
         groups, _, coefficients, process_group = ctx.settings
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not autograd_function_can_run(dy):
             recorded = differentiable_gradients(lambda *maps: series(*maps, *ctx.settings), (theta, phi, g), dy)
             return (*recorded, None, None, None, None)
         gradients = [torch.empty_like(t, dtype=dy.dtype) for t in (theta, phi, g)]
@@ -337,9 +352,17 @@ class _Series(torch.autograd.Function):
 def differentiable_gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
 ) -> list[Tensor | None]:
-    """Gradients at the inputs that want one, with a graph of their own: for gradients of gradients."""
+    """Gradients at the inputs that want one, through recorded operations.
+
+    They have a graph of their own where gradients of gradients are wanted, and ``dy`` may be of any kind.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # seen as others: one input may depend on another, which is no part of these gradients
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
+        y = function(*inputs)
     wanted = [t for t in inputs if t is not None and t.requires_grad]
-    gradients = iter(torch.autograd.grad(function(*inputs), wanted, dy, create_graph=True, allow_unused=True))
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph, allow_unused=True))
     return [next(gradients) if t is not None and t.requires_grad else None for t in inputs]
 
 
