@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import stateless
 
 from cgnl.ops.eager import sum_dtype, without_autocast
 
@@ -255,7 +256,9 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
     }
     if not converted:
         return norm(branch)
-    out = torch.func.functional_call(norm, converted, (branch,))
+    # what `torch.func.functional_call` does, but for refusing to be traced
+    with stateless._reparametrize_module(norm, converted):
+        out = norm(branch)
     for name, buffer in norm.named_buffers():
         if name in converted:
             buffer.copy_(converted[name])

@@ -389,6 +389,8 @@ def scale_factor(scale: Scale | None, elements: int) -> float:
         return 1.0
     if scale not in get_args(Scale):
         raise ValueError(f"scale ({scale!r}) must be None, {' or '.join(map(repr, get_args(Scale)))}")
+    if isinstance(elements, Tensor):
+        elements = elements.double()  # counts are tensors in a trace, whose powers would be in float32
     return elements**-0.5 if scale == "sqrt" else 1.0 / elements
 
 
