@@ -238,6 +238,10 @@ def _as_in_host(refined: Tensor, output: Tensor) -> Tensor:
         )
     if refined.dtype == output.dtype and refined.stride() == output.stride():
         return refined
+    if torch._C._are_functorch_transforms_active():
+        # the block alone may be mapped over (its parameters are, the host's are not): so is the copy then
+        strides = torch.empty_like(output, device="meta").stride()
+        return refined.new_empty_strided(output.shape, strides, dtype=output.dtype).copy_(refined)
     return torch.empty_like(output).copy_(refined)
 
 

@@ -4,13 +4,16 @@ Legend: B batch, C' inner channels, S spatial or space-time axes, N positions (N
 M = (C'/G)·N elements of one group.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.eager.series import sum_dtype, without_autocast
+from cgnl.ops.eager.series import is_transforming, sum_dtype, without_autocast
 
 # Pairs that a chunk of rows of the exact form may hold: 2^22 float32 numbers are 16 MiB.
 MAX_PAIRS_IN_CHUNK = 2**22
@@ -51,9 +54,11 @@ def non_local(
     """Eq. 1, with the map of all pairs of positions only where it is the cheaper way."""
     rows, columns, values = (t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
     if pairwise in ("embedded_gaussian", "gaussian"):
-        y = F.scaled_dot_product_attention(
-            rows[:, None], columns[:, None], values[:, None], scale=None if scale else 1.0
-        )[:, 0]
+        # PyTorch's fast forms have no second derivatives and no forward mode
+        with sdpa_kernel(SDPBackend.MATH) if is_transforming() else nullcontext():
+            y = F.scaled_dot_product_attention(
+                rows[:, None], columns[:, None], values[:, None], scale=None if scale else 1.0
+            )[:, 0]
     else:
         dtype = sum_dtype(theta.dtype)
         rows, columns, values = rows.to(dtype), columns.to(dtype), values.to(dtype)

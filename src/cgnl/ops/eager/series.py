@@ -89,13 +89,17 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
+def is_transforming() -> bool:
+    """Whether a function transform (vmap, grad, jvp) or forward-mode differentiation is going on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def autograd_function_can_run(*tensors: Tensor) -> bool:
     """Whether these tensors may go through an autograd function: plain ones, outside traces and transforms."""
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or is_transforming()
         or any(type(t) not in (Tensor, torch.nn.Parameter) or not t.numel() for t in tensors)
         # batched by `torch.autograd.grad(is_grads_batched=True)`, which is no function transform
         or any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
