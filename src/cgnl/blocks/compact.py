@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.grouped import GroupedBlock, is_over_this_process
-from cgnl.blocks.shell import BATCH_NORMS, Norm, has_no_hooks, is_plain, norm_as_affine
+from cgnl.blocks.shell import BATCH_NORMS, Norm, has_no_hooks, is_plain, norm_as_affine, of_any_size
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops import (
     Backend,
@@ -31,6 +31,7 @@ from cgnl.ops.eager import (
     autograd_function_can_run,
     feature_dtype,
     in_feature_dtype,
+    is_empty,
     sum_dtype,
     without_autocast,
 )
@@ -97,9 +98,7 @@ class _CompactBlock(GroupedBlock):
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return compact_generalized_non_local(
-            self.theta(x),
-            self.phi(x),
-            self.g(x),
+            *(of_any_size(convolution, x) for convolution in (self.theta, self.phi, self.g)),
             groups=self.groups,
             kernel=self.kernel,
             scale=self.scale,
@@ -134,7 +133,8 @@ class _CompactBlock(GroupedBlock):
     def _through_operations(self, x: Tensor) -> Tensor:
         """Z with the norm and the residual inside the operation, where that knows the norm."""
         norm = self.norm
-        if not _is_known(norm) or (x.dtype != self.theta.weight.dtype and not autocast_is_on(x)):
+        other_type = x.dtype != self.theta.weight.dtype and not autocast_is_on(x)
+        if is_empty(x) or other_type or not _is_known(norm):
             return super()._through_operations(x)
         form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel)
         if form is naive or (form is fused and (x.dtype != feature_dtype(x) or type(norm) is nn.SyncBatchNorm)):

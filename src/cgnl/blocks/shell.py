@@ -5,6 +5,7 @@ Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N 
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import stateless
 
-from cgnl.ops.eager import sum_dtype, without_autocast
+from cgnl.ops.eager import is_empty, sum_dtype, without_autocast
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
@@ -84,7 +85,8 @@ class Block(nn.Module):
         weight = self.z.weight.to(dtype)
         with without_autocast(x):
             bias = None if self.z.bias is None else self.z.bias.to(dtype)
-            return _CONVOLVE[self.num_axes](y.to(dtype), weight, bias, groups=self.z.groups)
+            convolve = partial(_CONVOLVE[self.num_axes], weight=weight, bias=bias, groups=self.z.groups)
+            return of_any_size(convolve, y.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output.
@@ -101,9 +103,9 @@ class Block(nn.Module):
         if isinstance(x, fx.Proxy):
             return self._through_modules(x)
         self._check_input(x)
-        if self._fits_operation():
-            return self._through_operations(x)
-        return self._through_modules(x)
+        run = self._through_operations if self._fits_operation() else self._through_modules
+        # a process that shares its samples with others has to take part in what they exchange
+        return run(x) if getattr(self, "process_group", None) is not None else of_any_size(run, x)
 
     def _fits_operation(self) -> bool:
         """Whether the convolutions are those that the operation does on their weights."""
@@ -120,7 +122,7 @@ class Block(nn.Module):
 
     def _through_modules(self, x: Tensor) -> Tensor:
         """Z by calling every child module: for tracers, hooks, and children that were replaced."""
-        branch = self.z(self._operation(x))
+        branch = of_any_size(self.z, self._operation(x))
         return (x + (branch if self.norm is None else self.norm(branch))).to(x.dtype)
 
     def _through_operations(self, x: Tensor) -> Tensor:
@@ -277,6 +279,15 @@ def _in_plain_strides(branch: Tensor) -> Tensor:
             expected = torch.empty(branch.shape, device="meta", memory_format=memory_format).stride()
             return branch if branch.stride() == expected else branch.clone(memory_format=memory_format)
     return branch
+
+
+def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function's output for a map, also for one without positions, which PyTorch's convolutions refuse."""
+    if isinstance(x, fx.Proxy) or not (is_empty(x) and 0 in x.shape[2:]):
+        return function(x)
+    # an empty batch of maps that are large enough to be pooled
+    out = function(x.reshape(0, x.shape[1], *(2,) * (x.dim() - 2)))
+    return out.reshape(x.shape[0], out.shape[1], *x.shape[2:])
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -8,16 +8,18 @@ All that the positions of Eq. 12 share are the sums over phi and g. Those of pas
 let go; the polynomial in theta needs the frame at hand alone.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.compact import CGNL3d
-from cgnl.blocks.shell import Block, check_positive, is_plain, norm_as_affine
+from cgnl.blocks.shell import Block, check_positive, is_plain, norm_as_affine, of_any_size
 from cgnl.ops.eager import sum_dtype, without_autocast
 from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
-from cgnl.ops.parallel import sum_over_processes
+from cgnl.ops.parallel import count_over_processes, sum_over_processes
 
 
 class CGNLStream3d(Block):
@@ -115,7 +117,10 @@ class CGNLStream3d(Block):
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
-        if not x.numel():
+        if self.process_group is not None:
+            count_over_processes(0, x, self.process_group)
+        # of several processes one may hold no positions
+        if 0 in (x.shape[2:3] if self.process_group is not None else x.shape[2:]):
             raise ValueError(f"x {tuple(x.shape)} must hold at least one frame of one position")
         needed = (x.shape[0], self.groups, self._num_kept())
         if self.sums is not None and self.sums.shape[1:] != needed:
@@ -135,7 +140,8 @@ class CGNLStream3d(Block):
         varying, shared = self._in_parts(x)
         with without_autocast(x):
             weight = self.z.weight.to(varying.dtype)
-            varying, shared = (F.conv3d(part, weight, groups=self.groups) for part in (varying, shared))
+            convolve = partial(F.conv3d, weight=weight, groups=self.groups)
+            varying, shared = (of_any_size(convolve, part) for part in (varying, shared))
             scale, shift = norm_as_affine(self.norm, varying.dtype)
             if self.z.bias is not None:
                 shift = self.z.bias.to(varying.dtype)
@@ -148,7 +154,7 @@ class CGNLStream3d(Block):
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y of the frames: what varies over the positions, [B, C', T, H, W], and what they share, [B, C', T, 1, 1]."""
-        theta, phi, g = (convolution(x).flatten(3) for convolution in (self.theta, self.phi, self.g))
+        theta, phi, g = (of_any_size(convolution, x).flatten(3) for convolution in (self.theta, self.phi, self.g))
         dtype = sum_dtype(theta.dtype)
         varying = torch.empty_like(theta, dtype=dtype)
         shared = torch.zeros(theta.shape[:3], dtype=dtype, device=x.device)

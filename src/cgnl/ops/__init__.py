@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
@@ -74,10 +75,13 @@ def compact_generalized_non_local(
     _check_features(theta, phi, g, groups)
     kernel = resolve_kernel_function(kernel)
     factor = sums_factor(scale, math.prod(theta.shape[1:]) // groups, theta, process_group)
+    no_positions, sizes = eager.is_empty(theta), theta.shape[2:]
+    if no_positions:
+        theta, phi, g = (_with_zeros(t) for t in (theta, phi, g))
     form = chosen_form(backend, theta, phi, g, kernel=kernel)
     out_dtype = out_dtype or theta.dtype
     if form is fused:
-        return fused.compact_generalized_non_local(
+        y = fused.compact_generalized_non_local(
             theta,
             phi,
             g,
@@ -87,15 +91,17 @@ def compact_generalized_non_local(
             out_dtype=out_dtype,
             process_group=process_group,
         )
-    if form is naive:
+    elif form is naive:
         _refuse_process_group(process_group)
         theta, phi, g = _widened(theta, phi, g)
-        return naive.compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor).to(
-            out_dtype
+        y = naive.compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor)
+    else:
+        y = eager.compact_generalized_non_local(
+            theta, phi, g, groups=groups, kernel=kernel, factor=factor, process_group=process_group
         )
-    return eager.compact_generalized_non_local(
-        theta, phi, g, groups=groups, kernel=kernel, factor=factor, process_group=process_group
-    ).to(out_dtype)
+    if no_positions:
+        y = y[(..., *map(slice, sizes))]
+    return y.to(out_dtype)
 
 
 def generalized_non_local(
@@ -270,12 +276,15 @@ def cgnl_block(
     weights = (theta_weight, phi_weight, g_weight, z_weight)
     elements = theta_weight.shape[0] // groups * math.prod(x.shape[2:])
     factor = sums_factor(scale, elements, x, process_group)
+    no_positions, sizes = eager.is_empty(x), x.shape[2:]
+    if no_positions:
+        x = _with_zeros(x)
     form = chosen_form(backend, x, *weights, kernel=kernel)
     out_dtype = out_dtype or x.dtype
     if form is fused:
         x, theta_weight, phi_weight, g_weight, z_weight = eager.in_feature_dtype(x, *weights)
         with eager.without_autocast(x):
-            return fused.cgnl_block(
+            y = fused.cgnl_block(
                 x,
                 theta_weight,
                 phi_weight,
@@ -287,21 +296,25 @@ def cgnl_block(
                 out_dtype=out_dtype,
                 process_group=process_group,
             )
-    if form is naive:
+    elif form is naive:
         _refuse_process_group(process_group)
         x, theta_weight, phi_weight, g_weight, z_weight = _widened(x, *weights)
-        return naive.cgnl_block(
+        y = naive.cgnl_block(
             x, theta_weight, phi_weight, g_weight, z_weight, groups=groups, kernel=kernel, factor=factor
-        ).to(out_dtype)
-    return eager.cgnl_block(
-        x,
-        *weights,
-        groups=groups,
-        kernel=kernel,
-        factor=factor,
-        memory_efficient=memory_efficient,
-        process_group=process_group,
-    ).to(out_dtype)
+        )
+    else:
+        y = eager.cgnl_block(
+            x,
+            *weights,
+            groups=groups,
+            kernel=kernel,
+            factor=factor,
+            memory_efficient=memory_efficient,
+            process_group=process_group,
+        )
+    if no_positions:
+        y = y[(..., *map(slice, sizes))]
+    return y.to(out_dtype)
 
 
 def chosen_form(backend: str, *tensors: Tensor, kernel: KernelFunction) -> ModuleType:
@@ -350,25 +363,37 @@ def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(eager.sum_dtype(tensor.dtype)) for tensor in tensors)
 
 
+def _with_zeros(features: Tensor) -> Tensor:
+    """A map without positions with zeros at some.
+
+    They add nothing to the sums, and their process takes part in all exchanges, as the others expect.
+    """
+    return F.pad(features, [count for size in reversed(features.shape[2:]) for count in (0, int(size == 0))])
+
+
 def _refuse_process_group(process_group: ProcessGroup | None) -> None:
     if process_group is not None:
         raise ValueError("backend 'naive' knows no process_group; take backend='auto' or 'eager'")
 
 
-def sums_factor(scale: Scale | None, elements: int, like: Tensor, process_group: ProcessGroup | None = None) -> float:
+def sums_factor(scale: Scale | None, elements: int, features: Tensor, process_group: ProcessGroup | None = None) -> float:
     """The factor on the sums of an input that may be split over processes.
 
     Args:
         scale: as in `scale_factor`.
         elements: the elements of one group that this process holds.
-        like: a tensor on the device that the processes exchange numbers on.
+        features: this process's part of the input, [B, ...].
         process_group: the processes, or None.
 
     Returns:
         What `scale_factor` gives for the elements of all processes.
+
+    Raises:
+        ValueError: the processes hold other numbers of samples, or the name is unknown.
     """
-    if process_group is not None and scale is not None:
-        elements = count_over_processes(elements, like.device, process_group)
+    # also without a scale: what the processes exchange has to fit; a compiler is spared the check
+    if process_group is not None and (scale is not None or not torch.compiler.is_compiling()):
+        elements = count_over_processes(elements, features, process_group)
     return scale_factor(scale, elements)
 
 
@@ -391,6 +416,8 @@ def scale_factor(scale: Scale | None, elements: int) -> float:
         raise ValueError(f"scale ({scale!r}) must be None, {' or '.join(map(repr, get_args(Scale)))}")
     if isinstance(elements, Tensor):
         elements = elements.double()  # counts are tensors in a trace, whose powers would be in float32
+    else:
+        elements = torch.sym_max(elements, 1)  # of no elements every sum is zero
     return elements**-0.5 if scale == "sqrt" else 1.0 / elements
 
 

@@ -50,8 +50,27 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(d_total, ctx.process_group), None
 
 
-def count_over_processes(count: int, device: torch.device, process_group: ProcessGroup) -> int:
-    """The sum of the numbers that the processes give."""
-    total = torch.tensor(count, device=device)
-    dist.all_reduce(total, dist.ReduceOp.SUM, process_group)
-    return int(total)
+def count_over_processes(count: int, features: Tensor, process_group: ProcessGroup) -> int:
+    """The sum of the numbers that the processes give.
+
+    Args:
+        count: the number.
+        features: this process's part of the samples, [B, ...].
+        process_group: the processes.
+
+    Returns:
+        The sum, the same on every process.
+
+    Raises:
+        ValueError: the processes hold other numbers of samples, and would wait for each other for ever.
+    """
+    batch = features.shape[0]
+    numbers = torch.tensor([count, batch, batch**2], device=features.device)
+    dist.all_reduce(numbers, dist.ReduceOp.SUM, process_group)
+    total, batches, squares = numbers.tolist()
+    if dist.get_world_size(process_group) * squares != batches**2:
+        raise ValueError(
+            f"the batch has {batch} samples, but must have as many on all processes of process_group: "
+            "each holds a part of every sample, which may be empty"
+        )
+    return total

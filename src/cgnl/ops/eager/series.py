@@ -89,6 +89,11 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
+def is_empty(features: Tensor) -> bool:
+    """Whether a map has no elements; compilers and tracers are told that it has some."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and not features.numel()
+
+
 def is_transforming() -> bool:
     """Whether a function transform (vmap, grad, jvp) or forward-mode differentiation is going on."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
