@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.compact import CGNL3d
 from cgnl.blocks.shell import Block, check_positive, is_plain, norm_as_affine, of_any_size
-from cgnl.ops.eager import sum_dtype, without_autocast
+from cgnl.ops.eager import is_exporting, sum_dtype, without_autocast
 from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
 from cgnl.ops.parallel import count_over_processes, sum_over_processes
 
@@ -103,12 +103,19 @@ class CGNLStream3d(Block):
 
         Raises:
             ValueError: x has no frame, another number of axes or channels than the block, or another batch size than
-                the frames before it; the stream or its norm is in training mode.
+                the frames before it or the other processes; the stream or its norm is in training mode; it is called
+                inside a trace, an export or a transform of torch.func.
         """
         if self.training or (self.norm is not None and self.norm.training):
             raise ValueError(
                 "CGNLStream3d must be in evaluation mode: gradients would have to go back through all frames, "
                 "and its norm would take its statistics from the frames at hand"
+            )
+        transforming = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        if transforming or torch.jit.is_tracing() or is_exporting():
+            raise ValueError(
+                "CGNLStream3d keeps sums from call to call, which torch.jit.trace, torch.export and the transforms of "
+                "torch.func cannot: call it outside of them"
             )
         if x.dim() == 4:
             # no view: what follows may change the output in place

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.eager.series import is_transforming, sum_dtype, without_autocast
+from cgnl.ops.eager.series import is_transforming, nothing_of, sum_dtype, without_autocast
 
 # Pairs that a chunk of rows of the exact form may hold: 2^22 float32 numbers are 16 MiB.
 MAX_PAIRS_IN_CHUNK = 2**22
@@ -31,7 +31,9 @@ def generalized_non_local(
 
     def rows_of_y(theta_rows: Tensor, phi_vec: Tensor, g_vec: Tensor) -> Tensor:
         pairs = kernel.exact(theta_rows[..., :, None], phi_vec[..., None, :])
-        return (pairs * g_vec[..., None, :]).sum(-1)
+        # also where the function leaves one of its arguments out: its gradient is zero then
+        rest = nothing_of(theta_rows[..., None])[..., 0] + nothing_of(phi_vec)
+        return (pairs * g_vec[..., None, :]).sum(-1) + rest
 
     batch, num_groups, elements = theta_vec.shape
     rows_in_chunk = max(1, MAX_PAIRS_IN_CHUNK // max(1, batch * num_groups * elements))
