@@ -109,6 +109,8 @@ def test_batched_gradients_with_a_graph_are_those_of_a_loop(run, inputs):
     batched = torch.autograd.grad(y, inputs, directions, is_grads_batched=True, create_graph=True)
     looped = gradients_in_a_loop(y, inputs, directions, create_graph=True)
     assert_equal(batched, looped)
+    if not looped[0].requires_grad:
+        return  # a linear function
     second, expected = (
         torch.autograd.grad(sum(d.square().sum() for d in first), inputs, retain_graph=True, materialize_grads=True)
         for first in (batched, looped)
@@ -214,7 +216,7 @@ def test_the_softmax_forms_have_a_forward_mode_in_every_memory_format():
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_traces_pass_their_check_and_take_other_sizes(run, inputs):
     maps = 3 if len(inputs) == 3 else 1
-    traced = torch.jit.trace(run, tuple(inputs))
+    traced = torch.jit.trace(lambda *inputs: run(*inputs), tuple(inputs))  # it wants a function's name
     for size in (inputs[0].shape[2], 5):
         own = [random(3, 4, size, *t.shape[3:], seed=i) for i, t in enumerate(inputs[:maps])] + inputs[maps:]
         if run.keywords.get("norm") is None:
@@ -248,7 +250,9 @@ def test_a_constant_does_not_look_at_theta(kernel):
     if kernel.normalizes_features or kernel.envelope(theta) is not None:
         pytest.skip("it looks at theta")
     assert ops.compact_generalized_non_local(theta, phi, g, groups=2, kernel=kernel).isfinite().all()
-    y = torch.func.vmap(partial(ops.compact_generalized_non_local, groups=2, kernel=kernel))(*(t[None] for t in (theta, phi, g)))
+    y = torch.func.vmap(partial(ops.compact_generalized_non_local, groups=2, kernel=kernel))(
+        *(t[None] for t in (theta, phi, g))
+    )
     assert y.isfinite().all()
 
 
