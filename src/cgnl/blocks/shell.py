@@ -273,6 +273,8 @@ def _in_plain_strides(branch: Tensor) -> Tensor:
     There PyTorch takes the channels for last in one place and for first in another, and BatchNorm's gradients on a CPU
     are wrong.
     """
+    if torch._C._are_functorch_transforms_active():
+        return branch.clone(memory_format=torch.contiguous_format)  # vmap does not tell its strides
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(branch.dim())
     for memory_format in (last, torch.contiguous_format):
         if memory_format is not None and branch.is_contiguous(memory_format=memory_format):
