@@ -376,7 +376,9 @@ def _refuse_process_group(process_group: ProcessGroup | None) -> None:
         raise ValueError("backend 'naive' knows no process_group; take backend='auto' or 'eager'")
 
 
-def sums_factor(scale: Scale | None, elements: int, features: Tensor, process_group: ProcessGroup | None = None) -> float:
+def sums_factor(
+    scale: Scale | None, elements: int, features: Tensor, process_group: ProcessGroup | None = None
+) -> float:
     """The factor on the sums of an input that may be split over processes.
 
     Args:
