@@ -13,7 +13,7 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 
 import math
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,7 @@ def compact_generalized_non_local(
             theta, phi, g, groups=groups, kernel=kernel, factor=factor, process_group=process_group
         )
     if no_positions:
-        y = y[(..., *map(slice, sizes))]
+        y = _without_zeros(y, sizes)
     return y.to(out_dtype)
 
 
@@ -313,7 +313,7 @@ def cgnl_block(
             process_group=process_group,
         )
     if no_positions:
-        y = y[(..., *map(slice, sizes))]
+        y = _without_zeros(y, sizes)
     return y.to(out_dtype)
 
 
@@ -371,6 +371,13 @@ def _with_zeros(features: Tensor) -> Tensor:
     return F.pad(features, [count for size in reversed(features.shape[2:]) for count in (0, int(size == 0))])
 
 
+def _without_zeros(y: Tensor, sizes: torch.Size) -> Tensor:
+    """The result at the positions that were there before `_with_zeros`."""
+    for axis, size in enumerate(sizes, start=2):
+        y = y.narrow(axis, 0, size)
+    return y
+
+
 def _refuse_process_group(process_group: ProcessGroup | None) -> None:
     if process_group is not None:
         raise ValueError("backend 'naive' knows no process_group; take backend='auto' or 'eager'")
@@ -416,11 +423,9 @@ def scale_factor(scale: Scale | None, elements: int) -> float:
         return 1.0
     if scale not in get_args(Scale):
         raise ValueError(f"scale ({scale!r}) must be None, {' or '.join(map(repr, get_args(Scale)))}")
-    if isinstance(elements, Tensor):
-        elements = elements.double()  # counts are tensors in a trace, whose powers would be in float32
-    else:
-        elements = torch.sym_max(elements, 1)  # of no elements every sum is zero
-    return elements**-0.5 if scale == "sqrt" else 1.0 / elements
+    # counts are tensors in a trace, whose powers would be in float32; of no elements every sum is zero
+    count: Any = elements.double() if isinstance(elements, Tensor) else torch.sym_max(elements, 1)
+    return count**-0.5 if scale == "sqrt" else 1.0 / count
 
 
 def _check_features(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> None:

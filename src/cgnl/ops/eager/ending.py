@@ -259,4 +259,5 @@ def update_running_statistics(
     """Moves running statistics, where given, towards those of a batch of ``count`` values a channel."""
     for running, value in ((running_mean, mean), (running_var, variance * (count / max(1, count - 1)))):
         if running is not None:
-            running.lerp_(value.to(running.dtype), momentum)
+            # torch.jit records no_grad only as this
+            running.lerp_(value.detach().to(running.dtype), momentum)

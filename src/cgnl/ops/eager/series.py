@@ -152,10 +152,7 @@ def series_in_parts(
 
 def varying_part(theta: Tensor, sums: PowerSums, kernel: KernelFunction) -> Tensor:
     """y less z_0, which all positions share."""
-    if len(sums) > 1:
-        varying = polynomial(theta, without_shared(sums))
-    else:
-        varying = torch.zeros_like(theta) + nothing_of(theta)
+    varying = polynomial(theta, without_shared(sums)) if len(sums) > 1 else nothing_of(theta).expand_as(theta)
     envelope, less_one = kernel.envelope(theta), kernel.envelope_less_one(theta)
     if envelope is None or less_one is None:
         return varying
