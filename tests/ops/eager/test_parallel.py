@@ -1,10 +1,12 @@
 """One input split over two processes gives what one process gives, gradients too.
 
-Each process holds some of the frames of the whole input and its own copy of the weights. It gets the gradient of the
-sum of all processes' losses with respect to its frames; those of the weights, summed over processes, are the whole's.
+Each process holds some of the frames of the whole input, or none, and its own copy of the weights. It gets the gradient
+of the sum of all processes' losses with respect to its frames; those of the weights, summed over processes, are the
+whole's.
 """
 
 import math
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from cgnl.blocks.stream import CGNLStream3d
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
 from cgnl.ops.eager import gram
 
-NUM_FRAMES = (1, 3)
+NUM_FRAMES = (1, 3)  # of each process; the test sets others
+TIMEOUT = timedelta(seconds=60)  # where one process waits for the other in vain
 KERNELS = {
     "dot": DotProduct(),
     "gaussian-0": EmbeddedGaussian(order=0),
@@ -34,7 +37,8 @@ KERNELS = {
 
 
 def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
+    assert a.shape == b.shape
+    return ((a - b).norm() / b.norm()).item() if b.numel() else 0.0
 
 
 def random(*shape, seed):
@@ -63,7 +67,7 @@ def assert_parts_of(expected, actual, rank, case, tolerance=tolerances.EAGER_FLO
     names += [f"gradient of weight {i}" for i in range(len(d_weights))]
     wholes = [part_of(whole, rank) for whole in (y, *d_maps)] + list(d_weights)
     for name, own, whole in zip(names, (own_y, *own_d_maps, *own_d_weights), wholes, strict=True):
-        if whole.abs().max() < tolerances.ZERO_FLOAT64:
+        if whole.numel() and whole.abs().max() < tolerances.ZERO_FLOAT64:
             assert own.abs().max() < tolerances.ZERO_FLOAT64, (case, name)
         else:
             assert relative(own, whole) < tolerance, (case, name)
@@ -140,14 +144,21 @@ def trained_block(**settings):
 
 def check_blocks(rank):
     whole, dy = (random(2, 16, sum(NUM_FRAMES), 3, 3, seed=i) for i in (0, 9))
-    for norm in ("batch", None):
+    for norm, memory_efficient, hooked in (
+        ("batch", False, False),
+        (None, True, False),
+        ("sync_batch", True, False),
+        ("batch", True, True),
+    ):
         for name, kernel in KERNELS.items():
-            settings = {"kernel": kernel, "scale": "mean", "norm": norm}
+            settings = {"kernel": kernel, "scale": "mean", "norm": norm, "memory_efficient": memory_efficient}
             one = trained_block(**settings)
             split = trained_block(**settings, process_group=dist.group.WORLD)
+            if hooked:
+                split.phi.register_forward_hook(lambda *_: None)
             expected = of_module(one, whole, dy)
             actual = of_module(split, part_of(whole, rank), part_of(dy, rank))
-            assert_parts_of(expected, actual, rank, ("block", name, norm))
+            assert_parts_of(expected, actual, rank, ("block", name, norm, memory_efficient, hooked))
 
 
 def of_module(block, x, dy):
@@ -183,7 +194,7 @@ def check_nan_stays_in_its_sample(rank):
     whole[0, 0, -1] = math.nan  # in the last process's frames
     with torch.inference_mode():
         y = trained_block(process_group=dist.group.WORLD)(part_of(whole, rank))
-    assert y.isnan().flatten(1).any(1).tolist() == [True, False]
+    assert y.isnan().flatten(1).any(1).tolist() == ([True, False] if y.numel() else [False, False])
 
 
 def check_streams(rank):
@@ -206,11 +217,62 @@ def check_refuses_statistics_over_a_part(rank):
         block(part_of(random(2, 16, sum(NUM_FRAMES), 3, 3, seed=0), rank))
 
 
-def _check(rank: int, init_file: str) -> None:
+def check_every_gradient_is_made(rank):
+    """Also in a process that holds nothing: a wrapper for data parallelism waits for it."""
+    x, dy = (part_of(random(2, 16, sum(NUM_FRAMES), 3, 3, seed=i), rank) for i in (0, 9))
+    for name, kernel in KERNELS.items():
+        block = trained_block(kernel=kernel, process_group=dist.group.WORLD)
+        block(x).backward(dy)
+        assert all(p.grad is not None for p in block.parameters()), name
+
+
+def check_some_gradients(rank):
+    """Where phi and g are fixed the processes exchange less, all alike."""
+    whole, dy = (random(2, 16, sum(NUM_FRAMES), 3, 3, seed=i) for i in (0, 9))
+    for name, kernel in KERNELS.items():
+        gradients = []
+        for block, x, d in (
+            (trained_block(kernel=kernel), whole, dy),
+            (trained_block(kernel=kernel, process_group=dist.group.WORLD), part_of(whole, rank), part_of(dy, rank)),
+        ):
+            block.requires_grad_(False)
+            for convolution in (block.theta, block.z):
+                convolution.requires_grad_()
+            block(x).backward(d)
+            gradients.append([block.theta.weight.grad, block.z.weight.grad])
+        for own, expected in zip(gradients[1], gradients[0], strict=True):
+            dist.all_reduce(own)
+            assert torch.allclose(own, expected, rtol=1e-10, atol=1e-12), name
+
+
+def check_batches_that_differ_are_refused(rank):
+    for sizes in ((2, 0), (0, 2), (2, 3)):
+        x = random(sizes[rank], 16, 1, 3, 3, seed=0)
+        for run in (
+            trained_block(process_group=dist.group.WORLD),
+            CGNLStream3d(trained_block(process_group=dist.group.WORLD)),
+            partial(ops.compact_generalized_non_local, x, x, groups=2, kernel="rbf", process_group=dist.group.WORLD),
+        ):
+            with pytest.raises(ValueError, match=f"the batch has {sizes[rank]} samples, but must have as many"):
+                run(x)
+
+
+def check_no_samples(rank):
+    x = random(0, 16, NUM_FRAMES[rank], 3, 3, seed=0).requires_grad_()
+    for name, kernel in KERNELS.items():
+        block = trained_block(kernel=kernel, scale="sqrt", process_group=dist.group.WORLD)
+        y = block(x)
+        y.sum().backward()
+        assert y.shape == x.shape == x.grad.shape, name
+
+
+def _check(rank: int, init_file: str, num_frames: tuple[int, int]) -> None:
+    global NUM_FRAMES
+    NUM_FRAMES = num_frames
     torch.set_num_threads(1)
     # the dot product takes the Gram form in one process only
     gram.pays = lambda *sizes, training: rank == 1
-    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=len(NUM_FRAMES))
+    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2, timeout=TIMEOUT)
     try:
         check_operation(rank)
         check_block_operation(rank)
@@ -221,9 +283,14 @@ def _check(rank: int, init_file: str) -> None:
         check_nan_stays_in_its_sample(rank)
         check_streams(rank)
         check_refuses_statistics_over_a_part(rank)
+        check_every_gradient_is_made(rank)
+        check_some_gradients(rank)
+        check_batches_that_differ_are_refused(rank)
+        check_no_samples(rank)
     finally:
         dist.destroy_process_group()
 
 
-def test_a_split_input_gives_what_one_process_gives(tmp_path: Path) -> None:
-    mp.spawn(_check, args=(str(tmp_path / "rendezvous"),), nprocs=len(NUM_FRAMES))
+@pytest.mark.parametrize("num_frames", [(1, 3), (0, 4)], ids=str)
+def test_a_split_input_gives_what_one_process_gives(num_frames: tuple[int, int], tmp_path: Path) -> None:
+    mp.spawn(_check, args=(str(tmp_path / "rendezvous"), num_frames), nprocs=2)

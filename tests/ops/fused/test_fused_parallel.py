@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs, random
 
-from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF
+from cgnl.blocks import CGNL2d
+from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 from cgnl.ops import fused
 
 CASE = Case((2, 16, 3, 5), 8, 2)
@@ -39,11 +40,30 @@ def with_gradients(kernel, rank, process_group):
     return results
 
 
+def of_blocks(kernel, rank, process_group):
+    """Output and gradients of a block with fixed statistics, where the first process holds no position."""
+    torch.manual_seed(0)
+    if kernel.normalizes_features:
+        kernel = DotProduct()  # the block would not take the fused form
+    block = CGNL2d(16, groups=2, kernel=kernel, scale="sqrt", backend="fused", process_group=process_group).eval()
+    with torch.no_grad():
+        for i, p in enumerate(block.parameters()):
+            p.copy_(random(*p.shape, seed=i))
+    x, dy = (random(2, 16, 3, 5, seed=i).float() for i in (8, 9))
+    if rank is not None:
+        x, dy = (t.split((0, 3), dim=2)[rank] for t in (x, dy))
+    x.requires_grad_()
+    y = block(x)
+    y.backward(dy)
+    return [y.detach(), x.grad, *(p.grad for p in block.parameters())]
+
+
 def run_process(rank, path, interpreted):
     if interpreted:
         os.environ["TRITON_INTERPRET"] = "1"
     dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
-    torch.save([with_gradients(kernel, rank, dist.group.WORLD) for kernel in KERNELS], f"{path}/{rank}.pt")
+    results = [(*with_gradients(k, rank, dist.group.WORLD), of_blocks(k, rank, dist.group.WORLD)) for k in KERNELS]
+    torch.save(results, f"{path}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -52,7 +72,8 @@ def test_two_processes_equal_one(tmp_path):
     mp.spawn(run_process, (str(tmp_path), DEVICE == "cpu"), nprocs=2)
     of_processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for kernel, *parts in zip(KERNELS, *of_processes, strict=True):
-        for whole, first, second in zip(with_gradients(kernel, None, None), *parts, strict=True):
+        wholes = (*with_gradients(kernel, None, None), of_blocks(kernel, None, None))
+        for whole, first, second in zip(wholes, *parts, strict=True):
             joined = [
                 torch.cat([a, b], dim=2) if a.shape != expected.shape else a + b
                 for a, b, expected in zip(first, second, whole, strict=True)

@@ -173,10 +173,12 @@ def nothing_of(features: Tensor) -> Tensor:
 def _normalized(features: Tensor, groups: int, process_group: ProcessGroup | None) -> Tensor:
     """The map with l2 norm 1 in each group."""
     split = features.unflatten(1, (groups, -1))
-    norm = torch.linalg.vector_norm(split, dim=(2, 3), keepdim=True)
-    if process_group is not None:
-        # of the whole input; a root has no gradient at zero
-        norm = over_processes(norm.square(), process_group).clamp_min(1e-24).sqrt()
+    if process_group is None:
+        norm = torch.linalg.vector_norm(split, dim=(2, 3), keepdim=True)
+    else:
+        # of the whole input; a root has no gradient at zero, where a process holds no positions
+        squares = split.square().sum((2, 3), keepdim=True)
+        norm = over_processes(squares, process_group).clamp_min(1e-24).sqrt()
     return (split / norm.clamp_min(1e-12)).flatten(1, 2)
 
 
