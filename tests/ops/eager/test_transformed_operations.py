@@ -213,7 +213,7 @@ def test_the_softmax_forms_have_a_forward_mode_in_every_memory_format():
 
 
 @each_case
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*is deprecated:FutureWarning")
 def test_traces_pass_their_check_and_take_other_sizes(run, inputs):
     maps = 3 if len(inputs) == 3 else 1
     traced = torch.jit.trace(lambda *inputs: run(*inputs), tuple(inputs))  # it wants a function's name
