@@ -35,6 +35,7 @@ from cgnl.ops.eager import (
     sum_dtype,
     without_autocast,
 )
+from cgnl.ops.fused.self_test import Operation
 from cgnl.ops.parallel import ProcessGroup
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
@@ -136,7 +137,9 @@ class _CompactBlock(GroupedBlock):
         other_type = x.dtype != self.theta.weight.dtype and not autocast_is_on(x)
         if is_empty(x) or other_type or not _is_known(norm):
             return super()._through_operations(x)
-        form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel)
+        over_batch = isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
+        operation: Operation = "batch_norm" if over_batch else "affine"
+        form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel, operation=operation)
         if form is naive or (form is fused and (x.dtype != feature_dtype(x) or type(norm) is nn.SyncBatchNorm)):
             return super()._through_operations(x)
         options: dict[str, Any] = {

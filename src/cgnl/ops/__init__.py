@@ -21,12 +21,16 @@ from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import eager, fused, naive
+from cgnl.ops.fused import self_test
 from cgnl.ops.parallel import ProcessGroup, count_over_processes
 
 Backend = Literal["auto", "eager", "fused", "naive"]
 PairsBackend = Literal["auto", "eager", "naive"]
 Scale = Literal["sqrt", "mean"]
 Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
+
+# Where "auto" takes the fused form.
+AUTO_FUSED_DEVICES = ("cuda",)
 
 __all__ = ["cgnl_block", "compact_generalized_non_local", "generalized_non_local", "non_local"]
 
@@ -78,7 +82,7 @@ def compact_generalized_non_local(
     no_positions, sizes = eager.is_empty(theta), theta.shape[2:]
     if no_positions:
         theta, phi, g = (_with_zeros(t) for t in (theta, phi, g))
-    form = chosen_form(backend, theta, phi, g, kernel=kernel)
+    form = chosen_form(backend, theta, phi, g, kernel=kernel, operation="features")
     out_dtype = out_dtype or theta.dtype
     if form is fused:
         y = fused.compact_generalized_non_local(
@@ -317,13 +321,18 @@ def cgnl_block(
     return y.to(out_dtype)
 
 
-def chosen_form(backend: str, *tensors: Tensor, kernel: KernelFunction) -> ModuleType:
+def chosen_form(
+    backend: str, *tensors: Tensor, kernel: KernelFunction, operation: self_test.Operation = "branch"
+) -> ModuleType:
     """The module whose form of the compact operation a ``backend`` argument means for these tensors.
 
     Args:
-        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
-        tensors: the operation's inputs.
+        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``; ``"auto"`` takes the fused form on a device of
+            `AUTO_FUSED_DEVICES`, where it can run and has passed its self-test.
+        tensors: the operation's inputs: theta, phi and g, or x and the four weights.
         kernel: the kernel function.
+        operation: ``"features"``: y from theta, phi and g; ``"branch"``: conv_z's output from x; ``"affine"`` or
+            ``"batch_norm"``: the block with fixed statistics or with those of the batch.
 
     Returns:
         `cgnl.ops.eager`, `cgnl.ops.fused` or `cgnl.ops.naive`.
@@ -334,10 +343,12 @@ def chosen_form(backend: str, *tensors: Tensor, kernel: KernelFunction) -> Modul
     _check_backend(backend, get_args(Backend))
     if backend == "naive":
         return naive
-    if backend == "eager" or (backend == "auto" and (tensors[0].device.type != "cuda" or eager.is_exporting())):
+    on_trial = backend == "auto"
+    if backend == "eager" or (on_trial and (tensors[0].device.type not in AUTO_FUSED_DEVICES or eager.is_exporting())):
         return eager
-    obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=eager.feature_dtype(tensors[0]))
-    if obstacle is None:
+    dtype = eager.feature_dtype(tensors[0])
+    obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=dtype, from_x=operation != "features")
+    if obstacle is None and (not on_trial or self_test.passes(operation, *tensors, kernel=kernel, dtype=dtype)):
         return fused
     if backend == "fused":
         raise ValueError(f"backend 'fused' cannot run here: {obstacle}; take backend='auto' or 'eager'")

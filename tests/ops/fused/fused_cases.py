@@ -131,6 +131,11 @@ def naive_features(inputs: Sequence[Tensor], groups: int, kernel: KernelFunction
     return naive.compact_generalized_non_local(*inputs, groups=groups, kernel=kernel, factor=factor)
 
 
+def fits(form: str, kernel: KernelFunction) -> bool:
+    """Whether the form knows the kernel function: from x it does not normalize features."""
+    return form == "features" or not kernel.normalizes_features
+
+
 Form = Callable[[Sequence[Tensor], int, KernelFunction, float], Tensor]
 FORMS: dict[str, tuple[Form, Form]] = {
     "plain": (fused_block, naive_block),

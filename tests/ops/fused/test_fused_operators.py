@@ -83,7 +83,8 @@ def test_compiles_as_one_graph(form):
     inputs = inputs_of(form, case)
 
     def run(*tensors):
-        return FORMS[form][0](tensors, case.groups, KERNELS["rbf-normalized"], 0.1)
+        kernel = KERNELS["rbf-normalized" if form == "features" else "rbf-exact"]
+        return FORMS[form][0](tensors, case.groups, kernel, 0.1)
 
     y, expected = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs), run(*inputs)
     assert torch.equal(y, expected)

@@ -33,6 +33,8 @@ def with_gradients(kernel, rank, process_group):
         (block_inputs(CASE), random(*CASE.shape, seed=9)),
         (feature_inputs(CASE), random(2, 8, 3, 5, seed=9)),
     ):
+        if len(inputs) == 5 and kernel.normalizes_features:
+            continue
         own = [part(t) if t.shape[2] == 3 else t for t in inputs]
         run = fused.cgnl_block if len(own) == 5 else fused.compact_generalized_non_local
         y = run(*own, groups=2, kernel=kernel, factor=0.1, out_dtype=torch.float32, process_group=process_group)

@@ -36,16 +36,21 @@ __all__ = [
     "cgnl_block_affine",
     "cgnl_block_batch_norm",
     "compact_generalized_non_local",
+    "envelope_width",
     "obstacle",
 ]
 
 
-def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None) -> str | None:
+def obstacle(
+    *tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None, from_x: bool = False
+) -> str | None:
     """Why the fused form cannot run on these tensors.
 
     Args:
-        tensors: the inputs of the operation, in the types in which it gets them.
+        tensors: the inputs of the operation.
         kernel: the kernel function.
+        dtype: the type in which the operation gets them; None for their own.
+        from_x: whether theta and phi are made from x inside, and not given.
 
     Returns:
         A clause, or None where it can run.
@@ -58,7 +63,7 @@ def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None
     return (
         _obstacle_in_types(tensors, dtype)
         or _obstacle_in_devices({tensor.device for tensor in tensors})
-        or _obstacle_in_kernel_function(kernel)
+        or _obstacle_in_kernel_function(kernel, from_x)
     )
 
 
@@ -100,18 +105,20 @@ def _compute_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _obstacle_in_kernel_function(kernel: KernelFunction) -> str | None:
+def _obstacle_in_kernel_function(kernel: KernelFunction, from_x: bool) -> str | None:
     order = len(scaled_coefficients(kernel, 1.0)) - 1
     if order > HIGHEST_ORDER:
         return f"the series has order {order}, above {HIGHEST_ORDER}"
-    if _gamma(kernel) == 0 and kernel.envelope(torch.zeros(())) is not None:
+    if envelope_width(kernel) == 0 and kernel.envelope(torch.zeros(())) is not None:
         return f"{type(kernel).__name__} has an envelope of its own"
+    if from_x and kernel.normalizes_features:
+        return f"{type(kernel).__name__} normalizes its features"
     return None
 
 
-def _gamma(kernel: KernelFunction) -> float:
-    """The width of the envelope exp(-gamma t^2) that the kernels know; 0 for none."""
-    if isinstance(kernel, GaussianRBF) and type(kernel).envelope is GaussianRBF.envelope and kernel.beta == "exact":
+def envelope_width(kernel: KernelFunction) -> float:
+    """Gamma of the envelope exp(-gamma t^2) that the kernels know; 0 for none."""
+    if isinstance(kernel, GaussianRBF) and type(kernel).envelope is GaussianRBF.envelope and kernel.beta != "constant":
         return kernel.gamma
     return 0.0
 
@@ -143,14 +150,12 @@ def compact_generalized_non_local(
         y: [B, C', *S].
     """
     coefficients = scaled_coefficients(kernel, factor)
-    sums = feature_sums(phi, g, groups, coefficients, _gamma(kernel))
+    if kernel.normalizes_features:
+        theta, phi = (_normalized(t, groups, process_group) for t in (theta, phi))
+    sums = feature_sums(phi, g, groups, coefficients, envelope_width(kernel))
     if process_group is not None:
         sums = sum_over_processes(sums, process_group)
-    if kernel.normalizes_features:
-        for features in (theta, phi):
-            squares = feature_sums(features, features, groups, (0.0, 1.0), 0.0)[..., 1]
-            sums = _for_normalized(sums, squares, process_group)
-    return polynomial(theta, sums, powers_of(coefficients), _gamma(kernel), out_dtype)
+    return polynomial(theta, sums, powers_of(coefficients), envelope_width(kernel), out_dtype)
 
 
 def cgnl_block(
@@ -183,9 +188,9 @@ def cgnl_block(
     Returns:
         [B, C, *S].
     """
-    sums = _block_sums(x, theta_weight, phi_weight, g_weight, groups, kernel, factor, process_group)
+    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, process_group)
     powers = powers_of(scaled_coefficients(kernel, factor))
-    return branch(x, theta_weight, z_weight, sums, None, None, powers, _gamma(kernel), out_dtype)
+    return branch(x, theta_weight, z_weight, sums, None, None, powers, envelope_width(kernel), out_dtype)
 
 
 def cgnl_block_affine(
@@ -213,9 +218,9 @@ def cgnl_block_affine(
     Returns:
         [B, C, *S], in x's type.
     """
-    sums = _block_sums(x, theta_weight, phi_weight, g_weight, groups, kernel, factor, process_group)
+    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, process_group)
     powers = powers_of(scaled_coefficients(kernel, factor))
-    return branch(x, theta_weight, z_weight, sums, scale, shift, powers, _gamma(kernel), x.dtype)
+    return branch(x, theta_weight, z_weight, sums, scale, shift, powers, envelope_width(kernel), x.dtype)
 
 
 def cgnl_block_batch_norm(
@@ -250,10 +255,10 @@ def cgnl_block_batch_norm(
     Returns:
         [B, C, *S], in x's type.
     """
-    sums = _block_sums(x, theta_weight, phi_weight, g_weight, groups, kernel, factor, None)
+    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, None)
     powers = powers_of(scaled_coefficients(kernel, factor))
     out, mean, variance = branch_batch_norm(
-        x, theta_weight, z_weight, sums, norm_weight, norm_bias, powers, _gamma(kernel), eps
+        x, theta_weight, z_weight, sums, norm_weight, norm_bias, powers, envelope_width(kernel), eps
     )
     count = x.shape[0] * math.prod(x.shape[2:])
     with torch.no_grad():
@@ -265,7 +270,6 @@ def cgnl_block_batch_norm(
 
 def _block_sums(
     x: Tensor,
-    theta_weight: Tensor,
     phi_weight: Tensor,
     g_weight: Tensor,
     groups: int,
@@ -274,27 +278,21 @@ def _block_sums(
     process_group: Any,
 ) -> Tensor:
     """z_p of Eq. 12 for the block, [B, G, P + 1]."""
-    sums = power_sums(x, phi_weight, g_weight, groups, scaled_coefficients(kernel, factor), _gamma(kernel))
+    assert not kernel.normalizes_features
+    sums = power_sums(x, phi_weight, g_weight, groups, scaled_coefficients(kernel, factor), envelope_width(kernel))
     if process_group is not None:
         sums = sum_over_processes(sums, process_group)
-    if kernel.normalizes_features:
-        for weight in (theta_weight, phi_weight):
-            squares = power_sums(x, weight, weight, groups, (0.0, 1.0), 0.0)[..., 1]
-            sums = _for_normalized(sums, squares, process_group)
     return sums
 
 
-def _for_normalized(sums: Tensor, squares: Tensor, process_group: Any) -> Tensor:
-    """The coefficients that make of plain features what ``sums`` makes of features with l2 norm 1 in each group.
+def _normalized(features: Tensor, groups: int, process_group: Any) -> Tensor:
+    """Features with l2 norm 1 in each group, in float32: in a half type the powers of such small numbers would vanish.
 
-    Args:
-        sums: [B, G, P + 1].
-        squares: [B, G]: the sum of the features' squares.
+    Features that are all zero stay so, and their gradient is zero.
     """
+    squares = feature_sums(features, features, groups, (0.0, 1.0), 0.0)[..., 1]
     if process_group is not None:
         squares = sum_over_processes(squares, process_group)
-    # features that are all zero stay zero: their powers, and so the coefficients' gradients, are zero whatever stands
-    # here, unless it is infinite
     inverse = torch.where(squares > 0, squares.clamp_min(1e-24).rsqrt(), 0.0)
-    powers = inverse[..., None] ** torch.arange(sums.shape[-1], device=sums.device)
-    return sums * powers.clamp_max(torch.finfo(sums.dtype).max)
+    of_channels = inverse.repeat_interleave(features.shape[1] // groups, dim=1)
+    return features.float() * of_channels[(..., *(None,) * (features.dim() - 2))]

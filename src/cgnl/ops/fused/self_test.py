@@ -1,0 +1,286 @@
+"""Whether the fused operators do on this device what the eager form does: ``backend="auto"`` asks before it takes them.
+
+At the first use of a kind of call, its operators run on a small map, forward and backward, against the eager form in
+float64. The answer holds for the process and for all devices of that compute capability. A kind is all that chooses
+other Triton kernels: the operation, the type, the memory format, the powers of the series, the envelope, and how wide a
+group's tile is. Numbers of channels and positions are not told apart.
+
+The test runs in a thread of its own: no autocast, gradient mode, hook, transform, dispatch mode or trace of the caller
+reaches it, and its random numbers come from a generator of its own.
+
+Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial axes, G groups.
+"""
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cgnl.kernel_functions import GaussianRBF, KernelFunction, SeriesKernel
+from cgnl.ops import eager
+from cgnl.ops.fused import (
+    cgnl_block,
+    cgnl_block_affine,
+    cgnl_block_batch_norm,
+    compact_generalized_non_local,
+    envelope_width,
+)
+from cgnl.ops.fused.launching import product_precision
+from cgnl.ops.fused.series import WIDEST_GROUP, powers_of
+
+Operation = Literal["features", "branch", "affine", "batch_norm"]
+Layout = Literal["first", "last"]
+
+# Features of a group, up to which a tile has the same size; the last is of groups that do not fit a tile.
+WIDTHS = (16, 32, 64, WIDEST_GROUP, WIDEST_GROUP + 16)
+# The largest difference that passes, relative to the norm of a result: several times what rounding costs.
+TOLERANCES = {
+    (torch.float32, "ieee"): 1e-4,
+    (torch.float32, "tf32"): 1e-2,
+    (torch.float16, "tf32"): 1e-2,
+    (torch.bfloat16, "tf32"): 3e-2,
+}
+
+_GROUPS = 2
+_BATCH_AND_AXES = (2, (14, 14))
+_NAMES = {
+    "features": ("theta", "phi", "g"),
+    "branch": ("x", "theta's weight", "phi's weight", "g's weight", "conv_z's weight"),
+}
+
+
+class Kind(NamedTuple):
+    """What chooses the Triton kernels of a call, forward and backward.
+
+    Attributes:
+        operation: ``"features"``: y from theta, phi and g; ``"branch"``: conv_z's output from x; ``"affine"`` and
+            ``"batch_norm"``: the block with fixed statistics, and with those of the batch.
+        dtype: type of the features.
+        layout: whether channels are first or last in memory.
+        powers: bit p says whether the series has power p.
+        envelope: whether the series has an envelope.
+        width: one of `WIDTHS`.
+    """
+
+    operation: Operation
+    dtype: torch.dtype
+    layout: Layout
+    powers: int
+    envelope: bool
+    width: int
+
+    def __str__(self) -> str:
+        powers = ", ".join(str(p) for p in range(self.powers.bit_length()) if self.powers >> p & 1)
+        groups = f"up to {self.width}" if self.width <= WIDEST_GROUP else f"more than {WIDEST_GROUP}"
+        return (
+            f"{self.operation} in {str(self.dtype).removeprefix('torch.')}, channels {self.layout}, "
+            f"groups of {groups} features, powers {powers}" + (" with an envelope" if self.envelope else "")
+        )
+
+
+def passes(operation: Operation, *tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype) -> bool:
+    """Whether the fused operators may run such a call on the tensors' device.
+
+    Tests them where no such call has been tested, and warns once if they fail. While a CUDA graph is captured or a
+    backward pass runs, there can be no test, and the answer to an unknown kind is no for this time.
+
+    Args:
+        operation: what is called.
+        tensors: theta, phi and g; or x and the four weights.
+        kernel: the kernel function.
+        dtype: the type in which the operation gets its inputs.
+
+    Returns:
+        Whether they passed.
+    """
+    features = operation == "features"
+    width = WIDTHS[0] if features else _width_of(tensors[4].shape[1])
+    powers = powers_of(kernel.coefficients)
+    envelope = "yes" if envelope_width(kernel) > 0 else "no"  # a word: a trace may hold a symbol, not a constant, here
+    return all(
+        _has_passed(tensor.device, operation, dtype, _layout_of(tensor), powers, envelope, width)
+        for tensor in (tensors[:2] if features else tensors[:1])
+    )
+
+
+def _width_of(in_group: int) -> int:
+    # by comparisons, which turn a symbol of a trace into a constant
+    for width in WIDTHS[:-1]:
+        if in_group <= width:
+            return width
+    return WIDTHS[-1]
+
+
+def _layout_of(tensor: Tensor) -> Layout:
+    """Whether the operators will take the map's channels for last."""
+    if tensor.stride(1) != 1 or tensor.shape[1] == 1:
+        return "first"
+    for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True):
+        if size > 1 and stride == 1:
+            return "first"
+    return "last"
+
+
+# By device, or by its kind for all devices of that kind: why a kind of call failed, or None.
+_reasons: dict[tuple[Any, Kind, str], str | None] = {}
+_lock = threading.Lock()
+
+
+@torch.compiler.assume_constant_result
+def _has_passed(
+    device: torch.device, operation: Operation, dtype: torch.dtype, layout: Layout, powers: int, envelope: str, width: int
+) -> bool:
+    kind = Kind(operation, dtype, layout, powers, envelope == "yes", width)
+    key = device, kind, product_precision(dtype)
+    if key not in _reasons:
+        is_cuda = device.type == "cuda"
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward or (is_cuda and torch.cuda.is_current_stream_capturing()):
+            return False
+        # devices of one capability run the same code
+        shared_key = (torch.cuda.get_device_capability(device) if is_cuda else device.type), *key[1:]
+        with _lock:
+            if shared_key not in _reasons:
+                _reasons[shared_key] = reason = reason_against(kind, device)
+                if reason is not None:
+                    _warn(kind, device, reason)
+            _reasons[key] = _reasons[shared_key]
+    return _reasons[key] is None
+
+
+def _warn(kind: Kind, device: torch.device, reason: str) -> None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    warnings.warn(
+        f"backend 'auto' takes the eager form from here on: the fused operators failed their self-test on {name} "
+        f"({kind}): {reason}",
+        stacklevel=2,
+    )
+
+
+def reason_against(kind: Kind, device: torch.device) -> str | None:
+    """Tests a kind of call, whatever is known of it.
+
+    Args:
+        kind: what to test.
+        device: where.
+
+    Returns:
+        A clause that says what failed, or None.
+    """
+    try:
+        errors = errors_of(kind, device)
+    except Exception as error:  # whatever a compiler or a driver may raise
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    tolerance = tolerance_of(kind)
+    name, largest = max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+    if largest <= tolerance:
+        return None
+    return f"{name} differs from the eager form's by {largest:.1e} of its norm, more than {tolerance:.0e}"
+
+
+def tolerance_of(kind: Kind) -> float:
+    """The largest of `errors_of` that passes."""
+    return TOLERANCES[kind.dtype, product_precision(kind.dtype)]
+
+
+def errors_of(kind: Kind, device: torch.device) -> dict[str, float]:
+    """How far the fused operators are from the eager form in float64 on the same numbers.
+
+    Args:
+        kind: what to run.
+        device: where.
+
+    Returns:
+        |fused - eager| / |eager|, in norms, by the name of the result; the output comes first, then gradients.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_errors, kind, device).result()
+
+
+def _errors(kind: Kind, device: torch.device) -> dict[str, float]:
+    inputs = [t.to(device, kind.dtype) for t in _inputs(kind)]
+    if kind.layout == "last":
+        maps = 3 if kind.operation == "features" else 1
+        inputs[:maps] = [t.contiguous(memory_format=torch.channels_last) for t in inputs[:maps]]
+    results = _results(kind, inputs, _FUSED)
+    expected = _results(kind, [t.double() for t in inputs], _EAGER)
+    return {
+        name: ((result.double() - expected[name]).norm() / expected[name].norm()).item()
+        for name, result in results.items()
+    }
+
+
+def _inputs(kind: Kind) -> list[Tensor]:
+    """Theta, phi and g, or x and the four weights, with a norm's weight and bias where there is one; float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, deviation: float = 1.0) -> Tensor:
+        return deviation * torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    batch, axes = _BATCH_AND_AXES
+    inner, channels = _GROUPS * kind.width, 2 * _GROUPS * kind.width
+    if kind.operation == "features":
+        theta, phi, noise = (normal(batch, inner, *axes) for _ in range(3))
+        return [theta, phi, _like_phi(phi, noise) + 0.5 * phi.square()]
+    theta, phi, noise = (normal(inner, channels, 1, 1, deviation=channels**-0.5) for _ in range(3))
+    z = normal(channels, kind.width, 1, 1, deviation=kind.width**-0.5)
+    inputs = [normal(batch, channels, *axes), theta, phi, _like_phi(phi, noise), z]
+    return inputs if kind.operation == "branch" else [*inputs, 1 + 0.3 * normal(channels), normal(channels)]
+
+
+def _like_phi(phi: Tensor, noise: Tensor) -> Tensor:
+    """For g: without anything in common with phi the sums of their products would be rounding errors in the main."""
+    return 0.8 * phi + 0.6 * noise
+
+
+def _results(kind: Kind, inputs: Sequence[Tensor], form: dict[Operation, Callable[..., Tensor]]) -> dict[str, Tensor]:
+    """The output, every gradient, and the running statistics of a norm."""
+    order = kind.powers.bit_length() - 1
+    kernel: KernelFunction = GaussianRBF(gamma=0.3, order=order, beta="exact")
+    if not kind.envelope:
+        kernel = SeriesKernel(torch.mul, [(kind.powers >> p & 1) / math.factorial(p) for p in range(order + 1)])
+    options: dict[str, Any] = {"groups": _GROUPS, "kernel": kernel, "factor": 1 / (kind.width * 14 * 14)}
+    wanted = [t.detach().requires_grad_() for t in inputs]
+    statistics = []
+    if kind.operation == "batch_norm":
+        statistics = [torch.zeros_like(inputs[-1]) for _ in range(2)]
+        options |= {"eps": 1e-5, "momentum": 1.0}
+    y = form[kind.operation](*wanted, *statistics, **options)
+    generator = torch.Generator().manual_seed(1)
+    d_y = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)
+    names = _NAMES.get(kind.operation, (*_NAMES["branch"], "the norm's weight", "the norm's bias"))
+    gradients = torch.autograd.grad(y, wanted, d_y)
+    return {
+        "the output": y.detach(),
+        **{f"the gradient of {name}": d for name, d in zip(names, gradients, strict=True)},
+        **dict(zip(("the running mean", "the running variance"), statistics, strict=False)),
+    }
+
+
+def _of_type(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operation with a result in the type of the sums."""
+
+    def run(*inputs: Tensor, **options: Any) -> Tensor:
+        return operation(*inputs, out_dtype=torch.float32, **options)
+
+    return run
+
+
+_FUSED: dict[Operation, Callable[..., Tensor]] = {
+    "features": _of_type(compact_generalized_non_local),
+    "branch": _of_type(cgnl_block),
+    "affine": cgnl_block_affine,
+    "batch_norm": cgnl_block_batch_norm,
+}
+_EAGER: dict[Operation, Callable[..., Tensor]] = {
+    "features": eager.compact_generalized_non_local,
+    "branch": eager.cgnl_block,
+    "affine": eager.cgnl_block_affine,
+    "batch_norm": eager.cgnl_block_batch_norm,
+}
