@@ -9,15 +9,19 @@ Legend: B batch, C channels, C' inner channels, S spatial axes, G groups.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from cgnl import ops
 from cgnl.benchmark.forms import gram_form
 from cgnl.benchmark.timing import reason_of_failure, rounded
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
+from cgnl.ops import fused
+from cgnl.ops.fused.self_test import WIDTHS, Kind, Operation, outcome_of, tolerance_of
 
 
 class Case(NamedTuple):
@@ -174,3 +178,38 @@ def compared(results: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtyp
         except NotFiniteError as error:
             not_finite.append(f"{name}: {error}")
     return {"errors": errors} | ({"not_finite": not_finite} if not_finite else {})
+
+
+def print_self_test(device: str, *, smallest: bool) -> None:
+    """Prints how the fused operators pass the test that ``backend="auto"`` makes before it takes them on a device.
+
+    Args:
+        device: "cpu" or "cuda".
+        smallest: in float32, with channels first and the dot product alone.
+    """
+    where = torch.device(device)
+    obstacle = fused.obstacle(torch.ones(1, 1, 1, device=where), kernel=DotProduct())
+    if obstacle is not None:
+        print(f"no self-test of the fused operators: {obstacle}")
+        return
+    table = Table(title="self-test of the fused operators against the eager form", title_justify="left")
+    for column in ("kind of call", "largest difference", "at most", "result"):
+        table.add_column(column, justify="right" if column in ("largest difference", "at most") else "left")
+    for kind in _kinds_for_self_test(where, smallest):
+        error, reason = outcome_of(kind, where)
+        table.add_row(str(kind), f"{error:.1e}", f"{tolerance_of(kind):.0e}", reason or "passed")
+    (Console() if Console().is_terminal else Console(width=160)).print(table)
+
+
+def _kinds_for_self_test(device: torch.device, smallest: bool) -> list[Kind]:
+    # in the interpreter the narrowest: it takes seconds for what a GPU does in no time
+    width = WIDTHS[2 if device.type == "cuda" else 0]
+    kinds = [
+        Kind(operation, getattr(torch, dtype), layout, powers, envelope, width)
+        for dtype in DTYPES[: 1 if smallest else None]
+        for layout in ("first", "last")[: 1 if smallest else None]
+        for powers, envelope in ((0b10, False), (0b1111, True))[: 1 if smallest else None]
+        for operation in get_args(Operation)
+    ]
+    wide = [kind._replace(width=WIDTHS[-1]) for kind in kinds if kind.operation == "batch_norm" and not kind.envelope]
+    return kinds if smallest else kinds + wide

@@ -105,6 +105,8 @@ def accuracy(
 ) -> _Request:
     """The largest errors of every backend and type against float64; what is not finite fails.
 
+    Also the self-test that backend "auto" makes on a GPU before it takes the fused operators there.
+
     Args:
         device: Where it runs. On a CPU the fused operators run with TRITON_INTERPRET=1 only, and then slowly.
         out: Folder for the record and the plot, or the record's file (.json).
@@ -147,6 +149,10 @@ def benchmark(arguments: Sequence[str]) -> None:
         **_measured(request),
     )
     print_tables(request.kind, record)
+    if request.kind == "accuracy":
+        from cgnl.benchmark.accuracy import print_self_test
+
+        print_self_test(request.device, smallest=request.smallest)
     plot = record_file.with_suffix(".png")
     drawn = draw(request.kind, record, plot)
     print(f"{record_file}, {plot}" if drawn else f"{record_file}, and no plot: no row holds what it would show")

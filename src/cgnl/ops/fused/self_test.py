@@ -146,7 +146,7 @@ def _has_passed(
         shared_key = (torch.cuda.get_device_capability(device) if is_cuda else device.type), *key[1:]
         with _lock:
             if shared_key not in _reasons:
-                _reasons[shared_key] = reason = reason_against(kind, device)
+                _reasons[shared_key] = reason = outcome_of(kind, device).reason
                 if reason is not None:
                     _warn(kind, device, reason)
             _reasons[key] = _reasons[shared_key]
@@ -162,26 +162,32 @@ def _warn(kind: Kind, device: torch.device, reason: str) -> None:
     )
 
 
-def reason_against(kind: Kind, device: torch.device) -> str | None:
-    """Tests a kind of call, whatever is known of it.
+class Outcome(NamedTuple):
+    """What a test found.
 
-    Args:
-        kind: what to test.
-        device: where.
-
-    Returns:
-        A clause that says what failed, or None.
+    Attributes:
+        error: the largest of `errors_of`; NaN where nothing came out.
+        reason: a clause that says what failed, or None.
     """
+
+    error: float
+    reason: str | None
+
+
+def outcome_of(kind: Kind, device: torch.device) -> Outcome:
+    """Tests a kind of call, whatever is known of it."""
     try:
         errors = errors_of(kind, device)
     except Exception as error:  # whatever a compiler or a driver may raise
         lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    tolerance = tolerance_of(kind)
+        return Outcome(math.nan, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
     name, largest = max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+    tolerance = tolerance_of(kind)
     if largest <= tolerance:
-        return None
-    return f"{name} differs from the eager form's by {largest:.1e} of its norm, more than {tolerance:.0e}"
+        return Outcome(largest, None)
+    return Outcome(
+        largest, f"{name} differs from the eager form's by {largest:.1e} of its norm, more than {tolerance:.0e}"
+    )
 
 
 def tolerance_of(kind: Kind) -> float:
