@@ -11,6 +11,7 @@ from fused_cases import (
     Case,
     assert_close,
     block_inputs,
+    by_channel,
     fits,
     fused_block,
     gradients_of,
@@ -34,6 +35,9 @@ FLOAT32_BATCH_NORM = 1e-5
 HALF = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 # A variance of float32 numbers a thousand deviations from zero: their own rounding.
 FAR_VARIANCE = 1e-3
+
+# Of numbers of which the largest part, shared by all positions, is taken away.
+VARYING = 1e-5
 
 SMALL = Case((2, 16, 5, 3), 8, 2)
 
@@ -180,6 +184,32 @@ def test_variance_far_from_zero_is_stable():
     )
     assert relative(running[0], mean) < FLOAT32
     assert relative(running[1], variance) < FAR_VARIANCE
+
+
+@pytest.mark.parametrize("beta", ["constant", "exact"])
+@pytest.mark.parametrize("inner", [8, 260])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_part_that_varies_keeps_its_digits(beta, inner, samples):
+    """At this gamma it is some 1e-4 of the branch. Equal samples: the norm leaves nothing of the rest."""
+    inputs = [t.detach() for t in inputs_of("batch_norm", Case((1, 16, 5, 3), inner, 2))]
+    inputs[0] = inputs[0].repeat(samples, 1, 1, 1)
+    exact = [t.double().requires_grad_() for t in inputs]
+    inputs = [t.requires_grad_() for t in inputs]
+    options = {"groups": 2, "kernel": GaussianRBF(beta=beta), "factor": 0.1}
+    branch = naive_block(exact[:5], **options)
+    varying = branch - branch.mean((2, 3), keepdim=True)
+    assert varying.norm() < 1e-2 * branch.norm()
+    y = fused.cgnl_block_batch_norm(*inputs, None, None, **options, eps=1e-20, momentum=0.0)
+    x, weight, bias = exact[0], *(by_channel(t, exact[0]) for t in exact[5:])
+    expected = x + weight * varying / varying.square().mean((0, 2, 3), keepdim=True).sqrt() + bias
+    assert relative(y, expected) < VARYING
+    for name, gradient, reference in zip(
+        ("x", "theta", "phi", "g", "z", "weight", "bias"),
+        gradients_of(y, inputs),
+        gradients_of(expected, exact),
+        strict=True,
+    ):
+        assert relative(gradient, reference) < VARYING, name
 
 
 @pytest.mark.parametrize("form", ["plain", "affine", "batch_norm"])

@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs, gradients_of, random
-from torch import nn
 
 from cgnl import CGNL2d, ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
@@ -162,7 +161,9 @@ def test_backend_fused_runs_without_a_test(monkeypatch):
 
 def test_other_kinds_are_tried_apart(monkeypatch):
     tried = []
-    monkeypatch.setattr(self_test, "outcome_of", lambda kind, device: tried.append(kind) or self_test.Outcome(0.0, None))
+    monkeypatch.setattr(
+        self_test, "outcome_of", lambda kind, device: tried.append(kind) or self_test.Outcome(0.0, None)
+    )
     x, *weights = (t.detach() for t in block_inputs(CASE))
     narrow_groups = [x, *weights]
     last = [x.contiguous(memory_format=torch.channels_last), *weights]

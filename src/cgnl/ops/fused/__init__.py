@@ -24,7 +24,7 @@ from cgnl.kernel_functions import GaussianRBF, KernelFunction
 from cgnl.ops.eager.series import scaled_coefficients
 from cgnl.ops.fused.branches import branch, branch_batch_norm
 from cgnl.ops.fused.polynomials import polynomial
-from cgnl.ops.fused.series import powers_of
+from cgnl.ops.fused.series import Series, powers_of
 from cgnl.ops.fused.sums import feature_sums, power_sums
 from cgnl.ops.parallel import sum_over_processes
 
@@ -262,6 +262,9 @@ def cgnl_block_batch_norm(
     )
     count = x.shape[0] * math.prod(x.shape[2:])
     with torch.no_grad():
+        shared = Series(theta_weight, z_weight, sums, powers, envelope_width(kernel)).shared()
+        if shared is not None:
+            mean = mean + shared.mean(0)
         for running, batch in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
             if running is not None:
                 running.copy_(torch.lerp(running.float(), batch, momentum))

@@ -56,13 +56,19 @@ def branch(
     """
     flat = as_map(x)
     series = Series(theta_weight, z_weight, coefficients, powers, gamma)
+    offset = series.shared()
+    if scale is not None and shift is not None:
+        shift = shift.float()
+        offset = shift.repeat(flat.shape[0], 1) if offset is None else offset * scale + shift
     if not series.is_wide:
         out = empty_map(flat, flat.shape[1], out_dtype)
-        narrow.write_branch(flat, series, out, scale, shift, None)
+        narrow.write_branch(flat, series, out, scale, offset, None)
     else:
         out = wide.make_branch(flat, series)
-        if scale is not None:
-            out = _finish(flat, out, None, scale, shift, out_dtype)
+        if scale is not None and offset is not None:
+            out = _finish(flat, out, scale, offset, out_dtype)
+        elif offset is not None:
+            out = out + offset[..., None]
     return with_strides_of(x, out.to(out_dtype))
 
 
@@ -93,7 +99,7 @@ def branch_batch_norm(
     gamma: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x plus the BatchNorm of the branch over this batch, and the batch's mean and biased variance.
+    """x plus the BatchNorm of the branch over this batch, the mean of the part that varies, and the biased variance.
 
     Arguments as in `branch`, and the norm's weight and bias [C]; None for 1 and 0.
 
@@ -107,11 +113,14 @@ def branch_batch_norm(
         mean, variance = narrow.write_branch_with_statistics(flat, series, value)
     else:
         value = wide.make_branch(flat, series)
-        variance, mean = torch.var_mean(value.float(), dim=(0, 2), correction=0)
+        variances, means = torch.var_mean(value.float(), dim=2, correction=0)
+        mean = means.mean(0)
+        variance = (variances + (means - mean + series.shared_around_mean()).square()).mean(0)
     scale = (variance + eps).rsqrt()
     if norm_weight is not None:
         scale = scale * norm_weight
-    out = _finish(flat, value, mean, scale, norm_bias, x.dtype)
+    shift = (series.shared_around_mean() - mean) * scale
+    out = _finish(flat, value, scale, shift if norm_bias is None else shift + norm_bias, x.dtype)
     return with_strides_of(x, out), mean, variance
 
 
@@ -151,7 +160,7 @@ def branch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
 
-    ``scale`` is the norm's weight where there are statistics.
+    ``mean`` is that of the part that varies, and ``scale`` the norm's weight where there are statistics.
 
     Returns:
         The gradients of x, theta_weight, z_weight, coefficients, scale [C] and shift [C].
@@ -159,7 +168,9 @@ def branch_backward(
     flat = as_map(x)
     d_flat = as_map(d_out, flat)
     series = Series(theta_weight, z_weight, coefficients, powers, gamma)
-    statistics = None if mean is None or inverse_deviation is None else Statistics(mean, inverse_deviation)
+    statistics = None
+    if mean is not None and inverse_deviation is not None:
+        statistics = Statistics(series.shared_around_mean() - mean, inverse_deviation)
     d_x, d_theta_weight, d_z_weight, d_scale, d_shift = (x.new_empty(0) for _ in range(5))
     dtype = gradient_dtype(x.dtype)
     form = wide if series.is_wide else narrow
@@ -263,10 +274,8 @@ def _only_wanted(
     return [d if is_wanted else None for d, is_wanted in zip(typed, wanted, strict=True)]
 
 
-def _finish(
-    flat: Tensor, value: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """x + (branch - mean) · scale + shift, [B, C, N]."""
+def _finish(flat: Tensor, value: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """x + value · scale + shift, [B, C, N]; the scale is [C], the shift [B, C]."""
     from cgnl.ops.fused import kernels
 
     batch, channels, positions = flat.shape
@@ -278,7 +287,6 @@ def _finish(
         flat,
         value,
         out,
-        mean,
         scale,
         shift,
         kernel_strides(flat, flat),

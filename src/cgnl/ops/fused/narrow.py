@@ -22,6 +22,7 @@ def write_branch(
     shift: Tensor | None,
     statistics: tuple[Tensor, Tensor] | None,
 ) -> None:
+    """Writes the part of the branch that varies, with a scale [C] and a shift [B, C] as `branch_kernel` takes them."""
     from cgnl.ops.fused import kernels
 
     batch, channels, positions = flat.shape
@@ -52,7 +53,7 @@ def write_branch(
 
 
 def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes the branch, and returns its mean and biased variance over samples and positions.
+    """Writes the part of the branch that varies, and returns its mean and the biased variance of the whole branch.
 
     Those of the tiles are joined by the formula of Chan et al., which does not subtract squares of large means.
     """
@@ -66,7 +67,8 @@ def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> t
     counts = (positions - starts).clamp_max(block).to(torch.float32)[:, None]
     total = batch * positions
     mean = (means * (counts / total)).sum((0, 1))
-    variance = (squares + counts * (means - mean).square()).sum((0, 1)) / total
+    distances = (means - mean) + series.shared_around_mean()[:, None]
+    variance = (squares + counts * distances.square()).sum((0, 1)) / total
     return mean, variance
 
 
@@ -76,7 +78,7 @@ def scale_gradients(
     """The sums over samples and positions of d_out and of d_out times the (normalised) branch."""
     from cgnl.ops.fused import kernels
 
-    mean, inverse_deviation = statistics or (None, None)
+    offset, inverse_deviation = statistics or (series.shared(), None)
     batch, channels, positions = flat.shape
     settings = _settings(flat, series, backward=False)
     position_tiles = num_tiles(positions, settings["BLOCK_N"])
@@ -89,7 +91,7 @@ def scale_gradients(
         series.z_weight.contiguous(),
         series.coefficients.contiguous(),
         d_flat,
-        mean,
+        offset,
         inverse_deviation,
         sums,
         products,
@@ -130,7 +132,7 @@ def branch_gradients(
     y = empty_map(flat, inner, dtype) if wants_z_weight else None
     d_branch = empty_map(flat, channels, dtype) if wants_z_weight and (scale, statistics) != (None, None) else None
     partial = partial_sums(flat, series.groups, series.in_group, series.coefficients.shape[2], settings)
-    mean, inverse_deviation = statistics or (None, None)
+    offset, inverse_deviation = statistics or (None, None)
     count = batch * positions
     launch(
         kernels.branch_backward_kernel,
@@ -141,7 +143,7 @@ def branch_gradients(
         series.coefficients.contiguous(),
         d_flat,
         scale,
-        mean,
+        offset,
         inverse_deviation,
         None if statistics is None else d_shift / count,
         None if statistics is None else d_scale / count,

@@ -39,8 +39,10 @@ def _(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, out_dtype:
     return torch.empty_like(theta, dtype=out_dtype)
 
 
-def write_polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, y: Tensor) -> None:
-    """The polynomial of a map [B, C', N] into ``y``."""
+def write_polynomial(
+    theta: Tensor, coefficients: Tensor, powers: int, gamma: float, y: Tensor, *, varying: bool = False
+) -> None:
+    """The polynomial of a map [B, C', N] into ``y``; ``varying`` takes z_0 away, which does not vary with theta."""
     from cgnl.ops.fused import kernels
 
     batch, inner, positions = theta.shape
@@ -58,6 +60,7 @@ def write_polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: fl
         inner // groups,
         groups,
         gamma,
+        VARYING=varying,
         **series_settings(powers, coefficients.shape[2], gamma),
         **kernel_layout(theta, y),
         **sizes,

@@ -133,7 +133,13 @@ _lock = threading.Lock()
 
 @torch.compiler.assume_constant_result
 def _has_passed(
-    device: torch.device, operation: Operation, dtype: torch.dtype, layout: Layout, powers: int, envelope: str, width: int
+    device: torch.device,
+    operation: Operation,
+    dtype: torch.dtype,
+    layout: Layout,
+    powers: int,
+    envelope: str,
+    width: int,
 ) -> bool:
     kind = Kind(operation, dtype, layout, powers, envelope == "yes", width)
     key = device, kind, product_precision(dtype)

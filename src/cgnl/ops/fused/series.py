@@ -6,6 +6,7 @@ Legend: B batch, C channels, C' inner channels, c = C'/G, G groups, P order of t
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # Features of a group that fit into one tile, beside its block of conv_z.
@@ -42,11 +43,33 @@ class Series(NamedTuple):
     def is_wide(self) -> bool:
         return self.in_group > WIDEST_GROUP
 
+    def shared(self) -> Tensor | None:
+        """What conv_z makes of z_0: the part of the branch that all positions share, [B, C] in float32.
+
+        It may be some thousand times the part that varies, which in one number with it would lose its digits.
+        """
+        if not self.powers & 1:
+            return None
+        rows = self.z_weight.flatten(1).sum(1, dtype=torch.float32).unflatten(0, (self.groups, -1))
+        return (self.coefficients[:, :, :1] * rows).flatten(1)
+
+    def shared_around_mean(self) -> Tensor:
+        """The same less its mean over the batch."""
+        shared = self.shared()
+        if shared is None:
+            return self.coefficients.new_zeros(self.coefficients.shape[0], self.z_weight.shape[0])
+        return shared - shared.mean(0)
+
 
 class Statistics(NamedTuple):
-    """What BatchNorm took from the branch, [C] each."""
+    """What BatchNorm made of the branch.
 
-    mean: Tensor
+    Attributes:
+        offset: what makes of the part of the branch that varies the branch less its mean, [B, C].
+        inverse_deviation: [C].
+    """
+
+    offset: Tensor
     inverse_deviation: Tensor
 
 

@@ -12,7 +12,7 @@ from cgnl.ops.fused.series import Series, Statistics
 
 
 def make_branch(flat: Tensor, series: Series) -> Tensor:
-    """conv_z's output, [B, C, N]."""
+    """The part of conv_z's output that varies, [B, C, N]."""
     return _steps(flat, series)[-1]
 
 
@@ -21,8 +21,11 @@ def scale_gradients(
 ) -> tuple[Tensor, Tensor]:
     """As `narrow.scale_gradients`."""
     value = make_branch(flat, series).float()
-    if statistics is not None:
-        value = (value - statistics.mean[:, None]) * statistics.inverse_deviation[:, None]
+    offset, inverse_deviation = statistics or (series.shared(), None)
+    if offset is not None:
+        value = value + offset[..., None]
+    if inverse_deviation is not None:
+        value = value * inverse_deviation[:, None]
     return d_flat.sum((0, 2), dtype=torch.float32), (d_flat * value).sum((0, 2), dtype=torch.float32)
 
 
@@ -42,22 +45,25 @@ def branch_gradients(
     d = d_flat.float()
     if statistics is not None:
         count = flat.shape[0] * flat.shape[2]
-        mean, inverse_deviation = (t[:, None] for t in statistics)
-        normed = (value.float() - mean) * inverse_deviation
+        inverse_deviation = statistics.inverse_deviation[:, None]
+        normed = (value.float() + statistics.offset[..., None]) * inverse_deviation
         d = (d - (d_shift / count)[:, None] - normed * (d_scale / count)[:, None]) * inverse_deviation
     d_branch.copy_(d if scale is None else d * scale[:, None])
     d_y = convolve(_z_matrices(series, y.dtype).transpose(1, 2), d_branch)
     d_theta = empty_map(flat, theta.shape[1], y.dtype)
     d_coefficients = write_polynomial_gradient(d_y, theta, series.coefficients, series.powers, series.gamma, d_theta)
+    if wants_z_weight and series.powers & 1:
+        z_0 = series.coefficients[:, :, 0].repeat_interleave(series.in_group, dim=1)
+        y = y.add_(z_0[..., None])
     return d_theta, d_branch, y, d_coefficients
 
 
 def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:
-    """Theta, y and the branch, [B, C' or C, N]."""
+    """Theta, y less z_0 and conv_z of that, [B, C' or C, N]."""
     with without_autocast(flat):
         theta = convolve(series.theta_weight.flatten(1)[None], flat)
         y = empty_map(flat, theta.shape[1], gradient_dtype(flat.dtype))
-        write_polynomial(theta, series.coefficients, series.powers, series.gamma, y)
+        write_polynomial(theta, series.coefficients, series.powers, series.gamma, y, varying=True)
         return theta, y, convolve(_z_matrices(series, y.dtype), y)
 
 

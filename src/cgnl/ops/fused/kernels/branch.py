@@ -33,14 +33,14 @@ def make_y(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Theta, y and the derivative of y by theta, in float32."""
+    """Theta, y less z_0 and the derivative of y by theta, in float32."""
     theta = convolve(
         x, x_strides, theta_weight, sample, f, f_mask, n, n_mask, C,
         CHANNELS_LAST, ALIGN, PRECISION, BLOCK_F, BLOCK_N, BLOCK_C,
     )  # fmt: skip
     own_coefficients = coefficients + (sample * GROUPS + group) * (ORDER + 1)
-    y, slope = polynomial(theta, own_coefficients, None, gamma, POWERS, ORDER, ENVELOPE)
-    # outside the map stands the polynomial's constant, which would count in the statistics
+    y, slope = polynomial(theta, own_coefficients, None, gamma, POWERS, ORDER, ENVELOPE, True)
+    # outside the map no number may count in the statistics
     return theta, tl.where(f_mask[:, None] & n_mask[None, :], y, 0.0), slope
 
 
@@ -62,10 +62,10 @@ def branch_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Writes conv_z's output, or with a scale x plus that times the scale plus the shift.
+    """Writes conv_z of y less z_0, plus the shift [B, C] if there is one; with a scale, x plus that times the scale.
 
-    For a norm it also writes, for each tile of positions and channel, the mean and the sum of squared distances from
-    that mean.
+    The scale comes before the shift. For a norm it also writes, for each tile of positions and channel, the mean and
+    the sum of squared distances from that mean.
     """
     sample, group, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     _, y, _ = make_y(
@@ -86,15 +86,18 @@ def branch_kernel(
             tl.store(means + statistics_row + channels, mean, mask=channel_mask)
             tl.store(squares + statistics_row + channels, sum_over_positions(distance * distance), mask=channel_mask)
         if scale is not None:
-            residual = load_map(x, x_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
             branch = branch * load_by_channel(scale, channels, channel_mask)
-            branch = residual.to(tl.float32) + (branch + load_by_channel(shift, channels, channel_mask))
+        if shift is not None:
+            branch = branch + load_by_channel(shift + sample * C, channels, channel_mask)
+        if scale is not None:
+            residual = load_map(x, x_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
+            branch = residual.to(tl.float32) + branch
         store_map(out, out_strides, branch, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
 
 
 @triton.jit
 def branch_gradient_sums_kernel(
-    x, theta_weight, z_weight, coefficients, d_out, mean, inverse_deviation, sums, products, x_strides, d_out_strides,
+    x, theta_weight, z_weight, coefficients, d_out, offset, inverse_deviation, sums, products, x_strides, d_out_strides,
     C: tl.constexpr, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -102,7 +105,7 @@ def branch_gradient_sums_kernel(
 ):  # fmt: skip
     """Writes, for each tile of positions and channel, the sums of d_out and of d_out times the normalised branch.
 
-    Without statistics the branch is taken as it is.
+    The branch is conv_z of y less z_0, plus the offset [B, C], times the inverse deviation, each where it is given.
     """
     sample, group, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     _, y, _ = make_y(
@@ -116,8 +119,9 @@ def branch_gradient_sums_kernel(
         channel_mask = in_group < C // GROUPS
         channels = group * (C // GROUPS) + in_group
         branch = convolve_z(z_weight, y, channels, channel_mask, FEATURES, PRECISION, BLOCK_F)
-        if mean is not None:
-            branch = branch - load_by_channel(mean, channels, channel_mask)
+        if offset is not None:
+            branch = branch + load_by_channel(offset + sample * C, channels, channel_mask)
+        if inverse_deviation is not None:
             branch = branch * load_by_channel(inverse_deviation, channels, channel_mask)
         d = load_map(d_out, d_out_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
         d = d.to(tl.float32)
@@ -127,7 +131,7 @@ def branch_gradient_sums_kernel(
 
 @triton.jit
 def branch_backward_kernel(
-    x, theta_weight, z_weight, coefficients, d_out, scale, mean, inverse_deviation, mean_d, mean_product,
+    x, theta_weight, z_weight, coefficients, d_out, scale, offset, inverse_deviation, mean_d, mean_product,
     d_theta, y_out, d_branch, partial_sums, x_strides, d_out_strides, d_theta_strides, y_strides, d_branch_strides,
     C: tl.constexpr, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -137,7 +141,8 @@ def branch_backward_kernel(
     """Writes theta's gradient and, for each power, the tile's part of the coefficient's gradient.
 
     Where their pointers are given, also y and the gradient of conv_z's output: the gradient of conv_z's weight is their
-    product. With statistics, d_out goes back through BatchNorm first.
+    product. With statistics, d_out goes back through BatchNorm first: conv_z of y less z_0, plus the offset [B, C], is
+    the branch less its mean.
     """
     sample, group, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     theta, y, slope = make_y(
@@ -145,7 +150,10 @@ def branch_backward_kernel(
         POWERS, ORDER, ENVELOPE, CHANNELS_LAST, ALIGN, PRECISION, BLOCK_F, BLOCK_N, BLOCK_C,
     )  # fmt: skip
     if y_out is not None:
-        store_map(y_out, y_strides, y, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
+        whole = y
+        if POWERS & 1:
+            whole += tl.load(coefficients + (sample * GROUPS + group) * (ORDER + 1))
+        store_map(y_out, y_strides, whole, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
     d_y = tl.full([BLOCK_F, BLOCK_N], 0.0, tl.float32)
     features = tl.arange(0, BLOCK_F)
     for start in range(0, C // GROUPS, BLOCK_O):
@@ -156,10 +164,10 @@ def branch_backward_kernel(
         z_rows = z_rows.to(tl.float32)
         d = load_map(d_out, d_out_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
         d = d.to(tl.float32)
-        if mean is not None:
+        if offset is not None:
             own_inverse = load_by_channel(inverse_deviation, channels, channel_mask)
             branch = tl.dot(z_rows, y, input_precision=PRECISION)
-            normed = (branch - load_by_channel(mean, channels, channel_mask)) * own_inverse
+            normed = (branch + load_by_channel(offset + sample * C, channels, channel_mask)) * own_inverse
             d = d - normed * load_by_channel(mean_product, channels, channel_mask)
             d = (d - load_by_channel(mean_d, channels, channel_mask)) * own_inverse
             d = tl.where(n_mask[None, :], d, 0.0)
@@ -174,18 +182,15 @@ def branch_backward_kernel(
 
 @triton.jit
 def finish_kernel(
-    x, branch, out, mean, scale, shift, x_strides, branch_strides, out_strides, C: tl.constexpr, N,
+    x, branch, out, scale, shift, x_strides, branch_strides, out_strides, C: tl.constexpr, N,
     CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The third pass of training: x + (branch - mean) · scale + shift."""
+    """The third pass of training: x + branch · scale + shift, which is [B, C]."""
     sample, _, channels, channel_mask, n, n_mask, _ = place(N, C, 1, ALIGN, BLOCK_F, BLOCK_N)
     value = load_map(branch, branch_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
     value = value.to(tl.float32)
-    if mean is not None:
-        value = value - load_by_channel(mean, channels, channel_mask)
     value = value * load_by_channel(scale, channels, channel_mask)
-    if shift is not None:
-        value = value + load_by_channel(shift, channels, channel_mask)
+    value = value + load_by_channel(shift + sample * C, channels, channel_mask)
     residual = load_map(x, x_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
     value = residual.to(tl.float32) + value
     store_map(out, out_strides, value, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)

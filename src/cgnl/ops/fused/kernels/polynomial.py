@@ -16,12 +16,12 @@ from cgnl.ops.fused.kernels.tiles import load_map, place, polynomial, store_map,
 def polynomial_kernel(
     theta, coefficients, y, theta_strides, y_strides, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, VARYING: tl.constexpr,
 ):  # fmt: skip
     sample, group, f, f_mask, n, n_mask, _ = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     base = load_map(theta, theta_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)
     own_coefficients = coefficients + (sample * GROUPS + group) * (ORDER + 1)
-    value, _ = polynomial(base, own_coefficients, None, gamma, POWERS, ORDER, ENVELOPE)
+    value, _ = polynomial(base, own_coefficients, None, gamma, POWERS, ORDER, ENVELOPE, VARYING)
     store_map(y, y_strides, value, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
 
 

@@ -145,22 +145,42 @@ def coefficient(pointer, scales, POWER: tl.constexpr):
 
 
 @triton.jit
-def polynomial(base, pointer, scales, gamma, POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr):
+def exp_less_one(exponent):
+    """exp(exponent) - 1 with all its digits, for exponents of at most 0."""
+    series = 1 + exponent * (1 / 5) * (1 + exponent * (1 / 6))
+    series = 1 + exponent * (1 / 2) * (1 + exponent * (1 / 3) * (1 + exponent * (1 / 4) * series))
+    return tl.where(exponent > -0.25, exponent * series, tl.exp(exponent) - 1)
+
+
+@triton.jit
+def polynomial(
+    base, pointer, scales, gamma, POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr,
+    VARYING: tl.constexpr = False,
+):  # fmt: skip
     """The polynomial in base times its envelope exp(-gamma base^2) if it has one, and the derivative of that.
 
-    By Horner's rule; bit p of POWERS says whether power p is there.
+    By Horner's rule; bit p of POWERS says whether power p is there. VARYING takes z_0, which does not vary with base,
+    away from the value, so that the rest keeps its digits.
     """
     slope = tl.full(base.shape, 0.0, tl.float32)
-    value = slope + coefficient(pointer, scales, ORDER)
+    value = slope
+    if ORDER >= VARYING:  # taken as a number: the lowest power
+        value += coefficient(pointer, scales, ORDER)
     for i in tl.static_range(1, ORDER + 1):
         slope = slope * base + value
         value = value * base
-        if (POWERS >> (ORDER - i)) & 1:
+        if (POWERS >> VARYING << VARYING >> (ORDER - i)) & 1:
             value += coefficient(pointer, scales, ORDER - i)
     if ENVELOPE:
-        envelope = tl.exp(-gamma * base * base)
-        slope = envelope * (slope - 2 * gamma * base * value)
-        value = envelope * value
+        exponent = -gamma * base * base
+        envelope = tl.exp(exponent)
+        if VARYING:
+            z_0 = coefficient(pointer, scales, 0)
+            slope = envelope * (slope - 2 * gamma * base * (value + z_0))
+            value = envelope * value + z_0 * exp_less_one(exponent)
+        else:
+            slope = envelope * (slope - 2 * gamma * base * value)
+            value = envelope * value
     return value, slope
 
 
