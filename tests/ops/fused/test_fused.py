@@ -11,7 +11,6 @@ from fused_cases import (
     Case,
     assert_close,
     block_inputs,
-    by_channel,
     fits,
     fused_block,
     gradients_of,
@@ -22,6 +21,7 @@ from fused_cases import (
     results_of,
 )
 from torch import nn
+from torch.nn import functional as F
 
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
 from cgnl.ops import fused
@@ -35,9 +35,6 @@ FLOAT32_BATCH_NORM = 1e-5
 HALF = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 # A variance of float32 numbers a thousand deviations from zero: their own rounding.
 FAR_VARIANCE = 1e-3
-
-# Of numbers of which the largest part, shared by all positions, is taken away.
-VARYING = 1e-5
 
 SMALL = Case((2, 16, 5, 3), 8, 2)
 
@@ -190,26 +187,22 @@ def test_variance_far_from_zero_is_stable():
 @pytest.mark.parametrize("inner", [8, 260])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_the_part_that_varies_keeps_its_digits(beta, inner, samples):
-    """At this gamma it is some 1e-4 of the branch. Equal samples: the norm leaves nothing of the rest."""
+    """At this gamma it is less than 1e-3 of the branch. Of equal samples the norm leaves nothing else."""
     inputs = [t.detach() for t in inputs_of("batch_norm", Case((1, 16, 5, 3), inner, 2))]
     inputs[0] = inputs[0].repeat(samples, 1, 1, 1)
     exact = [t.double().requires_grad_() for t in inputs]
     inputs = [t.requires_grad_() for t in inputs]
     options = {"groups": 2, "kernel": GaussianRBF(beta=beta), "factor": 0.1}
     branch = naive_block(exact[:5], **options)
-    varying = branch - branch.mean((2, 3), keepdim=True)
-    assert varying.norm() < 1e-2 * branch.norm()
+    assert (branch - branch.mean((2, 3), keepdim=True)).norm() < 1e-3 * branch.norm()
+    expected = exact[0] + F.batch_norm(branch, None, None, *exact[5:], training=True, eps=1e-20)
     y = fused.cgnl_block_batch_norm(*inputs, None, None, **options, eps=1e-20, momentum=0.0)
-    x, weight, bias = exact[0], *(by_channel(t, exact[0]) for t in exact[5:])
-    expected = x + weight * varying / varying.square().mean((0, 2, 3), keepdim=True).sqrt() + bias
-    assert relative(y, expected) < VARYING
-    for name, gradient, reference in zip(
-        ("x", "theta", "phi", "g", "z", "weight", "bias"),
-        gradients_of(y, inputs),
-        gradients_of(expected, exact),
-        strict=True,
-    ):
-        assert relative(gradient, reference) < VARYING, name
+    # the gradients of what makes z_0 are the norm's own small rest
+    wanted = [1, 5, 6]
+    results, reference = (
+        [out, *gradients_of(out, [t[i] for i in wanted])] for out, t in ((y, inputs), (expected, exact))
+    )
+    assert_close(results, reference, FLOAT32_BATCH_NORM)
 
 
 @pytest.mark.parametrize("form", ["plain", "affine", "batch_norm"])

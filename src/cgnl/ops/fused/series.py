@@ -58,7 +58,9 @@ class Series(NamedTuple):
         shared = self.shared()
         if shared is None:
             return self.coefficients.new_zeros(self.coefficients.shape[0], self.z_weight.shape[0])
-        return shared - shared.mean(0)
+        # from the first sample on: where samples are alike, nothing of the large numbers stays
+        distances = shared - shared[:1]
+        return distances - distances.mean(0)
 
 
 class Statistics(NamedTuple):
