@@ -102,10 +102,11 @@ def passes(operation: Operation, *tensors: Tensor, kernel: KernelFunction, dtype
     width = WIDTHS[0] if features else _width_of(tensors[4].shape[1])
     powers = powers_of(kernel.coefficients)
     envelope = "yes" if envelope_width(kernel) > 0 else "no"  # a word: a trace may hold a symbol, not a constant, here
-    return all(
-        _has_passed(tensor.device, operation, dtype, _layout_of(tensor), powers, envelope, width)
-        for tensor in (tensors[:2] if features else tensors[:1])
-    )
+    first = tensors[0]
+    if not _has_passed(first.device, operation, dtype, _layout_of(first), powers, envelope, width):
+        return False
+    # phi and g go in phi's format
+    return not features or _has_passed(first.device, operation, dtype, _layout_of(tensors[1]), powers, envelope, width)
 
 
 def _width_of(in_group: int) -> int:
@@ -118,16 +119,17 @@ def _width_of(in_group: int) -> int:
 
 def _layout_of(tensor: Tensor) -> Layout:
     """Whether the operators will take the map's channels for last."""
-    if tensor.stride(1) != 1 or tensor.shape[1] == 1:
+    strides, shape = tensor.stride(), tensor.shape
+    if strides[1] != 1 or shape[1] == 1:
         return "first"
-    for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True):
-        if size > 1 and stride == 1:
+    for axis in range(2, len(shape)):
+        if strides[axis] == 1 and shape[axis] > 1:
             return "first"
     return "last"
 
 
 # By device, or by its kind for all devices of that kind: why a kind of call failed, or None.
-_reasons: dict[tuple[Any, Kind, str], str | None] = {}
+_reasons: dict[tuple[Any, ...], str | None] = {}
 _lock = threading.Lock()
 
 
@@ -141,9 +143,9 @@ def _has_passed(
     envelope: str,
     width: int,
 ) -> bool:
-    kind = Kind(operation, dtype, layout, powers, envelope == "yes", width)
-    key = device, kind, product_precision(dtype)
+    key = device, product_precision(dtype), operation, dtype, layout, powers, envelope, width
     if key not in _reasons:
+        kind = Kind(operation, dtype, layout, powers, envelope == "yes", width)
         is_cuda = device.type == "cuda"
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward or (is_cuda and torch.cuda.is_current_stream_capturing()):
