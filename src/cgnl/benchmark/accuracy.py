@@ -21,7 +21,7 @@ from cgnl.benchmark.forms import gram_form
 from cgnl.benchmark.timing import reason_of_failure, rounded
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
 from cgnl.ops import fused
-from cgnl.ops.fused.self_test import WIDTHS, Kind, Operation, outcome_of, tolerance_of
+from cgnl.ops.fused.self_test import WIDTHS, Kind, Layout, Operation, outcome_of, tolerance_of
 
 
 class Case(NamedTuple):
@@ -204,10 +204,11 @@ def print_self_test(device: str, *, smallest: bool) -> None:
 def _kinds_for_self_test(device: torch.device, smallest: bool) -> list[Kind]:
     # in the interpreter the narrowest: it takes seconds for what a GPU does in no time
     width = WIDTHS[2 if device.type == "cuda" else 0]
+    layouts: tuple[Layout, ...] = get_args(Layout)
     kinds = [
         Kind(operation, getattr(torch, dtype), layout, powers, envelope, width)
         for dtype in DTYPES[: 1 if smallest else None]
-        for layout in ("first", "last")[: 1 if smallest else None]
+        for layout in layouts[: 1 if smallest else None]
         for powers, envelope in ((0b10, False), (0b1111, True))[: 1 if smallest else None]
         for operation in get_args(Operation)
     ]
