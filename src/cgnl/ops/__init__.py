@@ -6,7 +6,7 @@ positions, G groups of consecutive channels, M = (C'/G)·N elements of one group
 Every operation takes theta, phi and g as [B, C', *S], the outputs of the three 1x1 convolutions, and gives
 [B, C', *S]. ``backend`` chooses the form that runs: ``"eager"`` (PyTorch at the least cost), ``"fused"`` (Triton
 kernels on a CUDA device, of the compact operation alone), ``"naive"`` (explicit matrices, for checking) or ``"auto"``:
-fused where that can run, else eager.
+fused where that can run and has shown on the device that it does what eager does, else eager.
 
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 """
