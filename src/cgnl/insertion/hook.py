@@ -8,34 +8,64 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cgnl.insertion.nested import Key, pick, put
+
 BLOCK_NAME = "inserted_block"
 """Name of an inserted block in the module it stands after: ``layer3.4.inserted_block.theta.weight``."""
 
 Layout = Literal["channels_first", "channels_last"]
 
 _HANDLE_NAME = "_inserted_block_handle"
+_REPLICA_HANDLE_NAME = "_inserted_block_replica_handle"
+_REPLICA_NAME = "_inserted_block_of_replica"
 
 
 class _BlockHook:
-    """Forward hook that passes a module's output through a block.
+    """Forward hook that passes a module's output, or one tensor in it, through a block.
 
     Args:
-        name: The block's name among its owner's children.
+        name: The block's name among its owner's children; where the owner lies inside the hooked module, its path
+            there.
         layout: Layout of the module's output.
-        block: The block, where another module than the hooked one owns it. One that the hooked module owns is
-            looked up at each call, so that replicas (DataParallel) and wrappers put around it are followed.
+        block: The block, where a module around the hooked one owns it. One that the hooked module or one inside owns
+            is looked up at each call, so that replicas (DataParallel) and wrappers put around it are followed.
+        keys: Where the tensor is in the module's output.
     """
 
-    def __init__(self, name: str, layout: Layout, block: nn.Module | None) -> None:
+    keys: tuple[Key, ...] = ()  # of networks pickled by older versions
+
+    def __init__(self, name: str, layout: Layout, block: nn.Module | None, keys: tuple[Key, ...] = ()) -> None:
         self.name = name
         self.layout = layout
         self.block = block
+        self.keys = keys
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return apply(self.block_after(module), output, self.layout)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        refined = apply(self.block_after(module), pick(output, self.keys), self.layout)
+        return put(output, self.keys, refined)
 
     def block_after(self, module: nn.Module) -> nn.Module:
-        return getattr(module, self.name) if self.block is None else self.block
+        if self.block is None:
+            return module.get_submodule(self.name)
+        return getattr(module, _REPLICA_NAME, self.block)
+
+
+class _ReplicaHook:
+    """Forward pre-hook of a block's owner: in a DataParallel replica, shows the hooked module its block's replica.
+
+    Args:
+        path: The hooked module's path in the owner.
+        name: The block's name among the owner's children.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    def __call__(self, owner: nn.Module, args: tuple[Any, ...]) -> None:
+        if getattr(owner, "_is_replica", False):
+            # not by setattr, which would make it a child, and a container runs its children
+            vars(owner.get_submodule(self.path))[_REPLICA_NAME] = getattr(owner, self.name)
 
 
 def apply(block: nn.Module, output: Tensor, layout: Layout) -> Tensor:
@@ -60,13 +90,31 @@ def _as_in_host(refined: Tensor, output: Tensor) -> Tensor:
     return torch.empty_like(output).copy_(refined)
 
 
-def attach(target: nn.Module, block: nn.Module, layout: Layout, owner: nn.Module, name: str) -> None:
+def attach(
+    target: nn.Module, block: nn.Module, layout: Layout, keys: tuple[Key, ...], owner: nn.Module, name: str
+) -> None:
+    """Make a block a child of its owner, and the first hook of the module it stands after.
+
+    It comes before hooks that are already there, so that they see the refined map: networks that collect feature maps
+    by hooks make these when they are built, or called for the first time.
+    """
     while hasattr(owner, name):
         name += "_"
     owner.add_module(name, block)
-    hook = _BlockHook(name, layout, None if owner is target else block)
+    inside = _path_in(target, owner)
+    if inside is None:
+        hook = _BlockHook(name, layout, block, keys)
+        path = _path_in(owner, target)
+        assert path is not None
+        setattr(target, _REPLICA_HANDLE_NAME, owner.register_forward_pre_hook(_ReplicaHook(path, name)))
+    else:
+        hook = _BlockHook(f"{inside}.{name}".lstrip("."), layout, None, keys)
     # Unpickling the handle keeps new hooks of a fresh process from taking this hook's id and replacing it.
-    setattr(target, _HANDLE_NAME, target.register_forward_hook(hook))
+    setattr(target, _HANDLE_NAME, target.register_forward_hook(hook, prepend=True))
+
+
+def _path_in(outer: nn.Module, inner: nn.Module) -> str | None:
+    return next((path for path, module in outer.named_modules() if module is inner), None)
 
 
 def detach(model: nn.Module, target: nn.Module) -> None:
@@ -77,10 +125,13 @@ def detach(model: nn.Module, target: nn.Module) -> None:
             delattr(target, _HANDLE_NAME)
         return
     block = hook.block_after(target)
-    owner = next(module for module in model.modules() if module._modules.get(hook.name) is block)
-    delattr(owner, hook.name)
-    getattr(target, _HANDLE_NAME).remove()
-    delattr(target, _HANDLE_NAME)
+    name = hook.name.rpartition(".")[2]
+    owner = next(module for module in model.modules() if module._modules.get(name) is block)
+    delattr(owner, name)
+    for handle_name in (_HANDLE_NAME, _REPLICA_HANDLE_NAME):
+        if hasattr(target, handle_name):
+            getattr(target, handle_name).remove()
+            delattr(target, handle_name)
 
 
 def attach_without_hook(module: nn.Module, block: nn.Module) -> None:

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from cgnl.insertion.check import check_blocks
 from cgnl.insertion.hook import Layout, apply, attach, detach, inserted_blocks
-from cgnl.insertion.probe import probe, run_once, undisturbed
+from cgnl.insertion.nested import Select, keys_of
+from cgnl.insertion.probe import probe, undisturbed
 from cgnl.insertion.targets import find_target
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -21,6 +23,7 @@ def insert_blocks(
     *,
     example_input: Any,
     layout: Layout = "channels_first",
+    select: Select | Mapping[str, Select | None] | None = None,
 ) -> ModelT:
     """Put blocks into a network, each right after the module at its path.
 
@@ -53,6 +56,10 @@ def insert_blocks(
         layout: ``"channels_first"`` for feature maps ``[B, C, *S]`` of 1 to 3 axes; ``"channels_last"`` for
             maps ``[B, *S, C]`` and tokens ``[B, N, C]``, where a class token is one more position. Blocks see
             ``[B, C, *S]`` either way.
+        select: Where the feature map is in the output of the modules, if they return a tuple, list, dict or
+            dataclass: an index or a key, or a tuple of them for nested ones, ``(0, "features")``. It is for all
+            paths; a dict gives each path its own, and leaves out those whose module returns the map itself. The
+            rest of the output stays as it is.
 
     Returns:
         The same ``model``.
@@ -73,6 +80,34 @@ def insert_blocks(
         >>> [key for key in host.state_dict() if "theta" in key]
         ['1.inserted_block.theta.weight']
     """
+    _check_arguments(model, blocks, example_input, layout, select)
+    targets = {path: find_target(model, path) for path in blocks}
+    if len(set(targets.values())) < len(targets):
+        raise ValueError(f"blocks: two of the paths {list(targets)} name the same module")
+    keys = {path: keys_of(select.get(path) if isinstance(select, Mapping) else select) for path in blocks}
+    maps, owners = probe(model, targets, keys, example_input)
+    made = {path: _make(path, blocks[path], maps.pop(path), targets[path], layout) for path in targets}
+    if len(set(made.values())) < len(made):
+        raise ValueError("blocks: each path must get a block of its own, but two got the same module")
+
+    try:
+        for path, block in made.items():
+            attach(targets[path], block, layout, keys[path], *owners[path])
+        check_blocks(model, made, example_input)
+    except BaseException:
+        for target in targets.values():
+            detach(model, target)
+        raise
+    return model
+
+
+def _check_arguments(
+    model: nn.Module,
+    blocks: Mapping[str, Callable[[int], nn.Module]],
+    example_input: Any,
+    layout: Layout,
+    select: Select | Mapping[str, Select | None] | None,
+) -> None:
     if layout not in ("channels_first", "channels_last"):
         raise ValueError(f"layout ({layout!r}) must be 'channels_first' or 'channels_last'")
     if not isinstance(model, nn.Module):
@@ -90,29 +125,11 @@ def insert_blocks(
             "example_input must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
             f"not {type(example_input).__name__}"
         )
-    targets = {path: find_target(model, path) for path in blocks}
-    if len(set(targets.values())) < len(targets):
-        raise ValueError(f"blocks: two of the paths {list(targets)} name the same module")
-    outputs, owners = probe(model, targets, example_input)
-    made = {path: _make(path, blocks[path], outputs.pop(path), targets[path], layout) for path in targets}
-    if len(set(made.values())) < len(made):
-        raise ValueError("blocks: each path must get a block of its own, but two got the same module")
-
-    try:
-        for path, block in made.items():
-            attach(targets[path], block, layout, *owners[path])
-        runs = run_once(model, made.values(), example_input)
-        for path, block in made.items():
-            if len(runs[block]) != 1:
-                raise ValueError(
-                    f"blocks[{path!r}]: the block must run exactly once in a forward pass, but ran "
-                    f"{len(runs[block])} times"
-                )
-    except BaseException:
-        for target in targets.values():
-            detach(model, target)
-        raise
-    return model
+    if isinstance(select, Mapping) and not select.keys() <= blocks.keys():
+        raise ValueError(f"select: its paths {list(select)} must be among those of blocks, {list(blocks)}")
+    for chosen in select.values() if isinstance(select, Mapping) else [select]:
+        if not all(isinstance(key, str | int) for key in keys_of(chosen)):
+            raise ValueError(f"select ({chosen!r}) must be a key, an index or a tuple of them")
 
 
 def remove_blocks(model: ModelT) -> ModelT:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgnl.insertion.nested import Key, describe, pick
 from cgnl.insertion.targets import possible_owners
 
 _STAND_IN_NAME = "_inserted_block_stand_in"
 
 
 def probe(
-    model: nn.Module, targets: Mapping[str, nn.Module], example_input: Any
+    model: nn.Module, targets: Mapping[str, nn.Module], keys: Mapping[str, tuple[Key, ...]], example_input: Any
 ) -> tuple[dict[str, Tensor], dict[str, tuple[nn.Module, str]]]:
     """Run the host once to find each target's feature map, and the owner and name for its block.
 
@@ -29,12 +30,13 @@ def probe(
     try:
         for owner, stand_in in stand_ins.items():
             owner.add_module(_STAND_IN_NAME, stand_in)
-        runs = run_once(model, [*targets.values(), *stand_ins.values()], example_input)
+        with undisturbed(model):
+            runs, _ = run(model, [*targets.values(), *stand_ins.values()], example_input)
     finally:
         for owner in stand_ins:
             owner._modules.pop(_STAND_IN_NAME, None)
 
-    outputs = {path: _feature_map(path, runs[target]) for path, target in targets.items()}
+    maps = {path: _feature_map(path, runs[target], keys[path]) for path, target in targets.items()}
     owners = {}
     for path in targets:
         usable = [(owner, name) for owner, name in candidates[path].items() if not runs[stand_ins[owner]]]
@@ -44,30 +46,30 @@ def probe(
                 "all are containers or iterate over their children"
             )
         owners[path] = usable[0]
-    return outputs, owners
+    return maps, owners
 
 
-def _feature_map(path: str, runs: list[Any]) -> Tensor:
+def _feature_map(path: str, runs: list[Any], keys: tuple[Key, ...]) -> Tensor:
     if len(runs) != 1:
         raise ValueError(
             f"blocks[{path!r}]: the module must run exactly once in a forward pass, "
             f"but ran {len(runs)} times on example_input"
         )
-    output = runs[0]
-    if not isinstance(output, Tensor):
-        seen = f"a {type(output).__name__}"
-    elif not output.is_floating_point() or not 3 <= output.ndim <= 5:
-        seen = f"{output.dtype} of shape {list(output.shape)}"
-    else:
+    try:
+        output = pick(runs[0], keys)
+    except ValueError as error:
+        raise ValueError(f"blocks[{path!r}]: {error}") from None
+    if isinstance(output, Tensor) and output.is_floating_point() and 3 <= output.ndim <= 5:
         return output
+    hint = "" if isinstance(output, Tensor) else "; select= takes one tensor out of a tuple, list, dict or dataclass"
     raise ValueError(
         f"blocks[{path!r}]: the module's output must be a feature map, one floating-point tensor "
-        f"with 1 to 3 axes besides batch and channels, but is {seen}"
+        f"with 1 to 3 axes besides batch and channels, but is {describe(output)}{hint}"
     )
 
 
-def run_once(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> dict[nn.Module, list[Any]]:
-    """Run the model once; for each of the modules, its outputs, one for each time it ran."""
+def run(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> tuple[dict[nn.Module, list[Any]], Any]:
+    """Run the model once: for each of the modules its own outputs, one for each time it ran, and the model's output."""
     outputs: dict[nn.Module, list[Any]] = {module: [] for module in modules}
 
     def record(module: nn.Module, _: Any, output: Any) -> None:
@@ -75,20 +77,20 @@ def run_once(model: nn.Module, modules: Iterable[nn.Module], example_input: Any)
 
     with ExitStack() as stack:
         for module in outputs:
-            stack.enter_context(module.register_forward_hook(record))
-        stack.enter_context(undisturbed(model))
+            # like the block's hook before all others, which may change the output
+            stack.enter_context(module.register_forward_hook(record, prepend=True))
         if isinstance(example_input, dict):
-            model(**example_input)
+            result = model(**example_input)
         elif isinstance(example_input, tuple):
-            model(*example_input)
+            result = model(*example_input)
         else:
-            model(example_input)
-    return outputs
+            result = model(example_input)
+    return outputs, result
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode without gradients; afterwards restore flags, buffers and random state."""
+def undisturbed(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Put the model in eval mode, by default without gradients; afterwards restore flags, buffers and random state."""
     training = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -100,7 +102,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     device_type = accelerators[0].type if accelerators else "cuda"
     try:
-        with torch.random.fork_rng(accelerators, device_type=device_type), torch.no_grad():
+        with torch.random.fork_rng(accelerators, device_type=device_type), torch.set_grad_enabled(gradients):
             model.eval()
             yield
     finally:

@@ -2,6 +2,7 @@
 
 import difflib
 
+import torch
 from torch import nn
 
 from cgnl.insertion.hook import BLOCK_NAME, block_after
@@ -24,6 +25,8 @@ def find_target(model: nn.Module, path: str) -> nn.Module:
         hint = f"near names: {', '.join(near)}" if near else f"its children: {', '.join(model._modules)}"
         raise ValueError(f"blocks[{path!r}]: {type(model).__name__} has no module of this path; {hint}")
     for module in enclosing(model, path).values():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("model: insert blocks before torch.jit.script or torch.jit.trace, not into its result")
         wrapper = next((_WRAPPERS[c.__name__] for c in type(module).__mro__ if c.__name__ in _WRAPPERS), None)
         if module._compiled_call_impl is not None:
             wrapper = "torch.compile"
