@@ -163,10 +163,14 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def _hooks(module: nn.Module) -> tuple[dict[int, object], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
 def outline(model: nn.Module) -> list[object]:
     """All that insertion could leave behind: names, attributes, children, hooks, flags."""
     return [
-        (path, type(module), sorted(vars(module)), list(module._modules), list(module._forward_hooks))
+        (path, type(module), sorted(vars(module)), list(module._modules), *map(list, _hooks(module)))
         for path, module in model.named_modules()
     ] + [module.training for module in model.modules()]
 

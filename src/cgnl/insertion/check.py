@@ -1,5 +1,6 @@
 """The check of a network with its blocks: that they run once, can be trained, and reach an output."""
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -39,7 +40,8 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
     for path in unreached:
         if not _changes_output(model, blocks[path], example_input):
             raise ValueError(
-                f"blocks[{path!r}]: the network's output on example_input in eval mode does not depend on the block"
+                f"blocks[{path!r}]: the block has no effect on the network's output for example_input in eval mode; "
+                "take a place, or an example_input (with labels, for one), for which it has"
             )
     if any(tensor.grad_fn is not None for module in model.modules() for tensor in tensors_in(vars(module))):
         # the host keeps maps as attributes: with the graph of this check they could not be copied
@@ -92,7 +94,7 @@ def _blame(model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any
     for path in blocks:
         others = [block for other, block in blocks.items() if other != path]
         if _fails(model, blocks, example_input, others):
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
             raise ValueError(
                 f"blocks[{path!r}]: the network cannot be differentiated with a block there: {reason}"
             ) from error
