@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def put(output: Any, keys: tuple[Key, ...], value: Any) -> Any:
 
 def _has_fields(output: Any, key: Any) -> bool:
     """Whether the key is the name of an attribute, as in named tuples and dataclasses that are no dicts."""
-    if not isinstance(key, str) or isinstance(output, Mapping | fx.Proxy):
+    if not isinstance(key, str) or isinstance(output, (Mapping, fx.Proxy)):
         return False
     return not isinstance(output, tuple) or hasattr(output, "_fields")
 
@@ -64,7 +65,8 @@ def _replace(output: Any, key: Any, value: Any) -> Any:
         items = list(output)
         items[position] = value
         return output._make(items) if hasattr(output, "_make") else type(output)(items)
-    result = output.copy() if isinstance(output, dict | list) else copy.copy(output)
+    # torch.compile knows the method alone, which in other subclasses returns the plain kind
+    result = output.copy() if type(output) in (dict, list, OrderedDict) else copy.copy(output)
     if _has_fields(output, key):
         object.__setattr__(result, key, value)  # also in frozen dataclasses
     else:
@@ -106,10 +108,15 @@ def describe(output: Any) -> str:
     else:
         return _describe_item(output)
     more = "" if len(items) <= _SHOWN else f" and {len(items) - _SHOWN} more"
-    return f"a {type(output).__name__} of {', '.join(items[:_SHOWN]) or 'nothing'}{more}"
+    return f"{_kind(output)} of {', '.join(items[:_SHOWN]) or 'nothing'}{more}"
 
 
 def _describe_item(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} of shape {list(value.shape)}"
-    return f"a {type(value).__name__}"
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
