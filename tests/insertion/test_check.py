@@ -15,13 +15,20 @@ from torchvision import models
 import cgnl
 from cgnl.insertion import inserted_blocks
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "resnet50": (models.resnet50, 32),
-    "vgg11_bn": (lambda: models.vgg11_bn(init_weights=False), 32),
-    "densenet121": (models.densenet121, 32),
-    "googlenet": (lambda: models.googlenet(aux_logits=False, init_weights=False), 32),
-    "shufflenet": (models.shufflenet_v2_x1_0, 32),
-    "timm-resnet50": (lambda: timm.create_model("resnet50"), 32),
+
+def small_vgg() -> nn.Module:
+    model = models.vgg11_bn(init_weights=False)
+    model.classifier = nn.Linear(512 * 7 * 7, 10)  # its own has 120 million weights
+    return model
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": models.resnet50,
+    "vgg11_bn": small_vgg,
+    "densenet121": models.densenet121,
+    "googlenet": lambda: models.googlenet(aux_logits=False, init_weights=False),
+    "shufflenet": models.shufflenet_v2_x1_0,
+    "timm-resnet50": lambda: timm.create_model("resnet50", zero_init_last=False),
 }
 # an in-place operation comes next
 PLACES = [
@@ -55,9 +62,8 @@ def _train(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "path"), PLACES, ids=[f"{name}-{path}" for name, path in PLACES])
 def test_two_training_steps_before_an_in_place_operation(name: str, path: str) -> None:
-    build, size = NETWORKS[name]
     torch.manual_seed(0)
-    model, x = build(), torch.randn(2, 3, size, size)
+    model, x = NETWORKS[name](), torch.randn(2, 3, 32, 32)
     cgnl.insert_blocks(model, {path: partial(cgnl.CGNL2d, groups=2)}, example_input=x[:1])
     out_of_place = copy.deepcopy(model)
     for module in out_of_place.modules():
