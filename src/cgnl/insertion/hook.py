@@ -126,7 +126,7 @@ def detach(model: nn.Module, target: nn.Module) -> None:
         return
     block = hook.block_after(target)
     name = hook.name.rpartition(".")[2]
-    owner = next(module for module in model.modules() if module._modules.get(name) is block)
+    owner = next(module for module in model.modules() if getattr(module, name, None) is block)
     delattr(owner, name)
     for handle_name in (_HANDLE_NAME, _REPLICA_HANDLE_NAME):
         if hasattr(target, handle_name):

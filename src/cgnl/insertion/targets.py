@@ -40,8 +40,9 @@ def find_target(model: nn.Module, path: str) -> nn.Module:
 def enclosing(model: nn.Module, path: str) -> dict[str, nn.Module]:
     """The module at ``path`` and those around it, from the inside out, by path."""
     parts = path.split(".") if path else []
+    modules = dict(model.named_modules(remove_duplicate=False))  # get_submodule fails on scripted ones
     prefixes = (".".join(parts[:length]) for length in range(len(parts), -1, -1))
-    return {prefix: model.get_submodule(prefix) for prefix in prefixes}
+    return {prefix: modules[prefix] for prefix in prefixes}
 
 
 def possible_owners(model: nn.Module, path: str) -> dict[nn.Module, str]:
