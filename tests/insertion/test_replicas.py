@@ -128,6 +128,14 @@ def test_scripted_and_traced_networks_are_refused(build: Any, path: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_scripting_a_network_with_blocks_says_what_to_do(name: str) -> None:
+    model, _ = HOSTS[name].make_inserted()
+    with pytest.raises(AttributeError, match=r"torch\.jit\.script cannot compile inserted blocks; torch\.export"):
+        torch.jit.script(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_a_network_with_a_scripted_part_elsewhere() -> None:
     model, x = PartlyScripted(), torch.randn(2, 2, 33)
     plain = model(x)

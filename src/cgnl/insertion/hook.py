@@ -20,7 +20,14 @@ _REPLICA_HANDLE_NAME = "_inserted_block_replica_handle"
 _REPLICA_NAME = "_inserted_block_of_replica"
 
 
-class _BlockHook:
+class _Hook:
+    @property
+    def __name__(self) -> str:
+        """Asked for by torch.jit.script, the only one that cannot do without."""
+        raise AttributeError("torch.jit.script cannot compile inserted blocks; torch.export and torch.compile can")
+
+
+class _BlockHook(_Hook):
     """Forward hook that passes a module's output, or one tensor in it, through a block.
 
     Args:
@@ -50,7 +57,7 @@ class _BlockHook:
         return getattr(module, _REPLICA_NAME, self.block)
 
 
-class _ReplicaHook:
+class _ReplicaHook(_Hook):
     """Forward pre-hook of a block's owner: in a DataParallel replica, shows the hooked module its block's replica.
 
     Args:
