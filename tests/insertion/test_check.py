@@ -228,6 +228,12 @@ def test_hosts_without_gradients_are_not_refused(wrap: Callable[[nn.Module, Tens
     assert block.norm.weight.grad.any()
 
 
+def test_a_host_without_values_is_not_refused() -> None:
+    with torch.device("meta"):
+        model, x = DeadEnd(thrown_away), torch.randn(4, 2, 33)
+        cgnl.insert_blocks(model, {"body": make_1d, "side": make_1d}, example_input=x)
+
+
 def test_the_callers_no_grad_does_not_switch_the_check_off() -> None:
     x = torch.randn(2, 2, 9)
     with torch.no_grad(), pytest.raises(ValueError, match="cannot be differentiated"):

@@ -2,10 +2,11 @@
 
 import copy
 import pickle
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -42,8 +43,9 @@ class Maps(list[Tensor]):
     pass
 
 
-class ModelOutput(transformers.utils.ModelOutput):
-    pass
+class Holder:
+    def __init__(self, tensors: Tensor) -> None:
+        self.tensors = tensors
 
 
 Encoded = transformers.modeling_outputs.BaseModelOutput
@@ -63,6 +65,8 @@ CASES: dict[str, tuple[Callable[[Tensor], Any], Any]] = {
     "model-output-nested": (lambda x: Encoded(last_hidden_state=x, hidden_states=(x, 2 * x)), ("hidden_states", 1)),
     "dataclass": (lambda x: Output(x, 3, 2 * x), "map"),
     "frozen-dataclass": (lambda x: FrozenOutput(x, 3), "map"),
+    "object": (Holder, "tensors"),
+    "user-dict": (lambda x: UserDict(map=x), "map"),
     "nested": (lambda x: {"out": [3, (x, 2 * x)]}, ("out", 1, 0)),
     "several": (lambda x: torch.max(torch.stack([x, -x]), dim=0), 0),
 }
@@ -71,9 +75,10 @@ all_cases = pytest.mark.parametrize(("make_output", "select"), CASES.values(), i
 
 def _parts(output: Any) -> list[Any]:
     """Everything in an output, types included, with tensors as themselves."""
-    if isinstance(output, Tensor) or not isinstance(output, dict | list | tuple | Output | FrozenOutput):
+    kinds = (dict, UserDict, list, tuple, Output, FrozenOutput, Holder)
+    if not isinstance(output, kinds):
         return [output]
-    if isinstance(output, dict):
+    if isinstance(output, dict | UserDict):
         items = list(output.items())
     else:
         items = list(enumerate(output)) if isinstance(output, list | tuple) else list(vars(output).items())
@@ -380,10 +385,29 @@ def test_select_on_a_module_that_returns_a_tensor_is_refused_also_later() -> Non
         model(x)
 
 
+class Unchangeable(tuple[Tensor, ...]):
+    def __new__(cls, *tensors: Tensor) -> "Unchangeable":
+        return super().__new__(cls, tensors)
+
+
+@pytest.mark.parametrize(
+    ("make_output", "select"),
+    [(lambda x: MappingProxyType({"x": x}), "x"), (lambda x: Unchangeable(x, x), 0), (lambda x: {"x": x}.values(), 0)],
+)
+def test_an_output_that_cannot_be_changed_is_refused(make_output: Callable[[Tensor], Any], select: Any) -> None:
+    model = NestedNet(
+        make_output, lambda output: next(tensors_in(list(output.values()) if select == "x" else [*output]))
+    )
+    with pytest.raises(ValueError, match=r"blocks\['inner'\]: select: "):
+        cgnl.insert_blocks(model, {"inner": make_1d}, example_input=torch.randn(2, 3, 9), select=select)
+
+
 def test_tensors_in_and_describe_look_into_all_kinds() -> None:
     for name, (make_output, _) in CASES.items():
         x = torch.ones(1, 2)
+        if name == "object":
+            continue
         assert any(tensor.shape[-1] == 2 for tensor in tensors_in(make_output(x))), name
-        assert "shape [1, 2]" in describe(make_output(x)) or name in ("nested",), name
+        assert "shape [1, 2]" in describe(make_output(x)) or name == "nested", name
     assert describe([torch.ones(1)] * 9).endswith("and 3 more")
     assert describe({}) == "a dict of nothing"

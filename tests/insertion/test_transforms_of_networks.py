@@ -93,6 +93,29 @@ def test_compile_without_graph_breaks(host: Host) -> None:
     assert_same_step(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
 
 
+@hosts_of_all_kinds
+def test_networks_pickled_by_older_versions(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = host.make_inserted()
+    expected = model(x)
+    target = model.get_submodule(host.path)
+    (hook,) = target._forward_hooks.values()
+    del vars(hook)["keys"]
+    if hook.block is None and "." in hook.name:  # the block of a leaf inside was held by the hook
+        hook.block = target.get_submodule(hook.name)
+        hook.name = hook.name.rpartition(".")[2]
+    for module in model.modules():  # no replicas
+        module._forward_pre_hooks.clear()
+        vars(module).pop("_inserted_block_replica_handle", None)
+    monkeypatch.setattr(cgnl.insertion._BlockHook, "__module__", "cgnl.insertion")
+    content = pickle.dumps(model)
+    assert b"cgnl.insertion\x94\x8c\n_BlockHook" in content
+    monkeypatch.undo()
+    old = pickle.loads(content)
+    assert torch.equal(old(x), expected)
+    assert list(inserted_blocks(old)) == [host.path]
+    assert "inserted_block" not in str(cgnl.remove_blocks(old).state_dict().keys())
+
+
 def test_compile_with_the_default_backend() -> None:
     model, x = HOSTS["audio"].make_inserted()
     torch.compiler.reset()

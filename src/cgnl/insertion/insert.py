@@ -29,9 +29,10 @@ def insert_blocks(
 
     A block that starts as the identity, as ours do, leaves the network's output as it was, bit for bit. The
     host's state-dict keys do not change: its checkpoints load with ``strict=False``, only block keys missing.
-    The number of channels is found by running the network on ``example_input`` in eval mode, which leaves
-    gradients, buffers, training flags and random state untouched; on any error the network stays as it was.
-    Blocks take the device, type and training flag of the module they stand after.
+    The number of channels is found by running the network on ``example_input`` in eval mode, and a second run,
+    forwards and backwards, checks the result. Both leave gradients, buffers, training flags and random state
+    untouched; on any error the network stays as it was. Blocks take the device, type and training flag of the
+    module they stand after, and run before all other hooks of that module.
 
     A block is the child ``inserted_block`` of the module it stands after. Containers (``nn.Sequential``,
     ``nn.ModuleList``, ``nn.ModuleDict``) would run a child as one of their elements: after such a module, say
@@ -67,7 +68,8 @@ def insert_blocks(
     Raises:
         ValueError: A path does not exist; its module does not run exactly once in a forward pass, or its
             output is no feature map; it has a block already; the block cannot be made or run there, or
-            changes the shape; the network is already compiled, wrapped or sharded.
+            changes the shape; the network cannot be differentiated with it, or its output does not depend on it;
+            the network is already compiled, scripted, wrapped or sharded.
 
     Example:
         >>> import torch, cgnl

@@ -30,6 +30,9 @@ def pick(output: Any, keys: tuple[Key, ...]) -> Any:
     """
     key: Any
     for key in keys:
+        if isinstance(output, fx.Proxy):
+            output = _pick_when_run(output, key)
+            continue
         if isinstance(output, Tensor):
             raise ValueError(f"select: there is no {key!r} in {describe(output)}")
         try:
@@ -49,7 +52,7 @@ def put(output: Any, keys: tuple[Key, ...], value: Any) -> Any:
 
 def _has_fields(output: Any, key: Any) -> bool:
     """Whether the key is the name of an attribute, as in named tuples and dataclasses that are no dicts."""
-    if not isinstance(key, str) or isinstance(output, (Mapping, fx.Proxy)):
+    if not isinstance(key, str) or isinstance(output, Mapping):
         return False
     return not isinstance(output, tuple) or hasattr(output, "_fields")
 
@@ -74,9 +77,14 @@ def _replace(output: Any, key: Any, value: Any) -> Any:
     return result
 
 
+# In a traced network the kind of an output may be known only when it runs.
 @fx.wrap
-def _replace_when_run(output: Any, key: Any, value: Any) -> Any:
-    """In a traced network, where the kind of the output is known only when it runs."""
+def _pick_when_run(output: Any, key: Key) -> Any:
+    return pick(output, (key,))
+
+
+@fx.wrap
+def _replace_when_run(output: Any, key: Key, value: Any) -> Any:
     return _replace(output, key, value)
 
 

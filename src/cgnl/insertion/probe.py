@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgnl.insertion.nested import Key, describe, pick
+from cgnl.insertion.nested import Key, describe, pick, put
 from cgnl.insertion.targets import possible_owners
 
 _STAND_IN_NAME = "_inserted_block_stand_in"
@@ -59,6 +59,10 @@ def _feature_map(path: str, runs: list[Any], keys: tuple[Key, ...]) -> Tensor:
         output = pick(runs[0], keys)
     except ValueError as error:
         raise ValueError(f"blocks[{path!r}]: {error}") from None
+    if not _can_be_put_back(runs[0], keys, output):
+        raise ValueError(
+            f"blocks[{path!r}]: select: the output, {describe(runs[0])}, cannot be copied with another tensor in it"
+        )
     if isinstance(output, Tensor) and output.is_floating_point() and 3 <= output.ndim <= 5:
         return output
     hint = "" if isinstance(output, Tensor) else "; select= takes one tensor out of a tuple, list, dict or dataclass"
@@ -66,6 +70,13 @@ def _feature_map(path: str, runs: list[Any], keys: tuple[Key, ...]) -> Tensor:
         f"blocks[{path!r}]: the module's output must be a feature map, one floating-point tensor "
         f"with 1 to 3 axes besides batch and channels, but is {describe(output)}{hint}"
     )
+
+
+def _can_be_put_back(output: Any, keys: tuple[Key, ...], chosen: Any) -> bool:
+    try:
+        return pick(put(output, keys, chosen), keys) is chosen
+    except Exception:  # of the output's own class
+        return False
 
 
 def run(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> tuple[dict[nn.Module, list[Any]], Any]:
