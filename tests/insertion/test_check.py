@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from torchvision import models
 
 import cgnl
 from cgnl.insertion import inserted_blocks
+from cgnl.networks.detection import maskrcnn_resnet50
 
 
 def small_vgg() -> nn.Module:
@@ -148,6 +150,12 @@ class DeadEnd(AudioNet):
         return self.use(self.head(torch.relu(self.body(features)).mean(-1)), self.side(features))
 
 
+@torch.no_grad()
+def thrown_away_without_gradients(output: Tensor, side: Tensor) -> Tensor:
+    side.add_(1)
+    return output.clone()
+
+
 def thrown_away(output: Tensor, side: Tensor) -> Tensor:
     return output
 
@@ -156,15 +164,31 @@ def chosen_by(output: Tensor, side: Tensor) -> Tensor:
     return output[side.mean((1, 2)).argsort()]
 
 
-def test_a_block_without_effect_is_refused() -> None:
-    model, x = DeadEnd(thrown_away), torch.randn(4, 2, 33)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("use", [thrown_away, thrown_away_without_gradients, lambda output, side: [output, None, 3]])
+def test_a_block_without_effect_is_refused(use: Callable[[Tensor, Tensor], Any], frozen: bool) -> None:
+    model, x = DeadEnd(use).requires_grad_(not frozen), torch.randn(4, 2, 33)
     before = outline(model)
-    with pytest.raises(ValueError, match=r"blocks\['side'\]: the block has no effect on the network's output"):
+    with pytest.raises(ValueError, match=r"blocks\['side'\]: the network's output .* does not depend on the block"):
         cgnl.insert_blocks(model, {"body": make_1d, "side": make_1d}, example_input=x)
     assert outline(model) == before
 
 
-@pytest.mark.parametrize("use", [chosen_by, lambda output, side: side.argmax(1), lambda output, side: side.detach()])
+@pytest.mark.parametrize(
+    "use",
+    [
+        chosen_by,
+        lambda output, side: side.argmax(1),
+        lambda output, side: (output, side.detach()),
+        lambda output, side: output + torch.from_numpy(side.detach().numpy()).mean(),
+        lambda output, side: output + torch.tensor(np.asarray(side.detach()).mean().item()),
+        lambda output, side: output + torch.tensor(side.flatten().tolist()).mean(),
+        lambda output, side: output + side.mean().item(),
+        lambda output, side: output.detach() + torch.zeros(8, 3).copy_(side.detach()[:, :3, 0]),
+        lambda output, side: output if side.sum() > 0 else 2 * output,
+        lambda output, side: output.detach().index_fill_(0, side.argmax(2)[:1, 0] % 8, 0.0) + output,
+    ],
+)
 def test_a_block_that_acts_without_a_gradient_is_not_refused(use: Callable[[Tensor, Tensor], Tensor]) -> None:
     model, x = DeadEnd(use), torch.randn(8, 2, 33)
     cgnl.insert_blocks(model, {"side": make_1d}, example_input=x)
@@ -228,10 +252,24 @@ def test_hosts_without_gradients_are_not_refused(wrap: Callable[[nn.Module, Tens
     assert block.norm.weight.grad.any()
 
 
-def test_a_host_without_values_is_not_refused() -> None:
+def test_places_in_a_detector_that_gradients_do_not_reach_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    detector = maskrcnn_resnet50(None, neck="c4", num_classes=3, size=64).eval()
+    # boxes are chosen by scores without a gradient, and on noise there are no objects, and no maps of them
+    for count in (detector.rpn._pre_nms_top_n, detector.rpn._post_nms_top_n):
+        count["testing"] = 5
+    paths = ["rpn.head.conv.0.0", "rpn.head.cls_logits", "rpn.head.bbox_pred", "roi_heads.mask_roi_pool"]
+    for path in paths:
+        cgnl.insert_blocks(detector, {path: partial(cgnl.CGNL2d, groups=1)}, example_input=([torch.rand(3, 64, 64)],))
+    assert set(inserted_blocks(detector)) == set(paths)
+
+
+def test_a_host_without_values() -> None:
     with torch.device("meta"):
         model, x = DeadEnd(thrown_away), torch.randn(4, 2, 33)
-        cgnl.insert_blocks(model, {"body": make_1d, "side": make_1d}, example_input=x)
+        cgnl.insert_blocks(model, {"body": make_1d}, example_input=x)
+        with pytest.raises(ValueError, match=r"blocks\['side'\]: the network's output"):
+            cgnl.insert_blocks(model, {"side": make_1d}, example_input=x)
 
 
 def test_the_callers_no_grad_does_not_switch_the_check_off() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgnl.insertion.nested import tensors_in
+from cgnl.insertion.nested import leaves_in, tensors_in
 from cgnl.insertion.probe import run, undisturbed
 
 
@@ -30,7 +32,7 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
     try:
         runs, unreached = _differentiate(model, blocks, example_input)
     except Exception as error:
-        runs, unreached = _run_without_gradients(model, blocks, example_input), []
+        runs, unreached = _run_without_gradients(model, blocks, example_input), list(blocks)
         _blame(model, blocks, example_input, error)
     for path, block in blocks.items():
         if len(runs[block]) != 1:
@@ -38,10 +40,10 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
                 f"blocks[{path!r}]: the block must run exactly once in a forward pass, but ran {len(runs[block])} times"
             )
     for path in unreached:
-        if not _changes_output(model, blocks[path], example_input):
+        if not _reaches_output(model, blocks[path], example_input):
             raise ValueError(
-                f"blocks[{path!r}]: the block has no effect on the network's output for example_input in eval mode; "
-                "take a place, or an example_input (with labels, for one), for which it has"
+                f"blocks[{path!r}]: the network's output for example_input in eval mode does not depend on the block; "
+                "take a place, or an example_input (with labels, for one), for which it does"
             )
     if any(tensor.grad_fn is not None for module in model.modules() for tensor in tensors_in(vars(module))):
         # the host keeps maps as attributes: with the graph of this check they could not be copied
@@ -67,7 +69,7 @@ def _differentiate(
         replaced: Blocks in whose place a product stands, which works before any other operation.
 
     Returns:
-        The outputs of each block, and the paths of those that no gradient reaches, though there is one.
+        The outputs of each block, and the paths of those that no gradient reaches.
     """
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, gradients=True))
@@ -75,12 +77,14 @@ def _differentiate(
             stack.enter_context(block.register_forward_hook(_multiply))
         runs, output = run(model, blocks.values(), example_input)
         sums = [tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
-        if not sums:
-            return runs, []
-        results = [(path, result) for path, block in blocks.items() for result in runs[block] if result.requires_grad]
+        results = {path: runs[block][0] for path, block in blocks.items() if runs[block]}
+        results = {path: result for path, result in results.items() if result.requires_grad}
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(sums, [*(result for _, result in results), *parameters], allow_unused=True)
-    return runs, [path for (path, _), gradient in zip(results, gradients, strict=False) if gradient is None]
+        gradients: tuple[Tensor | None, ...] = ()
+        if sums and (results or parameters):
+            gradients = torch.autograd.grad(sums, [*results.values(), *parameters], allow_unused=True)
+    reached = [path for path, gradient in zip(results, gradients, strict=False) if gradient is not None]
+    return runs, [path for path in blocks if path not in reached]
 
 
 def _multiply(block: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
@@ -111,17 +115,63 @@ def _fails(
     return False
 
 
-def _changes_output(model: nn.Module, block: nn.Module, example_input: Any) -> bool:
-    """Whether the network's output changes with the block's, also where no gradient passes, as in boxes after NMS."""
-    with undisturbed(model):
-        _, plain = run(model, (), example_input)
-    with undisturbed(model), block.register_forward_hook(_disturb):
-        _, disturbed = run(model, (), example_input)
-    of_plain, of_disturbed = list(tensors_in(plain)), list(tensors_in(disturbed))
-    if any(tensor.is_meta for tensor in of_plain):  # without values to compare
+def _reaches_output(model: nn.Module, block: nn.Module, example_input: Any) -> bool:
+    """Whether the network's output depends on the block's, also where no gradient passes, as in boxes after NMS."""
+    flow = _Flow()
+
+    def mark(block: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        flow.mark(output)
+
+    try:
+        with undisturbed(model), block.register_forward_hook(mark), flow, _Leaving(flow):
+            _, output = run(model, (), example_input)
+        leaves = list(leaves_in(output))
+        if flow.left_tensors or any(flow.has(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
+            return True
+    except Exception:  # of a host that a mode cannot look into
         return True
-    return len(of_plain) != len(of_disturbed) or not all(map(torch.equal, of_plain, of_disturbed))
+    # objects of other kinds may hold it
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor | bool | int | float | str | None)]
+    return bool(others) or not any(isinstance(leaf, Tensor) for leaf in leaves)
 
 
-def _disturb(block: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    return output + (1 + output.abs().max()) * torch.randn_like(output)
+class _Flow(TorchDispatchMode):
+    """Marks the results of all operations on marked tensors; a tensor is known by its memory, which views share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_tensors = False  # into a number or an array, which may decide on anything
+        self._marked: dict[int, torch.UntypedStorage] = {}
+
+    def mark(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._marked[storage._cdata] = storage
+
+    def has(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._marked
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(map(self.has, tensors_in((args, kwargs)))):
+            # an operation without a tensor as its result may have written into its arguments
+            for tensor in list(tensors_in(result)) or tensors_in((args, kwargs)):
+                self.mark(tensor)
+            self.left_tensors |= isinstance(result, bool | int | float)
+        return result
+
+
+class _Leaving(TorchFunctionMode):
+    """Notices the operations that :class:`_Flow` does not see, as their results are no tensors."""
+
+    def __init__(self, flow: _Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__):
+            self.flow.left_tensors |= self.flow.has(args[0])
+        return func(*args, **(kwargs or {}))

@@ -88,19 +88,24 @@ def _replace_when_run(output: Any, key: Key, value: Any) -> Any:
     return _replace(output, key, value)
 
 
+def leaves_in(output: Any) -> Iterator[Any]:
+    """All that an output holds, at any depth of tuples, lists, dicts and dataclasses."""
+    if isinstance(output, Mapping):
+        values = list(output.values())
+    elif isinstance(output, list | tuple | set):
+        values = list(output)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        values = [getattr(output, field.name, None) for field in dataclasses.fields(output)]
+    else:
+        yield output
+        return
+    for value in values:
+        yield from leaves_in(value)
+
+
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """All tensors in an output, at any depth."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif isinstance(output, list | tuple | set):
-        for value in output:
-            yield from tensors_in(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from tensors_in(getattr(output, field.name, None))
+    return (leaf for leaf in leaves_in(output) if isinstance(leaf, Tensor))
 
 
 def describe(output: Any) -> str:
