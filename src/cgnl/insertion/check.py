@@ -1,0 +1,177 @@
+"""The check of a network with its blocks: that they run once, can be trained, and reach an output."""
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cgnl.insertion.nested import leaves_in, tensors_in
+from cgnl.insertion.probe import run, undisturbed
+
+
+def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any) -> None:
+    """Run the network once forwards and backwards, in eval mode.
+
+    A network that is not made to be differentiated in eval mode fails here for reasons of its own, or has no output
+    with a gradient. It is not refused.
+
+    Args:
+        model: The network with its blocks.
+        blocks: For each path, the block that was inserted there.
+        example_input: What the network is called with.
+
+    Raises:
+        ValueError: A block runs more than once; the network works with something else in the block's place and not
+            with the block; the network's output does not depend on the block.
+    """
+    try:
+        runs, unreached = _differentiate(model, blocks, example_input)
+    except Exception as error:
+        runs, unreached = _run_without_gradients(model, blocks, example_input), list(blocks)
+        _blame(model, blocks, example_input, error)
+    for path, block in blocks.items():
+        if len(runs[block]) != 1:
+            raise ValueError(
+                f"blocks[{path!r}]: the block must run exactly once in a forward pass, but ran {len(runs[block])} times"
+            )
+    for path in unreached:
+        if not _reaches_output(model, blocks[path], example_input):
+            raise ValueError(
+                f"blocks[{path!r}]: the network's output for example_input in eval mode does not depend on the block; "
+                "take a place, or an example_input (with labels, for one), for which it does"
+            )
+    if any(tensor.grad_fn is not None for module in model.modules() for tensor in tensors_in(vars(module))):
+        # the host keeps maps as attributes: with the graph of this check they could not be copied
+        _run_without_gradients(model, blocks, example_input)
+
+
+def _run_without_gradients(
+    model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any
+) -> dict[nn.Module, list[Any]]:
+    with undisturbed(model):
+        return run(model, blocks.values(), example_input)[0]
+
+
+def _differentiate(
+    model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, replaced: Iterable[nn.Module] = ()
+) -> tuple[dict[nn.Module, list[Any]], list[str]]:
+    """Differentiate the sum of all outputs, which leaves the parameters' ``grad`` as it is.
+
+    Args:
+        model: The network with its blocks.
+        blocks: For each path, the block that was inserted there.
+        example_input: What the network is called with.
+        replaced: Blocks in whose place a product stands, which works before any other operation.
+
+    Returns:
+        The outputs of each block, and the paths of those that no gradient reaches.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model, gradients=True))
+        for block in replaced:
+            stack.enter_context(block.register_forward_hook(_multiply))
+        runs, output = run(model, blocks.values(), example_input)
+        sums = [tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
+        results = {path: runs[block][0] for path, block in blocks.items() if runs[block]}
+        results = {path: result for path, result in results.items() if result.requires_grad}
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients: tuple[Tensor | None, ...] = ()
+        if sums and (results or parameters):
+            gradients = torch.autograd.grad(sums, [*results.values(), *parameters], allow_unused=True)
+    reached = [path for path, gradient in zip(results, gradients, strict=False) if gradient is not None]
+    return runs, [path for path in blocks if path not in reached]
+
+
+def _multiply(block: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return args[0] * args[0].new_ones((), requires_grad=True)
+
+
+def _blame(model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, error: Exception) -> None:
+    """Raise the error, with the path of the block that causes it, unless it is the host's own."""
+    if _fails(model, blocks, example_input, blocks.values()):
+        return
+    for path in blocks:
+        others = [block for other, block in blocks.items() if other != path]
+        if _fails(model, blocks, example_input, others):
+            reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
+            raise ValueError(
+                f"blocks[{path!r}]: the network cannot be differentiated with a block there: {reason}"
+            ) from error
+    raise error
+
+
+def _fails(
+    model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, replaced: Iterable[nn.Module]
+) -> bool:
+    try:
+        _differentiate(model, blocks, example_input, replaced)
+    except Exception:
+        return True
+    return False
+
+
+def _reaches_output(model: nn.Module, block: nn.Module, example_input: Any) -> bool:
+    """Whether the network's output depends on the block's, also where no gradient passes, as in boxes after NMS."""
+    flow = _Flow()
+
+    def mark(block: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        flow.mark(output)
+
+    try:
+        with undisturbed(model), block.register_forward_hook(mark), flow, _Leaving(flow):
+            _, output = run(model, (), example_input)
+        leaves = list(leaves_in(output))
+        if flow.left_tensors or any(flow.has(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
+            return True
+    except Exception:  # of a host that a mode cannot look into
+        return True
+    # objects of other kinds may hold it
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor | bool | int | float | str | None)]
+    return bool(others) or not any(isinstance(leaf, Tensor) for leaf in leaves)
+
+
+class _Flow(TorchDispatchMode):
+    """Marks the results of all operations on marked tensors; a tensor is known by its memory, which views share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_tensors = False  # into a number or an array, which may decide on anything
+        self._marked: dict[int, torch.UntypedStorage] = {}
+
+    def mark(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._marked[storage._cdata] = storage
+
+    def has(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._marked
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(map(self.has, tensors_in((args, kwargs)))):
+            # an operation without a tensor as its result may have written into its arguments
+            for tensor in list(tensors_in(result)) or tensors_in((args, kwargs)):
+                self.mark(tensor)
+            self.left_tensors |= isinstance(result, bool | int | float)
+        return result
+
+
+class _Leaving(TorchFunctionMode):
+    """Notices the operations that :class:`_Flow` does not see, as their results are no tensors."""
+
+    def __init__(self, flow: _Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__):
+            self.flow.left_tensors |= self.flow.has(args[0])
+        return func(*args, **(kwargs or {}))

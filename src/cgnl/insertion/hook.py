@@ -1,0 +1,185 @@
+"""The hook that runs a block after its module, and what is known of blocks that are there.
+
+Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cgnl.insertion.nested import Key, pick, put
+
+BLOCK_NAME = "inserted_block"
+"""Name of an inserted block in the module it stands after: ``layer3.4.inserted_block.theta.weight``."""
+
+Layout = Literal["channels_first", "channels_last"]
+
+_HANDLE_NAME = "_inserted_block_handle"
+_REPLICA_HANDLE_NAME = "_inserted_block_replica_handle"
+_REPLICA_NAME = "_inserted_block_of_replica"
+
+
+class _Hook:
+    @property
+    def __name__(self) -> str:
+        """Asked for by torch.jit.script, the only one that cannot do without."""
+        raise AttributeError("torch.jit.script cannot compile inserted blocks; torch.export and torch.compile can")
+
+
+class _BlockHook(_Hook):
+    """Forward hook that passes a module's output, or one tensor in it, through a block.
+
+    Args:
+        name: The block's name among its owner's children; where the owner lies inside the hooked module, its path
+            there.
+        layout: Layout of the module's output.
+        block: The block, where a module around the hooked one owns it. One that the hooked module or one inside owns
+            is looked up at each call, so that replicas (DataParallel) and wrappers put around it are followed.
+        keys: Where the tensor is in the module's output.
+    """
+
+    keys: tuple[Key, ...] = ()  # of networks pickled by older versions
+
+    def __init__(self, name: str, layout: Layout, block: nn.Module | None, keys: tuple[Key, ...] = ()) -> None:
+        self.name = name
+        self.layout = layout
+        self.block = block
+        self.keys = keys
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        refined = apply(self.block_after(module), pick(output, self.keys), self.layout)
+        return put(output, self.keys, refined)
+
+    def block_after(self, module: nn.Module) -> nn.Module:
+        if self.block is None:
+            return module.get_submodule(self.name)
+        return getattr(module, _REPLICA_NAME, self.block)
+
+
+class _ReplicaHook(_Hook):
+    """Forward pre-hook of a block's owner: in a DataParallel replica, shows the hooked module its block's replica.
+
+    Args:
+        path: The hooked module's path in the owner.
+        name: The block's name among the owner's children.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    def __call__(self, owner: nn.Module, args: tuple[Any, ...]) -> None:
+        if getattr(owner, "_is_replica", False):
+            # not by setattr, which would make it a child, and a container runs its children
+            vars(owner.get_submodule(self.path))[_REPLICA_NAME] = getattr(owner, self.name)
+
+
+def apply(block: nn.Module, output: Tensor, layout: Layout) -> Tensor:
+    if layout == "channels_last":
+        return _as_in_host(block(output.movedim(-1, 1)).movedim(1, -1), output)
+    return _as_in_host(block(output), output)
+
+
+@torch.fx.wrap
+def _as_in_host(refined: Tensor, output: Tensor) -> Tensor:
+    """Give a block's result the type and strides of the host's output: a later ``view`` may count on them."""
+    if refined.shape != output.shape:
+        raise ValueError(
+            f"the block must keep its input's shape, but made {list(refined.shape)} of {list(output.shape)}"
+        )
+    if refined.dtype == output.dtype and refined.stride() == output.stride():
+        return refined
+    if torch._C._are_functorch_transforms_active():
+        # the block alone may be mapped over (its parameters are, the host's are not): so is the copy then
+        strides = torch.empty_like(output, device="meta").stride()
+        return refined.new_empty_strided(output.shape, strides, dtype=output.dtype).copy_(refined)
+    return torch.empty_like(output).copy_(refined)
+
+
+def attach(
+    target: nn.Module, block: nn.Module, layout: Layout, keys: tuple[Key, ...], owner: nn.Module, name: str
+) -> None:
+    """Make a block a child of its owner, and the first hook of the module it stands after.
+
+    It comes before hooks that are already there, so that they see the refined map: networks that collect feature maps
+    by hooks make these when they are built, or called for the first time.
+    """
+    while hasattr(owner, name):
+        name += "_"
+    owner.add_module(name, block)
+    inside = _path_in(target, owner)
+    if inside is None:
+        hook = _BlockHook(name, layout, block, keys)
+        path = _path_in(owner, target)
+        assert path is not None
+        setattr(target, _REPLICA_HANDLE_NAME, owner.register_forward_pre_hook(_ReplicaHook(path, name)))
+    else:
+        hook = _BlockHook(f"{inside}.{name}".lstrip("."), layout, None, keys)
+    # Unpickling the handle keeps new hooks of a fresh process from taking this hook's id and replacing it.
+    setattr(target, _HANDLE_NAME, target.register_forward_hook(hook, prepend=True))
+
+
+def _path_in(outer: nn.Module, inner: nn.Module) -> str | None:
+    return next((path for path, module in outer.named_modules() if module is inner), None)
+
+
+def detach(model: nn.Module, target: nn.Module) -> None:
+    hook = hook_of(target)
+    if hook is None:
+        if block_without_hook(target) is not None:
+            delattr(target, BLOCK_NAME)
+            delattr(target, _HANDLE_NAME)
+        return
+    block = hook.block_after(target)
+    name = hook.name.rpartition(".")[2]
+    owner = next(module for module in model.modules() if getattr(module, name, None) is block)
+    delattr(owner, name)
+    for handle_name in (_HANDLE_NAME, _REPLICA_HANDLE_NAME):
+        if hasattr(target, handle_name):
+            getattr(target, handle_name).remove()
+            delattr(target, handle_name)
+
+
+def attach_without_hook(module: nn.Module, block: nn.Module) -> None:
+    """Make a block a module's child ``inserted_block``, for a network that runs the block itself.
+
+    :func:`inserted_blocks` lists it and :func:`remove_blocks` takes it out, like one of :func:`insert_blocks`.
+
+    Args:
+        module: The module that the block stands after; one without a block.
+        block: The block.
+    """
+    module.add_module(BLOCK_NAME, block)
+    setattr(module, _HANDLE_NAME, None)
+
+
+def block_without_hook(module: nn.Module) -> nn.Module | None:
+    """Return the block of a module that :func:`attach_without_hook` put there, None where there is none.
+
+    Args:
+        module: Any module.
+    """
+    return module.get_submodule(BLOCK_NAME) if getattr(module, _HANDLE_NAME, False) is None else None
+
+
+def inserted_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """List the inserted blocks of a network.
+
+    Args:
+        model: Any network; also a copy, or one that was saved and loaded.
+
+    Returns:
+        For each path that a block stands after, the block; in the order of ``model.named_modules()``.
+    """
+    blocks = ((path, block_after(module)) for path, module in model.named_modules())
+    return {path: block for path, block in blocks if block is not None}
+
+
+def hook_of(module: nn.Module) -> _BlockHook | None:
+    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _BlockHook)), None)
+
+
+def block_after(module: nn.Module) -> nn.Module | None:
+    hook = hook_of(module)
+    return block_without_hook(module) if hook is None else hook.block_after(module)

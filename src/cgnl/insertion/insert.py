@@ -1,0 +1,184 @@
+"""Blocks into any network, by module path, and out again.
+
+Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from cgnl.insertion.check import check_blocks
+from cgnl.insertion.hook import Layout, apply, attach, detach, inserted_blocks
+from cgnl.insertion.nested import Select, keys_of
+from cgnl.insertion.probe import probe, undisturbed
+from cgnl.insertion.targets import find_target
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def insert_blocks(
+    model: ModelT,
+    blocks: Mapping[str, Callable[[int], nn.Module]],
+    *,
+    example_input: Any,
+    layout: Layout = "channels_first",
+    select: Select | Mapping[str, Select | None] | None = None,
+) -> ModelT:
+    """Put blocks into a network, each right after the module at its path.
+
+    A block that starts as the identity, as ours do, leaves the network's output as it was, bit for bit. The
+    host's state-dict keys do not change: its checkpoints load with ``strict=False``, only block keys missing.
+    The number of channels is found by running the network on ``example_input`` in eval mode, and a second run,
+    forwards and backwards, checks the result. Both leave gradients, buffers, training flags and random state
+    untouched; on any error the network stays as it was. Blocks take the device, type and training flag of the
+    module they stand after, and run before all other hooks of that module.
+
+    A block is the child ``inserted_block`` of the module it stands after. Containers (``nn.Sequential``,
+    ``nn.ModuleList``, ``nn.ModuleDict``) would run a child as one of their elements: after such a module, say
+    ``layer3``, the block belongs to the nearest enclosing module that is no container, as
+    ``inserted_block_after_layer3`` (or to the first leaf module inside, where all the enclosing ones are
+    containers, as in a network that is one ``nn.Sequential``).
+
+    Where a host may run the elements of a container one by one, as timm does with gradient checkpointing, the
+    container itself does not run, nor does a block after it: let the block stand after the last element.
+
+    Insert before ``torch.compile``, ``DistributedDataParallel`` and ``fully_shard``: compiled code does not
+    see later hooks, and the wrappers collect the parameters when they wrap. To shard parts of a network that
+    is one ``nn.Sequential``, let the blocks stand after modules that are not containers.
+
+    Args:
+        model: Any network; changed in place.
+        blocks: For each module path, such as ``"layer3.4"``, a callable that takes the number of channels and
+            returns the block: a class such as ``cgnl.CGNL2d``, a ``functools.partial`` of it, or a function.
+            The block must keep the shape ``[B, C, *S]`` of its input.
+        example_input: What the network is called with, on its device: a tensor, a tuple of positional
+            arguments, or a dict of keyword arguments.
+        layout: ``"channels_first"`` for feature maps ``[B, C, *S]`` of 1 to 3 axes; ``"channels_last"`` for
+            maps ``[B, *S, C]`` and tokens ``[B, N, C]``, where a class token is one more position. Blocks see
+            ``[B, C, *S]`` either way.
+        select: Where the feature map is in the output of the modules, if they return a tuple, list, dict or
+            dataclass: an index or a key, or a tuple of them for nested ones, ``(0, "features")``. It is for all
+            paths; a dict gives each path its own, and leaves out those whose module returns the map itself. The
+            rest of the output stays as it is.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: A path does not exist; its module does not run exactly once in a forward pass, or its
+            output is no feature map; it has a block already; the block cannot be made or run there, or
+            changes the shape; the network cannot be differentiated with it, or its output does not depend on it;
+            the network is already compiled, scripted, wrapped or sharded.
+
+    Example:
+        >>> import torch, cgnl
+        >>> host = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3))
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> before = host(x)
+        >>> _ = cgnl.insert_blocks(host, {"1": cgnl.CGNL2d}, example_input=x)
+        >>> torch.equal(host(x), before)
+        True
+        >>> [key for key in host.state_dict() if "theta" in key]
+        ['1.inserted_block.theta.weight']
+    """
+    _check_arguments(model, blocks, example_input, layout, select)
+    targets = {path: find_target(model, path) for path in blocks}
+    if len(set(targets.values())) < len(targets):
+        raise ValueError(f"blocks: two of the paths {list(targets)} name the same module")
+    keys = {path: keys_of(select.get(path) if isinstance(select, Mapping) else select) for path in blocks}
+    maps, owners = probe(model, targets, keys, example_input)
+    made = {path: _make(path, blocks[path], maps.pop(path), targets[path], layout) for path in targets}
+    if len(set(made.values())) < len(made):
+        raise ValueError("blocks: each path must get a block of its own, but two got the same module")
+
+    try:
+        for path, block in made.items():
+            attach(targets[path], block, layout, keys[path], *owners[path])
+        check_blocks(model, made, example_input)
+    except BaseException:
+        for target in targets.values():
+            detach(model, target)
+        raise
+    return model
+
+
+def _check_arguments(
+    model: nn.Module,
+    blocks: Mapping[str, Callable[[int], nn.Module]],
+    example_input: Any,
+    layout: Layout,
+    select: Select | Mapping[str, Select | None] | None,
+) -> None:
+    if layout not in ("channels_first", "channels_last"):
+        raise ValueError(f"layout ({layout!r}) must be 'channels_first' or 'channels_last'")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(blocks, Mapping) or not blocks:
+        raise ValueError('blocks must map at least one module path to a callable, such as {"layer3.4": cgnl.CGNL2d}')
+    for path, make_block in blocks.items():
+        if isinstance(make_block, nn.Module):
+            raise ValueError(
+                f"blocks[{path!r}] must be a callable that takes the number of channels and returns the block, such as "
+                f"the class {type(make_block).__name__} itself, not a block"
+            )
+    if not isinstance(example_input, Tensor | tuple | dict):
+        raise ValueError(
+            "example_input must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+            f"not {type(example_input).__name__}"
+        )
+    if isinstance(select, Mapping) and not select.keys() <= blocks.keys():
+        raise ValueError(f"select: its paths {list(select)} must be among those of blocks, {list(blocks)}")
+    for chosen in select.values() if isinstance(select, Mapping) else [select]:
+        if not all(isinstance(key, str | int) for key in keys_of(chosen)):
+            raise ValueError(f"select ({chosen!r}) must be a key, an index or a tuple of them")
+
+
+def remove_blocks(model: ModelT) -> ModelT:
+    """Take all inserted blocks out, so that the host is as it was before :func:`insert_blocks`.
+
+    Args:
+        model: The network that blocks were inserted in, or a copy of it; changed in place. A network without
+            inserted blocks is returned as it is.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: A block belongs to a module outside ``model``, which is then only a part of the network.
+
+    Example:
+        >>> import torch, cgnl
+        >>> host = torch.nn.Sequential(torch.nn.Conv1d(3, 16, 3))
+        >>> _ = cgnl.insert_blocks(host, {"0": cgnl.CGNL1d}, example_input=torch.randn(2, 3, 9))
+        >>> list(cgnl.remove_blocks(host).state_dict())
+        ['0.weight', '0.bias']
+    """
+    for path, block in inserted_blocks(model).items():
+        if not any(block is module for module in model.modules()):
+            raise ValueError(
+                f"model: the block after {path!r} belongs to a module outside this {type(model).__name__}; "
+                "pass the network that the blocks were inserted in"
+            )
+    # Inner modules first: a block that stands after another block goes before its owner does.
+    for module in reversed(list(model.modules())):
+        detach(model, module)
+    return model
+
+
+def _make(
+    path: str, make_block: Callable[[int], nn.Module], output: Tensor, target: nn.Module, layout: Layout
+) -> nn.Module:
+    """Make a block for a module's output and try it there."""
+    try:
+        block = make_block(output.shape[1 if layout == "channels_first" else -1])
+        if not isinstance(block, nn.Module):
+            raise ValueError(f"the callable must return a torch.nn.Module, not {type(block).__name__}")
+        block.to(device=output.device, dtype=output.dtype).train(target.training)
+        with undisturbed(block):
+            apply(block, output, layout)
+    except Exception as error:
+        raise ValueError(
+            f"blocks[{path!r}]: {error} (the module's output has shape {list(output.shape)}, {layout})"
+        ) from error
+    return block

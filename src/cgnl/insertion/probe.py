@@ -1,0 +1,126 @@
+"""A run of the network on the example input, which finds feature maps and leaves nothing behind.
+
+Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgnl.insertion.nested import Key, describe, pick, put
+from cgnl.insertion.targets import possible_owners
+
+_STAND_IN_NAME = "_inserted_block_stand_in"
+
+
+def probe(
+    model: nn.Module, targets: Mapping[str, nn.Module], keys: Mapping[str, tuple[Key, ...]], example_input: Any
+) -> tuple[dict[str, Tensor], dict[str, tuple[nn.Module, str]]]:
+    """Run the host once to find each target's feature map, and the owner and name for its block.
+
+    Some modules that are no containers run all of their children too (``for layer in self.children()``): the
+    possible owners get a stand-in child for the run, and one whose stand-in ran cannot own a block.
+    """
+    candidates = {path: possible_owners(model, path) for path in targets}
+    stand_ins = {owner: nn.Identity() for owner in itertools.chain(*candidates.values())}
+    try:
+        for owner, stand_in in stand_ins.items():
+            owner.add_module(_STAND_IN_NAME, stand_in)
+        with undisturbed(model):
+            runs, _ = run(model, [*targets.values(), *stand_ins.values()], example_input)
+    finally:
+        for owner in stand_ins:
+            owner._modules.pop(_STAND_IN_NAME, None)
+
+    maps = {path: _feature_map(path, runs[target], keys[path]) for path, target in targets.items()}
+    owners = {}
+    for path in targets:
+        usable = [(owner, name) for owner, name in candidates[path].items() if not runs[stand_ins[owner]]]
+        if not usable:
+            raise ValueError(
+                f"blocks[{path!r}]: no module in or around it can hold the block without running it as well, "
+                "all are containers or iterate over their children"
+            )
+        owners[path] = usable[0]
+    return maps, owners
+
+
+def _feature_map(path: str, runs: list[Any], keys: tuple[Key, ...]) -> Tensor:
+    if len(runs) != 1:
+        raise ValueError(
+            f"blocks[{path!r}]: the module must run exactly once in a forward pass, "
+            f"but ran {len(runs)} times on example_input"
+        )
+    try:
+        output = pick(runs[0], keys)
+    except ValueError as error:
+        raise ValueError(f"blocks[{path!r}]: {error}") from None
+    if not _can_be_put_back(runs[0], keys, output):
+        raise ValueError(
+            f"blocks[{path!r}]: select: the output, {describe(runs[0])}, cannot be copied with another tensor in it"
+        )
+    if isinstance(output, Tensor) and output.is_floating_point() and 3 <= output.ndim <= 5:
+        return output
+    hint = "" if isinstance(output, Tensor) else "; select= takes one tensor out of a tuple, list, dict or dataclass"
+    raise ValueError(
+        f"blocks[{path!r}]: the module's output must be a feature map, one floating-point tensor "
+        f"with 1 to 3 axes besides batch and channels, but is {describe(output)}{hint}"
+    )
+
+
+def _can_be_put_back(output: Any, keys: tuple[Key, ...], chosen: Any) -> bool:
+    try:
+        return pick(put(output, keys, chosen), keys) is chosen
+    except Exception:  # of the output's own class
+        return False
+
+
+def run(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> tuple[dict[nn.Module, list[Any]], Any]:
+    """Run the model once: for each of the modules its own outputs, one for each time it ran, and the model's output."""
+    outputs: dict[nn.Module, list[Any]] = {module: [] for module in modules}
+
+    def record(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[module].append(output)
+
+    with ExitStack() as stack:
+        for module in outputs:
+            # like the block's hook before all others, which may change the output
+            stack.enter_context(module.register_forward_hook(record, prepend=True))
+        if isinstance(example_input, dict):
+            result = model(**example_input)
+        elif isinstance(example_input, tuple):
+            result = model(*example_input)
+        else:
+            result = model(example_input)
+    return outputs, result
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Put the model in eval mode, by default without gradients; afterwards restore flags, buffers and random state."""
+    training = {module: module.training for module in model.modules()}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
+    accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
+    device_type = accelerators[0].type if accelerators else "cuda"
+    try:
+        with torch.random.fork_rng(accelerators, device_type=device_type), torch.set_grad_enabled(gradients):
+            model.eval()
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        with torch.no_grad():
+            for module, name, buffer, saved in buffers:
+                if buffer.device.type != "meta" and not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
+                module._buffers[name] = buffer
