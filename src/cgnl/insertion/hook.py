@@ -3,7 +3,8 @@
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +140,14 @@ def detach(model: nn.Module, target: nn.Module) -> None:
         if hasattr(target, handle_name):
             getattr(target, handle_name).remove()
             delattr(target, handle_name)
+
+
+@runtime_checkable
+class RunsBlocksOfVideos(Protocol):
+    """A network whose modules see frames, folded into the batch, and which runs blocks on videos itself."""
+
+    def insert_block(self, path: str, make_block: Callable[[int], nn.Module]) -> nn.Module:
+        """Put a block of videos after the module at a path."""
 
 
 def attach_without_hook(module: nn.Module, block: nn.Module) -> None:

@@ -3,29 +3,37 @@
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
 
+import logging
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from cgnl.insertion.check import check_blocks
-from cgnl.insertion.hook import Layout, apply, attach, detach, inserted_blocks
+from cgnl.insertion.hook import Layout, RunsBlocksOfVideos, apply, attach, detach, inserted_blocks
 from cgnl.insertion.nested import Select, keys_of
+from cgnl.insertion.places import Places, find_places
 from cgnl.insertion.probe import probe, undisturbed
-from cgnl.insertion.targets import find_target
+from cgnl.insertion.targets import find_target, refuse_wrapped
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+MakeBlock = Callable[[int], nn.Module]
+
+_logger = logging.getLogger("cgnl.insertion")
 
 
 def insert_blocks(
     model: ModelT,
-    blocks: Mapping[str, Callable[[int], nn.Module]],
+    blocks: Mapping[str, MakeBlock] | MakeBlock,
     *,
     example_input: Any,
-    layout: Layout = "channels_first",
+    layout: Layout | None = None,
+    num_blocks: int = 1,
     select: Select | Mapping[str, Select | None] | None = None,
 ) -> ModelT:
-    """Put blocks into a network, each right after the module at its path.
+    """Put blocks into a network, each right after the module at its path, or at the paper's place found by itself.
 
     A block that starts as the identity, as ours do, leaves the network's output as it was, bit for bit. The
     host's state-dict keys do not change: its checkpoints load with ``strict=False``, only block keys missing.
@@ -40,6 +48,12 @@ def insert_blocks(
     ``inserted_block_after_layer3`` (or to the first leaf module inside, where all the enclosing ones are
     containers, as in a network that is one ``nn.Sequential``).
 
+    With a callable alone, ``insert_blocks(model, cgnl.CGNL2d, example_input=x)``, the place is found: right before
+    the last block of the last stage whose map is 1/16 of the input along each spatial axis (``layer3.4`` in a
+    ResNet-50), else of the last stage but one; in a network of one stage, as a ViT is, before its last block; after a
+    stage's only block. The line "blocks stand after ..." on stderr says which it took; where logging shows
+    INFO, it is a log line of ``cgnl.insertion`` instead.
+
     Where a host may run the elements of a container one by one, as timm does with gradient checkpointing, the
     container itself does not run, nor does a block after it: let the block stand after the last element.
 
@@ -51,12 +65,15 @@ def insert_blocks(
         model: Any network; changed in place.
         blocks: For each module path, such as ``"layer3.4"``, a callable that takes the number of channels and
             returns the block: a class such as ``cgnl.CGNL2d``, a ``functools.partial`` of it, or a function.
-            The block must keep the shape ``[B, C, *S]`` of its input.
+            The block must keep the shape ``[B, C, *S]`` of its input. Or one such callable alone.
         example_input: What the network is called with, on its device: a tensor, a tuple of positional
             arguments, or a dict of keyword arguments.
         layout: ``"channels_first"`` for feature maps ``[B, C, *S]`` of 1 to 3 axes; ``"channels_last"`` for
             maps ``[B, *S, C]`` and tokens ``[B, N, C]``, where a class token is one more position. Blocks see
-            ``[B, C, *S]`` either way.
+            ``[B, C, *S]`` either way. By default channels first at paths, and found for a callable alone.
+        num_blocks: Number of blocks of a callable alone. With 5, three go into the stage of the first and two into
+            the stage before, at most every other one of a stage's; those that do not fit are left out, and
+            the line says so.
         select: Where the feature map is in the output of the modules, if they return a tuple, list, dict or
             dataclass: an index or a key, or a tuple of them for nested ones, ``(0, "features")``. It is for all
             paths; a dict gives each path its own, and leaves out those whose module returns the map itself. The
@@ -67,9 +84,9 @@ def insert_blocks(
 
     Raises:
         ValueError: A path does not exist; its module does not run exactly once in a forward pass, or its
-            output is no feature map; it has a block already; the block cannot be made or run there, or
-            changes the shape; the network cannot be differentiated with it, or its output does not depend on it;
-            the network is already compiled, scripted, wrapped or sharded.
+            output is no feature map; it has a block already; no place is found for a callable alone; the block
+            cannot be made or run there, or changes the shape; the network cannot be differentiated with it, or its
+            output does not depend on it; the network is already compiled, scripted, wrapped or sharded.
 
     Example:
         >>> import torch, cgnl
@@ -82,6 +99,16 @@ def insert_blocks(
         >>> [key for key in host.state_dict() if "theta" in key]
         ['1.inserted_block.theta.weight']
     """
+    if not isinstance(blocks, Mapping) and callable(blocks):
+        places = _find_places(model, blocks, example_input, layout, num_blocks, select)
+        if _runs_it_itself(model, blocks):
+            return _let_insert(model, blocks, places, example_input)
+        blocks, layout, select = dict.fromkeys(places.paths, blocks), places.layout, places.select
+    elif num_blocks != 1:
+        raise ValueError(
+            f"num_blocks ({num_blocks}) must be left out where blocks is no callable: its paths say how many"
+        )
+    layout = layout or "channels_first"
     _check_arguments(model, blocks, example_input, layout, select)
     targets = {path: find_target(model, path) for path in blocks}
     if len(set(targets.values())) < len(targets):
@@ -103,9 +130,63 @@ def insert_blocks(
     return model
 
 
+def _find_places(
+    model: nn.Module,
+    make_block: MakeBlock,
+    example_input: Any,
+    layout: Layout | None,
+    num_blocks: int,
+    select: object,
+) -> Places:
+    """The places for a callable alone; says which they are."""
+    if isinstance(make_block, nn.Module):
+        raise ValueError(
+            f"blocks must be a callable, such as the class {type(make_block).__name__} itself, not a block"
+        )
+    if select is not None:
+        raise ValueError(f"select ({select!r}) must be left out where blocks is a callable: it is found with the place")
+    if not isinstance(num_blocks, int) or isinstance(num_blocks, bool) or num_blocks < 1:
+        raise ValueError(f"num_blocks ({num_blocks!r}) must be an integer of at least 1")
+    _check_arguments(model, {"...": make_block}, example_input, layout or "channels_first", None)
+    refuse_wrapped(model)
+    num_axes = None if _runs_it_itself(model, make_block) else _num_axes(make_block)
+    places = find_places(model, example_input, num_blocks, num_axes=num_axes, layout=layout)
+    if _logger.isEnabledFor(logging.INFO):
+        _logger.info(places.words)
+    else:
+        # Unlike a log line, this is seen by those who have not set logging up.
+        print(f"cgnl: {places.words}", file=sys.stderr)
+    return places
+
+
+def _runs_it_itself(model: nn.Module, make_block: MakeBlock) -> bool:
+    return isinstance(model, RunsBlocksOfVideos) and _num_axes(make_block) == 3
+
+
+def _let_insert(model: ModelT, make_block: MakeBlock, places: Places, example_input: Any) -> ModelT:
+    """Let a network that runs blocks of videos itself take them in."""
+    assert isinstance(model, RunsBlocksOfVideos)
+    targets = {path: find_target(model, path) for path in places.paths}
+    try:
+        check_blocks(model, {path: model.insert_block(path, make_block) for path in targets}, example_input)
+    except BaseException:
+        for target in targets.values():
+            detach(model, target)
+        raise
+    return model
+
+
+def _num_axes(make_block: MakeBlock) -> int | None:
+    """The number of axes that the blocks of a callable take, None where it does not say."""
+    block_type: Any = make_block
+    while isinstance(block_type, partial):
+        block_type = block_type.func
+    return getattr(block_type, "num_axes", None)
+
+
 def _check_arguments(
     model: nn.Module,
-    blocks: Mapping[str, Callable[[int], nn.Module]],
+    blocks: Mapping[str, MakeBlock],
     example_input: Any,
     layout: Layout,
     select: Select | Mapping[str, Select | None] | None,
@@ -115,7 +196,9 @@ def _check_arguments(
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(blocks, Mapping) or not blocks:
-        raise ValueError('blocks must map at least one module path to a callable, such as {"layer3.4": cgnl.CGNL2d}')
+        raise ValueError(
+            'blocks must map at least one module path to a callable, such as {"layer3.4": cgnl.CGNL2d}, or be one'
+        )
     for path, make_block in blocks.items():
         if isinstance(make_block, nn.Module):
             raise ValueError(

@@ -24,7 +24,15 @@ def find_target(model: nn.Module, path: str) -> nn.Module:
         near = difflib.get_close_matches(path, modules, n=5, cutoff=0.5)
         hint = f"near names: {', '.join(near)}" if near else f"its children: {', '.join(model._modules)}"
         raise ValueError(f"blocks[{path!r}]: {type(model).__name__} has no module of this path; {hint}")
-    for module in enclosing(model, path).values():
+    refuse_wrapped(*enclosing(model, path).values())
+    if block_after(modules[path]) is not None:
+        raise ValueError(f"blocks[{path!r}]: a block is already inserted there")
+    return modules[path]
+
+
+def refuse_wrapped(*modules: nn.Module) -> None:
+    """Raise ValueError if one of the modules is compiled, traced, wrapped or sharded."""
+    for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError("model: insert blocks before torch.jit.script or torch.jit.trace, not into its result")
         wrapper = next((_WRAPPERS[c.__name__] for c in type(module).__mro__ if c.__name__ in _WRAPPERS), None)
@@ -32,9 +40,6 @@ def find_target(model: nn.Module, path: str) -> nn.Module:
             wrapper = "torch.compile"
         if wrapper is not None:
             raise ValueError(f"model: insert blocks before {wrapper}, not into its result")
-    if block_after(modules[path]) is not None:
-        raise ValueError(f"blocks[{path!r}]: a block is already inserted there")
-    return modules[path]
 
 
 def enclosing(model: nn.Module, path: str) -> dict[str, nn.Module]:

@@ -100,6 +100,22 @@ class C2DResNet(nn.Module):
             return self.fc(self.avgpool(frames).flatten(1).unflatten(0, (batch, -1)).mean(1))
         return self._log_mean_probability(frames.unflatten(0, (batch, -1)).mean(1))
 
+    def insert_block(self, path: str, make_block: MakeBlock) -> nn.Module:
+        """Put a block of videos after a residual block.
+
+        Args:
+            path: The residual block, such as "layer3.4".
+            make_block: A function from the channel count to a module that keeps the shape of [B, C, T, H, W].
+
+        Returns:
+            The block.
+        """
+        residual_block = self.get_submodule(path)
+        block = make_block(_out_channels(residual_block))
+        block.to(next(residual_block.parameters())).train(residual_block.training)
+        attach_without_hook(residual_block, block)
+        return block
+
     def _stage(self, stage: nn.Sequential, frames: Tensor, batch: int) -> Tensor:
         for residual_block in stage:
             frames = residual_block(frames)
@@ -233,8 +249,8 @@ def c2d_resnet(
     host, checkpoint = backbone(arch, num_classes, weights, dropout)
     network = C2DResNet(host, temporal_strides, head)
     if make_block:
-        for residual_block in map(network.get_submodule, places):
-            attach_without_hook(residual_block, make_block(_out_channels(residual_block)))
+        for path in places:
+            network.insert_block(path, make_block)
     if checkpoint is not None:
         load_weights(network, checkpoint, new_classifier)
     return network

@@ -1,0 +1,389 @@
+"""The paper's places for blocks, found in a network by a run on the example input.
+
+Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
+
+Blocks are what a network repeats: modules of one class with outputs of one shape under one parent (or, in a
+network of layers alone, a convolution and the layers up to the next). A stage is a row of them whose maps have
+one size.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import pooling
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from cgnl.insertion.hook import BLOCK_NAME, Layout
+from cgnl.insertion.nested import Select
+from cgnl.insertion.probe import run as run_network
+from cgnl.insertion.probe import undisturbed
+
+Shape = tuple[int, ...]
+
+_READ_CHANNELS_FIRST = (
+    *(_NormBase, nn.GroupNorm, pooling._MaxPoolNd, pooling._AvgPoolNd),
+    *(pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
+)
+
+_PAPERS_LEVEL = 4  # res4: a map of 1/2^4 of the input along each spatial axis
+_BLOCK_FOR = {1: "CGNL1d", 2: "CGNL2d", 3: "CGNL3d"}
+_WORDS = {
+    (1, "channels_first"): "[B, C, L]",
+    (2, "channels_first"): "[B, C, H, W]",
+    (3, "channels_first"): "[B, C, T, H, W]",
+    (1, "channels_last"): "tokens [B, N, C]",
+    (2, "channels_last"): "[B, H, W, C]",
+    (3, "channels_last"): "[B, T, H, W, C]",
+}
+
+
+class Places(NamedTuple):
+    """Paths that blocks stand after, layout and keys of the maps in the outputs there, and words that say so."""
+
+    paths: list[str]
+    layout: Layout
+    select: dict[str, Select | None]
+    words: str
+
+
+def find_places(
+    model: nn.Module,
+    example_input: Any,
+    num_blocks: int = 1,
+    *,
+    num_axes: int | None = None,
+    layout: Layout | None = None,
+) -> Places:
+    """Find the paper's places for blocks: one right before the last block of the stage at 1/16 of the input.
+
+    Args:
+        model: Any network.
+        example_input: What the network is called with.
+        num_blocks: Number of blocks: the larger half goes into that stage, the rest into the stage before.
+        num_axes: Number of axes besides batch and channels that the blocks take, where it is known.
+        layout: Layout of the maps, where it is known.
+
+    Returns:
+        The paths, from the input on; fewer than ``num_blocks`` where no more fit.
+
+    Raises:
+        ValueError: There is no such place, or the layout of its map cannot be told.
+    """
+    run = _Run(model, example_input)
+    blocks = _blocks(run)
+    known = [block for block in blocks if num_axes in (None, block.num_axes)]
+    if not known:
+        raise ValueError(_nothing_found(run, blocks, num_axes))
+    layouts = {block.path: layout or _layout(run, block, known) for block in known}
+    for block in known:
+        if layouts[block.path] is None:
+            raise ValueError(
+                f"layout: channels could be the first or the last axis of the maps in {type(model).__name__}, such as "
+                f"{list(block.out_shape)} after {block.path!r}; give layout='channels_first' or 'channels_last'"
+            )
+    levels = {block.path: run.level(block, layouts[block.path]) for block in known}
+    stages = [list(stage) for _, stage in groupby(known, key=lambda b: (b.parent, b.num_axes, levels[b.path]))]
+    chosen = _chosen_stage(model, stages, levels)
+    last = stages[chosen][-1]
+    if math.prod(run.size(last, layouts[last.path])) == 1:
+        raise ValueError(
+            f"example_input is too small to tell the stages of {type(model).__name__} apart: the map after "
+            f"{last.path!r} has a single position"
+        )
+    before = stages[chosen - 1] if chosen else []
+    if before and (before[-1].num_axes, layouts[before[-1].path]) != (last.num_axes, layouts[last.path]):
+        before = []
+    there = (num_blocks + 1) // 2 if before else num_blocks
+    taken = _spread(before, num_blocks - there) + _spread(stages[chosen], there)
+    paths = [block.path for block in taken]
+    found_layout = layouts[last.path]
+    assert found_layout is not None
+    seen = taken[-1].out_shape
+    words = (
+        f"blocks stand after {', '.join(paths)} ({_WORDS[last.num_axes, found_layout]} = {list(seen)}, {found_layout})"
+    )
+    if len(paths) < num_blocks:
+        words += f"; {len(paths)} of {num_blocks}, as the stages have room for no more"
+    return Places(paths, found_layout, {block.path: block.select for block in taken}, words)
+
+
+@dataclass(eq=False)
+class _Call:
+    """A module's only call: its place in the order of results, and the shapes that it took and gave."""
+
+    path: str
+    module: nn.Module
+    order: int
+    in_shape: Shape
+    out_shape: Shape
+    select: int | None
+    num_frames: int
+    parent: str
+
+    @property
+    def num_axes(self) -> int:
+        return len(self.out_shape) - 2
+
+    @property
+    def kind(self) -> object:
+        """What modules that are alike have in common: the class; of a Sequential its elements' classes too."""
+        return type(self.module), tuple(map(type, self.module.children())) if _is_row(self.module) else ()
+
+
+@dataclass
+class _Run:
+    """A run of the network: the only call of each module that ran once, and how often the modules ran."""
+
+    model: nn.Module
+    example_input: Any
+    calls: dict[nn.Module, _Call] = field(default_factory=dict)
+    counts: Counter[nn.Module] = field(default_factory=Counter)
+    first: tuple[bool, Shape] | None = None
+    evidence: dict[Shape, set[Layout]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        num_frames = 1
+
+        def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal num_frames
+            select = 0 if isinstance(output, tuple) else None
+            in_shape = _shape_of_first((*args, *kwargs.values()))
+            out_shape = _shape_of_first((output,) if select is None else output)
+            if isinstance(module, nn.Conv3d):
+                num_frames = out_shape[2]
+            self.counts[module] += 1
+            order, parent = self.counts.total(), path.rpartition(".")[0]
+            self.calls[module] = _Call(path, module, order, in_shape, out_shape, select, num_frames, parent)
+            if _is_layer(module):
+                self._learn(module, in_shape, out_shape)
+
+        with ExitStack() as stack:
+            for path, module in self.model.named_modules():
+                if f".{BLOCK_NAME}" not in f".{path}" and not isinstance(module, torch.jit.ScriptModule):
+                    hook = _with_path(record, path)
+                    stack.enter_context(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
+            stack.enter_context(undisturbed(self.model))
+            run_network(self.model, (), self.example_input)
+        self.calls = {module: call for module, call in self.calls.items() if self.counts[module] == 1}
+
+    def _learn(self, layer: nn.Module, in_shape: Shape, out_shape: Shape) -> None:
+        """Note which layouts the layers read and write: convolutions one, linear layers the other."""
+        layout = _layout_of(layer, in_shape)
+        if layout is None:
+            return
+        for shape in (in_shape, out_shape):
+            self.evidence.setdefault(shape, set()).add(layout)
+        # A network may resize its input before its first convolution, as detectors do.
+        if len(in_shape) > 2 and (self.first is None or isinstance(layer, _ConvNd) > self.first[0]):
+            self.first = isinstance(layer, _ConvNd), in_shape
+
+    def layout(self, call: _Call) -> Layout | None:
+        """The one layout that layers give to maps of this shape, None where they do not agree."""
+        seen = self.evidence.get(call.out_shape, set())
+        return next(iter(seen)) if len(seen) == 1 else None
+
+    def size(self, call: _Call, layout: Layout | None) -> Shape:
+        """The spatial axes of a map; of tokens their number, of videos all but time."""
+        axes = call.out_shape[2:] if layout == "channels_first" else call.out_shape[1:-1]
+        return axes[-2:]
+
+    def level(self, call: _Call, layout: Layout | None) -> int:
+        """The power of two nearest to the input's size over the map's, along a spatial axis."""
+        assert self.first is not None
+        is_convolution, shape = self.first
+        axes = (shape[2:] if is_convolution else shape[1:-1])[-2:]
+        positions = math.prod(self.size(call, layout))
+        if call.num_axes == 1 and len(axes) == 2:
+            positions = max(1, positions // call.num_frames)
+        return round(math.log2(math.prod(axes) / positions) / len(axes))
+
+    def is_map(self, call: _Call) -> bool:
+        """Whether a call gives a feature map of the whole batch; frames may be folded into the batch."""
+        if self.first is None or not 3 <= len(call.out_shape) <= 5 or 0 in call.out_shape:
+            return False
+        return self.first[1][0] % call.out_shape[0] == 0
+
+
+def _with_path(record: Any, path: str) -> Any:
+    return lambda *call: record(path, *call)
+
+
+def _shape_of_first(values: tuple[Any, ...]) -> Shape:
+    """The shape of the first value if it is a floating-point tensor, else ()."""
+    if values and isinstance(values[0], Tensor) and values[0].is_floating_point():
+        return tuple(values[0].shape)
+    return ()
+
+
+def _layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
+    if isinstance(layer, _ConvNd):
+        return "channels_first" if len(shape) == layer.weight.ndim else None
+    if isinstance(layer, _READ_CHANNELS_FIRST):
+        return "channels_first" if len(shape) > 2 else None
+    # Subclasses of LayerNorm may turn the axes before and after.
+    if isinstance(layer, nn.Linear) or (type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1):
+        return "channels_last" if len(shape) > 2 else None
+    return None
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module has at most one matrix of weights: a convolution, also with its norm and activation."""
+    return sum(weight.ndim > 1 and weight.numel() > max(weight.shape) for weight in module.parameters()) < 2
+
+
+def _is_row(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _blocks(run: _Run) -> list[_Call]:
+    """The network's blocks, in the order of their results."""
+    found, kinds = _open(run, run.model, set())
+    # A kind that is repeated in one stage counts as a block in the stage that has one of it too.
+    found, kinds = _open(run, run.model, kinds)
+    # Beside blocks of a class of their own, a Sequential of layers is a stem or a transition.
+    found = [block for block in found if not _is_row(block.module)] or found
+    blocks = [block for block in found if block.kind in kinds]
+    if not blocks:
+        blocks = found if len(found) > 1 else _layer_blocks(run)
+    return sorted(blocks, key=lambda block: block.order)
+
+
+def _layout(run: _Run, block: _Call, blocks: list[_Call]) -> Layout | None:
+    """The layout of a block's map; where layers do not tell, as with C = H = W, that of others of its kind."""
+    own = run.layout(block)
+    others = {run.layout(other) for other in blocks if other.kind == block.kind} - {None}
+    return own or (others.pop() if len(others) == 1 else None)
+
+
+def _open(run: _Run, module: nn.Module, known: set[object]) -> tuple[list[_Call], set[object]]:
+    """The blocks inside a module, and the kinds of which it has several: its own children, or those inside them."""
+    steps = list(_steps(run, module))
+    times = Counter((call.kind, call.out_shape) for call in steps if run.is_map(call))
+    rows = Counter(call.kind for call in steps if run.is_map(call))
+    repeated = {kind for (kind, _), count in times.items() if count > 1} | (known & rows.keys())
+    inside = {step: _inside(run, step, known) for step in steps if not _is_row(step.module)}
+    stages = {step.kind for step, (inner, _) in inside.items() if _is_long(inner)}
+    kinds = repeated - stages
+    found = []
+    for step in steps:
+        inner, inner_kinds = inside.get(step, ([], set()))
+        if step not in inside:
+            found += [step] * (run.is_map(step) and rows[step.kind] > 1)
+        elif step.kind in kinds or (run.is_map(step) and not inner):
+            found += [step] * run.is_map(step)
+        else:
+            found += inner
+            kinds |= inner_kinds
+    return found, kinds
+
+
+def _is_long(blocks: list[_Call]) -> bool:
+    """Whether more than three are alike: what a block repeats, it repeats two or three times."""
+    return max(Counter((block.kind, block.out_shape) for block in blocks).values(), default=0) > 3
+
+
+def _inside(run: _Run, outer: _Call, known: set[object]) -> tuple[list[_Call], set[object]]:
+    """The blocks in a module that is a stage, or several; none in a block.
+
+    A block may repeat a module in its branches as well, with other channels than its result has.
+    """
+    found, kinds = _open(run, outer.module, known)
+    if not run.is_map(outer):
+        return found, kinds
+    times = Counter((call.kind, call.out_shape) for call in found)
+    repeated = [call for call in found if times[call.kind, call.out_shape] > 1 or call.kind in known]
+    ends = {math.prod(shape) for shape in (outer.in_shape, outer.out_shape)}
+    last = max(repeated, key=lambda call: call.order, default=outer)
+    if repeated and math.prod(last.out_shape) in ends:
+        return repeated, kinds
+    sizes = {run.size(call, run.layout(call)) for call in repeated}
+    end_sizes = {run.size(outer, run.layout(outer)), outer.in_shape[2:][-2:], outer.in_shape[1:-1][-2:]}
+    return (repeated, kinds) if not sizes <= end_sizes else ([], set())
+
+
+def _steps(run: _Run, module: nn.Module) -> Iterator[_Call]:
+    """The children with weights that ran once and are no layers; a Sequential or an idle list is looked through."""
+    for name, child in module.named_children():
+        if name.startswith(BLOCK_NAME) or _is_layer(child):
+            continue
+        if run.counts[child] == 0:
+            yield from _steps(run, child)
+        elif run.counts[child] == 1:
+            if not _is_row(child) or all(map(_is_layer, child.children())):
+                yield run.calls[child]
+            else:
+                yield from _steps(run, child)
+
+
+def _layer_blocks(run: _Run) -> list[_Call]:
+    """In a network of layers alone, the last layer before each convolution with the map of the one before it."""
+    layers = [call for call in run.calls.values() if _is_layer(call.module) and run.is_map(call)]
+    layers.sort(key=lambda call: call.order)
+    starts = [n for n, call in enumerate(layers) if isinstance(call.module, _ConvNd)]
+    blocks = []
+    for start, end in pairwise([*starts, len(layers)]):
+        same = [call for call in layers[start:end] if call.out_shape == layers[start].out_shape]
+        blocks.append(replace(same[-1], parent=""))
+    return blocks
+
+
+def _chosen_stage(model: nn.Module, stages: list[list[_Call]], levels: dict[str, int]) -> int:
+    """The stage that timm names for 1/16 of the input; else the last at 1/16; else the last but one."""
+    named = _named_by_timm(model)
+    for index, stage in reversed(list(enumerate(stages))):
+        if named and any(f"{block.path}.".startswith(f"{named}.") for block in stage):
+            return index
+    depths = [levels[stage[-1].path] for stage in stages]
+    # Behind the first stage whose map is larger than the one before it come decoders and heads.
+    trunk = next((n for n, (one, two) in enumerate(pairwise(depths), 1) if two < one), len(depths))
+    for end in (trunk, len(depths)):
+        at_papers = [index for index, depth in enumerate(depths[:end]) if depth == _PAPERS_LEVEL]
+        if at_papers:
+            return at_papers[-1]
+    return max(0, trunk - 2)
+
+
+def _named_by_timm(model: nn.Module) -> str | None:
+    """The path of the last module with 1/16 in the ``feature_info`` of a timm network, in or around others too."""
+    for path, module in model.named_modules():
+        features = getattr(module, "feature_info", None)
+        if isinstance(features, list):
+            names = [f["module"] for f in features if f.get("reduction") == 2**_PAPERS_LEVEL and f.get("module")]
+            return f"{path}.{names[-1]}".strip(".") if names else None
+    return None
+
+
+def _spread(stage: list[_Call], num_blocks: int) -> list[_Call]:
+    """As in the paper: one right before the last of a stage, several at even distances, at most every other one."""
+    num_blocks = min(num_blocks, max(1, len(stage) // 2), len(stage))
+    if num_blocks < 2:
+        return stage[-2:][:num_blocks]
+    step = len(stage) // num_blocks
+    return stage[step - 1 :: step][:num_blocks]
+
+
+def _nothing_found(run: _Run, blocks: list[_Call], num_axes: int | None) -> str:
+    name = type(run.model).__name__
+    if blocks and num_axes is not None:
+        call = blocks[-1]
+        layout = run.layout(call)
+        shape = f"{_WORDS[call.num_axes, layout]} = {list(call.out_shape)}" if layout else str(list(call.out_shape))
+        return (
+            f"blocks: they take {num_axes} {'axis' if num_axes == 1 else 'axes'} besides batch and channels, but the "
+            f"maps in {name} have {call.num_axes}, such as {shape} after {call.path!r}; "
+            f"give a block like cgnl.{_BLOCK_FOR[call.num_axes]}"
+        )
+    maps = [call for call in run.calls.values() if call.path and 3 <= len(call.out_shape) <= 5]
+    seen = ", ".join(f"{call.path} {list(call.out_shape)}" for call in maps[-8:]) or "none"
+    return (
+        f"blocks: no place was found in {name}; give paths, such as {{'layer3.4': cgnl.CGNL2d}} "
+        f"(modules that ran once and whose output is a map: {seen})"
+    )
