@@ -19,6 +19,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.video import mvit
 
 import cgnl
 from cgnl.insertion import inserted_blocks
@@ -80,13 +81,13 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Five levels down to 1/16, and up again: the decoder has maps of all sizes too."""
+    """Down to 1/32 and up again: the decoder has maps of all sizes too."""
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = [8, 16, 24, 32, 40]
+        sizes = [8, 8, 16, 16, 24, 32]
         self.down = nn.ModuleList(DoubleConv(*pair) for pair in zip([3, *sizes[:-1]], sizes, strict=True))
-        self.up = nn.ModuleList(DoubleConv(sizes[n] + sizes[n + 1], sizes[n]) for n in range(3, -1, -1))
+        self.up = nn.ModuleList(DoubleConv(sizes[n] + sizes[n + 1], sizes[n]) for n in range(4, -1, -1))
         self.head = nn.Conv2d(sizes[0], 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,6 +136,14 @@ def vgg_host() -> nn.Module:
     return nn.Sequential(OrderedDict(features=layers, flatten=nn.Flatten(), head=nn.Linear(16, 10)))
 
 
+def small_mvit() -> nn.Module:
+    """Two blocks a stage from 1/4 to 1/32; they return tuples of tokens, of all frames, and sizes."""
+    steps = [[1, 1, 1], [1, 1, 1], [1, 2, 2], [1, 1, 1], [1, 2, 2], [1, 1, 1], [1, 2, 2], [1, 1, 1]]
+    settings = [mvit.MSBlockConfig(1, 8, 8, [3, 3, 3], [], step, []) for step in steps]
+    booleans = dict.fromkeys(["residual_pool", "rel_pos_embed", "proj_after_attn"], True)
+    return mvit.MViT((64, 64), 4, settings, residual_with_cls_embed=False, num_classes=5, **booleans)
+
+
 def fasterrcnn() -> nn.Module:
     """It resizes its input from 64 to 128 pixels."""
     backbone = mobilenet_backbone(backbone_name="mobilenet_v3_small", weights=None, fpn=True, trainable_layers=6)
@@ -151,7 +160,7 @@ def fasterrcnn() -> nn.Module:
 
 
 BIG = (2, 3, 64, 64)
-VIDEO = (2, 3, 2, 48, 48)
+VIDEO = (2, 3, 2, 32, 32)
 # For each network: how it is built, its input, the block, and the places of one block and of five.
 NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
     "resnet18": (tv("resnet18"), IMAGE, make_2d, ["layer3.0"], ["layer2.0", "layer3.0"]),
@@ -246,9 +255,11 @@ NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
     # The stem halves space alone: layer4 is at 1/16 of it, and layer3 of the number of positions.
     "r3d": (tv("r3d_18"), VIDEO, make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
     "r2plus1d": (tv("r2plus1d_18"), VIDEO, make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
+    "mc3": (tv("mc3_18"), (2, 3, 4, 32, 32), make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
+    "mvit": (small_mvit, (1, 3, 4, 64, 64), make_1d, ["blocks.4"], ["blocks.2", "blocks.4"]),
     "one sequential": (lambda: sequential(8, 16, 16, 32, 64), IMAGE, make_2d, ["17"], ["12", "17"]),
     "vgg": (vgg_host, IMAGE, make_2d, ["features.17"], ["features.12", "features.17"]),
-    "unet": (UNet, IMAGE, make_2d, ["down.4"], ["down.3", "down.4"]),
+    "unet": (UNet, BIG, make_2d, ["down.4"], ["down.3", "down.4"]),
     "1d": (cnn_1d, (2, 4, 256), make_1d, ["3"], ["0", "3"]),
     "last stage but one": (lambda: sequential(8, 16, 32), IMAGE, make_2d, ["7"], ["2", "7"]),
     "faster r-cnn": (
@@ -353,6 +364,13 @@ def test_five_places_in_a_network_of_one_stage() -> None:
         "blocks.7",
         "blocks.9",
     ]
+
+
+def test_timm_names_the_stage() -> None:
+    """Its map of 20 pixels is 2 x 2, which is nearer to 1/8."""
+    x = torch.randn(1, 3, 20, 20)
+    assert find_places(timm_host("resnet18")(), x).paths == ["layer3.0"]
+    assert find_places(nn.Sequential(timm_host("resnet18")()), x).paths == ["0.layer3.0"]
 
 
 class Mixing(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import pooling
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from cgnl.insertion.hook import BLOCK_NAME, Layout
 from cgnl.insertion.nested import Select
@@ -157,7 +158,7 @@ class _Run:
             select = 0 if isinstance(output, tuple) else None
             in_shape = _shape_of_first((*args, *kwargs.values()))
             out_shape = _shape_of_first((output,) if select is None else output)
-            if isinstance(module, nn.Conv3d):
+            if isinstance(module, nn.Conv3d) and len(out_shape) == 5:
                 num_frames = out_shape[2]
             self.counts[module] += 1
             order, parent = self.counts.total(), path.rpartition(".")[0]
@@ -236,7 +237,8 @@ def _layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module has at most one matrix of weights: a convolution, also with its norm and activation."""
-    return sum(weight.ndim > 1 and weight.numel() > max(weight.shape) for weight in module.parameters()) < 2
+    weights = [weight for weight in module.parameters() if not is_lazy(weight) and weight.ndim > 1]
+    return sum(weight.numel() > max(weight.shape) for weight in weights) < 2
 
 
 def _is_row(module: nn.Module) -> bool:
@@ -248,8 +250,6 @@ def _blocks(run: _Run) -> list[_Call]:
     found, kinds = _open(run, run.model, set())
     # A kind that is repeated in one stage counts as a block in the stage that has one of it too.
     found, kinds = _open(run, run.model, kinds)
-    # Beside blocks of a class of their own, a Sequential of layers is a stem or a transition.
-    found = [block for block in found if not _is_row(block.module)] or found
     blocks = [block for block in found if block.kind in kinds]
     if not blocks:
         blocks = found if len(found) > 1 else _layer_blocks(run)
