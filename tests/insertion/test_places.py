@@ -256,7 +256,7 @@ NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
     "r3d": (tv("r3d_18"), VIDEO, make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
     "r2plus1d": (tv("r2plus1d_18"), VIDEO, make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
     "mc3": (tv("mc3_18"), (2, 3, 4, 32, 32), make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
-    "mvit": (small_mvit, (1, 3, 4, 64, 64), make_1d, ["blocks.4"], ["blocks.2", "blocks.4"]),
+    "mvit": (small_mvit, (2, 3, 4, 64, 64), make_1d, ["blocks.4"], ["blocks.2", "blocks.4"]),
     "one sequential": (lambda: sequential(8, 16, 16, 32, 64), IMAGE, make_2d, ["17"], ["12", "17"]),
     "vgg": (vgg_host, IMAGE, make_2d, ["features.17"], ["features.12", "features.17"]),
     "unet": (UNet, BIG, make_2d, ["down.4"], ["down.3", "down.4"]),

@@ -325,7 +325,7 @@ def _steps(run: _Run, module: nn.Module) -> Iterator[_Call]:
 
 def _layer_blocks(run: _Run) -> list[_Call]:
     """In a network of layers alone, the last layer before each convolution with the map of the one before it."""
-    layers = [call for call in run.calls.values() if _is_layer(call.module) and run.is_map(call)]
+    layers = [call for call in run.calls.values() if call.path and _is_layer(call.module) and run.is_map(call)]
     layers.sort(key=lambda call: call.order)
     starts = [n for n, call in enumerate(layers) if isinstance(call.module, _ConvNd)]
     blocks = []
