@@ -20,7 +20,7 @@ from cgnl.blocks.grouped import (
 )
 from cgnl.blocks.non_local import NonLocal1d, NonLocal2d, NonLocal3d
 from cgnl.blocks.residual import ResidualBlock2d, ResidualBlock3d
-from cgnl.blocks.shell import Norm, fuse_blocks
+from cgnl.blocks.shell import Groups, Norm, fuse_blocks
 from cgnl.blocks.stream import CGNLStream3d
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "GeneralizedNonLocal1d",
     "GeneralizedNonLocal2d",
     "GeneralizedNonLocal3d",
+    "Groups",
     "NonLocal1d",
     "NonLocal2d",
     "NonLocal3d",

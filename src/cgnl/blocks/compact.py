@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.grouped import GroupedBlock, is_over_this_process
-from cgnl.blocks.shell import BATCH_NORMS, Norm, has_no_hooks, is_plain, norm_as_affine, of_any_size
+from cgnl.blocks.shell import BATCH_NORMS, Groups, Norm, has_no_hooks, is_plain, norm_as_affine, of_any_size
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops import (
     Backend,
@@ -52,13 +52,16 @@ class _CompactBlock(GroupedBlock):
         channels: int,
         *,
         inner_channels: int | None = None,
-        groups: int = 8,
+        groups: Groups = "auto",
         kernel: str | KernelFunction = "dot",
         norm: Norm = "batch",
         scale: Scale | None = None,
+        g_std: float | None = None,
         backend: Backend = "auto",
         memory_efficient: bool = False,
         process_group: ProcessGroup | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             channels,
@@ -67,7 +70,10 @@ class _CompactBlock(GroupedBlock):
             kernel=kernel,
             norm=norm,
             scale=scale,
+            g_std=g_std,
             backend=backend,
+            device=device,
+            dtype=dtype,
         )
         if process_group is not None and norm not in ("batch", "sync_batch", None):
             raise ValueError(f"norm ({norm!r}) must be 'batch', 'sync_batch' or None with a process_group")
@@ -238,11 +244,14 @@ class CGNL2d(_CompactBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: G, must divide C and C'.
+        groups: G, must divide C and C'; ``"auto"`` for 8, or where 8 does not divide both for the largest number below
+            it that does.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
         scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
             where M counts the elements of one group.
+        g_std: standard deviation of g's first weights; None for 0.01, or 2 with a scale, so that a new block learns as
+            fast with one as without. Those of theta, phi and z start with 0.01.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
             same from the same weights, ``"auto"`` takes the fused form where it can run.
         memory_efficient: whether the eager form keeps less for the backward pass and makes it again there. It changes
@@ -251,6 +260,8 @@ class CGNL2d(_CompactBlock):
         process_group: processes that each hold a part of the positions of every sample, for inputs too large for
             one; each calls the block on its part. None where a process holds whole samples. A block with one can be
             copied, but not pickled: save its state dict.
+        device: where the parameters and buffers lie; None for PyTorch's default.
+        dtype: their type; None for PyTorch's default.
 
     Raises:
         ValueError: an argument is outside its range; ``"fused"`` cannot run where the block is called.
@@ -262,6 +273,8 @@ class CGNL2d(_CompactBlock):
         >>> x = torch.randn(2, 64, 14, 14)
         >>> torch.equal(block(x), x)  # exactly the identity until it is trained
         True
+        >>> CGNL2d(64).groups, CGNL2d(24).groups, CGNL2d(30).groups
+        (8, 6, 5)
     """
 
     num_axes = 2

@@ -3,6 +3,7 @@
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
 
+import math
 import warnings
 from functools import cache
 from typing import Any, get_args
@@ -10,12 +11,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from cgnl.blocks.shell import BATCH_NORMS, Block, Norm, check_choice
+from cgnl.blocks.shell import BATCH_NORMS, Block, Factory, Groups, Norm, check_choice
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import PairsBackend, Scale, generalized_non_local
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("generalized_non_local")
+
+# A scale makes the branch of a new block so small that the norm's eps outweighs its variance, and the block hardly
+# learns. y is linear in g, so a larger g makes up for the scale, whatever the kernel function; theta, phi and z stay
+# small and learn as fast as without a scale (benchmarks/start.py).
+_G_STD_WITH_SCALE = 2.0
 
 
 class SingleSampleWarning(UserWarning):
@@ -32,11 +38,14 @@ class GroupedBlock(Block):
         channels: int,
         *,
         inner_channels: int | None = None,
-        groups: int = 8,
+        groups: Groups = "auto",
         kernel: str | KernelFunction = "dot",
         norm: Norm = "batch",
         scale: Scale | None = None,
+        g_std: float | None = None,
         backend: str = "auto",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, inner_channels, groups)
         self.kernel = resolve_kernel_function(kernel)
@@ -44,10 +53,15 @@ class GroupedBlock(Block):
         check_choice("backend", backend, self.backends)
         self.scale = scale
         self.backend: Any = backend
-        self.theta = self._convolution(self.channels, self.inner_channels)
-        self.phi = self._convolution(self.channels, self.inner_channels)
-        self.g = self._convolution(self.channels, self.inner_channels)
-        self._finish(norm, groups)
+        if g_std is None:
+            g_std = 0.01 if scale is None else _G_STD_WITH_SCALE
+        elif not (g_std > 0 and math.isfinite(g_std)):
+            raise ValueError(f"g_std ({g_std!r}) must be a finite number above 0")
+        factory: Factory = {"device": device, "dtype": dtype}
+        self.theta = self._convolution(self.channels, self.inner_channels, factory)
+        self.phi = self._convolution(self.channels, self.inner_channels, factory)
+        self.g = self._convolution(self.channels, self.inner_channels, factory, std=g_std)
+        self._finish(norm, factory)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -93,11 +107,14 @@ class GeneralizedNonLocal2d(_ExactBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: G, must divide C and C'.
+        groups: as in `CGNL2d`.
         kernel: as in `CGNL2d`; its exact form is taken.
         norm: as in `CGNL2d`.
         scale: as in `CGNL2d`.
+        g_std: as in `CGNL2d`.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+        device: as in `CGNL2d`.
+        dtype: as in `CGNL2d`.
 
     Raises:
         ValueError: an argument is outside its range.

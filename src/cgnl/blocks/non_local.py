@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from cgnl.blocks.shell import Block, Norm, check_choice
+from cgnl.blocks.shell import Block, Factory, Norm, check_choice
 from cgnl.ops import PairsBackend, Pairwise
 from cgnl.ops import read_only_non_local as non_local
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("non_local")
+fx.wrap("sub_sampled")
 
-_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_POOL_SIZE: dict[int, Any] = {1: 2, 2: 2, 3: (1, 2, 2)}
+_POOL: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class _NonLocalBlock(Block):
@@ -32,6 +32,8 @@ class _NonLocalBlock(Block):
         norm: Norm = "batch",
         bias: bool = False,
         backend: PairsBackend = "auto",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, inner_channels, 1)
         check_choice("pairwise", pairwise, get_args(Pairwise))
@@ -40,20 +42,21 @@ class _NonLocalBlock(Block):
         self.scale = scale
         self.subsample = subsample
         self.backend = backend
+        factory: Factory = {"device": device, "dtype": dtype}
         if pairwise != "gaussian":
-            self.theta = self._convolution(self.channels, self.inner_channels, bias=bias)
-            self.phi = self._convolution(self.channels, self.inner_channels, bias=bias)
-        self.g = self._convolution(self.channels, self.inner_channels, bias=bias)
+            self.theta = self._convolution(self.channels, self.inner_channels, factory, bias=bias)
+            self.phi = self._convolution(self.channels, self.inner_channels, factory, bias=bias)
+        self.g = self._convolution(self.channels, self.inner_channels, factory, bias=bias)
         if pairwise == "concatenation":
-            self.concat = self._convolution(2 * self.inner_channels, 1)
-        self._finish(norm, 1)
+            self.concat = self._convolution(2 * self.inner_channels, 1, factory)
+        self._finish(norm, factory)
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         gaussian = self.pairwise == "gaussian"
         theta, phi = (x, x) if gaussian else (self.theta(x), self.phi(x))
         g = self.g(x)
         if self.subsample:
-            phi, g = (_POOL[self.num_axes](t, _POOL_SIZE[self.num_axes]) for t in (phi, g))
+            phi, g = sub_sampled(phi), sub_sampled(g)
         return non_local(
             theta,
             phi,
@@ -70,6 +73,14 @@ class _NonLocalBlock(Block):
             f"channels={self.channels}, inner_channels={self.inner_channels}, pairwise={self.pairwise!r}, "
             f"scale={self.scale}, subsample={self.subsample}"
         )
+
+
+def sub_sampled(features: Tensor) -> Tensor:
+    """[B, C', *S] max-pooled by 2 along the spatial axes that have more than one position."""
+    sizes = features.shape[2:]
+    return _POOL[len(sizes)](
+        features, [2 if size > 1 and not (axis == 0 and len(sizes) == 3) else 1 for axis, size in enumerate(sizes)]
+    )
 
 
 class NonLocal1d(_NonLocalBlock):
@@ -89,11 +100,14 @@ class NonLocal2d(_NonLocalBlock):
         pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` (over N_phi),
             ``"dot_product_sum"`` (not divided, as Eq. 4 is printed) or ``"concatenation"``.
         scale: whether softmax forms divide their logits by the square root of theta's channels.
-        subsample: whether phi and g are max-pooled by 2 along the spatial axes, and never along time.
+        subsample: whether phi and g are max-pooled by 2 along the spatial axes (an axis of one position stays as it
+            is), and never along time.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a
             module.
         bias: whether theta, phi and g have biases.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.
+        device: where the parameters and buffers lie; None for PyTorch's default.
+        dtype: their type; None for PyTorch's default.
 
     Raises:
         ValueError: an argument is outside its range.

@@ -6,16 +6,24 @@ Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N 
 import torch
 from torch import Tensor
 
-from cgnl.blocks.shell import Block, Norm
+from cgnl.blocks.shell import Block, Factory, Groups, Norm
 
 
 class _ResidualBlock(Block):
     def __init__(
-        self, channels: int, *, inner_channels: int | None = None, groups: int = 8, norm: Norm = "batch"
+        self,
+        channels: int,
+        *,
+        inner_channels: int | None = None,
+        groups: Groups = "auto",
+        norm: Norm = "batch",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, inner_channels, groups)
-        self.theta = self._convolution(self.channels, self.inner_channels)
-        self._finish(norm, groups)
+        factory: Factory = {"device": device, "dtype": dtype}
+        self.theta = self._convolution(self.channels, self.inner_channels, factory)
+        self._finish(norm, factory)
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return self.theta(x)
@@ -31,8 +39,10 @@ class ResidualBlock2d(_ResidualBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: groups of conv_z, must divide C and C'.
+        groups: groups of conv_z; as in `CGNL2d`.
         norm: as in `CGNL2d`.
+        device: as in `CGNL2d`.
+        dtype: as in `CGNL2d`.
 
     Raises:
         ValueError: an argument is outside its range.

@@ -4,9 +4,10 @@ Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N 
 """
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,22 @@ from cgnl.ops.eager import is_empty, sum_dtype, without_autocast
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
+Groups = int | Literal["auto"]
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _PLAIN_MODULES = (*CONVOLUTIONS.values(), *BATCH_NORMS.values())
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# The most groups that a block takes by itself: those of the paper's main rows.
+_MOST_GROUPS = 8
 _AXES_IN_WORDS = {1: "[B, C, L]", 2: "[B, C, H, W]", 3: "[B, C, T, H, W]"}
+
+
+class Factory(TypedDict):
+    """Where the parameters and buffers of a new block lie, and their type; None for PyTorch's defaults."""
+
+    device: torch.device | str | int | None
+    dtype: torch.dtype | None
 
 
 class Block(nn.Module):
@@ -38,31 +49,36 @@ class Block(nn.Module):
     z: _ConvNd
     norm: nn.Module | None
 
-    def __init__(self, channels: int, inner_channels: int | None, groups: int) -> None:
+    def __init__(self, channels: int, inner_channels: int | None, groups: Groups) -> None:
         super().__init__()
         check_positive("channels", channels)
         if inner_channels is None:
             inner_channels = max(1, channels // 2)
         check_positive("inner_channels", inner_channels)
-        check_positive("groups", groups)
-        for name, count in (("channels", channels), ("inner_channels", inner_channels)):
-            if count % groups:
-                raise ValueError(f"{name} ({count}) must be divisible by groups ({groups})")
         self.channels = channels
         self.inner_channels = inner_channels
-        self.groups = groups
+        self.groups = _fitting_groups(groups, channels, inner_channels)
 
-    def _convolution(self, in_channels: int, out_channels: int, *, groups: int = 1, bias: bool = False) -> _ConvNd:
-        convolution = CONVOLUTIONS[self.num_axes](in_channels, out_channels, 1, groups=groups, bias=bias)
-        nn.init.normal_(convolution.weight, std=0.01)
+    def _convolution(
+        self,
+        in_channels: int,
+        out_channels: int,
+        factory: Factory,
+        *,
+        groups: int = 1,
+        bias: bool = False,
+        std: float = 0.01,
+    ) -> _ConvNd:
+        convolution = CONVOLUTIONS[self.num_axes](in_channels, out_channels, 1, groups=groups, bias=bias, **factory)
+        nn.init.normal_(convolution.weight, std=std)
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
         return convolution
 
-    def _finish(self, norm: Norm, norm_groups: int) -> None:
+    def _finish(self, norm: Norm, factory: Factory) -> None:
         """Makes conv_z and the norm, with zeros where they turn the block into the identity."""
-        self.z = self._convolution(self.inner_channels, self.channels, groups=self.groups)
-        self.norm = _make_norm(norm, self.channels, norm_groups, self.num_axes)
+        self.z = self._convolution(self.inner_channels, self.channels, factory, groups=self.groups)
+        self.norm = _make_norm(norm, self.channels, self.groups, self.num_axes, factory)
         weight, bias = (getattr(self.norm, name, None) for name in ("weight", "bias"))
         if isinstance(weight, nn.Parameter):
             nn.init.zeros_(weight)
@@ -193,15 +209,33 @@ class Block(nn.Module):
         return f"channels={self.channels}, inner_channels={self.inner_channels}, groups={self.groups}"
 
 
-def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int) -> nn.Module | None:
+def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: Factory) -> nn.Module | None:
     if norm is None:
         return None
     if callable(norm):
-        return norm(channels)
+        return norm(channels).to(**factory)
     check_choice("norm", norm, (*get_args(NormName), None), " or a function of the channel count")
     if norm == "group":
-        return nn.GroupNorm(groups, channels)
-    return nn.SyncBatchNorm(channels) if norm == "sync_batch" else BATCH_NORMS[num_axes](channels)
+        return nn.GroupNorm(groups, channels, **factory)
+    return (nn.SyncBatchNorm if norm == "sync_batch" else BATCH_NORMS[num_axes])(channels, **factory)
+
+
+def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
+    """The number of groups that an argument means, if it divides the channels and the inner channels."""
+    if groups == "auto":
+        return next(
+            number for number in range(_MOST_GROUPS, 0, -1) if not (channels % number or inner_channels % number)
+        )
+    check_positive("groups", groups, " or 'auto'")
+    for name, count in (("channels", channels), ("inner_channels", inner_channels)):
+        if count % groups:
+            common = math.gcd(channels, inner_channels)
+            fitting = ", ".join(str(number) for number in range(1, common + 1) if not common % number)
+            raise ValueError(
+                f"{name} ({count}) must be divisible by groups ({groups}); groups that fit channels={channels} and "
+                f"inner_channels={inner_channels}: {fitting}"
+            )
+    return groups
 
 
 def fuse_blocks(model: nn.Module) -> nn.Module:
@@ -315,9 +349,9 @@ def _is_pointwise(convolution: nn.Module) -> bool:
     )
 
 
-def check_positive(name: str, value: int) -> None:
+def check_positive(name: str, value: object, more: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} ({value!r}) must be an integer of at least 1")
+        raise ValueError(f"{name} ({value!r}) must be an integer of at least 1{more}")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...], more: str = "") -> None:

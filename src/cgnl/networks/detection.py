@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cgnl.blocks import Norm
+from cgnl.blocks import Groups, Norm
 from cgnl.insertion import insert_blocks
 from cgnl.kernel_functions import KernelFunction
 from cgnl.networks.checkpoints import CheckpointError
@@ -66,10 +66,11 @@ def maskrcnn(
     backbone_weights: Weights = None,
     new_classifier: bool = False,
     backbone_norm: BackboneNorm = "frozen",
-    groups: int = 8,
+    groups: Groups = 8,
     kernel: str | KernelFunction = "dot",
     norm: Norm = "sync_batch",
     scale: Scale | bool | None = None,
+    g_std: float | None = None,
     channel_reduction: int = 2,
     pairwise: Pairwise = "embedded_gaussian",
     subsample: bool = False,
@@ -111,7 +112,8 @@ def maskrcnn(
         norm: Norm of the block, trained in either case: "sync_batch", "batch", "group", None, or a function of the
             channel count. Plain BatchNorm with one image a process, and GroupNorm, cancel what a CGNL block
             attends to.
-        scale: As in :func:`cgnl.networks.image.resnet`, like the next three.
+        scale: As in :func:`cgnl.networks.image.resnet`, like the next four.
+        g_std: Standard deviation of the first weights of g in a CGNL block; None for 0.01, or 2 with a scale.
         channel_reduction: C/C', channels of the stage over inner channels of the block.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g.
@@ -144,6 +146,7 @@ def maskrcnn(
         kernel=kernel,
         norm=norm,
         scale=scale,
+        g_std=g_std,
         channel_reduction=channel_reduction,
         pairwise=pairwise,
         subsample=subsample,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cgnl.blocks import CGNL2d, CGNL3d, NonLocal2d, NonLocal3d, Norm, ResidualBlock2d, ResidualBlock3d
+from cgnl.blocks import CGNL2d, CGNL3d, Groups, NonLocal2d, NonLocal3d, Norm, ResidualBlock2d, ResidualBlock3d
 from cgnl.insertion import BLOCK_NAME, insert_blocks
 from cgnl.kernel_functions import GaussianRBF, KernelFunction
 from cgnl.networks.checkpoints import (
@@ -123,10 +123,11 @@ def resnet(
     num_classes: int | None = None,
     weights: Weights = None,
     new_classifier: bool = False,
-    groups: int = 8,
+    groups: Groups = 8,
     kernel: str | KernelFunction = "dot",
     norm: Norm = "batch",
     scale: Scale | bool | None = None,
+    g_std: float | None = None,
     channel_reduction: int = 2,
     pairwise: Pairwise = "embedded_gaussian",
     subsample: bool = False,
@@ -148,13 +149,14 @@ def resnet(
             blocks as they start; one with blocks must have all of them.
         new_classifier: Leave the classifier of the weights out and start a new one. Without it a file with
             other classes is an error; named weights get a new classifier for other classes by themselves.
-        groups: Groups G of a CGNL block; of a residual block's conv_z.
+        groups: Groups G of a CGNL block; of a residual block's conv_z; "auto" as in the blocks.
         kernel: Kernel function of a "cgnl" block, "dot", "embedded_gaussian", "rbf" or an object of
             ``cgnl.kernel_functions``. "cgnlx" is always the RBF; a GaussianRBF given here sets it.
         norm: Norm of the block: "batch", "sync_batch", "group" (released CGNL checkpoints), None, or a
             function of the channel count.
         scale: Scale of a CGNL block's sums, None, "sqrt" or "mean"; whether an NL block divides its logits by
             sqrt(C'), True (also None) or False.
+        g_std: Standard deviation of the first weights of g in a CGNL block; None for 0.01, or 2 with a scale.
         channel_reduction: C/C', channels of the stage over inner channels of the block.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g.
@@ -181,6 +183,7 @@ def resnet(
         kernel=kernel,
         norm=norm,
         scale=scale,
+        g_std=g_std,
         channel_reduction=channel_reduction,
         pairwise=pairwise,
         subsample=subsample,
@@ -206,10 +209,11 @@ resnet152 = partial(resnet, "resnet152")
 def block_maker(
     block: str | MakeBlock | None,
     *,
-    groups: int,
+    groups: Groups,
     kernel: str | KernelFunction,
     norm: Norm,
     scale: Scale | bool | None,
+    g_std: float | None,
     channel_reduction: int,
     pairwise: Pairwise,
     subsample: bool,
@@ -224,6 +228,7 @@ def block_maker(
         kernel: Kernel function of a "cgnl" block.
         norm: Norm of the block.
         scale: Scale of a CGNL block's sums; whether an NL block divides its logits by sqrt(C').
+        g_std: Standard deviation of the first weights of g in a CGNL block.
         channel_reduction: C/C'.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g.
@@ -257,7 +262,7 @@ def block_maker(
             raise ValueError(f"scale ({scale}) must be None, 'sqrt' or 'mean' for block {block!r}")
         if block == "cgnlx" and not isinstance(kernel, GaussianRBF):
             kernel = GaussianRBF()
-        block_of = partial(block_type, groups=groups, kernel=kernel, scale=scale)
+        block_of = partial(block_type, groups=groups, kernel=kernel, scale=scale, g_std=g_std)
 
     def make(channels: int) -> nn.Module:
         if channel_reduction < 1 or channels % channel_reduction:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from cgnl.blocks import Norm
+from cgnl.blocks import Groups, Norm
 from cgnl.insertion import attach_without_hook, block_without_hook
 from cgnl.kernel_functions import KernelFunction
 from cgnl.networks.image import MakeBlock, Weights, backbone, block_maker, block_places, load_weights
@@ -175,10 +175,11 @@ def c2d_resnet(
     num_classes: int | None = None,
     weights: Weights = None,
     new_classifier: bool = False,
-    groups: int = 8,
+    groups: Groups = 8,
     kernel: str | KernelFunction = "dot",
     norm: Norm = "batch",
     scale: Scale | bool | None = None,
+    g_std: float | None = None,
     channel_reduction: int = 2,
     pairwise: Pairwise = "embedded_gaussian",
     subsample: bool = True,
@@ -206,6 +207,7 @@ def c2d_resnet(
         kernel: Kernel function of a "cgnl" block.
         norm: Norm of the block.
         scale: Scale of a CGNL block's sums; whether an NL block divides its logits by sqrt(C').
+        g_std: Standard deviation of the first weights of g in a CGNL block; None for 0.01, or 2 with a scale.
         channel_reduction: C/C', channels of the stage over inner channels of the block.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g by 2 in space, as the Non-local code does.
@@ -239,6 +241,7 @@ def c2d_resnet(
         kernel=kernel,
         norm=norm,
         scale=scale,
+        g_std=g_std,
         channel_reduction=channel_reduction,
         pairwise=pairwise,
         subsample=subsample,

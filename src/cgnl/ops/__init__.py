@@ -425,7 +425,7 @@ def scale_factor(scale: Scale | None, elements: int) -> float:
         elements: M, the number of elements of one group.
 
     Returns:
-        1, 1 / sqrt(M) or 1 / M.
+        1, 1 / sqrt(M) or 1 / M; 1 where there are no elements, whose sums are zero.
 
     Raises:
         ValueError: the name is unknown.

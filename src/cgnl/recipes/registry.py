@@ -66,6 +66,7 @@ RECIPES: dict[str, RecipeEntry] = {}
 # Fields that runs of earlier versions do not have under these names; their defaults are what was done then.
 _NEW_FIELDS = {
     "data": {"num_outputs"},
+    "network": {"g_std"},
     "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
     "schedule": {"unit", "warmup"},
 }

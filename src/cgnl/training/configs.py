@@ -32,14 +32,16 @@ class NetworkConfig:
     """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
-    groups: int = 8
-    """Channel groups of a CGNL or residual block."""
+    groups: Literal["auto"] | int = 8
+    """Channel groups of a CGNL or residual block; auto is 8, or the largest number below that fits the channels."""
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
     """Kernel function of a CGNL block (cgnlx is always rbf)."""
     norm: Literal["batch", "sync_batch", "group"] = "batch"
     """Norm at the block's end. group is for the authors' released checkpoints: it cancels the attention."""
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none (the authors found none best)."""
+    g_std: float | None = None
+    """Standard deviation of the first weights of g in a CGNL block; by default 0.01, or 2 with a scale."""
     channel_reduction: int = 2
     """Channels of the map over the block's inner channels: 1, 2 or 4."""
     dropout: float = 0.5
@@ -51,7 +53,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         _within("network.num_blocks", self.num_blocks, 1)
-        _within("network.groups", self.groups, 1)
+        _check_block(self)
         _within("network.channel_reduction", self.channel_reduction, 1)
         _within("network.dropout", self.dropout, 0, 1)
 
@@ -199,8 +201,8 @@ class DetectionNetworkConfig:
     """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
     num_blocks: int = 1
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
-    groups: int = 8
-    """Channel groups of a CGNL or residual block."""
+    groups: Literal["auto"] | int = 8
+    """Channel groups of a CGNL or residual block; auto is 8, or the largest number below that fits the channels."""
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
     """Kernel function of a CGNL block (cgnlx is always rbf)."""
     norm: Literal["batch", "sync_batch", "group"] = "sync_batch"
@@ -208,6 +210,8 @@ class DetectionNetworkConfig:
     batch does with one image a process, and group always."""
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
+    g_std: float | None = None
+    """Standard deviation of the first weights of g in a CGNL block; by default 0.01, or 2 with a scale."""
     channel_reduction: int = 2
     """Channels of the map over the block's inner channels: 1, 2 or 4."""
     weights: str | None = None
@@ -228,8 +232,9 @@ class DetectionNetworkConfig:
     """Least score of a detection."""
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "groups", "channel_reduction", "rois", "proposals", "detections"):
+        for name in ("num_blocks", "channel_reduction", "rois", "proposals", "detections"):
             _within(f"network.{name}", getattr(self, name), 1)
+        _check_block(self)
         _within("network.score_threshold", self.score_threshold, 0, 1)
 
 
@@ -272,6 +277,12 @@ class DetectionDataConfig:
         _within("data.workers", self.workers, 0)
         for name in ("flip", "bad_limit"):
             _within(f"data.{name}", getattr(self, name), 0, 1)
+
+
+def _check_block(config: NetworkConfig | DetectionNetworkConfig) -> None:
+    if config.groups != "auto":
+        _within("network.groups", config.groups, 1)
+    _positive("network.g_std", config.g_std)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ class DetectionRecipe(Recipe):
 
 # Fields that had other names in earlier versions.
 _RENAMED = {"schedule.warmup_epochs": "warmup"}
+# Fields of every task's network that had been there before `g_std`: a file with all of them is a whole recipe.
+_FIELDS_BEFORE_G_STD = {
+    *("arch", "block", "num_blocks", "groups", "kernel", "norm", "scale", "channel_reduction"),
+    *("weights", "new_classifier"),
+}
 _TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
 
 
@@ -131,7 +136,15 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
         if values["task"] != recipe.task:
             raise ValueError(f"{source}: task must be {recipe.task} for this recipe, got {values['task']!r}")
         values = {key: value for key, value in values.items() if key != "task"}
-    return _override(recipe, values, source, "")
+    return _override(recipe, _with_start_of_blocks(values), source, "")
+
+
+def _with_start_of_blocks(values: Any) -> Any:
+    """The values with the start of g that blocks with a scale had in runs of before `g_std`, which name all fields."""
+    network = values.get("network") if isinstance(values, Mapping) else None
+    if not isinstance(network, Mapping) or "g_std" in network or not network.keys() >= _FIELDS_BEFORE_G_STD:
+        return values
+    return {**values, "network": {**network, "g_std": 0.01 if network["scale"] else None}}
 
 
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
@@ -157,8 +170,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        (inner,) = (arg for arg in args if arg is not type(None))
-        return _checked(inner, value, where)
+        *others, last = (arg for arg in args if arg is not type(None))
+        if any(typing.get_origin(arg) is Literal and value in typing.get_args(arg) for arg in others):
+            return value
+        return _checked(last, value, where)
     if origin is Literal:
         # YAML reads the precision 32 as a number
         match = [choice for choice in args if value == choice or (not isinstance(value, bool) and str(value) == choice)]

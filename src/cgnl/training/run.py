@@ -36,7 +36,7 @@ _FREE_TO_CHANGE = {
     "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
     "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
     "data.train_annotations", "data.test_annotations", "data.train_images", "data.test_images",
-    "network.weights", "network.new_classifier", "network.backbone_weights",
+    "network.weights", "network.new_classifier", "network.backbone_weights", "network.g_std",
 }  # fmt: skip
 
 
