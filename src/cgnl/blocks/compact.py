@@ -250,8 +250,9 @@ class CGNL2d(_CompactBlock):
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
         scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
             where M counts the elements of one group.
-        g_std: standard deviation of g's first weights; None for 0.01, or 2 with a scale, so that a new block learns as
-            fast with one as without. Those of theta, phi and z start with 0.01.
+        g_std: standard deviation of g's first weights; None for 0.01, 0.2 with the scale ``"sqrt"`` and 2 with
+            ``"mean"``, so that a new block learns as fast with a scale as without. Those of theta, phi and z start
+            with 0.01.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
             same from the same weights, ``"auto"`` takes the fused form where it can run.
         memory_efficient: whether the eager form keeps less for the backward pass and makes it again there. It changes

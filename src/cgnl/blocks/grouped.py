@@ -20,8 +20,8 @@ fx.wrap("generalized_non_local")
 
 # A scale makes the branch of a new block so small that the norm's eps outweighs its variance, and the block hardly
 # learns. y is linear in g, so a larger g makes up for the scale, whatever the kernel function; theta, phi and z stay
-# small and learn as fast as without a scale (benchmarks/start.py).
-_G_STD_WITH_SCALE = 2.0
+# small and learn as fast as without a scale (benchmarks/start.py). The numbers make up for an M of some hundreds.
+_G_STD = {None: 0.01, "sqrt": 0.2, "mean": 2.0}
 
 
 class SingleSampleWarning(UserWarning):
@@ -54,7 +54,7 @@ class GroupedBlock(Block):
         self.scale = scale
         self.backend: Any = backend
         if g_std is None:
-            g_std = 0.01 if scale is None else _G_STD_WITH_SCALE
+            g_std = _G_STD[scale]
         elif not (g_std > 0 and math.isfinite(g_std)):
             raise ValueError(f"g_std ({g_std!r}) must be a finite number above 0")
         factory: Factory = {"device": device, "dtype": dtype}

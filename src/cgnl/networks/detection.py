@@ -113,7 +113,7 @@ def maskrcnn(
             channel count. Plain BatchNorm with one image a process, and GroupNorm, cancel what a CGNL block
             attends to.
         scale: As in :func:`cgnl.networks.image.resnet`, like the next four.
-        g_std: Standard deviation of the first weights of g in a CGNL block; None for 0.01, or 2 with a scale.
+        g_std: Standard deviation of the first weights of g in a CGNL block; None: as the scale needs.
         channel_reduction: C/C', channels of the stage over inner channels of the block.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g.

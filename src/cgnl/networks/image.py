@@ -156,7 +156,7 @@ def resnet(
             function of the channel count.
         scale: Scale of a CGNL block's sums, None, "sqrt" or "mean"; whether an NL block divides its logits by
             sqrt(C'), True (also None) or False.
-        g_std: Standard deviation of the first weights of g in a CGNL block; None for 0.01, or 2 with a scale.
+        g_std: Standard deviation of the first weights of g in a CGNL block; None: as the scale needs.
         channel_reduction: C/C', channels of the stage over inner channels of the block.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g.

@@ -207,7 +207,7 @@ def c2d_resnet(
         kernel: Kernel function of a "cgnl" block.
         norm: Norm of the block.
         scale: Scale of a CGNL block's sums; whether an NL block divides its logits by sqrt(C').
-        g_std: Standard deviation of the first weights of g in a CGNL block; None for 0.01, or 2 with a scale.
+        g_std: Standard deviation of the first weights of g in a CGNL block; None: as the scale needs.
         channel_reduction: C/C', channels of the stage over inner channels of the block.
         pairwise: Pairwise function of an NL block.
         subsample: Whether an NL block max-pools phi and g by 2 in space, as the Non-local code does.

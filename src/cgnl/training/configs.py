@@ -41,7 +41,7 @@ class NetworkConfig:
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none (the authors found none best)."""
     g_std: float | None = None
-    """Standard deviation of the first weights of g in a CGNL block; by default 0.01, or 2 with a scale."""
+    """Standard deviation of the first weights of g in a CGNL block; by default as the scale needs: 0.01, 0.2, 2."""
     channel_reduction: int = 2
     """Channels of the map over the block's inner channels: 1, 2 or 4."""
     dropout: float = 0.5
@@ -211,7 +211,7 @@ class DetectionNetworkConfig:
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
     g_std: float | None = None
-    """Standard deviation of the first weights of g in a CGNL block; by default 0.01, or 2 with a scale."""
+    """Standard deviation of the first weights of g in a CGNL block; by default as the scale needs: 0.01, 0.2, 2."""
     channel_reduction: int = 2
     """Channels of the map over the block's inner channels: 1, 2 or 4."""
     weights: str | None = None
