@@ -170,9 +170,12 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        *others, last = (arg for arg in args if arg is not type(None))
-        if any(typing.get_origin(arg) is Literal and value in typing.get_args(arg) for arg in others):
+        *literals, last = (arg for arg in args if arg is not type(None))
+        choices = [choice for literal in literals for choice in typing.get_args(literal)]
+        if value in choices:
             return value
+        if choices and type(value) is not last:
+            raise ValueError(f"{where} must be {', '.join(choices)} or of type {last.__name__}, got {value!r}")
         return _checked(last, value, where)
     if origin is Literal:
         # YAML reads the precision 32 as a number
