@@ -7,8 +7,8 @@ each step. A scale divides the branch by M or its root (M = 784 here). With all 
 the block hardly learns. The block draws g larger to make up for it.
 
 Rows of "start" have the mean squared error after 800 steps for both starts; rows of "rate" have it after 200 steps for
-several learning rates, with BatchNorm and without a norm, beside a non-local block (kernel "nl"). A loss of null is one that was not
-finite.
+several learning rates, with BatchNorm and without a norm, beside a non-local block (kernel "nl"). A loss of null is one
+that was not finite.
 
     python benchmarks/start.py
 """

@@ -444,8 +444,11 @@ def test_gradient_of_a_gradient_through_the_module():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: cgnl.CGNL2d(30), r"channels \(30\) must be divisible by groups \(8\)"),
-        (lambda: cgnl.CGNL2d(32, inner_channels=12), r"inner_channels \(12\) must be divisible by groups \(8\)"),
+        (lambda: cgnl.CGNL2d(30, groups=8), r"channels \(30\) must be divisible by groups \(8\)"),
+        (
+            lambda: cgnl.CGNL2d(32, inner_channels=12, groups=8),
+            r"inner_channels \(12\) must be divisible by groups \(8\)",
+        ),
         (lambda: cgnl.CGNL2d(0), r"channels \(0\) must be an integer of at least 1"),
         (lambda: cgnl.CGNL2d(32, groups=0), r"groups \(0\) must be an integer of at least 1"),
         (lambda: cgnl.CGNL2d(32, kernel="dots"), r"kernel \('dots'\) must be one of"),
