@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         NonLocal1d,
         NonLocal2d,
         NonLocal3d,
+        ResidualBlock1d,
         ResidualBlock2d,
         ResidualBlock3d,
         fuse_blocks,
@@ -34,7 +35,7 @@ __version__ = "0.1.0"
 _ROOM_OF_NAME = {
     **dict.fromkeys(["DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel"], "kernel_functions"),
     **{f"{kind}{d}d": "blocks" for kind in ("CGNL", "NonLocal", "GeneralizedNonLocal") for d in (1, 2, 3)},
-    **dict.fromkeys(["CGNLStream3d", "ResidualBlock2d", "ResidualBlock3d", "fuse_blocks"], "blocks"),
+    **dict.fromkeys(["CGNLStream3d", "ResidualBlock1d", "ResidualBlock2d", "ResidualBlock3d", "fuse_blocks"], "blocks"),
     **dict.fromkeys(["insert_blocks", "remove_blocks"], "insertion"),
 }
 _ROOMS = ("data", "networks", "ops", "recipes", "training")
@@ -53,6 +54,7 @@ __all__ = [
     "NonLocal1d",
     "NonLocal2d",
     "NonLocal3d",
+    "ResidualBlock1d",
     "ResidualBlock2d",
     "ResidualBlock3d",
     "SeriesKernel",

@@ -54,6 +54,7 @@ EVERY_BLOCK = {
         for name in ("CGNL", "GeneralizedNonLocal", "NonLocal")
         for axes in (1, 2, 3)
     },
+    "ResidualBlock1d": (cgnl.ResidualBlock1d, 1),
     "ResidualBlock2d": (cgnl.ResidualBlock2d, 2),
     "ResidualBlock3d": (cgnl.ResidualBlock3d, 3),
 }

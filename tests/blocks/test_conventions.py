@@ -12,6 +12,7 @@ BLOCKS = {
         for name in ("CGNL", "GeneralizedNonLocal", "NonLocal")
         for axes in (1, 2, 3)
     },
+    "ResidualBlock1d": cgnl.ResidualBlock1d,
     "ResidualBlock2d": cgnl.ResidualBlock2d,
     "ResidualBlock3d": cgnl.ResidualBlock3d,
 }

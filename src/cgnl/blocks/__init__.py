@@ -19,7 +19,7 @@ from cgnl.blocks.grouped import (
     SingleSampleWarning,
 )
 from cgnl.blocks.non_local import NonLocal1d, NonLocal2d, NonLocal3d
-from cgnl.blocks.residual import ResidualBlock2d, ResidualBlock3d
+from cgnl.blocks.residual import ResidualBlock1d, ResidualBlock2d, ResidualBlock3d
 from cgnl.blocks.shell import Groups, Norm, fuse_blocks
 from cgnl.blocks.stream import CGNLStream3d
 
@@ -36,6 +36,7 @@ __all__ = [
     "NonLocal2d",
     "NonLocal3d",
     "Norm",
+    "ResidualBlock1d",
     "ResidualBlock2d",
     "ResidualBlock3d",
     "SingleSampleWarning",

@@ -29,6 +29,12 @@ class _ResidualBlock(Block):
         return self.theta(x)
 
 
+class ResidualBlock1d(_ResidualBlock):
+    """Simple residual block for sequences; see `ResidualBlock2d`."""
+
+    num_axes = 1
+
+
 class ResidualBlock2d(_ResidualBlock):
     """Simple residual block for images: Z = norm(conv_z(conv_theta(X))) + X (Fig. 4).
 

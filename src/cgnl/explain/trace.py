@@ -25,6 +25,7 @@ from cgnl.blocks import (
     NonLocal1d,
     NonLocal2d,
     NonLocal3d,
+    ResidualBlock1d,
     ResidualBlock2d,
     ResidualBlock3d,
 )
@@ -38,7 +39,7 @@ _TYPES: dict[Kind, tuple[type[nn.Module], ...]] = {
     "nl": (NonLocal1d, NonLocal2d, NonLocal3d),
     "gnl": (GeneralizedNonLocal1d, GeneralizedNonLocal2d, GeneralizedNonLocal3d),
     "cgnl": (CGNL1d, CGNL2d, CGNL3d),
-    "residual": (ResidualBlock2d, ResidualBlock3d),
+    "residual": (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d),
 }
 
 
