@@ -34,8 +34,12 @@ __version__ = "0.1.0"
 
 _ROOM_OF_NAME = {
     **dict.fromkeys(["DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel"], "kernel_functions"),
-    **{f"{kind}{d}d": "blocks" for kind in ("CGNL", "NonLocal", "GeneralizedNonLocal") for d in (1, 2, 3)},
-    **dict.fromkeys(["CGNLStream3d", "ResidualBlock1d", "ResidualBlock2d", "ResidualBlock3d", "fuse_blocks"], "blocks"),
+    **{
+        f"{kind}{d}d": "blocks"
+        for kind in ("CGNL", "NonLocal", "GeneralizedNonLocal", "ResidualBlock")
+        for d in (1, 2, 3)
+    },
+    **dict.fromkeys(["CGNLStream3d", "fuse_blocks"], "blocks"),
     **dict.fromkeys(["insert_blocks", "remove_blocks"], "insertion"),
 }
 _ROOMS = ("data", "networks", "ops", "recipes", "training")
