@@ -1,5 +1,6 @@
 """A place that cannot work gets an error, and the network stays as it was."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -199,3 +200,22 @@ def test_remove_from_a_part_of_the_network_is_refused() -> None:
 def test_arguments_of_a_wrong_kind_are_named(model, blocks, message):
     with pytest.raises(ValueError, match=message):
         cgnl.insert_blocks(model, blocks, example_input=torch.randn(2, 3, 8, 8))
+
+
+def test_warns_where_positions_would_be_taken_for_channels():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    host = nn.Sequential(nn.Linear(8, 16), layer, nn.Linear(16, 4))
+    x = torch.randn(2, 10, 8)
+    with pytest.warns(
+        UserWarning, match=r"blocks\['1'\]: .* last axis of \[2, 10, 16\] .* give layout='channels_last'"
+    ):
+        cgnl.insert_blocks(host, {"1": cgnl.CGNL1d}, example_input=x)
+    cgnl.remove_blocks(host)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for layout in ("channels_first", "channels_last"):
+            cgnl.insert_blocks(host, {"1": cgnl.CGNL1d}, example_input=x, layout=layout)
+            cgnl.remove_blocks(host)
+        first = nn.Sequential(nn.Conv1d(8, 16, 3), nn.ReLU(), nn.Conv1d(16, 4, 1))
+        cgnl.insert_blocks(first, {"1": cgnl.CGNL1d}, example_input=torch.randn(2, 8, 10))

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, S spatial or space-time axes, N positions of a toke
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from cgnl.insertion.check import check_blocks
 from cgnl.insertion.hook import Layout, RunsBlocksOfVideos, apply, attach, detach, inserted_blocks
 from cgnl.insertion.nested import Select, keys_of
-from cgnl.insertion.places import Places, find_places
+from cgnl.insertion.places import Places, find_places, layouts_of
 from cgnl.insertion.probe import probe, undisturbed
 from cgnl.insertion.targets import find_target, refuse_wrapped
 
@@ -108,6 +109,7 @@ def insert_blocks(
         raise ValueError(
             f"num_blocks ({num_blocks}) must be left out where blocks is no callable: its paths say how many"
         )
+    layout_is_given = layout is not None
     layout = layout or "channels_first"
     _check_arguments(model, blocks, example_input, layout, select)
     targets = {path: find_target(model, path) for path in blocks}
@@ -115,6 +117,8 @@ def insert_blocks(
         raise ValueError(f"blocks: two of the paths {list(targets)} name the same module")
     keys = {path: keys_of(select.get(path) if isinstance(select, Mapping) else select) for path in blocks}
     maps, owners = probe(model, targets, keys, example_input)
+    if not layout_is_given:
+        _warn_of_channels_last(model, maps, example_input)
     made = {path: _make(path, blocks[path], maps.pop(path), targets[path], layout) for path in targets}
     if len(set(made.values())) < len(made):
         raise ValueError("blocks: each path must get a block of its own, but two got the same module")
@@ -128,6 +132,19 @@ def insert_blocks(
             detach(model, target)
         raise
     return model
+
+
+def _warn_of_channels_last(model: nn.Module, maps: Mapping[str, Tensor], example_input: Any) -> None:
+    """Warn where a block would take the positions of a map for its channels, which nothing else may tell."""
+    found = layouts_of(model, [tuple(output.shape) for output in maps.values()], example_input)
+    for path, layout in zip(maps, found, strict=True):
+        if layout == "channels_last":
+            warnings.warn(
+                f"blocks[{path!r}]: the network's layers take the last axis of {list(maps[path].shape)} for the "
+                "channels, but the block takes the second; give layout='channels_last', or 'channels_first' if that "
+                "is meant",
+                stacklevel=3,
+            )
 
 
 def _find_places(

@@ -116,6 +116,12 @@ def find_places(
     return Places(paths, found_layout, {block.path: block.select for block in taken}, words)
 
 
+def layouts_of(model: nn.Module, shapes: list[Shape], example_input: Any) -> list[Layout | None]:
+    """The layout that the network's layers give to maps of each shape; None where they do not agree, or read none."""
+    run = _Run(model, example_input)
+    return [run.layout(shape) for shape in shapes]
+
+
 @dataclass(eq=False)
 class _Call:
     """A module's only call: its place in the order of results, and the shapes that it took and gave."""
@@ -186,9 +192,9 @@ class _Run:
         if len(in_shape) > 2 and (self.first is None or isinstance(layer, _ConvNd) > self.first[0]):
             self.first = isinstance(layer, _ConvNd), in_shape
 
-    def layout(self, call: _Call) -> Layout | None:
+    def layout(self, shape: Shape) -> Layout | None:
         """The one layout that layers give to maps of this shape, None where they do not agree."""
-        seen = self.evidence.get(call.out_shape, set())
+        seen = self.evidence.get(shape, set())
         return next(iter(seen)) if len(seen) == 1 else None
 
     def size(self, call: _Call, layout: Layout | None) -> Shape:
@@ -258,8 +264,8 @@ def _blocks(run: _Run) -> list[_Call]:
 
 def _layout(run: _Run, block: _Call, blocks: list[_Call]) -> Layout | None:
     """The layout of a block's map; where layers do not tell, as with C = H = W, that of others of its kind."""
-    own = run.layout(block)
-    others = {run.layout(other) for other in blocks if other.kind == block.kind} - {None}
+    own = run.layout(block.out_shape)
+    others = {run.layout(other.out_shape) for other in blocks if other.kind == block.kind} - {None}
     return own or (others.pop() if len(others) == 1 else None)
 
 
@@ -304,8 +310,8 @@ def _inside(run: _Run, outer: _Call, known: set[object]) -> tuple[list[_Call], s
     last = max(repeated, key=lambda call: call.order, default=outer)
     if repeated and math.prod(last.out_shape) in ends:
         return repeated, kinds
-    sizes = {run.size(call, run.layout(call)) for call in repeated}
-    end_sizes = {run.size(outer, run.layout(outer)), outer.in_shape[2:][-2:], outer.in_shape[1:-1][-2:]}
+    sizes = {run.size(call, run.layout(call.out_shape)) for call in repeated}
+    end_sizes = {run.size(outer, run.layout(outer.out_shape)), outer.in_shape[2:][-2:], outer.in_shape[1:-1][-2:]}
     return (repeated, kinds) if not sizes <= end_sizes else ([], set())
 
 
@@ -374,7 +380,7 @@ def _nothing_found(run: _Run, blocks: list[_Call], num_axes: int | None) -> str:
     name = type(run.model).__name__
     if blocks and num_axes is not None:
         call = blocks[-1]
-        layout = run.layout(call)
+        layout = run.layout(call.out_shape)
         shape = f"{_WORDS[call.num_axes, layout]} = {list(call.out_shape)}" if layout else str(list(call.out_shape))
         return (
             f"blocks: they take {num_axes} {'axis' if num_axes == 1 else 'axes'} besides batch and channels, but the "
