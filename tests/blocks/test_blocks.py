@@ -562,8 +562,20 @@ def test_a_state_dict_of_normalized_features_from_before_warns_once():
         cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(beta="exact")).load_state_dict(dict(block.state_dict()))
     state._metadata["0"]["version"] = 1
     blocks.compact._warn_of_normalized_features.cache_clear()
-    with pytest.warns(UserWarning, match=r"beta=\"normalized\" loads a state dict that may be of cgnl 0\.1"):
+    with pytest.warns(UserWarning, match=r"beta=\"normalized\" was loaded that may come from cgnl 0\.1"):
         network.load_state_dict(state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         network.load_state_dict(dict(state))  # told once
+
+
+def test_a_pickled_block_of_normalized_features_from_before_warns():
+    block = cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(beta="normalized"))
+    blocks.compact._warn_of_normalized_features.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pickle.loads(pickle.dumps(block))
+        copy.deepcopy(block)
+    del block._pickled_version  # earlier versions did not have it
+    with pytest.warns(UserWarning, match=r"may come from cgnl 0\.1"):
+        pickle.loads(pickle.dumps(block))

@@ -243,11 +243,15 @@ def test_calls_replaced_and_hooked_convolutions():
     assert called
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 @pytest.mark.parametrize("norm", [None, "sync_batch", "batch"])
-def test_norms_with_frozen_statistics(norm):
-    block = trained_block(norm=norm)
+def test_norms_with_frozen_statistics(norm, kernel, bias):
+    block = trained_block(kernel, norm=norm)
+    if bias:
+        block.z.bias = nn.Parameter(random(8, seed=2))
     clip = random(2, 8, 1, 2, 3, seed=1)
-    assert relative(CGNLStream3d(block)(clip), block(clip)) < tolerances.EAGER_FLOAT64
+    assert relative(CGNLStream3d(block)(clip), naive(block)(clip)) < tolerances.EAGER_FLOAT64
 
 
 @pytest.mark.parametrize(

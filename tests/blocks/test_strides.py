@@ -31,7 +31,7 @@ BLOCKS = {
     "GeneralizedNonLocal": {},
     **{
         f"NonLocal-{pairwise}": {"pairwise": pairwise}
-        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation")
     },
     "ResidualBlock": {},
 }
@@ -65,8 +65,6 @@ def block_for(name, num_axes):
     kind = name.partition("-")[0]
     if kind != "NonLocal":
         options["groups"] = 2
-    if kind == "ResidualBlock" and num_axes == 1:
-        pytest.skip("there is no ResidualBlock1d")
     if options.get("norm") is OwnNorm2d and num_axes != 2:
         pytest.skip("the norm of one's own is for two axes")
     torch.manual_seed(0)

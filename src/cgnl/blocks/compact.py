@@ -79,6 +79,7 @@ class _CompactBlock(GroupedBlock):
             raise ValueError(f"norm ({norm!r}) must be 'batch', 'sync_batch' or None with a process_group")
         self.memory_efficient = memory_efficient
         self.process_group = process_group
+        self._pickled_version = self._version
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -92,6 +93,11 @@ class _CompactBlock(GroupedBlock):
         if self.kernel.normalizes_features and (local_metadata.get("version") or 1) < 2:
             _warn_of_normalized_features()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["kernel"].normalizes_features and "_pickled_version" not in state:
+            _warn_of_normalized_features()
+        super().__setstate__(state)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -141,12 +147,14 @@ class _CompactBlock(GroupedBlock):
         """Z with the norm and the residual inside the operation, where that knows the norm."""
         norm = self.norm
         other_type = x.dtype != self.theta.weight.dtype and not autocast_is_on(x)
-        if is_empty(x) or other_type or not _is_known(norm):
+        if is_empty(x) or other_type or not is_known(norm):
             return super()._through_operations(x)
         over_batch = isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
         operation: Operation = "batch_norm" if over_batch else "affine"
         form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel, operation=operation)
-        if form is naive or (form is fused and (x.dtype != feature_dtype(x) or type(norm) is nn.SyncBatchNorm)):
+        if form is naive or (
+            form is fused and (x.dtype != feature_dtype(x) or (type(norm) is nn.SyncBatchNorm and norm.training))
+        ):
             return super()._through_operations(x)
         options: dict[str, Any] = {
             "groups": self.groups,
@@ -157,7 +165,7 @@ class _CompactBlock(GroupedBlock):
         }
         if form is eager:
             options["memory_efficient"] = self.memory_efficient
-        if not isinstance(norm, _BatchNorm) or not (norm.training or norm.running_mean is None):
+        if not over_batch:
             scale, shift = norm_as_affine(norm, sum_dtype(x.dtype))
             if self.z.bias is not None:
                 bias = self.z.bias.to(sum_dtype(x.dtype))
@@ -175,6 +183,7 @@ class _CompactBlock(GroupedBlock):
                 return fused.cgnl_block_affine(
                     x, theta, phi, g, z, scale, shift, process_group=self.process_group, **options
                 )
+        assert isinstance(norm, _BatchNorm)
         in_one_go = autograd_function_can_run(x, *self._weights()) if form is eager else True
         if self.process_group is not None or not (in_one_go or self.kernel.has_constant_term):
             return super()._through_operations(x)
@@ -201,14 +210,14 @@ class _CompactBlock(GroupedBlock):
 @cache
 def _warn_of_normalized_features() -> None:
     warnings.warn(
-        'A block with beta="normalized" loads a state dict that may be of cgnl 0.1, where the constant exp(-2 gamma) '
-        "stood in place of the factors exp(-gamma t^2) exp(-gamma u^2). Its results differ from those that it was "
-        "trained for: train it further, or multiply conv_z's weight by exp(-2 gamma).",
+        'A block with beta="normalized" was loaded that may come from cgnl 0.1 (or its state dict does not say). There '
+        "the constant exp(-2 gamma) stood in place of the factors exp(-gamma t^2) exp(-gamma u^2), so a block trained "
+        "with it gives other results now: train it further, or multiply conv_z's weight by exp(-2 gamma).",
         stacklevel=2,
     )
 
 
-def _is_known(norm: nn.Module | None) -> bool:
+def is_known(norm: nn.Module | None) -> bool:
     """Whether the operations can do what the norm does."""
     if norm is None or is_plain(norm):
         return True

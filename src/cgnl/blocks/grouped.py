@@ -55,7 +55,7 @@ class GroupedBlock(Block):
         self.backend: Any = backend
         if g_std is None:
             g_std = _G_STD[scale]
-        elif not (g_std > 0 and math.isfinite(g_std)):
+        elif isinstance(g_std, bool) or not isinstance(g_std, int | float) or not 0 < g_std < math.inf:
             raise ValueError(f"g_std ({g_std!r}) must be a finite number above 0")
         factory: Factory = {"device": device, "dtype": dtype}
         self.theta = self._convolution(self.channels, self.inner_channels, factory)

@@ -213,7 +213,8 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: F
     if norm is None:
         return None
     if callable(norm):
-        return norm(channels).to(**factory)
+        made = norm(channels)
+        return made if made is None else made.to(**factory)
     check_choice("norm", norm, (*get_args(NormName), None), " or a function of the channel count")
     if norm == "group":
         return nn.GroupNorm(groups, channels, **factory)

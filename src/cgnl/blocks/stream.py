@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cgnl.blocks.compact import CGNL3d
-from cgnl.blocks.shell import Block, check_positive, is_plain, norm_as_affine, of_any_size
+from cgnl.blocks.compact import CGNL3d, is_known
+from cgnl.blocks.shell import Block, check_positive, norm_as_affine, of_any_size
 from cgnl.ops.eager import is_exporting, sum_dtype, without_autocast
 from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
 from cgnl.ops.parallel import count_over_processes, sum_over_processes
@@ -142,21 +142,23 @@ class CGNLStream3d(Block):
 
     def _through_operations(self, x: Tensor) -> Tensor:
         """Z with the part of y that the positions of a frame share carried apart: the other keeps its digits."""
-        if not (self.norm is None or is_plain(self.norm)):
+        if not is_known(self.norm):
             return super()._through_operations(x)
         varying, shared = self._in_parts(x)
         with without_autocast(x):
             weight = self.z.weight.to(varying.dtype)
             convolve = partial(F.conv3d, weight=weight, groups=self.groups)
             varying, shared = (of_any_size(convolve, part) for part in (varying, shared))
-            scale, shift = norm_as_affine(self.norm, varying.dtype)
+            scale, shift = (
+                None if vector is None else vector[:, None, None, None]
+                for vector in norm_as_affine(self.norm, varying.dtype)
+            )
             if self.z.bias is not None:
-                shift = self.z.bias.to(varying.dtype)
-            for vector, apply in ((scale, torch.mul), (shift, torch.add)):
-                if vector is not None:
-                    shared = apply(shared, vector[:, None, None, None])
+                shared = shared + self.z.bias.to(varying.dtype)[:, None, None, None]
             if scale is not None:
-                varying = varying * scale[:, None, None, None]
+                varying, shared = varying * scale, shared * scale
+            if shift is not None:
+                shared = shared + shift
             return (x + (varying + shared)).to(x.dtype)
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,8 +79,8 @@ def compact_generalized_non_local(
     _check_features(theta, phi, g, groups)
     kernel = resolve_kernel_function(kernel)
     factor = sums_factor(scale, math.prod(theta.shape[1:]) // groups, theta, process_group)
-    no_positions, sizes = eager.is_empty(theta), theta.shape[2:]
-    if no_positions:
+    is_empty, sizes = eager.is_empty(theta), theta.shape[2:]
+    if is_empty:
         theta, phi, g = (_with_zeros(t) for t in (theta, phi, g))
     form = chosen_form(backend, theta, phi, g, kernel=kernel, operation="features")
     out_dtype = out_dtype or theta.dtype
@@ -103,7 +103,7 @@ def compact_generalized_non_local(
         y = eager.compact_generalized_non_local(
             theta, phi, g, groups=groups, kernel=kernel, factor=factor, process_group=process_group
         )
-    if no_positions:
+    if is_empty:
         y = _without_zeros(y, sizes)
     return y.to(out_dtype)
 
@@ -196,8 +196,8 @@ def non_local(
         backend=backend,
         out_dtype=out_dtype,
     )
-    softmax_with_gradients = pairwise in ("embedded_gaussian", "gaussian") and y.requires_grad
-    return y.clone() if softmax_with_gradients else y
+    is_kept = pairwise in ("embedded_gaussian", "gaussian") and backend != "naive" and y.requires_grad
+    return y.clone() if is_kept else y
 
 
 def read_only_non_local(
@@ -280,8 +280,8 @@ def cgnl_block(
     weights = (theta_weight, phi_weight, g_weight, z_weight)
     elements = theta_weight.shape[0] // groups * math.prod(x.shape[2:])
     factor = sums_factor(scale, elements, x, process_group)
-    no_positions, sizes = eager.is_empty(x), x.shape[2:]
-    if no_positions:
+    is_empty, sizes = eager.is_empty(x), x.shape[2:]
+    if is_empty:
         x = _with_zeros(x)
     form = chosen_form(backend, x, *weights, kernel=kernel)
     out_dtype = out_dtype or x.dtype
@@ -316,7 +316,7 @@ def cgnl_block(
             memory_efficient=memory_efficient,
             process_group=process_group,
         )
-    if no_positions:
+    if is_empty:
         y = _without_zeros(y, sizes)
     return y.to(out_dtype)
 
