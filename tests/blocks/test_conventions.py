@@ -71,7 +71,9 @@ def test_the_error_of_a_wrong_number_of_groups_names_those_that_fit(make, option
         make(**options)
 
 
-@pytest.mark.parametrize("pairwise", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize(
+    "pairwise", ["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
+)
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 6), (6, 1), (3, 1, 1), (1, 1, 6)], ids=str)
 def test_subsampling_leaves_an_axis_of_one_position_as_it_is(shape, pairwise):
     make = (cgnl.NonLocal1d, cgnl.NonLocal2d, cgnl.NonLocal3d)[len(shape) - 1]

@@ -23,7 +23,7 @@ MAKES = {
     },
     **{
         f"NL-{pairwise}": (cgnl.NonLocal2d, {"pairwise": pairwise})
-        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+        for pairwise in ("embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation")
     },
     "residual": (cgnl.ResidualBlock2d, {"groups": 2}),
 }

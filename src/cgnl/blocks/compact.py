@@ -253,8 +253,7 @@ class CGNL2d(_CompactBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: G, must divide C and C'; ``"auto"`` for 8, or where 8 does not divide both for the largest number below
-            it that does.
+        groups: G, must divide C and C'; ``"auto"`` for the largest number up to 8 that divides both.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
         scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
@@ -263,7 +262,7 @@ class CGNL2d(_CompactBlock):
             ``"mean"``, so that a new block learns as fast with a scale as without. Those of theta, phi and z start
             with 0.01.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
-            same from the same weights, ``"auto"`` takes the fused form where it can run.
+            same from the same weights. ``"auto"`` takes the fused form where it can run and has passed its self-test.
         memory_efficient: whether the eager form keeps less for the backward pass and makes it again there. It changes
             nothing where the dot product takes the Gram form, which needs neither phi nor g; the fused form never keeps
             more than x, and compilers decide for themselves.

@@ -166,7 +166,8 @@ def non_local(
     ``"embedded_gaussian"`` and ``"gaussian"`` are the softmax of theta_n · phi_m over m; ``"dot_product"`` is
     theta_n · phi_m / N_phi, as Wang et al. have it, and ``"dot_product_sum"`` is theta_n · phi_m, as Eq. 4 is
     printed; ``"concatenation"`` is ReLU(w · [theta_n, phi_m]) / N_phi. The last three never make the map of all
-    pairs of positions unless it is the cheaper way.
+    pairs of positions unless it is the cheaper way. Where gradients are wanted, the softmax forms copy their result,
+    because the backward pass needs it as it was.
 
     Args:
         theta: [B, C', *S].
@@ -375,7 +376,7 @@ def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _with_zeros(features: Tensor) -> Tensor:
-    """A map without positions with zeros at some.
+    """An empty map, padded with zeros to one position along each empty axis.
 
     They add nothing to the sums, and their process takes part in all exchanges, as the others expect.
     """
@@ -409,7 +410,7 @@ def sums_factor(
         What `scale_factor` gives for the elements of all processes.
 
     Raises:
-        ValueError: the processes hold other numbers of samples, or the name is unknown.
+        ValueError: the processes hold different numbers of samples, or the name is unknown.
     """
     # also without a scale: what the processes exchange has to fit; a compiler is spared the check
     if process_group is not None and (scale is not None or not torch.compiler.is_compiling()):

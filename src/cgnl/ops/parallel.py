@@ -62,7 +62,7 @@ def count_over_processes(count: int, features: Tensor, process_group: ProcessGro
         The sum, the same on every process.
 
     Raises:
-        ValueError: the processes hold other numbers of samples, and would wait for each other for ever.
+        ValueError: the processes hold different numbers of samples.
     """
     batch = features.shape[0]
     numbers = torch.tensor([count, batch, batch**2], device=features.device)
@@ -70,7 +70,7 @@ def count_over_processes(count: int, features: Tensor, process_group: ProcessGro
     total, batches, squares = numbers.tolist()
     if dist.get_world_size(process_group) * squares != batches**2:
         raise ValueError(
-            f"the batch has {batch} samples, but must have as many on all processes of process_group: "
-            "each holds a part of every sample, which may be empty"
+            f"the batch has {batch} samples here but not on every process of process_group: each process must hold a "
+            "part, possibly empty, of the same samples"
         )
     return total

@@ -31,7 +31,7 @@ CONSTANTS = {
     "own": SeriesKernel(lambda t, u: torch.ones_like(t * u), [1.0]),
     "own-of-phi": SeriesKernel(lambda t, u: u.square(), [1.0]),
 }
-PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
+PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
 
 
 def random(*shape, seed=0):
