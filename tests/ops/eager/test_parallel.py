@@ -253,7 +253,7 @@ def check_batches_that_differ_are_refused(rank):
             CGNLStream3d(trained_block(process_group=dist.group.WORLD)),
             partial(ops.compact_generalized_non_local, x, x, groups=2, kernel="rbf", process_group=dist.group.WORLD),
         ):
-            with pytest.raises(ValueError, match=f"the batch has {sizes[rank]} samples, but must have as many"):
+            with pytest.raises(ValueError, match=f"the batch has {sizes[rank]} samples here but not on every process"):
                 run(x)
 
 
