@@ -1,6 +1,7 @@
 """Arguments as torch.nn's modules have them, and defaults that fit any number of channels."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -105,7 +106,6 @@ def test_no_positions_with_a_scale(scale):
 @pytest.mark.parametrize("make", [cgnl.CGNL2d, cgnl.NonLocal2d, cgnl.ResidualBlock2d])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_as_attention_layer_of_a_timm_network(make, dtype):
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     network = timm.create_model("resnet18", num_classes=3, block_args={"attn_layer": make}, dtype=dtype)
     blocks = [module for module in network.modules() if isinstance(module, make)]

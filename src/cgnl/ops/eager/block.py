@@ -10,7 +10,7 @@ Legend: B batch, C channels, C' inner channels, c = C'/G, S spatial or space-tim
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from cgnl.ops.eager.ending import (
     finish_gradients,
     update_running_statistics,
 )
+from cgnl.ops.eager.features import Kept, others_again, takes_gram_form, y_again, y_of_dot_product, y_of_series
 from cgnl.ops.eager.maps import (
     add_matrix_gradient,
     empty_map_like,
@@ -38,21 +39,15 @@ from cgnl.ops.eager.maps import (
 )
 from cgnl.ops.eager.plain import Settings, block_in_plain_operations
 from cgnl.ops.eager.series import (
-    PowerSums,
     autograd_function_can_run,
     differentiable_gradients,
     feature_dtype,
-    group_sums,
-    joined_over_processes,
     over_processes,
     part_of,
-    polynomial,
-    power_sums,
     scaled_coefficients,
     sum_dtype,
     with_gaps,
     without_autocast,
-    without_shared,
     write_series_gradients,
 )
 from cgnl.ops.parallel import ProcessGroup
@@ -182,27 +177,6 @@ def _run(
     return with_strides_of(x, out) if can_run else out
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What the backward pass needs of the features.
-
-    Attributes:
-        theta: [B, C', N]; for the dot product less its mean, where there is one and theta has the type of the sums.
-        others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
-        moments: K of the Gram form, see `gram.second_moments`; None without it.
-        x_mean: [B, C], with the Gram form.
-        y_mean: [B, C'], the mean over the positions of y less z_0, of theta for the dot product; None without a norm.
-        sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
-    """
-
-    theta: Tensor
-    others: Tensor | None
-    moments: Tensor | None
-    x_mean: Tensor | None
-    y_mean: Tensor | None
-    sums: list[Tensor]
-
-
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -227,8 +201,8 @@ class _Block(torch.autograd.Function):
             out = empty_map_like(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
             parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
-            ctx.gram = _takes_gram_form(x_flat, theta_weight.shape[0], settings)
-            make = _dot_product if settings.is_dot_product else _series
+            ctx.gram = takes_gram_form(x_flat, theta_weight.shape[0], settings)
+            make = y_of_dot_product if settings.is_dot_product else y_of_series
             y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
             statistics = finish(
                 y,
@@ -275,7 +249,7 @@ class _Block(torch.autograd.Function):
         num_statistics = 3 if settings.kind == "batch_norm" else 0
         statistics = Statistics(*saved[12 : 12 + num_statistics]) if num_statistics else None
         theta, others, moments, x_mean, y_mean = saved[7:12]
-        kept = _Kept(theta, others, moments, x_mean, y_mean, list(saved[12 + num_statistics :]))
+        kept = Kept(theta, others, moments, x_mean, y_mean, list(saved[12 + num_statistics :]))
         wants = ctx.needs_input_grad
         dtype = sum_dtype(x.dtype)
         gradients: list[Tensor | None] = [None] * 7
@@ -284,7 +258,7 @@ class _Block(torch.autograd.Function):
             parts = settings.parts(source)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
             d_flat = in_format_of(source, d_out.flatten(2).to(dtype))
-            y = _y_again(kept, settings, dtype)
+            y = y_again(kept, settings, dtype)
             found = finish_gradients(
                 d_flat,
                 y,
@@ -309,130 +283,13 @@ class _Block(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
-def _takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
-    """Only on a CPU: on a GPU fused operators read x twice and need no K."""
-    batch, channels, positions = x_flat.shape
-    return (
-        settings.is_dot_product
-        and settings.feature_dtype in (torch.float32, torch.float64)
-        and x_flat.device.type == "cpu"
-        and gram.pays(batch, channels, inner, positions, settings.groups, training=settings.training)
-    )
-
-
-def _dot_product(
-    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: Settings, with_gram: bool
-) -> tuple[Split, _Kept]:
-    theta_weight, phi_weight, g_weight = weights
-    dtype = sum_dtype(source.dtype)
-    others, moments, x_mean = None, None, None
-    if with_gram:
-        x_mean = source.mean(-1)
-        moments = gram.second_moments(source, x_mean)
-        sums = gram.sums(moments, x_mean, phi_weight, g_weight, settings.groups, source.shape[2])
-    else:
-        others = _memory_for_others(source, weights, settings)
-        sums = source.new_empty(source.shape[0], settings.groups, dtype=dtype)
-        for part in parts:
-            phi, g = _make_others(others, source, weights, part)
-            sums[part] = group_sums(phi.to(dtype) * g.to(dtype), settings.groups)
-    theta = multiply(theta_weight[None], source)
-    y_mean = theta.to(dtype).mean(-1) if settings.kind == "batch_norm" else None
-    if y_mean is not None and theta.dtype == dtype:
-        theta.sub_(y_mean[..., None])
-    factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
-    kept = _Kept(theta, others, moments, x_mean, y_mean, [factor])
-    return _y_again(kept, settings, dtype), kept
-
-
-def _series(
-    source: Tensor, weights: Sequence[Tensor], parts: Sequence[slice], settings: Settings, _: bool
-) -> tuple[Split, _Kept]:
-    dtype = sum_dtype(source.dtype)
-    others = _memory_for_others(source, weights, settings)
-    sums_of_parts = []
-    for part in parts:
-        phi, g = _make_others(others, source, weights, part)
-        sums_of_parts.append(power_sums(phi.to(dtype), g.to(dtype), settings.groups, settings.coefficients))
-    sums = joined_over_processes(sums_of_parts, settings.groups, settings.process_group)
-    theta = multiply(weights[0][None], source)
-    shared = None if sums[0] is None else sums[0][..., 0]
-    y_mean, mean = None, shared
-    if settings.kind == "batch_norm":
-        y_mean, mean = source.new_empty(2, *theta.shape[:2], dtype=dtype).unbind()
-
-    def y_map(part: slice) -> Tensor:
-        y = _varying(theta[part], part_of(sums, part), dtype)
-        if y_mean is None or mean is None:
-            return y
-        y_mean[part] = y.mean(-1)
-        mean[part] = y_mean[part] if shared is None else y_mean[part] + shared[part]
-        return y.sub_(y_mean[part][..., None])
-
-    kept = _Kept(theta, others, None, None, y_mean, [s for s in sums if s is not None])
-    return Split(y_map, mean, None), kept
-
-
-def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: Settings) -> Tensor:
-    """Of phi and g, [B, 2C', N], or to save memory of phi alone."""
-    width = weights[1].shape[0]
-    return empty_map_like(source, width if settings.memory_efficient else 2 * width, source.dtype)
-
-
-def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
-    """phi and g of a part of the batch, [B_part, C', N] each; what is kept goes into ``others``."""
-    _, phi_weight, g_weight = weights
-    kept = others[part]
-    if kept.shape[1] == phi_weight.shape[0]:
-        return multiply(phi_weight[None], source[part], out=kept), multiply(g_weight[None], source[part])
-    phi, g = multiply(torch.cat([phi_weight, g_weight])[None], source[part], out=kept).chunk(2, dim=1)
-    return phi, g
-
-
-def _others_again(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
-    """phi and g of a part of the batch, from what was kept."""
-    _, phi_weight, g_weight = weights
-    kept = others[part]
-    if kept.shape[1] == phi_weight.shape[0]:
-        return kept, multiply(g_weight[None], source[part])
-    phi, g = kept.chunk(2, dim=1)
-    return phi, g
-
-
-def _varying(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
-    """y without z_0, which all positions share."""
-    if len(sums) == 1:
-        return torch.zeros_like(theta, dtype=dtype)
-    y = torch.empty_like(theta, dtype=dtype)
-    return polynomial(theta.to(dtype), without_shared(sums), out=y)
-
-
-def _y_again(kept: _Kept, settings: Settings, dtype: torch.dtype) -> Split:
-    """y as the forward pass had it, from what was kept."""
-    theta = kept.theta
-    factor = kept.sums[0] if settings.is_dot_product else None
-    sums = with_gaps(kept.sums, settings.coefficients)
-
-    def y_map(part: slice) -> Tensor:
-        own = theta[part]
-        if settings.is_dot_product and own.dtype == dtype:
-            return own
-        y = own.to(dtype) if settings.is_dot_product else _varying(own, part_of(sums, part), dtype)
-        return y if kept.y_mean is None else y.sub_(kept.y_mean[part][..., None])
-
-    mean = kept.y_mean
-    if not settings.is_dot_product and sums[0] is not None:
-        mean = sums[0][..., 0] if mean is None else mean + sums[0][..., 0]
-    return Split(y_map, mean, factor)
-
-
 def _through_features(
     d_out: Tensor,
     y: Split,
     found: EndingGradients,
     source: Tensor,
     weights: Sequence[Tensor],
-    kept: _Kept,
+    kept: Kept,
     parts: Sequence[slice],
     settings: Settings,
     with_gram: bool,
@@ -454,7 +311,7 @@ def _through_features(
         found.write_y(part, d_out[part], y.map(part), d_features[:, : weights[0].shape[0]])
         if not with_gram:
             assert kept.others is not None
-            phi, g = _others_again(kept.others, source, weights, part)
+            phi, g = others_again(kept.others, source, weights, part)
             _write_feature_gradients(d_features, kept, phi, g, d_sums, part, settings)
         d_features = d_features.to(product_dtype)
         if d_joined is not None:
@@ -481,7 +338,7 @@ def _through_features(
 
 def _write_feature_gradients(
     d_features: Tensor,
-    kept: _Kept,
+    kept: Kept,
     phi: Tensor,
     g: Tensor,
     d_sums: Tensor | None,
