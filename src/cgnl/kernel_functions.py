@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+# The factorial of a higher one is no float.
+_HIGHEST_ORDER = 170
+
 RBFBeta = Literal["constant", "normalized", "exact"]
 
 
@@ -78,7 +81,7 @@ class EmbeddedGaussian(KernelFunction):
         order: P, the highest power in the series (the paper's is 3).
 
     Raises:
-        ValueError: ``order`` is not an integer of at least 0.
+        ValueError: ``order`` is not an integer from 0 to 170.
 
     Example:
         >>> EmbeddedGaussian(order=2).coefficients
@@ -135,7 +138,7 @@ class GaussianRBF(KernelFunction):
 
     def __post_init__(self) -> None:
         _check_order(self.order)
-        if not (self.gamma > 0 and math.isfinite(self.gamma)):
+        if not isinstance(self.gamma, int | float) or not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma ({self.gamma!r}) must be a finite number above 0")
         if self.beta not in get_args(RBFBeta):
             raise ValueError(f"beta ({self.beta!r}) must be one of {', '.join(map(repr, get_args(RBFBeta)))}")
@@ -184,7 +187,10 @@ class SeriesKernel(KernelFunction):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise ValueError(f"function ({self.function!r}) must be callable as function(t, u)")
-        coefficients = tuple(float(a2) for a2 in self.coefficients)
+        try:
+            coefficients = tuple(float(a2) for a2 in self.coefficients)
+        except (TypeError, ValueError):
+            raise ValueError(f"coefficients ({self.coefficients!r}) must be a sequence of numbers") from None
         if not all(map(math.isfinite, coefficients)):
             raise ValueError(f"coefficients ({list(coefficients)}) must be finite")
         if not any(coefficients):
@@ -228,3 +234,5 @@ def resolve_kernel_function(kernel: str | KernelFunction) -> KernelFunction:
 def _check_order(order: int) -> None:
     if not isinstance(order, int) or isinstance(order, bool) or order < 0:
         raise ValueError(f"order ({order!r}) must be an integer of at least 0")
+    if order > _HIGHEST_ORDER:
+        raise ValueError(f"order ({order}) must be at most {_HIGHEST_ORDER}")

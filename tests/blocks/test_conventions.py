@@ -125,3 +125,28 @@ def test_as_attention_layer_of_a_timm_network(make, dtype):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: cgnl.NonLocal2d(16, scale="mean"), r"scale \('mean'\) must be one of True, False"),
+        (lambda: cgnl.NonLocal2d(16, bias="x"), r"bias \('x'\) must be one of True, False"),
+        (
+            lambda: cgnl.CGNL2d(16, norm=nn.BatchNorm2d(16)),
+            "norm must be a function of the channel count .* BatchNorm2d",
+        ),
+        (lambda: cgnl.CGNL2d(16, g_std="a"), r"g_std \('a'\) must be a finite number above 0"),
+        (lambda: cgnl.GaussianRBF(gamma="a"), r"gamma \('a'\) must be a finite number above 0"),
+        (lambda: cgnl.GaussianRBF(order=200), r"order \(200\) must be at most 170"),
+        (lambda: cgnl.SeriesKernel(torch.mul, 3), r"coefficients \(3\) must be a sequence of numbers"),
+        (lambda: cgnl.SeriesKernel(torch.mul, ["a"]), r"coefficients \(\['a'\]\) must be a sequence of numbers"),
+    ],
+)
+def test_arguments_of_a_wrong_kind(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_function_may_make_no_norm():
+    assert cgnl.CGNL2d(16, norm=lambda channels: None).norm is None

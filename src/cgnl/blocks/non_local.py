@@ -38,6 +38,8 @@ class _NonLocalBlock(Block):
         super().__init__(channels, inner_channels, 1)
         check_choice("pairwise", pairwise, get_args(Pairwise))
         check_choice("backend", backend, get_args(PairsBackend))
+        for name, value in (("scale", scale), ("subsample", subsample), ("bias", bias)):
+            check_choice(name, value, (True, False))
         self.pairwise = pairwise
         self.scale = scale
         self.subsample = subsample

@@ -212,6 +212,10 @@ class Block(nn.Module):
 def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: Factory) -> nn.Module | None:
     if norm is None:
         return None
+    if isinstance(norm, nn.Module):
+        raise ValueError(
+            f"norm must be a function of the channel count that makes a module, not a {type(norm).__name__}"
+        )
     if callable(norm):
         made = norm(channels)
         return made if made is None else made.to(**factory)
