@@ -256,7 +256,7 @@ class DetectionDataConfig:
     size: int = 800
     """Length of the shorter side of the network's input (pixels)."""
     max_size: int = 1333
-    """Maximum length of the longer side of the input (pixels); where it applies, the shorter side is shorter too."""
+    """Maximum length of the longer side of the input (pixels); the shorter side shrinks with it."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     group_by_aspect: bool = True
