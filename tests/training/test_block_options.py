@@ -53,6 +53,21 @@ def test_a_recipe_with_a_scale_starts_as_the_block_does(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OF_EACH_TASK)
+@pytest.mark.parametrize("block", ["nl", "residual", "none"])
+def test_a_start_of_g_is_for_cgnl_blocks_alone(name, block):
+    recipe = override(RECIPES[name].make(), {"network": {"block": block, "g_std": 0.5}}, "test")
+    with pytest.raises(ValueError, match=rf"g_std \(0\.5\) must be None for block '{block}'"):
+        build_network(recipe, 3)
+
+
+@pytest.mark.parametrize("name", OF_EACH_TASK)
+def test_a_plain_network_of_before_is_read_whatever_its_scale(name):
+    recipe = override(RECIPES[name].make(), {"network": {"block": "none", "scale": "mean"}}, "test")
+    assert from_dict(of_an_earlier_version(recipe), "a checkpoint") == recipe
+    build_network(recipe, 3)
+
+
+@pytest.mark.parametrize("name", OF_EACH_TASK)
 def test_groups_of_a_recipe_fit_by_themselves(name):
     recipe = override(RECIPES[name].make(), {"network": {"groups": "auto"}}, "test")
     assert from_dict(to_dict(recipe), "a checkpoint") == recipe

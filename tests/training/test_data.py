@@ -1,6 +1,7 @@
 """A classifier with more outputs than there are classes: the one of the start weights is kept."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -81,6 +82,31 @@ def test_start_weights_of_more_outputs_are_tested_as_they_are(class_folders, wei
 
 def test_the_summary_counts_classes_and_not_outputs(class_folders, weights):
     assert "of 3 classes" in make_data(recipe_of(class_folders, weights, num_outputs=OUTPUTS).data).summary()
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_the_number_of_classes_is_kept_and_no_name_tells_it(class_folders, weights, said, tmp_path):
+    """A class may have the name of an output without one; a checkpoint that keeps no number is read by the names."""
+    odd = "class_2" if not said else "(no class: output 3)"
+    for folder in class_folders.glob("*/class_*"):
+        place = tmp_path / "data" / folder.parent.name / (odd if folder.name == "class_2" else folder.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, place)
+    recipe = recipe_of(tmp_path / "data", weights, num_outputs=OUTPUTS)
+    assert "of 3 classes" in make_data(recipe.data).summary()
+    train(recipe, tmp_path / "run", progress=False)
+    path = tmp_path / "run" / "last.ckpt"
+    if not said:
+        checkpoint = torch.load(path, weights_only=False)
+        del checkpoint["cgnl"]["num_classes"]
+        torch.save(checkpoint, path)
+    trained = load_trained(path)
+    assert (trained.num_classes, len(trained.classes)) == (3 if said else None, OUTPUTS)
+    names = {name for name, *_ in evaluate(trained, trained.recipe.data).per_class}
+    assert names == {"class_0", "class_1", odd}
+    longer = dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_epochs=2))
+    train(longer, tmp_path / "run", resume=True, progress=False)
+    assert load_trained(path).num_classes == 3
 
 
 def test_fewer_outputs_than_classes_are_an_error(class_folders, weights):

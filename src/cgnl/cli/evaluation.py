@@ -69,7 +69,8 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         from cgnl.training.data import make_data
 
         start = dataclasses.replace(recipe, **parts_of(options))
-        trained = from_start_weights(start, name, make_data(options.data).classes)
+        data = make_data(options.data)
+        trained = from_start_weights(start, name, data.classes, len(data.named_classes))
     elif options.network != recipe.network:
         trained = _tested_as(trained, options.network)
     return trained, options.data, options.trainer, options.out / part if options.out else out

@@ -28,7 +28,7 @@ def predict(
         top: Number of classes; by default 5.
         timeline: CSV file for the most probable classes of each second of the videos.
         out: Picture with the detected objects drawn in; of several images a folder of pictures.
-        score: Least score of a detected object; by default 0.5.
+        score: Minimum score of a detected object; by default 0.5.
     """
     from cgnl.training.checkpoint import load_trained
 

@@ -123,7 +123,7 @@ def maskrcnn(
         proposals: Regions of an image that the region proposal network hands on in eval mode; twice as many in
             training.
         detections: Objects that are kept in an image at most.
-        score_threshold: Least score of a detection, from 0 to 1.
+        score_threshold: Minimum score of a detection, from 0 to 1.
 
     Returns:
         The network. Its state dict has the residual network under ``backbone.body``, also the blocks (in their keys
@@ -208,7 +208,7 @@ def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score
         network: A network of :func:`maskrcnn`.
         proposals: As in :func:`maskrcnn`, like the next two; training is left as it is.
         detections: Objects that are kept in an image at most.
-        score_threshold: Least score of a detection, from 0 to 1.
+        score_threshold: Minimum score of a detection, from 0 to 1.
     """
     c4 = isinstance(network.backbone, _Res4Backbone)
     network.rpn._pre_nms_top_n["testing"] = _RANKED["c4" if c4 else "fpn"] * proposals

@@ -239,8 +239,10 @@ def block_maker(
         The function; one that was given as ``block`` comes back as it is.
 
     Raises:
-        ValueError: A name is unknown, or the scale is none of that block's.
+        ValueError: A name is unknown, or the scale or ``g_std`` is none of that block's.
     """
+    if g_std is not None and block in (None, "none", "nl", "residual"):
+        raise ValueError(f"g_std ({g_std!r}) must be None for block {block!r}: it is for CGNL blocks")
     if block is None or block == "none":
         return None
     if not isinstance(block, str):

@@ -1,9 +1,9 @@
 """The text beside Table 2d: adding groups gains more than reducing the inner channels.
 
 "The improvements brought in by adding groups are larger than those by reducing the channel reduction ratio."
-The paper says it of Mini-Kinetics and prints no number for the ratio. There the inner channels C and C/4 are asked
-beside C/2, of which ``mini-kinetics-resnet50-cgnl-g1`` has 1 group and ``mini-kinetics-resnet50-cgnl`` 8; on
-CUB-200-2011 the same is asked of images, where ``cub-resnet50-cgnl`` has the 8 groups.
+The paper says this of Mini-Kinetics and prints no number for the ratio. Two recipes train with inner channels C and
+C/4; C/2 is ``mini-kinetics-resnet50-cgnl-g1`` with 1 group and ``mini-kinetics-resnet50-cgnl`` with 8. Three more ask
+the same of images, on CUB-200-2011: inner channels C/2, C and C/4 with 1 group, beside ``cub-resnet50-cgnl`` with 8.
 """
 
 from cgnl.recipes.image import cub

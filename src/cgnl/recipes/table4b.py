@@ -83,7 +83,7 @@ def cub_resnet101_nl5() -> Recipe:
     PaperRow("4b", "R-101 + 1 CGNLx block (released code)", released_top1=87.18, released_top5=97.03),
 )
 def cub_resnet101_cgnlx() -> Recipe:
-    """Table 4b, as the released code goes on with it: "R-101 + 1 CGNLx block (released code)".
+    """Table 4b, a row of the released code alone: "R-101 + 1 CGNLx block (released code)".
 
     Paper: no such row, released code 87.18 / 97.03.
     Ours: not run (needs 8 GPUs and CUB-200-2011).

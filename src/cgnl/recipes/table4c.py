@@ -89,7 +89,7 @@ def coco_maskrcnn_resnet50_cgnl() -> DetectionRecipe:
     PaperRow("4c", "+ 1 CGNLx block (released code)", released_box_ap=36.2, released_mask_ap=31.9),
 )
 def coco_maskrcnn_resnet50_cgnlx() -> DetectionRecipe:
-    """Table 4c, as the released code goes on with it: "+ 1 CGNLx block (released code)", its longer schedule.
+    """Table 4c, a row of the released code alone: "+ 1 CGNLx block (released code)", its longer schedule.
 
     Paper: no such row, released code 36.2 / 31.9.
     Ours: not run (needs 8 GPUs and COCO).

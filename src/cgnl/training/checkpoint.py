@@ -72,11 +72,12 @@ class TrainedNetwork:
         network: The network in evaluation mode.
         recipe: The recipe that it was trained with.
         name: The name of that recipe.
-        classes: Names of the classes, in the order of the outputs.
+        classes: Names of the outputs: the classes in their order, then outputs that are no class.
         mean: Mean of the input normalisation (RGB, images in 0..1).
         std: Standard deviation of the input normalisation (RGB).
         epoch: Finished epochs.
         step: Optimizer steps.
+        num_classes: Number of classes among the outputs; None in checkpoints that do not say it.
     """
 
     network: nn.Module
@@ -87,6 +88,7 @@ class TrainedNetwork:
     std: tuple[float, float, float]
     epoch: int
     step: int
+    num_classes: int | None = None
 
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -141,6 +143,7 @@ def load_trained(path: str | Path) -> TrainedNetwork:
         tuple(run["std"]),
         run["epoch"],
         run["step"],
+        run.get("num_classes"),
     )
 
 
@@ -175,13 +178,16 @@ def load_exactly(network: nn.Module, state: Mapping[str, torch.Tensor], path: Pa
     network.load_state_dict(state)
 
 
-def from_start_weights(recipe: Recipe, name: str, classes: Sequence[str]) -> TrainedNetwork:
+def from_start_weights(
+    recipe: Recipe, name: str, classes: Sequence[str], num_classes: int | None = None
+) -> TrainedNetwork:
     """Build a recipe's network with its start weights, to test it without training.
 
     Args:
         recipe: The recipe; ``network.weights`` names the weights.
         name: Name of the recipe.
-        classes: Names of the classes, in the order of the outputs.
+        classes: Names of the outputs, the classes first.
+        num_classes: Number of classes, as :class:`TrainedNetwork` has it.
 
     Raises:
         CheckpointError: The weights cannot be had, or do not fit.
@@ -192,7 +198,7 @@ def from_start_weights(recipe: Recipe, name: str, classes: Sequence[str]) -> Tra
     if isinstance(recipe, DetectionRecipe):
         _check_classes_of_named(recipe.network.weights, classes)
     network = build_network(recipe, len(classes)).eval()
-    return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0)
+    return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0, num_classes)
 
 
 def _check_classes_of_named(weights: str, classes: Sequence[str]) -> None:

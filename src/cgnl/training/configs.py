@@ -33,7 +33,7 @@ class NetworkConfig:
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
     groups: Literal["auto"] | int = 8
-    """Channel groups of a CGNL or residual block; auto is 8, or the largest number below that fits the channels."""
+    """Channel groups of a CGNL or residual block; auto is the largest number up to 8 that divides the channels."""
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
     """Kernel function of a CGNL block (cgnlx is always rbf)."""
     norm: Literal["batch", "sync_batch", "group"] = "batch"
@@ -41,7 +41,7 @@ class NetworkConfig:
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none (the authors found none best)."""
     g_std: float | None = None
-    """Standard deviation of the first weights of g in a CGNL block; by default as the scale needs: 0.01, 0.2, 2."""
+    """Standard deviation of the first weights of g in a CGNL block; default: 0.01; 0.2 with scale sqrt, 2 with mean."""
     channel_reduction: int = 2
     """Channels of the map over the block's inner channels: 1, 2 or 4."""
     dropout: float = 0.5
@@ -98,8 +98,8 @@ class DataConfig:
     num_classes: int | None = None
     """Number of classes; found from the data where not given."""
     num_outputs: int | None = None
-    """Outputs of the classifier where it has more than there are classes, whose labels are then the first of them:
-    1000 keeps the classifier of ImageNet weights. By default one for each class."""
+    """Number of outputs of the classifier, if larger than the number of classes; the classes are the first ones.
+    1000 keeps the classifier of ImageNet weights. Default: one for each class."""
     size: int = 448
     """Input height and width of the network (pixels)."""
     resize: int = 512
@@ -202,7 +202,7 @@ class DetectionNetworkConfig:
     num_blocks: int = 1
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     groups: Literal["auto"] | int = 8
-    """Channel groups of a CGNL or residual block; auto is 8, or the largest number below that fits the channels."""
+    """Channel groups of a CGNL or residual block; auto is the largest number up to 8 that divides the channels."""
     kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
     """Kernel function of a CGNL block (cgnlx is always rbf)."""
     norm: Literal["batch", "sync_batch", "group"] = "sync_batch"
@@ -211,7 +211,7 @@ class DetectionNetworkConfig:
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
     g_std: float | None = None
-    """Standard deviation of the first weights of g in a CGNL block; by default as the scale needs: 0.01, 0.2, 2."""
+    """Standard deviation of the first weights of g in a CGNL block; default: 0.01; 0.2 with scale sqrt, 2 with mean."""
     channel_reduction: int = 2
     """Channels of the map over the block's inner channels: 1, 2 or 4."""
     weights: str | None = None
@@ -229,7 +229,7 @@ class DetectionNetworkConfig:
     detections: int = 100
     """Objects that are kept in an image at most."""
     score_threshold: float = 0.05
-    """Least score of a detection."""
+    """Minimum score of a detection."""
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "channel_reduction", "rois", "proposals", "detections"):
@@ -256,7 +256,7 @@ class DetectionDataConfig:
     size: int = 800
     """Length of the shorter side of the network's input (pixels)."""
     max_size: int = 1333
-    """Most that the longer side of the input may have (pixels); the shorter one is then shorter."""
+    """Maximum length of the longer side of the input (pixels); the shorter side shrinks with it."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     group_by_aspect: bool = True

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 # kinds of data sets whose classes have no names of their own
 _LIST_KINDS = ("list", "frame_list")
-# what the names of outputs that are no class begin with
+# how the names of outputs that are no class begin; they tell such outputs only in checkpoints without `num_classes`
 _NO_CLASS = "(no class: output "
 ConfigT = TypeVar("ConfigT", bound=DataConfig | DetectionDataConfig)
 
@@ -38,7 +38,10 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         seed: Seed of the order and of the random crops.
         accumulate: Parts that a batch is computed in.
         run: Folder in which missing and bad files are listed; None lists them nowhere.
-        classes: Names of the classes that the test samples must have; by default those of the training samples.
+        classes: Names of the outputs, of which the test samples must have the classes; by default those of the
+            training samples.
+        num_classes: How many of ``classes`` are classes, the first ones; by default all that are not named as outputs
+            without one.
 
     Raises:
         DataError: Anything wrong with the data set; nothing is trained then.
@@ -57,11 +60,13 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         accumulate: int = 1,
         run: Path | None = None,
         classes: Sequence[str] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self._check_places(config)
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
+        self._num_classes = num_classes
         self._resume_at = (0, 0)
         self._bad: dict[str, BadFiles] = {}
         self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
@@ -80,6 +85,10 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def _dataset(self, split: Split, *, training: bool) -> Dataset[Any]:
         """Return the samples of a split, cut at random in training."""
         raise NotImplementedError
+
+    def _class_names(self) -> tuple[str, ...]:
+        """Return the names of the data's own classes, in the order of the labels."""
+        return self.train_samples.classes
 
     def _groups(self) -> Sequence[bool] | None:
         """Return which training samples a batch should not mix with the others, None where all mix."""
@@ -127,7 +136,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         """
         if self._classes:
             return self._classes
-        names = self.train_samples.classes
+        names = self._class_names()
         outputs = getattr(self.config, "num_outputs", None) or len(names)
         if outputs < len(names):
             raise ValueError(f"data.num_outputs ({outputs}) must be at least the number of classes ({len(names)})")
@@ -136,7 +145,12 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     @property
     def named_classes(self) -> tuple[str, ...]:
         """Names of the classes alone, in the order of the labels."""
-        return tuple(name for name in self.classes if not name.startswith(_NO_CLASS))
+        outputs = self.classes
+        if not self._classes:
+            return self._class_names()
+        if self._num_classes is not None:
+            return outputs[: self._num_classes]
+        return tuple(name for name in outputs if not name.startswith(_NO_CLASS))
 
     @property
     def normalisation(self) -> dict[str, tuple[float, float, float]]:

@@ -36,10 +36,9 @@ class DetectionData(SampleData[DetectionDataConfig]):
     def _check_places(self, config: DetectionDataConfig) -> None:
         """Leave it to the reading of each split: one may be tested on alone."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the categories, in the order of the labels; those of the test images, which may be there alone."""
-        return self._classes or self._list("test").classes
+    def _class_names(self) -> tuple[str, ...]:
+        """Return the names of the categories of the test images, which may be there alone."""
+        return self._list("test").classes
 
     def _list(self, split: Split) -> DetectionList:
         if split not in self._lists:

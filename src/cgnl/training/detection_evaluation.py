@@ -131,7 +131,7 @@ def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.
     Args:
         trained: The detector; it is moved to the GPU where there is one.
         image: An upright RGB image of H x W pixels.
-        min_score: Least score.
+        min_score: Minimum score.
 
     Returns:
         ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels), ``labels`` [D] (from 1), ``scores`` [D] and ``masks`` [D, H, W]

@@ -99,7 +99,7 @@ def evaluate(
         DataError: Something is wrong with the data set, or its classes are not the network's.
     """
     quieten()
-    samples = make_data(data, run=out, classes=trained.classes)
+    samples = make_data(data, run=out, classes=trained.classes, num_classes=trained.num_classes)
     here = trainer or TrainerConfig(devices=1, precision=trained.recipe.trainer.precision)
     module = ClassificationModule(
         trained.network, num_classes=len(trained.classes), channels_last=uses_channels_last(here)

@@ -144,7 +144,8 @@ def _with_start_of_blocks(values: Any) -> Any:
     network = values.get("network") if isinstance(values, Mapping) else None
     if not isinstance(network, Mapping) or "g_std" in network or not network.keys() >= _FIELDS_BEFORE_G_STD:
         return values
-    return {**values, "network": {**network, "g_std": 0.01 if network["scale"] else None}}
+    scaled = network["block"] in ("cgnl", "cgnlx") and network["scale"]
+    return {**values, "network": {**network, "g_std": 0.01 if scaled else None}}
 
 
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:

@@ -111,6 +111,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
             "recipe": to_dict(recipe),
             "name": name,
             "classes": list(data.classes),
+            "num_classes": len(data.named_classes),
             "num_samples": len(data.train_samples),
             **data.normalisation,
         },
