@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from cgnl.insertion.hook import BLOCK_NAME, Layout
+from cgnl.insertion.hook import Layout, inserted_blocks
 from cgnl.insertion.nested import Select
 from cgnl.insertion.probe import run as run_network
 from cgnl.insertion.probe import undisturbed
@@ -79,34 +79,29 @@ def find_places(
         ValueError: There is no such place, or the layout of its map cannot be told.
     """
     run = _Run(model, example_input)
-    blocks = _blocks(run)
-    known = [block for block in blocks if num_axes in (None, block.num_axes)]
-    if not known:
-        raise ValueError(_nothing_found(run, blocks, num_axes))
-    layouts = {block.path: layout or _layout(run, block, known) for block in known}
-    for block in known:
-        if layouts[block.path] is None:
-            raise ValueError(
-                f"layout: channels could be the first or the last axis of the maps in {type(model).__name__}, such as "
-                f"{list(block.out_shape)} after {block.path!r}; give layout='channels_first' or 'channels_last'"
-            )
-    levels = {block.path: run.level(block, layouts[block.path]) for block in known}
-    stages = [list(stage) for _, stage in groupby(known, key=lambda b: (b.parent, b.num_axes, levels[b.path]))]
-    chosen = _chosen_stage(model, stages, levels)
-    last = stages[chosen][-1]
-    if math.prod(run.size(last, layouts[last.path])) == 1:
+    stages = _Stages(run, num_axes, layout)
+    if not stages.all:
+        raise ValueError(_nothing_found(run, [], num_axes))
+    chosen = stages.chosen()
+    first, last = stages.all[chosen][0], stages.all[chosen][-1]
+    if num_axes not in (None, last.num_axes):
+        raise ValueError(_nothing_found(run, stages.all[chosen], num_axes))
+    found_layout = stages.layouts[last]
+    if found_layout is None:
+        raise ValueError(
+            f"layout: channels could be the first or the last axis of the maps in {type(model).__name__}, such as "
+            f"{list(first.out_shape)} after {first.path!r}; give layout='channels_first' or 'channels_last'"
+        )
+    _refuse_batch_second(run, last)
+    if math.prod(run.size(last, found_layout)) == 1:
         raise ValueError(
             f"example_input is too small to tell the stages of {type(model).__name__} apart: the map after "
             f"{last.path!r} has a single position"
         )
-    before = stages[chosen - 1] if chosen else []
-    if before and (before[-1].num_axes, layouts[before[-1].path]) != (last.num_axes, layouts[last.path]):
-        before = []
+    before = stages.before(chosen)
     there = (num_blocks + 1) // 2 if before else num_blocks
-    taken = _spread(before, num_blocks - there) + _spread(stages[chosen], there)
+    taken = _spread(before, num_blocks - there) + _spread(stages.all[chosen], there)
     paths = [block.path for block in taken]
-    found_layout = layouts[last.path]
-    assert found_layout is not None
     seen = taken[-1].out_shape
     words = (
         f"blocks stand after {', '.join(paths)} ({_WORDS[last.num_axes, found_layout]} = {list(seen)}, {found_layout})"
@@ -172,9 +167,10 @@ class _Run:
             if _is_layer(module):
                 self._learn(module, in_shape, out_shape)
 
+        of_blocks = {module for block in inserted_blocks(self.model).values() for module in block.modules()}
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
-                if f".{BLOCK_NAME}" not in f".{path}" and not isinstance(module, torch.jit.ScriptModule):
+                if module not in of_blocks and not isinstance(module, torch.jit.ScriptModule):
                     hook = _with_path(record, path)
                     stack.enter_context(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
             stack.enter_context(undisturbed(self.model))
@@ -216,7 +212,19 @@ class _Run:
         """Whether a call gives a feature map of the whole batch; frames may be folded into the batch."""
         if self.first is None or not 3 <= len(call.out_shape) <= 5 or 0 in call.out_shape:
             return False
-        return self.first[1][0] % call.out_shape[0] == 0
+        return self.first[1][0] % call.out_shape[0] == 0 and (call.num_axes != 2 or self._keeps_ratio(call.out_shape))
+
+    def _keeps_ratio(self, shape: Shape) -> bool:
+        """Whether height over width is that of the input, but for rounding; pixels x patches have another."""
+        assert self.first is not None
+        is_convolution, of_input = self.first
+        height, width = (of_input[2:] if is_convolution else of_input[1:-1])[-2:] if len(of_input) > 3 else (1, 1)
+        layout = self.layout(shape)
+        sizes = [shape[2:]] * (layout != "channels_last") + [shape[1:3]] * (layout != "channels_first")
+        return any(
+            abs(math.log2(size[0] * width / (size[1] * height))) < 1 or abs(size[0] - size[1] * height / width) <= 1
+            for size in sizes
+        )
 
 
 def _with_path(record: Any, path: str) -> Any:
@@ -260,13 +268,6 @@ def _blocks(run: _Run) -> list[_Call]:
     if not blocks:
         blocks = found if len(found) > 1 else _layer_blocks(run)
     return sorted(blocks, key=lambda block: block.order)
-
-
-def _layout(run: _Run, block: _Call, blocks: list[_Call]) -> Layout | None:
-    """The layout of a block's map; where layers do not tell, as with C = H = W, that of others of its kind."""
-    own = run.layout(block.out_shape)
-    others = {run.layout(other.out_shape) for other in blocks if other.kind == block.kind} - {None}
-    return own or (others.pop() if len(others) == 1 else None)
 
 
 def _open(run: _Run, module: nn.Module, known: set[object]) -> tuple[list[_Call], set[object]]:
@@ -317,8 +318,9 @@ def _inside(run: _Run, outer: _Call, known: set[object]) -> tuple[list[_Call], s
 
 def _steps(run: _Run, module: nn.Module) -> Iterator[_Call]:
     """The children with weights that ran once and are no layers; a Sequential or an idle list is looked through."""
-    for name, child in module.named_children():
-        if name.startswith(BLOCK_NAME) or _is_layer(child):
+    blocks = inserted_blocks(run.model).values()
+    for child in module.children():
+        if child in blocks or _is_layer(child):
             continue
         if run.counts[child] == 0:
             yield from _steps(run, child)
@@ -341,30 +343,99 @@ def _layer_blocks(run: _Run) -> list[_Call]:
     return blocks
 
 
-def _chosen_stage(model: nn.Module, stages: list[list[_Call]], levels: dict[str, int]) -> int:
-    """The stage that timm names for 1/16 of the input; else the last at 1/16; else the last but one."""
-    named = _named_by_timm(model)
-    for index, stage in reversed(list(enumerate(stages))):
-        if named and any(f"{block.path}.".startswith(f"{named}.") for block in stage):
-            return index
-    depths = [levels[stage[-1].path] for stage in stages]
-    # Behind the first stage whose map is larger than the one before it come decoders and heads.
-    trunk = next((n for n, (one, two) in enumerate(pairwise(depths), 1) if two < one), len(depths))
-    for end in (trunk, len(depths)):
-        at_papers = [index for index, depth in enumerate(depths[:end]) if depth == _PAPERS_LEVEL]
-        if at_papers:
-            return at_papers[-1]
-    return max(0, trunk - 2)
+class _Stages:
+    """The stages of a network, in the order of their results.
+
+    Args:
+        run: A run of the network.
+        num_axes: Number of axes besides batch and channels that the blocks take, where it is known.
+        layout: Layout of the maps, where it is known.
+    """
+
+    def __init__(self, run: _Run, num_axes: int | None, layout: Layout | None) -> None:
+        self._named = {level: _named_by_timm(run.model, level) for level in (_PAPERS_LEVEL - 1, _PAPERS_LEVEL)}
+        blocks = self._named_alone(run, found) if (found := _blocks(run)) else []
+        self.layouts = {block: layout or _layout(run, block, blocks) for block in blocks}
+        common = Counter(filter(None, self.layouts.values())).most_common(1)
+        guess = common[0][0] if common else "channels_first"
+        self._levels = {block: run.level(block, self.layouts[block] or guess) for block in blocks}
+        # Those of other axes may lie between, as attention on tokens does between convolutions.
+        fitting = [block for block in blocks if num_axes in (None, block.num_axes)]
+        others = [block for block in blocks if block not in fitting]
+        self.all = sorted([*self._rows(fitting), *self._rows(others)], key=lambda stage: stage[-1].order)
+        self._num_axes = num_axes
+
+    def _rows(self, blocks: list[_Call]) -> list[list[_Call]]:
+        rows = groupby(blocks, key=lambda block: (block.parent, block.num_axes, self._levels[block]))
+        return [list(row) for _, row in rows]
+
+    def _named_alone(self, run: _Run, blocks: list[_Call]) -> list[_Call]:
+        """The blocks; where none lies in the stage at 1/16 that timm names, the stages themselves."""
+        named = self._named[_PAPERS_LEVEL]
+        if named is None or any(_overlap(block.path, named) for block in blocks):
+            return blocks
+        calls = [call for call in run.calls.values() if call.path in self._named.values() and run.is_map(call)]
+        calls = sorted((call for call in calls if not _is_layer(call.module)), key=lambda call: call.order)
+        return calls if any(call.path == named for call in calls) else blocks
+
+    def chosen(self) -> int:
+        """The stage that timm names for 1/16 of the input; else the last at 1/16; else the last but one.
+
+        One whose maps have the right number of axes comes first, but only among those of one size.
+        """
+        named = self._named[_PAPERS_LEVEL]
+        of_timm = [n for n, stage in enumerate(self.all) if named and any(_overlap(b.path, named) for b in stage)]
+        depths = [self._levels[stage[-1]] for stage in self.all]
+        # Behind the first stage whose map is larger than the one before it come decoders and heads.
+        trunk = next((n for n, (one, two) in enumerate(pairwise(depths), 1) if two < one), len(depths))
+        at_papers = [[n for n, depth in enumerate(depths[:end]) if depth == _PAPERS_LEVEL] for end in (trunk, None)]
+        for candidates in (of_timm, *at_papers):
+            if candidates:
+                return max(candidates, key=lambda n: (self._num_axes in (None, self.all[n][-1].num_axes), n))
+        return max(0, trunk - 2)
+
+    def before(self, chosen: int) -> list[_Call]:
+        """The stage before one, if its maps are of the same kind."""
+        last = self.all[chosen][-1]
+        alike = [stage for stage in self.all[:chosen] if stage[-1].num_axes == last.num_axes]
+        return alike[-1] if alike and self.layouts[alike[-1][-1]] == self.layouts[last] else []
 
 
-def _named_by_timm(model: nn.Module) -> str | None:
-    """The path of the last module with 1/16 in the ``feature_info`` of a timm network, in or around others too."""
+def _layout(run: _Run, block: _Call, blocks: list[_Call]) -> Layout | None:
+    """The layout of a block's map; where layers do not tell, as with C = H = W, that of others of its kind."""
+    own = run.layout(block.out_shape)
+    others = {run.layout(other.out_shape) for other in blocks if other.kind == block.kind} - {None}
+    return own or (others.pop() if len(others) == 1 else None)
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether two paths are of one module, or of one inside the other."""
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
+
+
+def _named_by_timm(model: nn.Module, level: int) -> str | None:
+    """The path of the last module at a level in the ``feature_info`` of a timm network, in or around others too."""
     for path, module in model.named_modules():
         features = getattr(module, "feature_info", None)
         if isinstance(features, list):
-            names = [f["module"] for f in features if f.get("reduction") == 2**_PAPERS_LEVEL and f.get("module")]
+            names = [f["module"] for f in features if f.get("reduction") == 2**level and f.get("module")]
             return f"{path}.{names[-1]}".strip(".") if names else None
     return None
+
+
+def _refuse_batch_second(run: _Run, block: _Call) -> None:
+    """Raise ValueError where a sequence may be [N, B, C], whose samples a block would mix."""
+    for path, module in run.model.named_modules():
+        if (
+            block.num_axes == 1
+            and isinstance(module, nn.MultiheadAttention | nn.RNNBase)
+            and not module.batch_first
+            and run.counts[module]
+        ):
+            raise ValueError(
+                f"blocks: {path!r} has batch_first=False, so the sequences of {type(run.model).__name__} have the "
+                "batch as their second axis, and a block would mix the samples; build it with batch_first=True"
+            )
 
 
 def _spread(stage: list[_Call], num_blocks: int) -> list[_Call]:
