@@ -152,21 +152,17 @@ def test_a_block_that_would_run_twice_is_refused() -> None:
     assert outline(model) == before
 
 
-class FailsLater(AudioNet):
-    calls = 0
-
+class FailsWithBlocks(AudioNet):
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == 2:
-            raise RuntimeError("the second forward pass fails")
+        if inserted_blocks(self):
+            raise RuntimeError("the forward pass with blocks fails")
         return super().forward(x)
 
 
 def test_an_error_after_the_blocks_went_in_takes_them_out() -> None:
-    model, x = FailsLater(), torch.randn(2, 2, 33)
-    model.calls = 0
+    model, x = FailsWithBlocks(), torch.randn(2, 2, 33)
     before = outline(model)
-    with pytest.raises(RuntimeError, match="second forward pass"):
+    with pytest.raises(RuntimeError, match="forward pass with blocks"):
         cgnl.insert_blocks(model, {"stem": make_1d, "body": make_1d}, example_input=x)
     assert outline(model) == before
 
@@ -219,3 +215,43 @@ def test_warns_where_positions_would_be_taken_for_channels():
             cgnl.remove_blocks(host)
         first = nn.Sequential(nn.Conv1d(8, 16, 3), nn.ReLU(), nn.Conv1d(16, 4, 1))
         cgnl.insert_blocks(first, {"1": cgnl.CGNL1d}, example_input=torch.randn(2, 8, 10))
+
+
+class MixesPositions(nn.Module):
+    """Linear layers over the positions of [B, C, N], and a layer norm over the channels of [B, N, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(16), nn.Sequential(nn.Linear(10, 10), nn.GELU())
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.mix(self.norm(x).mT)
+
+
+def test_no_warning_where_layers_mix_positions():
+    host, x = MixesPositions(), torch.randn(2, 10, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cgnl.insert_blocks(host, {"mix": make_1d}, example_input=x)
+    assert host.calls <= 3  # for the shapes, and to check with gradients and without
+    cgnl.remove_blocks(host)
+    with pytest.warns(UserWarning, match=r"blocks\['norm'\]: .* last axis of \[2, 10, 16\]"):
+        cgnl.insert_blocks(host, {"norm": partial(cgnl.CGNL1d, groups=1)}, example_input=x)
+
+
+class Ragged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3), nn.Sequential(nn.Linear(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.nested.as_nested_tensor(list(self.conv(x).flatten(2))))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_nested_tensors_elsewhere_in_the_network():
+    host, x = Ragged(), torch.randn(2, 3, 4, 4)
+    cgnl.insert_blocks(host, {"conv": make_2d}, example_input=x)
+    assert list(inserted_blocks(host)) == ["conv"]

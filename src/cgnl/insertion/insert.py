@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from cgnl.insertion.check import check_blocks
 from cgnl.insertion.hook import Layout, RunsBlocksOfVideos, apply, attach, detach, inserted_blocks
+from cgnl.insertion.layouts import Shape, channels_last_shapes
 from cgnl.insertion.nested import Select, keys_of
-from cgnl.insertion.places import Places, find_places, layouts_of
+from cgnl.insertion.places import Places, find_places
 from cgnl.insertion.probe import probe, undisturbed
 from cgnl.insertion.targets import find_target, refuse_wrapped
 
@@ -116,9 +117,10 @@ def insert_blocks(
     if len(set(targets.values())) < len(targets):
         raise ValueError(f"blocks: two of the paths {list(targets)} name the same module")
     keys = {path: keys_of(select.get(path) if isinstance(select, Mapping) else select) for path in blocks}
-    maps, owners = probe(model, targets, keys, example_input)
+    with channels_last_shapes(model) as channels_last:
+        maps, owners = probe(model, targets, keys, example_input)
     if not layout_is_given:
-        _warn_of_channels_last(model, maps, example_input)
+        _warn_of_channels_last(maps, channels_last)
     made = {path: _make(path, blocks[path], maps.pop(path), targets[path], layout) for path in targets}
     if len(set(made.values())) < len(made):
         raise ValueError("blocks: each path must get a block of its own, but two got the same module")
@@ -134,13 +136,12 @@ def insert_blocks(
     return model
 
 
-def _warn_of_channels_last(model: nn.Module, maps: Mapping[str, Tensor], example_input: Any) -> None:
+def _warn_of_channels_last(maps: Mapping[str, Tensor], channels_last: set[Shape]) -> None:
     """Warn where a block would take the positions of a map for its channels, which nothing else may tell."""
-    found = layouts_of(model, [tuple(output.shape) for output in maps.values()], example_input)
-    for path, layout in zip(maps, found, strict=True):
-        if layout == "channels_last":
+    for path, output in maps.items():
+        if tuple(output.shape) in channels_last:
             warnings.warn(
-                f"blocks[{path!r}]: the network's layers take the last axis of {list(maps[path].shape)} for the "
+                f"blocks[{path!r}]: the network's layers take the last axis of {list(output.shape)} for the "
                 "channels, but the block takes the second; give layout='channels_last', or 'channels_first' if that "
                 "is meant",
                 stacklevel=3,

@@ -16,23 +16,15 @@ from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import pooling
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from cgnl.insertion.hook import Layout, inserted_blocks
+from cgnl.insertion.layouts import Shape, layout_of, shape_of_first
 from cgnl.insertion.nested import Select
 from cgnl.insertion.probe import run as run_network
 from cgnl.insertion.probe import undisturbed
-
-Shape = tuple[int, ...]
-
-_READ_CHANNELS_FIRST = (
-    *(_NormBase, nn.GroupNorm, pooling._MaxPoolNd, pooling._AvgPoolNd),
-    *(pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
-)
 
 _PAPERS_LEVEL = 4  # res4: a map of 1/2^4 of the input along each spatial axis
 _BLOCK_FOR = {1: "CGNL1d", 2: "CGNL2d", 3: "CGNL3d"}
@@ -111,12 +103,6 @@ def find_places(
     return Places(paths, found_layout, {block.path: block.select for block in taken}, words)
 
 
-def layouts_of(model: nn.Module, shapes: list[Shape], example_input: Any) -> list[Layout | None]:
-    """The layout that the network's layers give to maps of each shape; None where they do not agree, or read none."""
-    run = _Run(model, example_input)
-    return [run.layout(shape) for shape in shapes]
-
-
 @dataclass(eq=False)
 class _Call:
     """A module's only call: its place in the order of results, and the shapes that it took and gave."""
@@ -157,8 +143,8 @@ class _Run:
         def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             nonlocal num_frames
             select = 0 if isinstance(output, tuple) else None
-            in_shape = _shape_of_first((*args, *kwargs.values()))
-            out_shape = _shape_of_first((output,) if select is None else output)
+            in_shape = shape_of_first((*args, *kwargs.values()))
+            out_shape = shape_of_first((output,) if select is None else output)
             if isinstance(module, nn.Conv3d) and len(out_shape) == 5:
                 num_frames = out_shape[2]
             self.counts[module] += 1
@@ -179,7 +165,7 @@ class _Run:
 
     def _learn(self, layer: nn.Module, in_shape: Shape, out_shape: Shape) -> None:
         """Note which layouts the layers read and write: convolutions one, linear layers the other."""
-        layout = _layout_of(layer, in_shape)
+        layout = layout_of(layer, in_shape)
         if layout is None:
             return
         for shape in (in_shape, out_shape):
@@ -229,24 +215,6 @@ class _Run:
 
 def _with_path(record: Any, path: str) -> Any:
     return lambda *call: record(path, *call)
-
-
-def _shape_of_first(values: tuple[Any, ...]) -> Shape:
-    """The shape of the first value if it is a floating-point tensor, else ()."""
-    if values and isinstance(values[0], Tensor) and values[0].is_floating_point():
-        return tuple(values[0].shape)
-    return ()
-
-
-def _layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
-    if isinstance(layer, _ConvNd):
-        return "channels_first" if len(shape) == layer.weight.ndim else None
-    if isinstance(layer, _READ_CHANNELS_FIRST):
-        return "channels_first" if len(shape) > 2 else None
-    # Subclasses of LayerNorm may turn the axes before and after.
-    if isinstance(layer, nn.Linear) or (type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1):
-        return "channels_last" if len(shape) > 2 else None
-    return None
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -1,0 +1,66 @@
+"""What the network's layers tell of the layout of its maps.
+
+Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import pooling
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from cgnl.insertion.hook import Layout
+
+Shape = tuple[int, ...]
+
+_READ_CHANNELS_FIRST = (
+    *(_NormBase, nn.GroupNorm, pooling._MaxPoolNd, pooling._AvgPoolNd),
+    *(pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
+)
+
+
+def shape_of_first(values: tuple[Any, ...]) -> Shape:
+    """The shape of the first value if it is a floating-point tensor with one, else ()."""
+    first = values[0] if values else None
+    if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
+        return tuple(first.shape)
+    return ()
+
+
+def layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
+    """The layout in which a layer reads a map of a shape; None where it does not tell."""
+    if isinstance(layer, _ConvNd):
+        return "channels_first" if len(shape) == layer.weight.ndim else None
+    if isinstance(layer, _READ_CHANNELS_FIRST):
+        return "channels_first" if len(shape) > 2 else None
+    # Subclasses of LayerNorm may turn the axes before and after.
+    if isinstance(layer, nn.Linear) or (type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1):
+        return "channels_last" if len(shape) > 2 else None
+    return None
+
+
+@contextmanager
+def channels_last_shapes(model: nn.Module) -> Iterator[set[Shape]]:
+    """While it is open, collect the shapes of maps that clearly have their channels last.
+
+    A layer norm takes the last axis for the channels, and no layer the second. Linear layers tell nothing here:
+    some mix positions.
+    """
+    shapes: dict[Layout, set[Shape]] = {"channels_first": set(), "channels_last": set()}
+    found: set[Shape] = set()
+
+    def record(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        in_shape = shape_of_first(args)
+        layout = layout_of(layer, in_shape)
+        if layout is not None:
+            shapes[layout] |= {in_shape, shape_of_first((output,))}
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if type(module) is nn.LayerNorm or isinstance(module, (_ConvNd, *_READ_CHANNELS_FIRST)):
+                stack.enter_context(module.register_forward_hook(record))
+        yield found
+    found |= {shape for shape in shapes["channels_last"] - shapes["channels_first"] if shape[1] != shape[-1]}
