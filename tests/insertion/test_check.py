@@ -1,8 +1,11 @@
 """Blocks train with whatever follows them, and a place where one cannot train is refused before training."""
 
 import copy
+import random
+import weakref
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -311,3 +314,100 @@ def test_a_frozen_host_trains_the_block_alone() -> None:
     cgnl.insert_blocks(model, {"layer3.0": make_2d}, example_input=x[:1])
     _train(model.train(), x)
     assert all(p.grad is None for name, p in model.named_parameters() if "inserted_block" not in name)
+
+
+class LazyFiles(dict[str, Tensor]):
+    def values(self) -> Any:
+        raise OSError("the file is gone")
+
+
+def test_attributes_of_the_host_are_not_looked_into() -> None:
+    model, x = AudioNet(), torch.randn(2, 2, 33)
+    model.circle = {}
+    model.circle["self"] = model.circle
+    model.lazy = LazyFiles(a=x)
+    cgnl.insert_blocks(model, {"body": make_1d}, example_input=x)
+    assert list(inserted_blocks(model)) == ["body"]
+
+
+def test_maps_kept_in_objects_hold_no_graph() -> None:
+    model, x = AudioNet(), torch.randn(2, 2, 33)
+    model.state = SimpleNamespace(map=None)
+    model.register_forward_hook(lambda module, args, output: setattr(model.state, "map", output))
+    cgnl.insert_blocks(model, {"body": make_1d}, example_input=x)
+    assert model.state.map.grad_fn is None
+    copy.deepcopy(model.state)
+
+
+class Fails(AudioNet):
+    """Fails with gradients; in other runs tells whether the map of the failed run is still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: list[bool] = []
+        self.failed: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.alive += [map_of_run() is not None for map_of_run in self.failed]
+        features = self.stem(x)
+        if torch.is_grad_enabled():
+            self.failed.append(weakref.ref(features))
+            raise torch.OutOfMemoryError("out of memory")
+        return self.head(torch.relu(self.body(features)).mean(-1))
+
+
+def test_a_failed_run_is_forgotten_before_the_next() -> None:
+    model = Fails()
+    cgnl.insert_blocks(model, {"body": make_1d}, example_input=torch.randn(2, 2, 33))
+    assert model.alive
+    assert not any(model.alive)
+
+
+class Remembers(AudioNet):
+    """A buffer that is changed in place, and a part of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stem(x)
+        self.memory.mul_(0.9).add_(features.mean((0, 2)) * 0.1)
+        return self.head(torch.relu(self.body(features)).mean(-1) + self.memory)
+
+
+def test_a_buffer_that_is_changed_in_place_with_a_gradient() -> None:
+    model, x = Remembers(), torch.randn(2, 2, 33)
+    cgnl.insert_blocks(model, {"body": make_1d}, example_input=x)
+    assert not model.memory.requires_grad
+    assert not model.memory.any()
+    model(x).sum().backward()  # not through the graph of the check, which is gone
+
+
+class KeepsGradients(AudioNet):
+    """Counts the gradients of its own parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[str] = []
+        for name, parameter in self.named_parameters():
+            parameter.register_hook(lambda gradient, name=name: self.counts.append(name))
+
+
+def test_the_check_takes_few_gradients_of_the_host() -> None:
+    model = KeepsGradients()
+    cgnl.insert_blocks(model, {"body": make_1d}, example_input=torch.randn(2, 2, 33))
+    assert set(model.counts) == {"stem.0.weight"}
+
+
+def test_a_block_without_parameters_that_breaks_is_refused_too() -> None:
+    with pytest.raises(ValueError, match=r"blocks\['1'\]: the network cannot be differentiated"):
+        cgnl.insert_blocks(in_place_net(), {"1": lambda channels: nn.Sigmoid()}, example_input=torch.randn(2, 2, 9))
+
+
+def test_random_numbers_of_python_are_left_alone() -> None:
+    model, x = AudioNet(), torch.randn(2, 2, 33)
+    model.register_forward_pre_hook(lambda module, args: random.random() and None)
+    before = random.getstate()
+    cgnl.insert_blocks(model, {"body": make_1d}, example_input=x)
+    assert random.getstate() == before

@@ -1,6 +1,8 @@
 """The check of a network with its blocks: that they run once, can be trained, and reach an output."""
 
+import itertools
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -29,11 +31,19 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
         ValueError: A block runs more than once; the network works with something else in the block's place and not
             with the block; the network's output does not depend on the block.
     """
+    unreached = list(blocks)
+    failure = None
     try:
-        runs, unreached = _differentiate(model, blocks, example_input)
+        unreached = _differentiate(model, blocks, example_input)
     except Exception as error:
-        runs, unreached = _run_without_gradients(model, blocks, example_input), list(blocks)
-        _blame(model, blocks, example_input, error)
+        _free_frames(error)
+        failure = error
+    # Not inside the except, where the failed run's graph would still be in memory.
+    blamed = None if failure is None else _blamed(model, blocks, example_input, failure)
+    # Last, as a host may keep maps as attributes: those of this run hold no graph, and can be copied.
+    runs = _run_without_gradients(model, blocks, example_input)
+    if blamed is not None:
+        raise blamed from (None if blamed is failure else failure)
     for path, block in blocks.items():
         if len(runs[block]) != 1:
             raise ValueError(
@@ -43,11 +53,15 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
         if not _reaches_output(model, blocks[path], example_input):
             raise ValueError(
                 f"blocks[{path!r}]: the network's output for example_input in eval mode does not depend on the block; "
-                "take a place, or an example_input (with labels, for one), for which it does"
+                "choose a place, or an example_input (with labels, say), where it does"
             )
-    if any(tensor.grad_fn is not None for module in model.modules() for tensor in tensors_in(vars(module))):
-        # the host keeps maps as attributes: with the graph of this check they could not be copied
-        _run_without_gradients(model, blocks, example_input)
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Let go of the tensors in the frames that an error went through; its lines stay."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _run_without_gradients(
@@ -59,17 +73,17 @@ def _run_without_gradients(
 
 def _differentiate(
     model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, replaced: Iterable[nn.Module] = ()
-) -> tuple[dict[nn.Module, list[Any]], list[str]]:
+) -> list[str]:
     """Differentiate the sum of all outputs, which leaves the parameters' ``grad`` as it is.
 
     Args:
         model: The network with its blocks.
         blocks: For each path, the block that was inserted there.
         example_input: What the network is called with.
-        replaced: Blocks in whose place a product stands, which works before any other operation.
+        replaced: Blocks that a product replaces in this run; no later in-place operation can break it.
 
     Returns:
-        The outputs of each block, and the paths of those that no gradient reaches.
+        The paths of the blocks that no gradient reaches.
     """
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, gradients=True))
@@ -79,30 +93,38 @@ def _differentiate(
         sums = [tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
         results = {path: runs[block][0] for path, block in blocks.items() if runs[block]}
         results = {path: result for path, result in results.items() if result.requires_grad}
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in _parameters(model, blocks) if parameter.requires_grad]
         gradients: tuple[Tensor | None, ...] = ()
         if sums and (results or parameters):
             gradients = torch.autograd.grad(sums, [*results.values(), *parameters], allow_unused=True)
     reached = [path for path, gradient in zip(results, gradients, strict=False) if gradient is not None]
-    return runs, [path for path in blocks if path not in reached]
+    return [path for path in blocks if path not in reached]
+
+
+def _parameters(model: nn.Module, blocks: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """Those of the blocks and the host's first, so that the whole graph is walked, but few gradients are kept."""
+    of_blocks = [parameter for block in blocks.values() for parameter in block.parameters()]
+    known = set(map(id, of_blocks))
+    of_host = (parameter for parameter in model.parameters() if id(parameter) not in known and parameter.requires_grad)
+    return of_blocks + list(itertools.islice(of_host, 1))
 
 
 def _multiply(block: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
     return args[0] * args[0].new_ones((), requires_grad=True)
 
 
-def _blame(model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, error: Exception) -> None:
-    """Raise the error, with the path of the block that causes it, unless it is the host's own."""
+def _blamed(
+    model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, error: Exception
+) -> Exception | None:
+    """The error, with the path of the block that causes it; None where it is the host's own."""
     if _fails(model, blocks, example_input, blocks.values()):
-        return
+        return None
     for path in blocks:
         others = [block for other, block in blocks.items() if other != path]
         if _fails(model, blocks, example_input, others):
             reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
-            raise ValueError(
-                f"blocks[{path!r}]: the network cannot be differentiated with a block there: {reason}"
-            ) from error
-    raise error
+            return ValueError(f"blocks[{path!r}]: the network cannot be differentiated with a block there: {reason}")
+    return error
 
 
 def _fails(

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, S spatial or space-time axes, N positions of a toke
 """
 
 import itertools
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -104,11 +105,12 @@ def undisturbed(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     """Put the model in eval mode, by default without gradients; afterwards restore flags, buffers and random state."""
     training = {module: module.training for module in model.modules()}
     buffers = [
-        (module, name, buffer, buffer.clone())
+        (module, name, buffer, buffer.detach().clone(), buffer.requires_grad)
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+    random_state = random.getstate()
     devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
     accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     device_type = accelerators[0].type if accelerators else "cuda"
@@ -117,10 +119,13 @@ def undisturbed(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
             model.eval()
             yield
     finally:
+        random.setstate(random_state)
         for module, flag in training.items():
             module.training = flag
         with torch.no_grad():
-            for module, name, buffer, saved in buffers:
+            for module, name, buffer, saved, has_gradient in buffers:
+                if buffer.requires_grad and not has_gradient:  # changed in place, with the graph of this run
+                    buffer = buffer.detach() if buffer._is_view() else buffer.detach_()
                 if buffer.device.type != "meta" and not torch.equal(buffer, saved):
                     buffer.copy_(saved)
                 module._buffers[name] = buffer
