@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import cgnl
 from cgnl.insertion import BLOCK_NAME, inserted_blocks
+from cgnl.networks.video import c2d_resnet18
 
 
 @all_hosts
@@ -269,3 +270,56 @@ def test_blocks_of_two_insertions_start_differently() -> None:
     cgnl.insert_blocks(model, {"stem": make_1d}, example_input=x)
     first, second = inserted_blocks(model).values()
     assert not torch.equal(first.theta.weight, second.theta.weight)
+
+
+class Autocasts(AudioNet):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("path", ["body", "act"])
+def test_a_block_under_autocast_keeps_the_type_of_the_weights(path: str) -> None:
+    model, x = Autocasts(), torch.randn(2, 2, 33)
+    model.act = nn.ReLU()  # without weights of its own
+    model.stem.append(model.act)
+    plain = model.eval()(x)
+    cgnl.insert_blocks(model, {path: make_1d}, example_input=x)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model(x), plain)
+    cgnl.remove_blocks(model)
+    # autocast of the caller
+    with torch.autocast("cpu", torch.bfloat16):
+        cgnl.insert_blocks(model, {path: make_1d}, example_input=x)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+class CastsItself(AudioNet):
+    """Converts its map itself, where no autocast would convert a block's input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.converted(self.stem(x)).float().mean(-1))
+
+
+class Converted(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).bfloat16()
+
+
+def test_a_block_takes_the_type_of_a_map_that_is_converted_by_hand() -> None:
+    model, x = CastsItself(), torch.randn(2, 2, 33)
+    model.converted = Converted(16, 16, 3)
+    cgnl.insert_blocks(model, {"converted": make_1d}, example_input=x)
+    assert {p.dtype for p in inserted_blocks(model)["converted"].parameters()} == {torch.bfloat16}
+
+
+def test_blocks_that_are_inserted_in_inference_mode_can_be_trained() -> None:
+    model, x = AudioNet(), torch.randn(2, 2, 33)
+    video = c2d_resnet18(num_classes=3)
+    with torch.inference_mode():
+        cgnl.insert_blocks(model, {"body": make_1d}, example_input=x.clone())
+        cgnl.insert_blocks(video, cgnl.CGNL3d, example_input=torch.randn(1, 3, 2, 32, 32))
+    for network, example in ((model, x), (video, torch.randn(2, 3, 2, 32, 32))):
+        network(example).sum().backward()
+        (block,) = inserted_blocks(network).values()
+        assert block.norm.weight.grad.any()

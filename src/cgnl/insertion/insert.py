@@ -3,13 +3,16 @@
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
 
+import itertools
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from cgnl.insertion.check import check_blocks
@@ -118,10 +121,13 @@ def insert_blocks(
         raise ValueError(f"blocks: two of the paths {list(targets)} name the same module")
     keys = {path: keys_of(select.get(path) if isinstance(select, Mapping) else select) for path in blocks}
     with channels_last_shapes(model) as channels_last:
-        maps, owners = probe(model, targets, keys, example_input)
+        maps, autocasts, owners = probe(model, targets, keys, example_input)
     if not layout_is_given:
         _warn_of_channels_last(maps, channels_last)
-    made = {path: _make(path, blocks[path], maps.pop(path), targets[path], layout) for path in targets}
+    made = {
+        path: _make(path, blocks[path], maps.pop(path), model, targets[path], layout, autocasts.get(path))
+        for path in targets
+    }
     if len(set(made.values())) < len(made):
         raise ValueError("blocks: each path must get a block of its own, but two got the same module")
 
@@ -186,7 +192,9 @@ def _let_insert(model: ModelT, make_block: MakeBlock, places: Places, example_in
     assert isinstance(model, RunsBlocksOfVideos)
     targets = {path: find_target(model, path) for path in places.paths}
     try:
-        check_blocks(model, {path: model.insert_block(path, make_block) for path in targets}, example_input)
+        with torch.inference_mode(False):
+            made = {path: model.insert_block(path, make_block) for path in targets}
+        check_blocks(model, made, example_input)
     except BaseException:
         for target in targets.values():
             detach(model, target)
@@ -268,18 +276,33 @@ def remove_blocks(model: ModelT) -> ModelT:
 
 
 def _make(
-    path: str, make_block: Callable[[int], nn.Module], output: Tensor, target: nn.Module, layout: Layout
+    path: str,
+    make_block: MakeBlock,
+    output: Tensor,
+    model: nn.Module,
+    target: nn.Module,
+    layout: Layout,
+    autocast: torch.dtype | None,
 ) -> nn.Module:
-    """Make a block for a module's output and try it there."""
+    """Make a block for a module's output and try it there, under autocast if the module runs under it."""
     try:
-        block = make_block(output.shape[1 if layout == "channels_first" else -1])
-        if not isinstance(block, nn.Module):
-            raise ValueError(f"the callable must return a torch.nn.Module, not {type(block).__name__}")
-        block.to(device=output.device, dtype=output.dtype).train(target.training)
-        with undisturbed(block):
+        with torch.inference_mode(False):  # parameters made in it could never be trained
+            block = make_block(output.shape[1 if layout == "channels_first" else -1])
+            if not isinstance(block, nn.Module):
+                raise ValueError(f"the callable must return a torch.nn.Module, not {type(block).__name__}")
+            dtype = output.dtype if autocast is None else _dtype_of_parameters(target, model, output)
+            block.to(device=output.device, dtype=dtype).train(target.training)
+        casts = nullcontext() if autocast is None else torch.autocast(output.device.type, autocast)
+        with undisturbed(block), casts:
             apply(block, output, layout)
     except Exception as error:
         raise ValueError(
             f"blocks[{path!r}]: {error} (the module's output has shape {list(output.shape)}, {layout})"
         ) from error
     return block
+
+
+def _dtype_of_parameters(target: nn.Module, model: nn.Module, output: Tensor) -> torch.dtype:
+    """The floating-point type of the target's first parameter, else of the host's first, else of the output."""
+    parameters = itertools.chain(target.parameters(), model.parameters())
+    return next((p.dtype for p in parameters if p.is_floating_point()), output.dtype)

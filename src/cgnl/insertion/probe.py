@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgnl.insertion.nested import Key, describe, pick, put
+from cgnl.insertion.nested import Key, describe, pick, put, tensors_in
 from cgnl.insertion.targets import possible_owners
 
 _STAND_IN_NAME = "_inserted_block_stand_in"
@@ -20,18 +20,27 @@ _STAND_IN_NAME = "_inserted_block_stand_in"
 
 def probe(
     model: nn.Module, targets: Mapping[str, nn.Module], keys: Mapping[str, tuple[Key, ...]], example_input: Any
-) -> tuple[dict[str, Tensor], dict[str, tuple[nn.Module, str]]]:
-    """Run the host once to find each target's feature map, and the owner and name for its block.
+) -> tuple[dict[str, Tensor], dict[str, torch.dtype], dict[str, tuple[nn.Module, str]]]:
+    """Run the host once to find each target's feature map, its type under autocast, the owner and name for its block.
 
     Some modules that are no containers run all of their children too (``for layer in self.children()``): the
     possible owners get a stand-in child for the run, and one whose stand-in ran cannot own a block.
     """
     candidates = {path: possible_owners(model, path) for path in targets}
+    autocasts: dict[nn.Module, torch.dtype] = {}
+
+    def note_autocast(target: nn.Module, _: Any, output: Any) -> None:
+        for device_type in {tensor.device.type for tensor in tensors_in(output)} - {"meta"}:
+            if torch.is_autocast_enabled(device_type):
+                autocasts[target] = torch.get_autocast_dtype(device_type)
+
     stand_ins = {owner: nn.Identity() for owner in itertools.chain(*candidates.values())}
     try:
         for owner, stand_in in stand_ins.items():
             owner.add_module(_STAND_IN_NAME, stand_in)
-        with undisturbed(model):
+        with undisturbed(model), ExitStack() as stack:
+            for target in targets.values():
+                stack.enter_context(target.register_forward_hook(note_autocast))
             runs, _ = run(model, [*targets.values(), *stand_ins.values()], example_input)
     finally:
         for owner in stand_ins:
@@ -47,7 +56,7 @@ def probe(
                 "all are containers or iterate over their children"
             )
         owners[path] = usable[0]
-    return maps, owners
+    return maps, {path: autocasts[target] for path, target in targets.items() if target in autocasts}, owners
 
 
 def _feature_map(path: str, runs: list[Any], keys: tuple[Key, ...]) -> Tensor:
