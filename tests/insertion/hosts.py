@@ -17,6 +17,7 @@ from torchvision.models import (
     swin_transformer,
     vision_transformer,
 )
+from torchvision.models.video import mvit
 from torchvision.models.video import resnet as video_resnet
 
 import cgnl
@@ -92,6 +93,13 @@ def video_host() -> nn.Module:
     return video_resnet.VideoResNet(
         video_resnet.BasicBlock, conv_makers, [1, 1, 1, 1], video_resnet.BasicStem, num_classes=10
     )
+
+
+def small_mvit(size: int, channels: int, strides: list[list[int]]) -> nn.Module:
+    """Blocks with these strides; they return tuples of tokens, of all frames, and sizes."""
+    settings = [mvit.MSBlockConfig(1, channels, channels, [3, 3, 3], [], step, []) for step in strides]
+    booleans = dict.fromkeys(["residual_pool", "rel_pos_embed", "proj_after_attn"], True)
+    return mvit.MViT((size, size), 4, settings, residual_with_cls_embed=False, num_classes=5, **booleans)
 
 
 def sequential_host() -> nn.Module:

@@ -12,14 +12,13 @@ import timm
 import torch
 import torchvision
 import transformers
-from hosts import IMAGE, make_1d, make_2d, make_3d, small_resnet, timm_host, timm_swin, timm_vit
+from hosts import IMAGE, make_1d, make_2d, make_3d, small_mvit, small_resnet, timm_host, timm_swin, timm_vit
 from torch import Tensor, nn
 from torchvision.models import convnext, densenet, swin_transformer, vgg, vision_transformer
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.video import mvit
 
 import cgnl
 from cgnl.insertion import inserted_blocks
@@ -136,12 +135,9 @@ def vgg_host() -> nn.Module:
     return nn.Sequential(OrderedDict(features=layers, flatten=nn.Flatten(), head=nn.Linear(16, 10)))
 
 
-def small_mvit() -> nn.Module:
+def pooled_mvit() -> nn.Module:
     """Two blocks a stage from 1/4 to 1/32; they return tuples of tokens, of all frames, and sizes."""
-    steps = [[1, 1, 1], [1, 1, 1], [1, 2, 2], [1, 1, 1], [1, 2, 2], [1, 1, 1], [1, 2, 2], [1, 1, 1]]
-    settings = [mvit.MSBlockConfig(1, 8, 8, [3, 3, 3], [], step, []) for step in steps]
-    booleans = dict.fromkeys(["residual_pool", "rel_pos_embed", "proj_after_attn"], True)
-    return mvit.MViT((64, 64), 4, settings, residual_with_cls_embed=False, num_classes=5, **booleans)
+    return small_mvit(64, 8, [[1, 1, 1], [1, 1, 1], *([1, 2, 2], [1, 1, 1]) * 3])
 
 
 def fasterrcnn() -> nn.Module:
@@ -256,7 +252,7 @@ NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
     "r3d": (tv("r3d_18"), VIDEO, make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
     "r2plus1d": (tv("r2plus1d_18"), VIDEO, make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
     "mc3": (tv("mc3_18"), (2, 3, 4, 32, 32), make_3d, ["layer4.0"], ["layer3.0", "layer4.0"]),
-    "mvit": (small_mvit, (2, 3, 4, 64, 64), make_1d, ["blocks.4"], ["blocks.2", "blocks.4"]),
+    "mvit": (pooled_mvit, (2, 3, 4, 64, 64), make_1d, ["blocks.4"], ["blocks.2", "blocks.4"]),
     "one sequential": (lambda: sequential(8, 16, 16, 32, 64), IMAGE, make_2d, ["17"], ["12", "17"]),
     "vgg": (vgg_host, IMAGE, make_2d, ["features.17"], ["features.12", "features.17"]),
     "unet": (UNet, BIG, make_2d, ["down.4"], ["down.3", "down.4"]),
@@ -310,7 +306,8 @@ def test_place_output_and_gradients(build, example, make_block, one, five) -> No
     before = _tensors(_call(model, example))
     assert cgnl.insert_blocks(model, make_block, example_input=example) is model
     assert list(inserted_blocks(model)) == one
-    assert all(map(torch.equal, _tensors(_call(model, example)), before))
+    for after, plain in zip(_tensors(_call(model, example)), before, strict=True):
+        assert torch.equal(after, plain)
 
     cgnl.remove_blocks(model)
     cgnl.insert_blocks(model, make_block, example_input=example, num_blocks=5)
@@ -331,7 +328,7 @@ def test_the_places_are_those_of_the_papers_networks(arch: str) -> None:
 def test_says_which_place_it_took(capsys: Any, caplog: Any) -> None:
     x = torch.randn(IMAGE)
     cgnl.insert_blocks(small_resnet(), make_2d, example_input=x)
-    expected = "blocks stand after layer3.0 ([B, C, H, W] = [2, 256, 2, 2], channels_first)"
+    expected = "put 1 block after layer3.0, on the map [B, C, H, W] = [2, 256, 2, 2] (channels_first)"
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"cgnl: {expected}\n")
     with caplog.at_level(logging.INFO):
@@ -339,9 +336,53 @@ def test_says_which_place_it_took(capsys: Any, caplog: Any) -> None:
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("cgnl.insertion", expected)]
     assert capsys.readouterr().err == ""
     cgnl.insert_blocks(small_resnet(), make_2d, example_input=x, num_blocks=5)
-    assert capsys.readouterr().err.endswith("; 2 of 5, as the stages have room for no more\n")
+    assert capsys.readouterr().err == (
+        "cgnl: put 2 blocks after layer2.0, layer3.0, on maps [B, C, H, W] (channels_first); "
+        "only 2 of 5 fit into the stages\n"
+    )
+    cgnl.insert_blocks(timm_vit(), make_1d, example_input=x)
+    assert "put 1 block after blocks.0, on the tokens [B, N, C] = [2, 17, 32] (" in capsys.readouterr().err
     cgnl.insert_blocks(small_resnet(), {"layer1": make_2d}, example_input=x)
     assert capsys.readouterr().err == ""
+
+
+def test_says_nothing_of_a_block_that_did_not_go_in(capsys: Any) -> None:
+    host, x = small_resnet(), torch.randn(IMAGE)
+    with pytest.raises(ValueError, match="keep its input's shape"):
+        cgnl.insert_blocks(host, lambda channels: nn.Conv2d(channels, channels, 2), example_input=x)
+    assert capsys.readouterr().err == ""
+
+
+def test_says_it_on_stderr_where_no_handler_would_show_a_log_line(capsys: Any) -> None:
+    logger = logging.getLogger("cgnl.insertion")
+    try:
+        logger.propagate = False  # to the handlers of pytest
+        logger.setLevel(logging.INFO)
+        cgnl.insert_blocks(small_resnet(), make_2d, example_input=torch.randn(IMAGE))
+    finally:
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+    assert "put 1 block after layer3.0" in capsys.readouterr().err
+
+
+class Foreign(nn.Module):
+    """A host with a method of its own that is called like one of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torchvision.models.video.r3d_18(num_classes=3)
+
+    def insert_block(self, index: int) -> None:
+        raise KeyError(index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_a_method_of_the_host_is_not_taken_for_ours() -> None:
+    host = Foreign()
+    cgnl.insert_blocks(host, cgnl.CGNL3d, example_input=torch.randn(VIDEO))
+    assert list(inserted_blocks(host)) == ["net.layer4.0"]
 
 
 def test_the_blocks_are_those_of_the_path() -> None:
@@ -581,7 +622,7 @@ def test_arguments_of_a_callable_alone() -> None:
     for wrong in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=re.escape(f"num_blocks ({wrong!r}) must be an integer of at least 1")):
             cgnl.insert_blocks(host, make_2d, example_input=x, num_blocks=wrong)
-    with pytest.raises(ValueError, match=r"num_blocks \(5\) must be left out where blocks is no callable"):
+    with pytest.raises(ValueError, match=r"num_blocks \(5\) applies only where blocks is a callable"):
         cgnl.insert_blocks(host, {"layer3.0": make_2d}, example_input=x, num_blocks=5)
     with pytest.raises(ValueError, match=r"select .* must be left out where blocks is a callable"):
         cgnl.insert_blocks(host, make_2d, example_input=x, select=0)

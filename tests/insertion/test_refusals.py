@@ -63,8 +63,8 @@ def _broken(channels: int) -> nn.Module:
         ({"unused": make_2d}, r"the module must run exactly once .* ran 0 times"),
         ({"attention.out_proj": make_1d}, r"the module must run exactly once .* ran 0 times"),
         ({"token_pair": make_1d}, r"feature map.* but is a tuple"),
-        ({"head": make_1d}, r"feature map.* but is torch.float32 of shape \[2, 3\]"),
-        ({"indices": make_2d}, r"feature map.* but is torch.int64 of shape \[2, 1, 6, 6\]"),
+        ({"head": make_1d}, r"feature map.* but is a torch.float32 tensor of shape \[2, 3\]"),
+        ({"indices": make_2d}, r"feature map.* but is a torch.int64 tensor of shape \[2, 1, 6, 6\]"),
         ({"conv": make_1d}, r"blocks\['conv'\]: .*\[2, 16, 6, 6\], channels_first"),
         ({"conv": partial(cgnl.CGNL2d, groups=3)}, r"blocks\['conv'\]: .*groups \(3\)"),
         ({"conv": _broken}, r"blocks\['conv'\]: channels \(16\) must be prime"),
@@ -191,6 +191,7 @@ def test_remove_from_a_part_of_the_network_is_refused() -> None:
         (nn.Sequential(nn.Conv2d(3, 16, 1)), {}, "blocks must map at least one module path"),
         (nn.Sequential(nn.Conv2d(3, 16, 1)), ["0"], "blocks must map at least one module path"),
         (nn.Sequential(nn.Conv2d(3, 16, 1)), {"0": cgnl.CGNL2d(16)}, "the class CGNL2d itself, not a block"),
+        (nn.Sequential(nn.Conv2d(3, 16, 1)), {"0": None}, r"blocks\['0'\] must be a callable .*, not None"),
     ],
 )
 def test_arguments_of_a_wrong_kind_are_named(model, blocks, message):

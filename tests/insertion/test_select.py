@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hosts import assert_close, assert_same_step, awaken, make_1d, make_2d, outline
+from hosts import assert_close, assert_same_step, awaken, make_1d, make_2d, outline, small_mvit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.video import mvit_v2_s
-from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.ops import FeaturePyramidNetwork
 
 import cgnl
@@ -69,6 +68,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Any], Any]] = {
     "user-dict": (lambda x: UserDict(map=x), "map"),
     "nested": (lambda x: {"out": [3, (x, 2 * x)]}, ("out", 1, 0)),
     "several": (lambda x: torch.max(torch.stack([x, -x]), dim=0), 0),
+    "several-name": (lambda x: torch.max(torch.stack([x, -x]), dim=0), "values"),
 }
 all_cases = pytest.mark.parametrize(("make_output", "select"), CASES.values(), ids=CASES)
 
@@ -268,21 +268,16 @@ def test_attention_itself_is_selected_from() -> None:
     attention, x = nn.MultiheadAttention(16, 2, batch_first=True), torch.randn(2, 5, 16)
     plain = attention(x, x, x)
     cgnl.insert_blocks(attention, {"": make_1d}, example_input=(x, x, x), layout="channels_last", select=0)
-    assert all(map(torch.equal, attention(x, x, x), plain))
+    for after, before in zip(attention(x, x, x), plain, strict=True):
+        assert torch.equal(after, before)
     output, weights = awaken(attention)(x, x, x)
     assert not torch.allclose(output, plain[0])
     assert torch.equal(weights, plain[1])
 
 
-def small_mvit() -> nn.Module:
-    settings = [MSBlockConfig(1, 16, 16, [3, 3, 3], [], [1, 1, 1], []) for _ in range(2)]
-    booleans = dict.fromkeys(["residual_pool", "rel_pos_embed", "proj_after_attn"], True)
-    return MViT((16, 16), 4, settings, residual_with_cls_embed=False, num_classes=5, **booleans)
-
-
 def test_video_transformers_whose_blocks_return_tokens_and_sizes() -> None:
     torch.manual_seed(0)
-    model, x = small_mvit().eval(), torch.randn(1, 3, 4, 16, 16)
+    model, x = small_mvit(16, 16, [[1, 1, 1]] * 2).eval(), torch.randn(1, 3, 4, 16, 16)
     plain = model(x)
     cgnl.insert_blocks(model, {"blocks.0": make_1d}, example_input=x, layout="channels_last", select=0)
     assert torch.equal(model(x), plain)
@@ -352,14 +347,17 @@ def _outputs(model: nn.Module, x: Tensor) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        (None, r"feature map, .*, but is a tuple of 0: torch.float32 of shape \[2, 8, 10\], 1: an int; select= takes"),
+        (
+            None,
+            r"feature map, .*, but is a tuple of 0: a torch.float32 tensor of .* 10\], 1: an int; select= takes",
+        ),
         (1, r"feature map, .*, but is an int; select= takes"),
         (
             2,
-            r"blocks\['sized'\]: select: there is no 2 in a tuple of 0: torch.float32 of shape \[2, 8, 10\], 1: an int",
+            r"blocks\['sized'\]: select: there is no 2 in a tuple of 0: a torch.float32 tensor of .* 10\], 1: an int",
         ),
         ("x", r"select: there is no 'x' in a tuple"),
-        ((0, 0), r"select: there is no 0 in torch.float32 of shape \[2, 8, 10\]"),
+        ((0, 0), r"select: there is no 0 in a torch.float32 tensor of shape \[2, 8, 10\]"),
         ({"listed": 0}, r"select: its paths \['listed'\] must be among those of blocks, \['sized'\]"),
         (1.5, r"select \(1.5\) must be a key, an index or a tuple of them"),
         ([0], r"select \(\[0\]\) must be a key, an index or a tuple of them"),
@@ -376,12 +374,12 @@ def test_wrong_selections_are_named(select: Any, message: str) -> None:
 
 def test_select_on_a_module_that_returns_a_tensor_is_refused_also_later() -> None:
     x = torch.randn(2, 3, 9)
-    with pytest.raises(ValueError, match=r"select: there is no 0 in torch.float32 of shape \[2, 8, 7\]"):
+    with pytest.raises(ValueError, match=r"select: there is no 0 in a torch.float32 tensor of shape \[2, 8, 7\]"):
         cgnl.insert_blocks(nn.Sequential(nn.Conv1d(3, 8, 3)), {"0": make_1d}, example_input=x, select=0)
     model, x, select = nested_net("tuple")
     cgnl.insert_blocks(model, {"inner": make_1d}, example_input=x, select=select)
     model.inner.make_output = lambda x: x
-    with pytest.raises(ValueError, match=r"select: there is no 0 in torch\.float32"):
+    with pytest.raises(ValueError, match=r"select: there is no 0 in a torch\.float32"):
         model(x)
 
 
@@ -410,4 +408,5 @@ def test_tensors_in_and_describe_look_into_all_kinds() -> None:
         assert any(tensor.shape[-1] == 2 for tensor in tensors_in(make_output(x))), name
         assert "shape [1, 2]" in describe(make_output(x)) or name == "nested", name
     assert describe([torch.ones(1)] * 9).endswith("and 3 more")
-    assert describe({}) == "a dict of nothing"
+    assert describe({}) == "an empty dict"
+    assert describe(torch.ones(1, 2).max(0)).startswith("a max of values: a torch.float32 tensor of shape [2], indices")

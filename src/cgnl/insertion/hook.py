@@ -4,7 +4,7 @@ Shapes: B batch, C channels, S spatial or space-time axes, N positions of a toke
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ _REPLICA_NAME = "_inserted_block_of_replica"
 class _Hook:
     @property
     def __name__(self) -> str:
-        """Asked for by torch.jit.script, the only one that cannot do without."""
+        """torch.jit.script reads this name; nothing else needs it."""
         raise AttributeError("torch.jit.script cannot compile inserted blocks; torch.export and torch.compile can")
 
 
@@ -142,12 +142,12 @@ def detach(model: nn.Module, target: nn.Module) -> None:
             delattr(target, handle_name)
 
 
-@runtime_checkable
-class RunsBlocksOfVideos(Protocol):
-    """A network whose modules see frames, folded into the batch, and which runs blocks on videos itself."""
+class RunsBlocksOfVideos:
+    """Base of networks whose modules see frames, folded into the batch, and which run blocks on videos themselves."""
 
     def insert_block(self, path: str, make_block: Callable[[int], nn.Module]) -> nn.Module:
         """Put a block of videos after the module at a path."""
+        raise NotImplementedError
 
 
 def attach_without_hook(module: nn.Module, block: nn.Module) -> None:

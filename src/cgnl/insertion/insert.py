@@ -56,7 +56,7 @@ def insert_blocks(
     With a callable alone, ``insert_blocks(model, cgnl.CGNL2d, example_input=x)``, the place is found: right before
     the last block of the last stage whose map is 1/16 of the input along each spatial axis (``layer3.4`` in a
     ResNet-50), else of the last stage but one; in a network of one stage, as a ViT is, before its last block; after a
-    stage's only block. The line "blocks stand after ..." on stderr says which it took; where logging shows
+    stage's only block. The line "put 1 block after ..." on stderr says which it took; where logging shows
     INFO, it is a log line of ``cgnl.insertion`` instead.
 
     Where a host may run the elements of a container one by one, as timm does with gradient checkpointing, the
@@ -75,7 +75,8 @@ def insert_blocks(
             arguments, or a dict of keyword arguments.
         layout: ``"channels_first"`` for feature maps ``[B, C, *S]`` of 1 to 3 axes; ``"channels_last"`` for
             maps ``[B, *S, C]`` and tokens ``[B, N, C]``, where a class token is one more position. Blocks see
-            ``[B, C, *S]`` either way. By default channels first at paths, and found for a callable alone.
+            ``[B, C, *S]`` either way. The default is channels first for paths; for a callable without paths the
+            layout is found.
         num_blocks: Number of blocks of a callable alone. With 5, three go into the stage of the first and two into
             the stage before, at most every other one of a stage's; those that do not fit are left out, and
             the line says so.
@@ -104,6 +105,7 @@ def insert_blocks(
         >>> [key for key in host.state_dict() if "theta" in key]
         ['1.inserted_block.theta.weight']
     """
+    places = None
     if not isinstance(blocks, Mapping) and callable(blocks):
         places = _find_places(model, blocks, example_input, layout, num_blocks, select)
         if _runs_it_itself(model, blocks):
@@ -111,7 +113,7 @@ def insert_blocks(
         blocks, layout, select = dict.fromkeys(places.paths, blocks), places.layout, places.select
     elif num_blocks != 1:
         raise ValueError(
-            f"num_blocks ({num_blocks}) must be left out where blocks is no callable: its paths say how many"
+            f"num_blocks ({num_blocks}) applies only where blocks is a callable; paths already say how many"
         )
     layout_is_given = layout is not None
     layout = layout or "channels_first"
@@ -139,6 +141,8 @@ def insert_blocks(
         for target in targets.values():
             detach(model, target)
         raise
+    if places is not None:
+        _say(places.words)
     return model
 
 
@@ -162,7 +166,7 @@ def _find_places(
     num_blocks: int,
     select: object,
 ) -> Places:
-    """The places for a callable alone; says which they are."""
+    """The places for a callable alone."""
     if isinstance(make_block, nn.Module):
         raise ValueError(
             f"blocks must be a callable, such as the class {type(make_block).__name__} itself, not a block"
@@ -174,13 +178,7 @@ def _find_places(
     _check_arguments(model, {"...": make_block}, example_input, layout or "channels_first", None)
     refuse_wrapped(model)
     num_axes = None if _runs_it_itself(model, make_block) else _num_axes(make_block)
-    places = find_places(model, example_input, num_blocks, num_axes=num_axes, layout=layout)
-    if _logger.isEnabledFor(logging.INFO):
-        _logger.info(places.words)
-    else:
-        # Unlike a log line, this is seen by those who have not set logging up.
-        print(f"cgnl: {places.words}", file=sys.stderr)
-    return places
+    return find_places(model, example_input, num_blocks, num_axes=num_axes, layout=layout)
 
 
 def _runs_it_itself(model: nn.Module, make_block: MakeBlock) -> bool:
@@ -199,7 +197,16 @@ def _let_insert(model: ModelT, make_block: MakeBlock, places: Places, example_in
         for target in targets.values():
             detach(model, target)
         raise
+    _say(places.words)
     return model
+
+
+def _say(words: str) -> None:
+    if _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers():
+        _logger.info(words)
+    else:
+        # Unlike a log line, this is seen by those who have not set logging up.
+        print(f"cgnl: {words}", file=sys.stderr)
 
 
 def _num_axes(make_block: MakeBlock) -> int | None:
@@ -223,13 +230,15 @@ def _check_arguments(
         raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(blocks, Mapping) or not blocks:
         raise ValueError(
-            'blocks must map at least one module path to a callable, such as {"layer3.4": cgnl.CGNL2d}, or be one'
+            'blocks must map at least one module path to a callable, such as {"layer3.4": cgnl.CGNL2d}, '
+            "or be a callable"
         )
     for path, make_block in blocks.items():
-        if isinstance(make_block, nn.Module):
+        if isinstance(make_block, nn.Module) or not callable(make_block):
+            given = f"the class {type(make_block).__name__} itself, not a block"
             raise ValueError(
                 f"blocks[{path!r}] must be a callable that takes the number of channels and returns the block, such as "
-                f"the class {type(make_block).__name__} itself, not a block"
+                f"{given if isinstance(make_block, nn.Module) else f'cgnl.CGNL2d, not {make_block!r}'}"
             )
     if not isinstance(example_input, Tensor | tuple | dict):
         raise ValueError(

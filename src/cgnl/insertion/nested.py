@@ -54,7 +54,14 @@ def _has_fields(output: Any, key: Any) -> bool:
     """Whether the key is the name of an attribute, as in named tuples and dataclasses that are no dicts."""
     if not isinstance(key, str) or isinstance(output, Mapping):
         return False
-    return not isinstance(output, tuple) or hasattr(output, "_fields")
+    return not isinstance(output, tuple) or _names_of(output) is not None
+
+
+def _names_of(output: Any) -> tuple[str, ...] | None:
+    """The names of a named tuple's items, and of those that PyTorch returns (``torch.return_types``)."""
+    if hasattr(output, "n_sequence_fields"):
+        return type(output).__match_args__
+    return getattr(output, "_fields", None)
 
 
 def _replace(output: Any, key: Any, value: Any) -> Any:
@@ -64,7 +71,7 @@ def _replace(output: Any, key: Any, value: Any) -> Any:
         name = key if isinstance(key, str) else list(output)[key]
         return type(output)(**{**output, name: value})
     if isinstance(output, tuple):
-        position = output._fields.index(key) if isinstance(key, str) else key  # type: ignore[attr-defined]
+        position = (_names_of(output) or ()).index(key) if isinstance(key, str) else key
         items = list(output)
         items[position] = value
         return output._make(items) if hasattr(output, "_make") else type(output)(items)
@@ -113,20 +120,23 @@ def describe(output: Any) -> str:
     if isinstance(output, Mapping):
         items = [f"{key!r}: {_describe_item(value)}" for key, value in output.items()]
     elif isinstance(output, list | tuple):
-        names = getattr(output, "_fields", range(len(output)))
+        names = _names_of(output) or range(len(output))
         items = [f"{name}: {_describe_item(value)}" for name, value in zip(names, output, strict=True)]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         fields = [(field.name, getattr(output, field.name, None)) for field in dataclasses.fields(output)]
         items = [f"{name}: {_describe_item(value)}" for name, value in fields]
     else:
         return _describe_item(output)
+    if not items:
+        return f"an empty {type(output).__name__}"
     more = "" if len(items) <= _SHOWN else f" and {len(items) - _SHOWN} more"
-    return f"{_kind(output)} of {', '.join(items[:_SHOWN]) or 'nothing'}{more}"
+    return f"{_kind(output)} of {', '.join(items[:_SHOWN])}{more}"
 
 
 def _describe_item(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {list(value.shape)}"
+        kind = f"a {value.dtype} tensor of"
+        return f"{kind} nested shapes" if value.is_nested else f"{kind} shape {list(value.shape)}"
     return _kind(value)
 
 

@@ -94,12 +94,9 @@ def find_places(
     there = (num_blocks + 1) // 2 if before else num_blocks
     taken = _spread(before, num_blocks - there) + _spread(stages.all[chosen], there)
     paths = [block.path for block in taken]
-    seen = taken[-1].out_shape
-    words = (
-        f"blocks stand after {', '.join(paths)} ({_WORDS[last.num_axes, found_layout]} = {list(seen)}, {found_layout})"
-    )
+    words = _words(taken, found_layout)
     if len(paths) < num_blocks:
-        words += f"; {len(paths)} of {num_blocks}, as the stages have room for no more"
+        words += f"; only {len(paths)} of {num_blocks} fit into the stages"
     return Places(paths, found_layout, {block.path: block.select for block in taken}, words)
 
 
@@ -413,6 +410,16 @@ def _spread(stage: list[_Call], num_blocks: int) -> list[_Call]:
         return stage[-2:][:num_blocks]
     step = len(stage) // num_blocks
     return stage[step - 1 :: step][:num_blocks]
+
+
+def _words(taken: list[_Call], layout: Layout) -> str:
+    """The line that says where blocks were put; of several maps, whose shapes may differ, the axes alone."""
+    axes = _WORDS[taken[0].num_axes, layout]
+    if len(taken) == 1:
+        on = f"the {axes if axes.startswith('tokens') else f'map {axes}'} = {list(taken[0].out_shape)}"
+        return f"put 1 block after {taken[0].path}, on {on} ({layout})"
+    on = axes if axes.startswith("tokens") else f"maps {axes}"
+    return f"put {len(taken)} blocks after {', '.join(call.path for call in taken)}, on {on} ({layout})"
 
 
 def _nothing_found(run: _Run, blocks: list[_Call], num_axes: int | None) -> str:

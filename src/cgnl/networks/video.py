@@ -20,6 +20,7 @@ from torchvision import models
 
 from cgnl.blocks import Groups, Norm
 from cgnl.insertion import attach_without_hook, block_without_hook
+from cgnl.insertion.hook import RunsBlocksOfVideos
 from cgnl.kernel_functions import KernelFunction
 from cgnl.networks.image import MakeBlock, Weights, backbone, block_maker, block_places, load_weights
 from cgnl.ops import Pairwise, Scale
@@ -36,7 +37,7 @@ STRIDES_8_FRAMES = (1, 1, 2)
 _WINDOW = 7
 
 
-class C2DResNet(nn.Module):
+class C2DResNet(RunsBlocksOfVideos, nn.Module):
     """An image ResNet over the frames of a video.
 
     The stages are walked residual block by residual block (a hook on a whole stage never runs); the child
