@@ -65,6 +65,18 @@ class AudioNet(nn.Module):
         return self.head(torch.relu(self.body(self.stem(x))).mean(-1))
 
 
+class Mixing(nn.Module):
+    """A convolution on [B, C, H, W] and a linear layer on [B, H, W, C], as in ConvNeXt."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def small_resnet() -> nn.Module:
     return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
 

@@ -321,8 +321,8 @@ class _Stages:
         self._named = {level: _named_by_timm(run.model, level) for level in (_PAPERS_LEVEL - 1, _PAPERS_LEVEL)}
         blocks = self._named_alone(run, found) if (found := _blocks(run)) else []
         self.layouts = {block: layout or _layout(run, block, blocks) for block in blocks}
-        common = Counter(filter(None, self.layouts.values())).most_common(1)
-        guess = common[0][0] if common else "channels_first"
+        told = [known for known in self.layouts.values() if known is not None]
+        guess: Layout = Counter(told).most_common(1)[0][0] if told else "channels_first"
         self._levels = {block: run.level(block, self.layouts[block] or guess) for block in blocks}
         # Those of other axes may lie between, as attention on tokens does between convolutions.
         fitting = [block for block in blocks if num_axes in (None, block.num_axes)]
