@@ -177,7 +177,7 @@ def branch_backward(
     with without_autocast(x):
         if wants_scale or statistics is not None:
             d_shift, d_scale = form.scale_gradients(flat, d_flat, series, statistics)
-        d_theta, d_branch, y, d_coefficients, d_sums = form.branch_gradients(
+        d_theta, d_branch, y, d_sums, d_coefficients = form.branch_gradients(
             flat, d_flat, series, scale, statistics, d_scale, d_shift, wants_z_weight
         )
         if d_sums is not None:

@@ -117,12 +117,12 @@ def branch_gradients(
     d_scale: Tensor,
     d_shift: Tensor,
     wants_z_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The gradients of theta and of the branch, y less z_0, the gradient of the coefficients, and the branch's sums.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """The gradients of theta and of the branch, y less z_0, the branch's gradient summed over positions, and the rest.
 
-    The second and third are meaningless where the gradient of conv_z's weight is not wanted. The fourth lacks the part
-    that goes through `Series.shared`, which the fifth gives: the branch's gradient summed over positions, [B, C]. It is
-    None where there is no z_0.
+    The second and third are meaningless where the gradient of conv_z's weight is not wanted. The sums, [B, C], are for
+    the part that goes through `Series.shared`, and None where there is no z_0. The rest is the gradient of the
+    coefficients without that part.
     """
     from cgnl.ops.fused import kernels
 
@@ -173,8 +173,8 @@ def branch_gradients(
         d_theta,
         d_flat if d_branch is None else d_branch,
         d_theta if y is None else y,
-        partial.sum(2),
         None if d_sums is None else d_sums.sum(1),
+        partial.sum(2),
     )
 
 

@@ -38,7 +38,7 @@ def branch_gradients(
     d_scale: Tensor,
     d_shift: Tensor,
     wants_z_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """As `narrow.branch_gradients`."""
     theta, y, value = _steps(flat, series)
     d_branch = empty_map(flat, flat.shape[1], y.dtype)
@@ -55,7 +55,7 @@ def branch_gradients(
     d_coefficients = write_polynomial_gradient(
         d_y, theta, series.coefficients, series.powers, series.gamma, d_theta, varying=True
     )
-    return d_theta, d_branch, y, d_coefficients, d.sum(2) if series.powers & 1 else None
+    return d_theta, d_branch, y, d.sum(2) if series.powers & 1 else None, d_coefficients
 
 
 def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:
