@@ -348,7 +348,7 @@ def chosen_form(
     if backend == "eager" or (on_trial and (tensors[0].device.type not in AUTO_FUSED_DEVICES or eager.is_exporting())):
         return eager
     dtype = eager.feature_dtype(tensors[0])
-    obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=dtype, from_x=operation != "features")
+    obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=dtype)
     if obstacle is None and (not on_trial or self_test.passes(operation, *tensors, kernel=kernel, dtype=dtype)):
         return fused
     if backend == "fused":

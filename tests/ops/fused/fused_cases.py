@@ -17,7 +17,6 @@ KERNELS = {
     "dot": DotProduct(),
     **{f"gaussian-{order}": EmbeddedGaussian(order) for order in range(6)},
     "rbf": GaussianRBF(gamma=0.3),
-    "rbf-normalized": GaussianRBF(gamma=0.3, beta="normalized"),
     "rbf-exact": GaussianRBF(gamma=0.3, beta="exact"),
     "gaps": SeriesKernel(lambda t, u: (t * u) ** 2 + (t * u) ** 4, [0, 0, 1, 0, 1]),
 }
@@ -129,11 +128,6 @@ def fused_features(inputs: Sequence[Tensor], groups: int, kernel: KernelFunction
 
 def naive_features(inputs: Sequence[Tensor], groups: int, kernel: KernelFunction, factor: float) -> Tensor:
     return naive.compact_generalized_non_local(*inputs, groups=groups, kernel=kernel, factor=factor)
-
-
-def fits(form: str, kernel: KernelFunction) -> bool:
-    """Whether the form knows the kernel function: from x it does not normalize features."""
-    return form == "features" or not kernel.normalizes_features
 
 
 Form = Callable[[Sequence[Tensor], int, KernelFunction, float], Tensor]

@@ -11,7 +11,6 @@ from fused_cases import (
     Case,
     assert_close,
     block_inputs,
-    fits,
     fused_block,
     gradients_of,
     inputs_of,
@@ -52,7 +51,7 @@ def test_equals_naive_with_every_gradient(case, form):
 
 @pytest.mark.parametrize(
     ("form", "kernel"),
-    [pytest.param(f, k, id=f"{n}-{f}") for f in ("plain", "features") for n, k in KERNELS.items() if fits(f, k)],
+    [pytest.param(f, k, id=f"{n}-{f}") for f in ("plain", "features") for n, k in KERNELS.items()],
 )
 def test_every_kernel_function_equals_naive(kernel, form):
     results, expected = results_of(form, SMALL, kernel, 0.3)
@@ -98,24 +97,9 @@ def test_results_have_the_strides_of_x(layout):
 def test_nan_stays_in_its_sample(form):
     inputs = [t.detach() for t in inputs_of(form, SMALL)]
     inputs[0][0, 3, 2, 1] = torch.nan
-    for kernel in (EmbeddedGaussian(2), GaussianRBF(gamma=0.3, beta="normalized")):
-        if not fits(form, kernel):
-            continue
-        y = FORMS[form][0](inputs, SMALL.groups, kernel, 1.0)
-        assert y[0].isnan().any()
-        assert not y[1].isnan().any()
-
-
-def test_normalized_features_that_are_all_zero():
-    inputs = inputs_of("features", SMALL)
-    for t in inputs[:2]:
-        t.data[0] = 0
-    kernel = GaussianRBF(gamma=0.3, order=5, beta="normalized")
-    y = FORMS["features"][0](inputs, SMALL.groups, kernel, 1.0)
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    expected = FORMS["features"][1](exact, SMALL.groups, kernel, 1.0)
-    assert relative(y, expected) < FLOAT32
-    assert all(d.isfinite().all() for d in gradients_of(y, inputs))
+    y = FORMS[form][0](inputs, SMALL.groups, EmbeddedGaussian(2), 1.0)
+    assert y[0].isnan().any()
+    assert not y[1].isnan().any()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -183,12 +167,13 @@ def test_variance_far_from_zero_is_stable():
     assert relative(running[1], variance) < FAR_VARIANCE
 
 
-@pytest.mark.parametrize("beta", ["constant", "exact"])
-@pytest.mark.parametrize("inner", [8, 260])
-@pytest.mark.parametrize("samples", [1, 3])
-def test_the_part_that_varies_keeps_its_digits(beta, inner, samples):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32_BATCH_NORM), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize(
+    ("samples", "inner", "beta"), [(1, 8, "constant"), (3, 8, "exact"), (1, 260, "exact"), (3, 260, "constant")]
+)
+def test_the_part_that_varies_keeps_its_digits(samples, inner, beta, dtype, tolerance):
     """At this gamma it is less than 1e-3 of the branch. Of equal samples the norm leaves nothing else."""
-    inputs = [t.detach() for t in inputs_of("batch_norm", Case((1, 16, 5, 3), inner, 2))]
+    inputs = [t.detach() for t in inputs_of("batch_norm", Case((1, 16, 5, 3), inner, 2, dtype=dtype))]
     inputs[0] = inputs[0].repeat(samples, 1, 1, 1)
     exact = [t.double().requires_grad_() for t in inputs]
     inputs = [t.requires_grad_() for t in inputs]
@@ -197,12 +182,12 @@ def test_the_part_that_varies_keeps_its_digits(beta, inner, samples):
     assert (branch - branch.mean((2, 3), keepdim=True)).norm() < 1e-3 * branch.norm()
     expected = exact[0] + F.batch_norm(branch, None, None, *exact[5:], training=True, eps=1e-20)
     y = fused.cgnl_block_batch_norm(*inputs, None, None, **options, eps=1e-20, momentum=0.0)
-    # the gradients of what makes z_0 are the norm's own small rest
-    wanted = [1, 5, 6]
+    # the gradients of phi's and g's weights, which make z_0, are the norm's own small rest
+    wanted = [1, 4, 5, 6]
     results, reference = (
         [out, *gradients_of(out, [t[i] for i in wanted])] for out, t in ((y, inputs), (expected, exact))
     )
-    assert_close(results, reference, FLOAT32_BATCH_NORM)
+    assert_close(results, reference, tolerance)
 
 
 @pytest.mark.parametrize("form", ["plain", "affine", "batch_norm"])
@@ -266,9 +251,7 @@ def test_what_it_cannot_run_is_named():
     assert fused.obstacle(x.double(), kernel=dot) == "it has no float64"
     assert fused.obstacle(x[:0], kernel=dot) == "it takes no empty tensors"
     assert fused.obstacle(x, kernel=EmbeddedGaussian(6)) == "the series has order 6, above 5"
-    normalized = GaussianRBF(beta="normalized")
-    assert fused.obstacle(x, kernel=normalized) is None
-    assert fused.obstacle(x, kernel=normalized, from_x=True) == "GaussianRBF normalizes its features"
+    assert fused.obstacle(x, kernel=GaussianRBF(beta="normalized")) == "GaussianRBF normalizes its features"
     assert fused.obstacle(x, kernel=Laplacian()) == "Laplacian has an envelope of its own"
     assert fused.obstacle(x.as_subclass(Points), kernel=dot) == "it takes plain tensors, not Points"
     transforms = "function transforms and forward-mode derivatives do not reach into it"

@@ -147,21 +147,6 @@ def test_other_kernel_functions(kernel):
     check(block, exact, input_of(), "batch_norm", FLOAT32_BATCH_NORM)
 
 
-def test_normalized_features_are_refused():
-    """They are given features of the operation; the block would have to make them twice."""
-    block, _ = block_pair(kernel=GaussianRBF(beta="normalized"))
-    with pytest.raises(ValueError, match="cannot run here: GaussianRBF normalizes its features; take backend='auto'"):
-        block(input_of())
-    features = feature_inputs(SMALL)
-    exact = [t.detach().double().requires_grad_() for t in features]
-    kernel = GaussianRBF(gamma=0.3, beta="normalized")
-    y, expected = (
-        ops.compact_generalized_non_local(*inputs, **options_of(backend, kernel))
-        for inputs, backend in ((features, "fused"), (exact, "naive"))
-    )
-    assert_close([y, *gradients_of(y, features)], [expected, *gradients_of(expected, exact)], FLOAT32)
-
-
 @pytest.mark.parametrize("mode", ["training", "eval"])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(x_dtype, mode):
@@ -269,6 +254,7 @@ def call(name, backend, tensor_device=DEVICE, dtype=torch.float32, samples=2, ke
 CALLS = [*OPERATIONS, "training", "eval", "group norm", "hooked"]
 REFUSED = {
     "float64": ({"dtype": torch.float64}, "it has no float64"),
+    "normalized": ({"kernel": GaussianRBF(beta="normalized")}, "GaussianRBF normalizes its features"),
     "order 6": ({"kernel": EmbeddedGaussian(6)}, "the series has order 6, above 5"),
     "empty": ({"samples": 0}, "it takes no empty tensors"),
     "cpu": ({"tensor_device": "cpu"}, "it needs a CUDA device, and the tensors are on cpu"),
@@ -313,6 +299,9 @@ def test_chosen_form():
     assert ops.chosen_form("auto", x.cpu(), x.cpu(), kernel=dot) is ops.eager
     assert ops.chosen_form("auto", x.double(), x.double(), kernel=dot) is ops.eager
     assert ops.chosen_form("auto", x, x, kernel=EmbeddedGaussian(6)) is ops.eager
+    for operation in ("features", "branch", "affine", "batch_norm"):
+        kernel = GaussianRBF(beta="normalized")
+        assert ops.chosen_form("auto", x, x, x, x, x, kernel=kernel, operation=operation) is ops.eager
     with torch.autocast(DEVICE, torch.bfloat16):
         # the type counts in which the operation gets its inputs: autocast leaves float64 alone
         assert ops.chosen_form("fused", x, x.double(), kernel=dot) is ops.fused

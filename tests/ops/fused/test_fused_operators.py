@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from fused_cases import DEVICE, FORMS, KERNELS, Case, gradients_of, inputs_of, random
+from fused_cases import DEVICE, FORMS, Case, gradients_of, inputs_of, random
 from torch.library import opcheck
 
+from cgnl.kernel_functions import GaussianRBF
 from cgnl.ops.fused import branches, polynomials, sums
 
 A2 = (1.0, 0.0, 0.5, 0.1)
@@ -83,8 +84,7 @@ def test_compiles_as_one_graph(form):
     inputs = inputs_of(form, case)
 
     def run(*tensors):
-        kernel = KERNELS["rbf-normalized" if form == "features" else "rbf-exact"]
-        return FORMS[form][0](tensors, case.groups, kernel, 0.1)
+        return FORMS[form][0](tensors, case.groups, GaussianRBF(gamma=0.3, beta="exact"), 0.1)
 
     y, expected = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs), run(*inputs)
     assert torch.equal(y, expected)

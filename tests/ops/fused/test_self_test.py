@@ -27,6 +27,8 @@ def _untried_device(monkeypatch):
     """Nothing is known of any device, and 'auto' considers the fused form on this one."""
     monkeypatch.setattr(self_test, "_reasons", {})
     monkeypatch.setattr(ops, "AUTO_FUSED_DEVICES", ("cuda", "cpu"))
+    if DEVICE == "cpu":  # one tile of positions: the interpreter is slow
+        monkeypatch.setattr(self_test, "_BATCH_AND_AXES", (2, (5, 5)))
     launches.clear()
 
 
@@ -209,10 +211,16 @@ def test_layouts_are_those_of_the_operators():
     ],
     ids=str,
 )
-def test_sound_operators_pass_with_room(dtype, layout, powers, envelope):
-    for operation in ("features", "batch_norm"):
+def test_sound_operators_pass_with_room(dtype, layout, powers, envelope, monkeypatch):
+    """And every operation stores in the type of its inputs, as calls do."""
+    form, stored = {}, []
+    for operation, run in self_test._FUSED.items():
+        form[operation] = lambda *t, run=run, **options: (y := run(*t, **options), stored.append(y.dtype))[0]
+    monkeypatch.setattr(self_test, "_FUSED", form)
+    for operation in ("features", "branch", "batch_norm"):
         kind = Kind(operation, dtype, layout, powers, envelope, 16)
         assert max(errors_of(kind, torch.device(DEVICE)).values()) < tolerance_of(kind) / 4
+    assert stored == 3 * [dtype]
 
 
 def test_the_state_of_the_caller_stays_outside():

@@ -41,16 +41,13 @@ __all__ = [
 ]
 
 
-def obstacle(
-    *tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None, from_x: bool = False
-) -> str | None:
+def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None) -> str | None:
     """Why the fused form cannot run on these tensors.
 
     Args:
         tensors: the inputs of the operation.
         kernel: the kernel function.
         dtype: the type in which the operation gets them; None for their own.
-        from_x: whether theta and phi are made from x inside, and not given.
 
     Returns:
         A clause, or None where it can run.
@@ -63,7 +60,7 @@ def obstacle(
     return (
         _obstacle_in_types(tensors, dtype)
         or _obstacle_in_devices({tensor.device for tensor in tensors})
-        or _obstacle_in_kernel_function(kernel, from_x)
+        or _obstacle_in_kernel_function(kernel)
     )
 
 
@@ -105,13 +102,13 @@ def _compute_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _obstacle_in_kernel_function(kernel: KernelFunction, from_x: bool) -> str | None:
+def _obstacle_in_kernel_function(kernel: KernelFunction) -> str | None:
     order = len(scaled_coefficients(kernel, 1.0)) - 1
     if order > HIGHEST_ORDER:
         return f"the series has order {order}, above {HIGHEST_ORDER}"
     if envelope_width(kernel) == 0 and kernel.envelope(torch.zeros(())) is not None:
         return f"{type(kernel).__name__} has an envelope of its own"
-    if from_x and kernel.normalizes_features:
+    if kernel.normalizes_features:
         return f"{type(kernel).__name__} normalizes its features"
     return None
 
@@ -150,8 +147,6 @@ def compact_generalized_non_local(
         y: [B, C', *S].
     """
     coefficients = scaled_coefficients(kernel, factor)
-    if kernel.normalizes_features:
-        theta, phi = (_normalized(t, groups, process_group) for t in (theta, phi))
     sums = feature_sums(phi, g, groups, coefficients, envelope_width(kernel))
     if process_group is not None:
         sums = sum_over_processes(sums, process_group)
@@ -281,21 +276,7 @@ def _block_sums(
     process_group: Any,
 ) -> Tensor:
     """z_p of Eq. 12 for the block, [B, G, P + 1]."""
-    assert not kernel.normalizes_features
     sums = power_sums(x, phi_weight, g_weight, groups, scaled_coefficients(kernel, factor), envelope_width(kernel))
     if process_group is not None:
         sums = sum_over_processes(sums, process_group)
     return sums
-
-
-def _normalized(features: Tensor, groups: int, process_group: Any) -> Tensor:
-    """Features with l2 norm 1 in each group, in float32: in a half type the powers of such small numbers would vanish.
-
-    Features that are all zero stay so, and their gradient is zero.
-    """
-    squares = feature_sums(features, features, groups, (0.0, 1.0), 0.0)[..., 1]
-    if process_group is not None:
-        squares = sum_over_processes(squares, process_group)
-    inverse = torch.where(squares > 0, squares.clamp_min(1e-24).rsqrt(), 0.0)
-    of_channels = inverse.repeat_interleave(features.shape[1] // groups, dim=1)
-    return features.float() * of_channels[(..., *(None,) * (features.dim() - 2))]

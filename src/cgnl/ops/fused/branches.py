@@ -177,11 +177,16 @@ def branch_backward(
     with without_autocast(x):
         if wants_scale or statistics is not None:
             d_shift, d_scale = form.scale_gradients(flat, d_flat, series, statistics)
-        d_theta, d_branch, y, d_coefficients = form.branch_gradients(
+        d_theta, d_branch, y, d_sums, d_coefficients = form.branch_gradients(
             flat, d_flat, series, scale, statistics, d_scale, d_shift, wants_z_weight
         )
+        if d_sums is not None:
+            d_row_sums, d_z_0 = series.shared_gradients(d_sums, statistics is not None)
+            d_coefficients[:, :, 0] += d_z_0
         if wants_z_weight:
             d_z_weight = weight_gradient(d_branch.to(dtype), y, series.groups)
+            if d_sums is not None:
+                d_z_weight = d_z_weight + d_row_sums[..., None]
             d_z_weight = d_z_weight.to(z_weight.dtype, copy=True).view(z_weight.shape)
         if wants_theta_weight:
             d_theta_weight = weight_gradient(d_theta, flat.to(dtype), 1)

@@ -84,7 +84,7 @@ def weight_gradient(d_out: Tensor, flat: Tensor, groups: int) -> Tensor:
 def with_strides_of(model: Tensor, flat: Tensor) -> Tensor:
     """The map [B, C, N] in the shape [B, C, *S] and the memory format that PyTorch gives a result of the model's.
 
-    It shares the map's memory, but is no view: autograd lets nobody change a view that an operator returns in place.
+    It shares the map's memory, but is no view: autograd forbids in-place changes to a view that an operator returns.
     """
     tensor = flat.unflatten(2, model.shape[2:])
     if tensor.stride() == torch.empty_like(model, device="meta").stride():

@@ -117,10 +117,12 @@ def branch_gradients(
     d_scale: Tensor,
     d_shift: Tensor,
     wants_z_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of theta and of the branch, y, and the gradient of the coefficients.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """The gradients of theta and of the branch, y less z_0, the branch's gradient summed over positions, and the rest.
 
-    The second and third are meaningless where the gradient of conv_z's weight is not wanted.
+    The second and third are meaningless where the gradient of conv_z's weight is not wanted. The sums, [B, C], are for
+    the part that goes through `Series.shared`, and None where there is no z_0. The rest is the gradient of the
+    coefficients without that part.
     """
     from cgnl.ops.fused import kernels
 
@@ -132,11 +134,13 @@ def branch_gradients(
     y = empty_map(flat, inner, dtype) if wants_z_weight else None
     d_branch = empty_map(flat, channels, dtype) if wants_z_weight and (scale, statistics) != (None, None) else None
     partial = partial_sums(flat, series.groups, series.in_group, series.coefficients.shape[2], settings)
+    position_tiles = num_tiles(positions, settings["BLOCK_N"])
+    d_sums = flat.new_empty(batch, position_tiles, channels, dtype=torch.float32) if series.powers & 1 else None
     offset, inverse_deviation = statistics or (None, None)
     count = batch * positions
     launch(
         kernels.branch_backward_kernel,
-        batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
+        batch * series.groups * position_tiles,
         flat,
         series.theta_weight.contiguous(),
         series.z_weight.contiguous(),
@@ -150,6 +154,7 @@ def branch_gradients(
         d_theta,
         y,
         d_branch,
+        d_sums,
         partial,
         kernel_strides(flat, flat),
         kernel_strides(d_flat, flat),
@@ -164,7 +169,13 @@ def branch_gradients(
         **kernel_layout(flat, d_flat),
         **settings,
     )
-    return d_theta, d_flat if d_branch is None else d_branch, d_theta if y is None else y, partial.sum(2)
+    return (
+        d_theta,
+        d_flat if d_branch is None else d_branch,
+        d_theta if y is None else y,
+        None if d_sums is None else d_sums.sum(1),
+        partial.sum(2),
+    )
 
 
 def _settings(flat: Tensor, series: Series, backward: bool) -> dict[str, Any]:

@@ -84,9 +84,16 @@ def _(d_y: Tensor, theta: Tensor, coefficients: Tensor, powers: int, gamma: floa
 
 
 def write_polynomial_gradient(
-    d_y: Tensor, theta: Tensor, coefficients: Tensor, powers: int, gamma: float, d_theta: Tensor
+    d_y: Tensor,
+    theta: Tensor,
+    coefficients: Tensor,
+    powers: int,
+    gamma: float,
+    d_theta: Tensor,
+    *,
+    varying: bool = False,
 ) -> Tensor:
-    """Theta's gradient of maps [B, C', N] into ``d_theta``; returns the coefficients'."""
+    """Theta's gradient of maps [B, C', N] into ``d_theta``; returns the coefficients', as of `write_polynomial`."""
     from cgnl.ops.fused import kernels
 
     batch, inner, positions = theta.shape
@@ -106,6 +113,7 @@ def write_polynomial_gradient(
         inner // groups,
         groups,
         gamma,
+        VARYING=varying,
         **series_settings(powers, num_powers, gamma),
         **kernel_layout(theta, d_y, d_theta),
         **sizes,

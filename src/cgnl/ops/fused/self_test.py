@@ -1,4 +1,4 @@
-"""Whether the fused operators do on this device what the eager form does: ``backend="auto"`` asks before it takes them.
+"""Checks that the fused operators agree with the eager form on this device, before ``backend="auto"`` takes them.
 
 At the first use of a kind of call, its operators run on a small map, forward and backward, against the eager form in
 float64. The answer holds for the process and for all devices of that compute capability. A kind is all that chooses
@@ -249,7 +249,7 @@ def _inputs(kind: Kind) -> list[Tensor]:
 
 
 def _like_phi(phi: Tensor, noise: Tensor) -> Tensor:
-    """For g: without anything in common with phi the sums of their products would be rounding errors in the main."""
+    """For g: without anything in common with phi the sums of their products would be mostly rounding error."""
     return 0.8 * phi + 0.6 * noise
 
 
@@ -259,7 +259,8 @@ def _results(kind: Kind, inputs: Sequence[Tensor], form: dict[Operation, Callabl
     kernel: KernelFunction = GaussianRBF(gamma=0.3, order=order, beta="exact")
     if not kind.envelope:
         kernel = SeriesKernel(torch.mul, [(kind.powers >> p & 1) / math.factorial(p) for p in range(order + 1)])
-    options: dict[str, Any] = {"groups": _GROUPS, "kernel": kernel, "factor": 1 / (kind.width * 14 * 14)}
+    positions = math.prod(inputs[0].shape[2:])
+    options: dict[str, Any] = {"groups": _GROUPS, "kernel": kernel, "factor": 1 / (kind.width * positions)}
     wanted = [t.detach().requires_grad_() for t in inputs]
     statistics = []
     if kind.operation == "batch_norm":
@@ -278,10 +279,10 @@ def _results(kind: Kind, inputs: Sequence[Tensor], form: dict[Operation, Callabl
 
 
 def _of_type(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The operation with a result in the type of the sums."""
+    """The operation with a result in the type of its inputs, as calls have it by default."""
 
     def run(*inputs: Tensor, **options: Any) -> Tensor:
-        return operation(*inputs, out_dtype=torch.float32, **options)
+        return operation(*inputs, out_dtype=inputs[0].dtype, **options)
 
     return run
 

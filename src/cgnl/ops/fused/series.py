@@ -50,17 +50,37 @@ class Series(NamedTuple):
         """
         if not self.powers & 1:
             return None
-        rows = self.z_weight.flatten(1).sum(1, dtype=torch.float32).unflatten(0, (self.groups, -1))
-        return (self.coefficients[:, :, :1] * rows).flatten(1)
+        return (self.coefficients[:, :, :1] * self._row_sums()).flatten(1)
 
     def shared_around_mean(self) -> Tensor:
         """The same less its mean over the batch."""
         shared = self.shared()
         if shared is None:
             return self.coefficients.new_zeros(self.coefficients.shape[0], self.z_weight.shape[0])
-        # from the first sample on: where samples are alike, nothing of the large numbers stays
-        distances = shared - shared[:1]
-        return distances - distances.mean(0)
+        return _around_mean(shared)
+
+    def shared_gradients(self, d_sums: Tensor, around_mean: bool) -> tuple[Tensor, Tensor]:
+        """The way back through `shared` or `shared_around_mean`.
+
+        In half types, products of maps would lose it: it is z_0, perhaps some thousand times the part of y that varies,
+        times a sum over positions that comes near zero where a norm follows.
+
+        Args:
+            d_sums: the gradient of the branch, summed over positions: [B, C] in float32.
+            around_mean: whether a norm took the mean away.
+
+        Returns:
+            The gradients of the row sums of conv_z's matrices, [G, C/G], and of z_0, [B, G], in float32.
+        """
+        z_0 = self.coefficients[:, :, 0]
+        if around_mean:
+            d_sums, z_0 = d_sums - d_sums.mean(0), _around_mean(z_0)
+        d_groups = d_sums.unflatten(1, (self.groups, -1))
+        return (z_0[:, :, None] * d_groups).sum(0), (d_groups * self._row_sums()).sum(2)
+
+    def _row_sums(self) -> Tensor:
+        """Of conv_z's matrices, [G, C/G] in float32."""
+        return self.z_weight.flatten(1).sum(1, dtype=torch.float32).unflatten(0, (self.groups, -1))
 
 
 class Statistics(NamedTuple):
@@ -73,6 +93,12 @@ class Statistics(NamedTuple):
 
     offset: Tensor
     inverse_deviation: Tensor
+
+
+def _around_mean(of_samples: Tensor) -> Tensor:
+    # from the first sample on: where samples are alike, nothing of the large numbers stays
+    distances = of_samples - of_samples[:1]
+    return distances - distances.mean(0)
 
 
 def powers_of(coefficients: Sequence[float]) -> int:

@@ -38,7 +38,7 @@ def branch_gradients(
     d_scale: Tensor,
     d_shift: Tensor,
     wants_z_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """As `narrow.branch_gradients`."""
     theta, y, value = _steps(flat, series)
     d_branch = empty_map(flat, flat.shape[1], y.dtype)
@@ -48,14 +48,14 @@ def branch_gradients(
         inverse_deviation = statistics.inverse_deviation[:, None]
         normed = (value.float() + statistics.offset[..., None]) * inverse_deviation
         d = (d - (d_shift / count)[:, None] - normed * (d_scale / count)[:, None]) * inverse_deviation
-    d_branch.copy_(d if scale is None else d * scale[:, None])
+    d = d if scale is None else d * scale[:, None]
+    d_branch.copy_(d)
     d_y = convolve(_z_matrices(series, y.dtype).transpose(1, 2), d_branch)
     d_theta = empty_map(flat, theta.shape[1], y.dtype)
-    d_coefficients = write_polynomial_gradient(d_y, theta, series.coefficients, series.powers, series.gamma, d_theta)
-    if wants_z_weight and series.powers & 1:
-        z_0 = series.coefficients[:, :, 0].repeat_interleave(series.in_group, dim=1)
-        y = y.add_(z_0[..., None])
-    return d_theta, d_branch, y, d_coefficients
+    d_coefficients = write_polynomial_gradient(
+        d_y, theta, series.coefficients, series.powers, series.gamma, d_theta, varying=True
+    )
+    return d_theta, d_branch, y, d.sum(2) if series.powers & 1 else None, d_coefficients
 
 
 def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,16 +132,18 @@ def branch_gradient_sums_kernel(
 @triton.jit
 def branch_backward_kernel(
     x, theta_weight, z_weight, coefficients, d_out, scale, offset, inverse_deviation, mean_d, mean_product,
-    d_theta, y_out, d_branch, partial_sums, x_strides, d_out_strides, d_theta_strides, y_strides, d_branch_strides,
+    d_theta, y_out, d_branch, d_sums, partial_sums,
+    x_strides, d_out_strides, d_theta_strides, y_strides, d_branch_strides,
     C: tl.constexpr, N, FEATURES: tl.constexpr, GROUPS: tl.constexpr, gamma,
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Writes theta's gradient and, for each power, the tile's part of the coefficient's gradient.
+    """Writes theta's gradient and, for each power, the tile's part of the coefficient's gradient, z_0's share aside.
 
-    Where their pointers are given, also y and the gradient of conv_z's output: the gradient of conv_z's weight is their
-    product. With statistics, d_out goes back through BatchNorm first: conv_z of y less z_0, plus the offset [B, C], is
+    Where their pointers are given, also y less z_0 and the gradient of conv_z's output, whose product is the gradient
+    of conv_z's weight without z_0's share; and the sum of the latter for each tile of positions and channel, for that
+    share. With statistics, d_out goes back through BatchNorm first: conv_z of y less z_0, plus the offset [B, C], is
     the branch less its mean.
     """
     sample, group, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
@@ -150,10 +152,9 @@ def branch_backward_kernel(
         POWERS, ORDER, ENVELOPE, CHANNELS_LAST, ALIGN, PRECISION, BLOCK_F, BLOCK_N, BLOCK_C,
     )  # fmt: skip
     if y_out is not None:
-        whole = y
-        if POWERS & 1:
-            whole += tl.load(coefficients + (sample * GROUPS + group) * (ORDER + 1))
-        store_map(y_out, y_strides, whole, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
+        store_map(y_out, y_strides, y, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
+    num_position_tiles = (N + BLOCK_N - 1) // BLOCK_N
+    sums_row = (sample * num_position_tiles + row % num_position_tiles) * C
     d_y = tl.full([BLOCK_F, BLOCK_N], 0.0, tl.float32)
     features = tl.arange(0, BLOCK_F)
     for start in range(0, C // GROUPS, BLOCK_O):
@@ -175,8 +176,10 @@ def branch_backward_kernel(
             d = d * load_by_channel(scale, channels, channel_mask)
         if d_branch is not None:
             store_map(d_branch, d_branch_strides, d, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
+        if d_sums is not None:
+            tl.store(d_sums + sums_row + channels, sum_over_positions(d), mask=channel_mask)
         d_y = tl.dot(tl.trans(z_rows), d, acc=d_y, input_precision=PRECISION)
-    store_power_sums(partial_sums + row * (ORDER + 1), theta, d_y, None, gamma, POWERS, ORDER, ENVELOPE)
+    store_power_sums(partial_sums + row * (ORDER + 1), theta, d_y, None, gamma, POWERS, ORDER, ENVELOPE, True)
     store_map(d_theta, d_theta_strides, d_y * slope, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN)
 
 

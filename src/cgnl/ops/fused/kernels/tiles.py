@@ -186,9 +186,13 @@ def polynomial(
 
 @triton.jit
 def store_power_sums(
-    pointer, base, weight, scales, gamma, POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr
-):
-    """Writes the tile's sum of base^p weight times the envelope for each power p that is there, and zero for others."""
+    pointer, base, weight, scales, gamma, POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr,
+    VARYING: tl.constexpr = False,
+):  # fmt: skip
+    """Writes the tile's sum of base^p weight times the envelope for each power p that is there, and zero for others.
+
+    VARYING takes the sum of the weight away from that of power 0.
+    """
     product = weight
     if ENVELOPE:
         product = product * tl.exp(-gamma * base * base)
@@ -197,7 +201,10 @@ def store_power_sums(
             product = product * base
         total = 0.0
         if (POWERS >> p) & 1:
-            total = sum_over_tile(product)
+            if p > 0 or not VARYING:
+                total = sum_over_tile(product)
+            elif ENVELOPE:
+                total = sum_over_tile(weight * exp_less_one(-gamma * base * base))
             if scales is not None:
                 total = total * scales[p]
         tl.store(pointer + p, total)
