@@ -155,6 +155,133 @@ def fasterrcnn() -> nn.Module:
     )
 
 
+class Residual(nn.Module):
+    """A residual block of one convolution; its result is that of its activation."""
+
+    def __init__(self, channels: int, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels) if norm else None
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return x + y if self.norm is None else self.act(self.norm(y) + x)
+
+
+def residuals(norm: bool) -> nn.Module:
+    """Stages of a layer with stride and residual blocks; no two are alike in shape."""
+    stages = [(3, 8, 4, 2), (8, 16, 2, 2), (16, 16, 2, 3), (16, 16, 2, 2)]
+    rows = [
+        nn.Sequential(nn.Conv2d(old, new, stride, stride), *(Residual(new, norm) for _ in range(depth)))
+        for old, new, stride, depth in stages
+    ]
+    return nn.Sequential(OrderedDict(zip("abcd", rows, strict=True)))
+
+
+def convmixer() -> nn.Module:
+    """Each block is a row of a residual block of one convolution and of another convolution."""
+    blocks = [nn.Sequential(Residual(16, norm=False), nn.Conv2d(16, 16, 1)) for _ in range(4)]
+    return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 16, 8, 8), blocks=nn.Sequential(*blocks)))
+
+
+class Unit(nn.Module):
+    """A residual unit of two convolutions and one around them."""
+
+    def __init__(self, old: int, new: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(old, new, 3, stride, 1), nn.ReLU(), nn.Conv2d(new, new, 3, padding=1))
+        self.pool = nn.Conv2d(old, new, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.pool(x)
+
+
+class Skip(nn.Module):
+    """A level of a U-Net: around the levels below it, with a gate of the skipped map where it has one."""
+
+    def __init__(self, inner: nn.Module, gate: nn.Module | None = None) -> None:
+        super().__init__()
+        self.inner, self.gate = inner, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x if self.gate is None else self.gate(x), self.inner(x)], 1)
+
+
+def nested_unet(*channels: int, gated: bool = False) -> nn.Module:
+    """A U-Net whose levels stand inside one another; the innermost is at 1/16."""
+
+    def level(old: int, new: int, *more: int) -> nn.Module:
+        if not more:
+            return nn.Sequential(Unit(old, new, 2), nn.ConvTranspose2d(new, old, 2, 2))
+        below = Skip(level(new, *more), Unit(new, new) if gated else None)
+        return nn.Sequential(Unit(old, new, 2), below, nn.ConvTranspose2d(2 * new, old, 2, 2))
+
+    return nn.Sequential(OrderedDict(model=level(3, *channels), head=nn.Conv2d(3, 2, 1)))
+
+
+def clip() -> nn.Module:
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**SMALL_VIT, "intermediate_size": 64}
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+
+
+def test_the_place_is_among_the_images_and_not_in_the_text() -> None:
+    example = {"input_ids": torch.randint(0, 99, (2, 7)), "pixel_values": torch.randn(IMAGE)}
+    assert find_places(clip().eval(), example).paths == ["vision_model.encoder.layers.1"]
+    text = {"input_ids": example["input_ids"]}
+    assert find_places(clip().text_model.eval(), text, layout="channels_last").paths[0].endswith("layers.0")
+
+
+class Weighted(nn.Module):
+    """A layer, and weights of its channels from two modules of squeeze and excitation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.low, self.high = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1))
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * (self.low(x) + self.high(x)).sigmoid()
+
+
+def squeezing() -> nn.Module:
+    """Layers alone, and squeeze and excitation behind them."""
+    layers = sequential(8, 16, 16, 32, 64)[:25]
+    return nn.Sequential(OrderedDict(features=layers, head=Weighted(64), out=nn.Conv2d(64, 2, 1)))
+
+
+class Pyramid(nn.Module):
+    """Branches of one input, with several dilations, side by side, as in the heads of DeepLab."""
+
+    def __init__(self, old: int, new: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Sequential(nn.Conv2d(old, old, 3, padding=n, dilation=n), nn.Conv2d(old, new, 1)), nn.ReLU()
+            )
+            for n in (1, 2, 3)
+        )
+        self.join = nn.Conv2d(3 * new, new, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+def pyramid() -> nn.Module:
+    """A ResNet with dilation instead of stride in its last stage, and a head that goes on at 1/16."""
+    body = torchvision.models.resnet18(weights=None)
+    body.layer4[0].conv1.stride = body.layer4[0].downsample[0].stride = (1, 1)
+    separable = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1))
+    head = nn.Sequential(Pyramid(512, 32), separable, nn.ReLU())
+    return nn.Sequential(OrderedDict([*list(body.named_children())[:-2], ("head", head)]))
+
+
+DEEPEST, NEXT, GATE = "model.1.inner.1.inner.1.inner.0", "model.1.inner.1.inner.0", "model.1.inner.1.inner.1.gate"
 BIG = (2, 3, 64, 64)
 VIDEO = (2, 3, 2, 32, 32)
 # For each network: how it is built, its input, the block, and the places of one block and of five.
@@ -257,6 +384,13 @@ NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
     "vgg": (vgg_host, IMAGE, make_2d, ["features.17"], ["features.12", "features.17"]),
     "unet": (UNet, BIG, make_2d, ["down.4"], ["down.3", "down.4"]),
     "1d": (cnn_1d, (2, 4, 256), make_1d, ["3"], ["0", "3"]),
+    "squeezing": (squeezing, BIG, make_2d, ["features.17"], ["features.12", "features.17"]),
+    "pyramid": (pyramid, BIG, make_2d, ["layer4.0"], ["layer3.0", "layer4.0"]),
+    "residuals of one layer": (partial(residuals, norm=False), BIG, make_2d, ["c.2"], ["b.1", "c.2"]),
+    "with a norm": (partial(residuals, norm=True), BIG, make_2d, ["c.2"], ["b.1", "c.2"]),
+    "convmixer": (convmixer, IMAGE, make_2d, ["blocks.2"], ["blocks.1", "blocks.3"]),
+    "nested unet": (partial(nested_unet, 8, 16, 32, 64), BIG, make_2d, [DEEPEST], [NEXT, DEEPEST]),
+    "gated unet": (partial(nested_unet, 8, 16, 32, 64, gated=True), BIG, make_2d, [DEEPEST], [GATE, DEEPEST]),
     "last stage but one": (lambda: sequential(8, 16, 32), IMAGE, make_2d, ["7"], ["2", "7"]),
     "faster r-cnn": (
         fasterrcnn,

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import count, groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
 from cgnl.insertion.hook import Layout, inserted_blocks
 from cgnl.insertion.layouts import Shape, layout_of, shape_of_first
@@ -112,10 +113,19 @@ class _Call:
     select: int | None
     num_frames: int
     parent: str
+    source: int | None
+    result: int | None
 
     @property
     def num_axes(self) -> int:
         return len(self.out_shape) - 2
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it makes a single position of a map, at any size of the map, as squeeze and excitation do."""
+        shapes = self.in_shape, self.out_shape
+        first, last = ([math.prod(shape[axes]) for shape in shapes] for axes in (slice(2, None), slice(1, -1)))
+        return len(self.in_shape) == len(self.out_shape) and (first[0] > first[1] == 1 or last[0] > last[1] == 1)
 
     @property
     def kind(self) -> object:
@@ -133,20 +143,31 @@ class _Run:
     counts: Counter[nn.Module] = field(default_factory=Counter)
     first: tuple[bool, Shape] | None = None
     evidence: dict[Shape, set[Layout]] = field(default_factory=dict)
+    nests: set[type[nn.Module]] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         num_frames = 1
+        # Ids are given to new tensors once the old ones are gone; these numbers are not.
+        numbers, unused = WeakIdKeyDictionary(), count()
+
+        def number(values: tuple[Any, ...]) -> int | None:
+            return numbers.setdefault(values[0], next(unused)) if shape_of_first(values) else None
 
         def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             nonlocal num_frames
             select = 0 if isinstance(output, tuple) else None
-            in_shape = shape_of_first((*args, *kwargs.values()))
-            out_shape = shape_of_first((output,) if select is None else output)
+            given, results = (*args, *kwargs.values()), (output,) if select is None else output
+            in_shape, out_shape = shape_of_first(given), shape_of_first(results)
             if isinstance(module, nn.Conv3d) and len(out_shape) == 5:
                 num_frames = out_shape[2]
             self.counts[module] += 1
             order, parent = self.counts.total(), path.rpartition(".")[0]
-            self.calls[module] = _Call(path, module, order, in_shape, out_shape, select, num_frames, parent)
+            tensors = [value for value in given if isinstance(value, Tensor)]
+            if any(t.dtype == torch.long for t in tensors) and not any(t.is_floating_point() for t in tensors):
+                self.texts.add(f"{path}.")
+            ends = number(given), number(results)
+            self.calls[module] = _Call(path, module, order, in_shape, out_shape, select, num_frames, parent, *ends)
             if _is_layer(module):
                 self._learn(module, in_shape, out_shape)
 
@@ -159,6 +180,13 @@ class _Run:
             stack.enter_context(undisturbed(self.model))
             run_network(self.model, (), self.example_input)
         self.calls = {module: call for module, call in self.calls.items() if self.counts[module] == 1}
+        self.nests = {type(call.module) for call in self.calls.values() if self._is_nest(call)}
+
+    def _is_nest(self, outer: _Call) -> bool:
+        """Whether a module has one of its own class inside with a map of another size, as the levels of a U-Net do."""
+        inside = (self.calls.get(module) for module in outer.module.modules() if type(module) is type(outer.module))
+        shapes = {call.out_shape for call in inside if call is not None and self.is_map(call)}
+        return not _is_row(outer.module) and len({self.axes(shape, self.layout(shape)) for shape in shapes}) > 1
 
     def _learn(self, layer: nn.Module, in_shape: Shape, out_shape: Shape) -> None:
         """Note which layouts the layers read and write: convolutions one, linear layers the other."""
@@ -178,8 +206,12 @@ class _Run:
 
     def size(self, call: _Call, layout: Layout | None) -> Shape:
         """The spatial axes of a map; of tokens their number, of videos all but time."""
-        axes = call.out_shape[2:] if layout == "channels_first" else call.out_shape[1:-1]
-        return axes[-2:]
+        return self.axes(call.out_shape, layout)
+
+    @staticmethod
+    def axes(shape: Shape, layout: Layout | None) -> Shape:
+        """The spatial axes of a map's shape."""
+        return (shape[2:] if layout == "channels_first" else shape[1:-1])[-2:]
 
     def level(self, call: _Call, layout: Layout | None) -> int:
         """The power of two nearest to the input's size over the map's, along a spatial axis."""
@@ -191,9 +223,21 @@ class _Run:
             positions = max(1, positions // call.num_frames)
         return round(math.log2(math.prod(axes) / positions) / len(axes))
 
+    def is_layer(self, module: nn.Module) -> bool:
+        """Whether a module is a layer here: no block of one layer that does more than call its children in a row."""
+        call = self.calls.get(module)
+        if not _is_layer(module) or call is None or call.in_shape != call.out_shape:
+            return _is_layer(module)
+        inner = [self.calls[child] for child in module.modules() if child is not module and child in self.calls]
+        made = {call.source, *(child.result for child in inner)}
+        used = {call.result, *(child.source for child in inner)}
+        return _is_row(module) or layout_of(module, call.in_shape) is not None or not inner or used <= made
+
     def is_map(self, call: _Call) -> bool:
         """Whether a call gives a feature map of the whole batch; frames may be folded into the batch."""
         if self.first is None or not 3 <= len(call.out_shape) <= 5 or 0 in call.out_shape:
+            return False
+        if call.is_pooled:
             return False
         return self.first[1][0] % call.out_shape[0] == 0 and (call.num_axes != 2 or self._keeps_ratio(call.out_shape))
 
@@ -232,12 +276,14 @@ def _blocks(run: _Run) -> list[_Call]:
     blocks = [block for block in found if block.kind in kinds]
     if not blocks:
         blocks = found if len(found) > 1 else _layer_blocks(run)
-    return sorted(blocks, key=lambda block: block.order)
+    # In a network of images and text, such as CLIP, the part that takes the token ids alone is not meant.
+    of_images = [block for block in blocks if not any(block.path.startswith(text) for text in run.texts)]
+    return sorted(of_images or blocks, key=lambda block: block.order)
 
 
 def _open(run: _Run, module: nn.Module, known: set[object]) -> tuple[list[_Call], set[object]]:
     """The blocks inside a module, and the kinds of which it has several: its own children, or those inside them."""
-    steps = list(_steps(run, module))
+    steps = _in_a_row(list(_steps(run, module)))
     times = Counter((call.kind, call.out_shape) for call in steps if run.is_map(call))
     rows = Counter(call.kind for call in steps if run.is_map(call))
     repeated = {kind for (kind, _), count in times.items() if count > 1} | (known & rows.keys())
@@ -282,18 +328,33 @@ def _inside(run: _Run, outer: _Call, known: set[object]) -> tuple[list[_Call], s
 
 
 def _steps(run: _Run, module: nn.Module) -> Iterator[_Call]:
-    """The children with weights that ran once and are no layers; a Sequential or an idle list is looked through."""
+    """The children with weights that ran once and are no layers.
+
+    A Sequential, an idle list and a level of a U-Net with the next level inside are looked through.
+    """
+    calls = [run.calls[child] for child in module.children() if child in run.calls]
+    times = Counter((call.kind, call.out_shape) for call in calls)
     blocks = inserted_blocks(run.model).values()
     for child in module.children():
-        if child in blocks or _is_layer(child):
+        if child in blocks or run.is_layer(child):
             continue
         if run.counts[child] == 0:
             yield from _steps(run, child)
         elif run.counts[child] == 1:
-            if not _is_row(child) or all(map(_is_layer, child.children())):
-                yield run.calls[child]
+            call = run.calls[child]
+            # A Sequential that is repeated is a block itself, as in ConvMixer.
+            is_layer = _is_layer if times[call.kind, call.out_shape] > 1 else run.is_layer
+            is_block = all(map(is_layer, child.children())) if _is_row(child) else type(child) not in run.nests
+            if is_block:
+                yield call
             else:
                 yield from _steps(run, child)
+
+
+def _in_a_row(steps: list[_Call]) -> list[_Call]:
+    """All but those alike that take the same tensor and give one shape: branches, while blocks follow one another."""
+    times = Counter((step.kind, step.source, step.out_shape) for step in steps)
+    return [step for step in steps if step.source is None or times[step.kind, step.source, step.out_shape] == 1]
 
 
 def _layer_blocks(run: _Run) -> list[_Call]:
