@@ -16,7 +16,7 @@ from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-_DOCS = ("paper-tables", "benchmarks", "speed", "video", "detection", "explain")
+_DOCS = ("blocks", "paper-tables", "benchmarks", "speed", "video", "detection", "explain")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -204,7 +204,17 @@ def _exponents_of_operations(record: dict[str, Any]) -> str:
                 cells.append("–" if expected is None else f"{'–' if value is None else f'{value:.2f}'} ({expected})")
         rows.append((words, *cells))
     header = [f"{measure}, {of}" for measure in ("time", "memory") for of in ("N", "C", "P + 1")]
-    return table(["exponent, measured (expected)", *header], rows)
+    operations = record["operations"]
+    pairs = [row for row in operations["rows"] if row["operation"] == "gnl_pairs" and "bytes" in row]
+    most = max(pairs, key=lambda row: row["bytes"])
+    elements = most["channels"] * most["positions"]
+    memory = f"GNL by explicit pairs holds {most['bytes'] / 1e9:.2f} GB for M = {elements} elements."
+    made = (
+        [f"`{operations['command']}`, {operations['date']}, commit {operations['commit']}."]
+        if "commit" in operations
+        else []
+    )
+    return "\n\n".join([table(["exponent, measured (expected)", *header], rows), memory, *made])
 
 
 def _exponents(record: dict[str, Any]) -> str:
