@@ -364,7 +364,10 @@ def varying_part() -> str:
         for row in result("accuracy_cpu").get("varying_part", [])
     ]
     header = ("kernel function, form", "share of the branch", "share after the norm", "error", "of it, rounding")
-    return f"{table(header, rows)}\n\n{source('accuracy_cpu')}"
+    made = result("accuracy_cpu").get("varying_part_made")
+    if made is None:
+        return f"{table(header, rows)}\n\n{source('accuracy_cpu')}"
+    return f"{table(header, rows)}\n\n`{made['command']}`, {made['date']}, commit {made['commit']}."
 
 
 def accuracy_gpu() -> str:
