@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
-GROUP_NORM_RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "group_norm.json"
+GROUP_NORM_RESULTS = Path(__file__).parents[1] / "studies" / "results" / "group_norm.json"
 
 Point = tuple[float, float]
 
@@ -303,7 +303,7 @@ def _matrix(axes: Axes, corner: Point, size: float, count: int, marked_row: int)
 
 
 def draw_norms() -> Figure:
-    """What is left of the attention behind three norms, from benchmarks/results/group_norm.json."""
+    """What is left of the attention behind three norms, from studies/results/group_norm.json."""
     rows = json.loads(GROUP_NORM_RESULTS.read_text())["rows"]
     figure, _ = canvas(900, 330)
     panels = {

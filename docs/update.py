@@ -1,4 +1,4 @@
-"""Writes the parts of the pages that are made from the recipes and from benchmarks/results/.
+"""Writes the parts of the pages that are made from the recipes and from studies/results/.
 
     python docs/update.py
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgnl.benchmark.table1 import EXPECTED
+from cgnl.measure.table1 import EXPECTED
 from cgnl.recipes import RECIPES, PaperRow
 from cgnl.recipes.cost import recipe_cost
 
@@ -22,8 +22,8 @@ _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def result(name: str) -> dict[str, Any]:
-    """Returns a record of benchmarks/results/."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    """Returns a record of studies/results/."""
+    return json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -40,7 +40,7 @@ def source(name: str) -> str:
     device = f"{machine['processor']}, {machine['threads']} threads" if on_cpu else machine["device"]
     return (
         f"`{record['command']}`, {record['date']}, {device}, "
-        f"PyTorch {record['versions']['torch']}, commit {record['commit']}: `benchmarks/results/{name}.json`."
+        f"PyTorch {record['versions']['torch']}, commit {record['commit']}: `studies/results/{name}.json`."
     )
 
 
@@ -158,10 +158,10 @@ def block_in_readme() -> str:
 def _if_measured(kind: str, device: str, make: Callable[[dict[str, Any]], str]) -> str:
     """Returns what is made of a record of `cgnl benchmark`, source and plot, or the command that is still to run."""
     name = f"{kind}_{device}"
-    if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+    if not (ROOT / "studies" / "results" / f"{name}.json").exists():
         options = " --device cuda" if device == "cuda" else ""
-        return f"Not measured yet: `cgnl benchmark {kind}{options} --out benchmarks/results`."
-    plot = f"![{_PLOTS[kind]}](../benchmarks/results/{name}.png)"
+        return f"Not measured yet: `cgnl benchmark {kind}{options} --out studies/results`."
+    plot = f"![{_PLOTS[kind]}](../studies/results/{name}.png)"
     return f"{make(result(name))}\n\n{source(name)}\n\n{plot}"
 
 
@@ -192,7 +192,7 @@ _OPERATIONS = {
 def _exponents_of_operations(record: dict[str, Any]) -> str:
     """Measured over expected exponents of N, C and P + 1."""
     if "operations" not in record:
-        return "The operations alone are not measured yet: `cgnl benchmark table1 --out benchmarks/results`."
+        return "The operations alone are not measured yet: `cgnl benchmark table1 --out studies/results`."
     fitted = {(row["operation"], row["of"]): row for row in record["operations"]["exponents"]}
     rows = []
     for operation, words in _OPERATIONS.items():

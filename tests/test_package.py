@@ -113,8 +113,8 @@ def test_the_wheel_works_in_a_clean_environment_with_torch_alone(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    assert {"cgnl/py.typed", "cgnl/ops/naive.py", "cgnl/data/toy/__init__.py", "cgnl/cli/__init__.py"} <= names
-    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    assert {"cgnl/py.typed", "cgnl/ops/naive.py", "cgnl/toy/__init__.py", "cgnl/cli/__init__.py"} <= names
+    assert not any(name.startswith(("tests/", "studies/")) for name in names)
     core = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line]
     assert core == ["Requires-Dist: torch>=2.11"]
 

@@ -6,16 +6,18 @@ from pathlib import Path
 import cgnl
 
 ROOMS = [
+    "settings",
     "kernel_functions",
     "ops",
     "blocks",
     "insertion",
     "networks",
     "data",
+    "toy",
     "training",
     "recipes",
     "explain",
-    "benchmark",
+    "measure",
     "cli",
 ]
 SOURCE = Path(cgnl.__file__).parent

@@ -487,8 +487,8 @@ def test_default_kernel_is_the_papers_main_configuration():
 
 
 def test_group_norm_divides_the_scalar_out_and_batch_norm_does_not(monkeypatch):
-    """The measured figure of benchmarks/group_norm.py, at an ordinary scale of the weights."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    """The measured figure of studies/group_norm.py, at an ordinary scale of the weights."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "studies")
     from group_norm import measure
 
     (group_change, group_gradient), (batch_change, batch_gradient) = (

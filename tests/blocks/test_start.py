@@ -11,8 +11,8 @@ import cgnl
 
 @pytest.fixture
 def final_loss(monkeypatch):
-    """The loss after the training of benchmarks/start.py."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    """The loss after the training of studies/start.py."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "studies")
     from start import final_loss
 
     return final_loss

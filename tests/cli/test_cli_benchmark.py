@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cgnl.benchmark import accuracy, block, table1
 from cgnl.cli import main
+from cgnl.measure import accuracy, block, table1
 
 SPREAD = {"median", "lower_quartile", "upper_quartile"}
 
@@ -204,7 +204,7 @@ def test_an_interrupt_leaves_no_half_written_record(capsys, tmp_path, monkeypatc
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cgnl.benchmark.table1._rows", interrupted)
+    monkeypatch.setattr("cgnl.measure.table1._rows", interrupted)
     code, _, errors = run(capsys, "table1", "--smallest", "--threads=1", "--out", tmp_path)
     assert code == 130
     assert errors == "cgnl: stopped\n"

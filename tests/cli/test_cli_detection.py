@@ -13,7 +13,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn
 
 from cgnl.cli import main
 from cgnl.data.decoding import open_image
-from cgnl.data.toy.flock import draw_flock
+from cgnl.toy.flock import draw_flock
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.detection_evaluation import detect
 

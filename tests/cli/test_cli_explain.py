@@ -12,15 +12,15 @@ from test_cli import run
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cgnl.data.decoding import open_image
-from cgnl.data.toy.actions import draw_actions
-from cgnl.data.toy.birds import draw_birds
-from cgnl.data.toy.flock import draw_flock
 from cgnl.explain.inputs import see, strongest_position
 from cgnl.explain.trace import trace_blocks
 from cgnl.recipes import RECIPES, override, smoke
+from cgnl.settings.recipe import from_dict, to_dict
+from cgnl.toy.actions import draw_actions
+from cgnl.toy.birds import draw_birds
+from cgnl.toy.flock import draw_flock
 from cgnl.training import run as training
 from cgnl.training.checkpoint import build_network, load_trained
-from cgnl.training.recipe import from_dict, to_dict
 
 SIZE, RESIZE = 64, 73
 """Crop and shorter side of the tiny image networks; the drawn birds have 96 x 96 pixels."""

@@ -18,9 +18,9 @@ import tolerances
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.image import resnet18
 from cgnl.recipes import RECIPES, override, smoke
+from cgnl.settings.recipe import to_dict
 from cgnl.training.checkpoint import FORMAT, build_network, load_trained
 from cgnl.training.evaluation import predict
-from cgnl.training.recipe import to_dict
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 CLASSES = ["Wren", "Möwe", "Great tit"]

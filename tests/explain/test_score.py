@@ -9,13 +9,13 @@ import torch
 
 from cgnl.data.decoding import DataError
 from cgnl.data.images import read_cub_boxes, read_cub_parts, read_images
-from cgnl.data.toy.birds import draw_birds
 from cgnl.explain.geometry import view_of
 from cgnl.explain.score import COVERERS, measure, score_parts, scores_figure, scores_table, seen_parts
 from cgnl.networks.image import resnet18
 from cgnl.recipes.toy import actions_resnet18_cgnl, birds_resnet18_cgnl, flock_maskrcnn_resnet18_cgnl
+from cgnl.settings.recipe import NetworkConfig
+from cgnl.toy.birds import draw_birds
 from cgnl.training.checkpoint import TrainedNetwork
-from cgnl.training.recipe import NetworkConfig
 
 BLOCK, RANDOM, CENTRE, REFERENCE = range(4)
 # in an input of 80 x 80 pixels, positions of 10 x 10; "eye" lies at the beak's position

@@ -69,7 +69,7 @@ def test_equals_a_network_of_3d_convolutions(
     training: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "studies")
     from conv3d_network import Conv3dResNet
 
     network = video.c2d_resnet(arch, block, num_blocks, num_classes=5, dropout=0.0, temporal_strides=strides)

@@ -6,12 +6,12 @@ import dataclasses
 import pytest
 import torch
 
-from cgnl.data.toy.actions import draw_actions
-from cgnl.data.toy.birds import draw_birds
-from cgnl.data.toy.flock import draw_flock
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import block_places
 from cgnl.recipes import RECIPES, smoke
+from cgnl.toy.actions import draw_actions
+from cgnl.toy.birds import draw_birds
+from cgnl.toy.flock import draw_flock
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.run import train
 

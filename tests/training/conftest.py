@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cgnl.data.toy.actions import draw_actions
-from cgnl.data.toy.flock import draw_flock
 from cgnl.recipes import RECIPES, Recipe, override
-from cgnl.training.recipe import DetectionRecipe
+from cgnl.settings.recipe import DetectionRecipe
+from cgnl.toy.actions import draw_actions
+from cgnl.toy.flock import draw_flock
 
 
 @pytest.fixture(scope="session")

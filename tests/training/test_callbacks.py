@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cgnl.networks.checkpoints import CheckpointError
+from cgnl.settings.recipe import OptimizerConfig
 from cgnl.training.callbacks import FiniteGuard, NonFiniteError
 from cgnl.training.checkpoint import AtomicCheckpointIO
 from cgnl.training.classification import ClassificationModule
-from cgnl.training.recipe import OptimizerConfig
 
 
 def small_network():

@@ -6,8 +6,8 @@ from torch import nn
 
 from cgnl.data.decoding import DataError
 from cgnl.networks.image import resnet18
+from cgnl.settings.recipe import OptimizerConfig
 from cgnl.training.classification import ClassificationModule
-from cgnl.training.recipe import OptimizerConfig
 
 
 def test_blocks_and_head_have_learning_rates_of_their_own():

@@ -15,11 +15,11 @@ from cgnl.cli import main
 from cgnl.data.decoding import DataError
 from cgnl.networks.detection import maskrcnn_resnet18
 from cgnl.recipes import override
+from cgnl.settings.recipe import DetectionDataConfig, OptimizerConfig
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.data import make_data
 from cgnl.training.detection import DetectionModule
 from cgnl.training.detection_evaluation import evaluate_detection
-from cgnl.training.recipe import DetectionDataConfig, OptimizerConfig
 from cgnl.training.run import make_module, train
 
 

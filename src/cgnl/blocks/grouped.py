@@ -20,7 +20,7 @@ fx.wrap("generalized_non_local")
 
 # A scale makes the branch of a new block so small that the norm's eps outweighs its variance, and the block hardly
 # learns. y is linear in g, so a larger g makes up for the scale, whatever the kernel function; theta, phi and z stay
-# small and learn as fast as without a scale (benchmarks/start.py). The numbers make up for an M of some hundreds.
+# small and learn as fast as without a scale (studies/start.py). The numbers make up for an M of some hundreds.
 _G_STD = {None: 0.01, "sqrt": 0.2, "mean": 2.0}
 
 

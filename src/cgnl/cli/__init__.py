@@ -25,8 +25,8 @@ from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
 from cgnl.cli.prediction import predict
+from cgnl.settings.recipe import Recipe
 from cgnl.training.processes import TrainingStopped, is_first_process
-from cgnl.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ def _smoke(recipe: Recipe, run: Path) -> Recipe:
     drawn = run / {"image": "birds", "video": "actions", "detection": "flock"}[recipe.task]
     if is_first_process() and not drawn.exists():
         if recipe.task == "video":
-            from cgnl.data.toy.actions import draw_actions
+            from cgnl.toy.actions import draw_actions
 
             draw_actions(drawn, num_classes=4, groups=3, clips_per_group=1, size=(96, 72))
         elif recipe.task == "detection":
-            from cgnl.data.toy.flock import draw_flock
+            from cgnl.toy.flock import draw_flock
 
             draw_flock(drawn, num_species=3, train_images=4, test_images=2, size=(96, 72))
         else:
-            from cgnl.data.toy.birds import draw_birds
+            from cgnl.toy.birds import draw_birds
 
             draw_birds(drawn, num_species=4, train_images=2, test_images=1, size=96)
     return smoke(recipe, drawn)
@@ -153,7 +153,7 @@ def toy_birds(
         size: Height and width of the images (pixels).
         seed: Seed of the drawing; the same seed gives the same bytes.
     """
-    from cgnl.data.toy.birds import draw_birds
+    from cgnl.toy.birds import draw_birds
 
     draw_birds(out, num_species=num_species, train_images=train_images, test_images=test_images, size=size, seed=seed)
     images = f"{num_species * train_images} training and {num_species * test_images} test images"
@@ -180,7 +180,7 @@ def toy_actions(
         container: mpeg4 in .avi (as UCF101), h264 in .mp4, or both by turns.
         seed: Seed of the drawing; the same seed gives the same pixels.
     """
-    from cgnl.data.toy.actions import draw_actions
+    from cgnl.toy.actions import draw_actions
 
     draw_actions(
         out,
@@ -212,7 +212,7 @@ def toy_flock(
         size: Width and height of the images (pixels).
         seed: Seed of the drawing; the same seed gives the same bytes.
     """
-    from cgnl.data.toy.flock import draw_flock
+    from cgnl.toy.flock import draw_flock
 
     draw_flock(out, num_species=num_species, train_images=train_images, test_images=test_images, size=size, seed=seed)
     print(f"{out}: {num_species} species, {train_images} training and {test_images} test images")

@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from cgnl.training.recipe import Recipe
+from cgnl.settings.recipe import Recipe
 
 
 def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:

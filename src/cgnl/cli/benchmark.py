@@ -131,9 +131,9 @@ def benchmark(arguments: Sequence[str]) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
-    from cgnl.benchmark.plots import draw
-    from cgnl.benchmark.record import write_result
-    from cgnl.benchmark.tables import print_tables
+    from cgnl.measure.plots import draw
+    from cgnl.measure.record import write_result
+    from cgnl.measure.tables import print_tables
 
     if request.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device ('cuda') needs a GPU that PyTorch can use, and it finds none")
@@ -150,7 +150,7 @@ def benchmark(arguments: Sequence[str]) -> None:
     )
     print_tables(request.kind, record)
     if request.kind == "accuracy":
-        from cgnl.benchmark.accuracy import print_self_test
+        from cgnl.measure.accuracy import print_self_test
 
         print_self_test(request.device, smallest=request.smallest)
     plot = record_file.with_suffix(".png")
@@ -197,22 +197,22 @@ def _measured(request: _Request) -> dict[str, Any]:
     """Settings, rows and what else the record of this kind holds."""
     common = {"device": request.device, "seed": request.seed, "smallest": request.smallest, **request.options}
     if request.kind == "accuracy":
-        from cgnl.benchmark import accuracy, varying_part
+        from cgnl.measure import accuracy, varying_part
 
         settings, rows = accuracy.measure(**common)
         return {"settings": settings, "varying_part": varying_part.measure(**common), "rows": rows}
     if request.kind == "table1":
-        from cgnl.benchmark import table1
+        from cgnl.measure import table1
 
         settings, rooflines, rows, exponents, operations = table1.measure(**common)
         of_blocks = {"settings": settings, "rooflines": rooflines.as_json(), "exponents": exponents, "rows": rows}
         return {**of_blocks, "operations": operations}
     if request.kind == "block":
-        from cgnl.benchmark import block
+        from cgnl.measure import block
 
         settings, rooflines, rows = block.measure(**common)
     else:
-        from cgnl.benchmark import networks
+        from cgnl.measure import networks
 
         settings, rooflines, rows = networks.measure(**common)
     return {"settings": settings, "rooflines": rooflines.as_json(), "rows": rows}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import tyro
 
-from cgnl.training.configs import Architecture
+from cgnl.settings.configs import Architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,8 +79,8 @@ class _Found(NamedTuple):
 
 
 def _from_run(source: Path) -> _Found:
+    from cgnl.settings.recipe import DetectionRecipe, VideoRecipe
     from cgnl.training.checkpoint import load_trained
-    from cgnl.training.recipe import DetectionRecipe, VideoRecipe
     from cgnl.training.video_data import view_size
 
     trained = load_trained(source)

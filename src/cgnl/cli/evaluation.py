@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
-from cgnl.training.processes import is_first_process
-from cgnl.training.recipe import (
+from cgnl.settings.recipe import (
     DataConfig,
     DetectionDataConfig,
     DetectionNetworkConfig,
@@ -16,6 +15,7 @@ from cgnl.training.recipe import (
     TrainerConfig,
     VideoDataConfig,
 )
+from cgnl.training.processes import is_first_process
 
 AnyDataConfig = DataConfig | DetectionDataConfig
 

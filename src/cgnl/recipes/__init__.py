@@ -15,7 +15,7 @@ from cgnl.recipes import (  # noqa: F401 (they register)
     toy,
 )
 from cgnl.recipes.registry import RECIPES, PaperRow, RecipeEntry, load_recipe, register, smoke
-from cgnl.training.recipe import (
+from cgnl.settings.recipe import (
     DataConfig,
     DetectionDataConfig,
     DetectionNetworkConfig,

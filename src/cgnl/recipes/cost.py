@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from cgnl.training.recipe import DetectionRecipe, Recipe, VideoRecipe
+from cgnl.settings.recipe import DetectionRecipe, Recipe, VideoRecipe
 
 if TYPE_CHECKING:
     from cgnl.networks.image import NetworkCost

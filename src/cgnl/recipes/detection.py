@@ -9,7 +9,7 @@ docs/paper-tables.md has the source of every field.
 
 import dataclasses
 
-from cgnl.training.recipe import (
+from cgnl.settings.recipe import (
     DetectionDataConfig,
     DetectionNetworkConfig,
     DetectionRecipe,

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
-from cgnl.training.recipe import DetectionRecipe, Recipe, VideoRecipe, from_dict, override, to_dict
+from cgnl.settings.recipe import DetectionRecipe, Recipe, VideoRecipe, from_dict, override, to_dict
 
 
 @dataclass(frozen=True)

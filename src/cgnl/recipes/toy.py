@@ -3,7 +3,7 @@
 import dataclasses
 
 from cgnl.recipes.registry import register
-from cgnl.training.recipe import (
+from cgnl.settings.recipe import (
     DataConfig,
     DetectionDataConfig,
     DetectionNetworkConfig,

@@ -8,7 +8,7 @@ after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every 
 
 import dataclasses
 
-from cgnl.training.recipe import (
+from cgnl.settings.recipe import (
     OptimizerConfig,
     ScheduleConfig,
     TrainerConfig,

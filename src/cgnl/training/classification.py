@@ -15,8 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from cgnl.settings.recipe import OptimizerConfig, ScheduleConfig
 from cgnl.training.module import TrainingModule, naming_small_batches
-from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 
 
 class ClassificationModule(TrainingModule):

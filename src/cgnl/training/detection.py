@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from cgnl.networks.detection import PREDICTORS
+from cgnl.settings.recipe import OptimizerConfig, ScheduleConfig
 from cgnl.training.average_precision import Kind, coco_results, measures_and_classes
 from cgnl.training.module import TrainingModule, naming_small_batches
 from cgnl.training.processes import gathered
-from cgnl.training.recipe import OptimizerConfig, ScheduleConfig
 
 # The evaluated kinds of COCO and what they are called in metrics.
 KINDS: dict[str, Kind] = {"box": "bbox", "mask": "segm"}

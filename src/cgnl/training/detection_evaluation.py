@@ -14,12 +14,12 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from cgnl.settings.recipe import DetectionDataConfig, TrainerConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
 from cgnl.training.evaluation import default_device
 from cgnl.training.processes import end_together, reporting_dead_readers
-from cgnl.training.recipe import DetectionDataConfig, TrainerConfig
 from cgnl.training.run import make_module, make_trainer, quieten, uses_channels_last
 
 

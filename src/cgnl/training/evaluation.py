@@ -16,11 +16,11 @@ from torch import Tensor
 from cgnl.data.decoding import BadFileError, open_image
 from cgnl.data.lists import readable
 from cgnl.data.transforms import clip_test_transform, normalise_clip, test_transform
+from cgnl.settings.recipe import DataConfig, TrainerConfig, VideoDataConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData, make_data
 from cgnl.training.processes import end_together, gathered, reporting_dead_readers
-from cgnl.training.recipe import DataConfig, TrainerConfig, VideoDataConfig
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 
 _logger = logging.getLogger(__name__)

@@ -20,13 +20,13 @@ from torchvision.models.detection import MaskRCNN
 
 from cgnl.data.decoding import DataError
 from cgnl.networks.checkpoints import read_checkpoint_file
+from cgnl.settings.recipe import DetectionRecipe, Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, run_entry, without_start_weights
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData, make_data
 from cgnl.training.module import TrainingModule
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
-from cgnl.training.recipe import DetectionRecipe, Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {

@@ -2,7 +2,7 @@
 
 import math
 
-from cgnl.training.recipe import ScheduleConfig
+from cgnl.settings.recipe import ScheduleConfig
 
 
 def learning_rate_factor(

@@ -9,8 +9,8 @@ import torch
 from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs, gradients_of, random
 
 from cgnl import CGNL2d, ops
-from cgnl.benchmark import accuracy
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
+from cgnl.measure import accuracy
 from cgnl.ops.fused import branches, narrow, polynomials, self_test, sums
 from cgnl.ops.fused.launching import launches
 from cgnl.ops.fused.maps import as_map, is_channels_last

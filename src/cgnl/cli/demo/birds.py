@@ -7,7 +7,7 @@ from PIL import Image
 
 from cgnl.cli.demo import Subject
 from cgnl.data.decoding import open_image
-from cgnl.data.toy.birds import contact_sheet, draw_birds
+from cgnl.toy.birds import contact_sheet, draw_birds
 
 
 def birds(*, smallest: bool = False) -> Subject:

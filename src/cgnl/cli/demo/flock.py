@@ -14,11 +14,11 @@ from cgnl.cli.demo import COLOURS, clear
 from cgnl.cli.demo.maps import maps_section
 from cgnl.data.decoding import open_image
 from cgnl.data.detection import DetectionDataset, read_coco
-from cgnl.data.toy.birds import draw_birds
-from cgnl.data.toy.flock import contact_sheet, draw_flock
 from cgnl.explain import report
 from cgnl.explain.detections import draw_objects
 from cgnl.recipes import RECIPES, DetectionRecipe, Recipe
+from cgnl.toy.birds import draw_birds
+from cgnl.toy.flock import contact_sheet, draw_flock
 from cgnl.training.checkpoint import TrainedNetwork, load_trained
 from cgnl.training.detection_evaluation import DetectionEvaluation, detect, evaluate_detection
 from cgnl.training.run import train

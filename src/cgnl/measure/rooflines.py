@@ -1,0 +1,88 @@
+"""What a machine can do at best: its measured rate of matrix products and bandwidth of copies, and floors from them.
+
+Legend: B batch, C channels, C' inner channels, N positions, G groups.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from cgnl.measure.timing import rounded, side_by_side
+
+
+@dataclass(frozen=True)
+class Rooflines:
+    """Rates of one machine in one run.
+
+    Args:
+        multiplications_per_second: multiply-adds of a square matrix product, by type.
+        bytes_per_second: of a copy, what is read and what is written both counted.
+    """
+
+    multiplications_per_second: dict[str, float]
+    bytes_per_second: float
+
+    def floor(self, multiplications: float, num_bytes: float, dtype: str) -> float:
+        """Seconds that so many multiplications in this type and bytes read or written take at these rates."""
+        return multiplications / self.multiplications_per_second[dtype] + num_bytes / self.bytes_per_second
+
+    def as_json(self) -> dict[str, Any]:
+        """The rates as they stand in a record."""
+        return {
+            "multiplications_per_second": {
+                name: rounded(rate) for name, rate in self.multiplications_per_second.items()
+            },
+            "bytes_per_second": rounded(self.bytes_per_second),
+        }
+
+
+def measure_rooflines(device: str, dtypes: Sequence[str], *, smallest: bool = False) -> Rooflines:
+    """Measures the rates; each is the best of several turns, since it is to be a floor.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtypes: names of PyTorch's types.
+        smallest: only show that it works.
+    """
+    side, megabytes = (256, 1) if smallest else (8192, 1024) if device == "cuda" else (2048, 256)
+    rates = {}
+    for name in dtypes:
+        matrix = torch.randn(side, side, device=device).to(getattr(torch, name))
+        result = torch.empty_like(matrix)
+        rates[name] = side**3 / _best_seconds(partial(torch.mm, matrix, matrix, out=result))
+    source = torch.ones(megabytes * 2**18, device=device)
+    target = torch.empty_like(source)
+    return Rooflines(rates, 2 * source.nbytes / _best_seconds(lambda: target.copy_(source)))
+
+
+def _best_seconds(run: Callable[[], object]) -> float:
+    return min(side_by_side({"": run}, repeats=7, warmup=2, least_seconds=0.02)[""])
+
+
+def block_work(shape: Sequence[int], groups: int, element_size: int) -> dict[str, tuple[int, int]]:
+    """Multiplications and bytes that a CGNL block on x cannot do without, forward alone and with the backward pass.
+
+    The multiplications are those of its four 1x1 convolutions, with C' = C / 2; the backward pass has twice those of
+    the forward pass. The bytes are reading x and writing z, then reading x and dz and writing dx.
+
+    Args:
+        shape: [B, C, *S] of x.
+        groups: G.
+        element_size: bytes of an element of x.
+
+    Returns:
+        The two numbers for "forward" and for "training".
+
+    >>> block_work((1, 4, 3), 2, 4)
+    {'forward': (84, 96), 'training': (252, 240)}
+    """
+    batch, channels, *axes = shape
+    positions = batch * math.prod(axes)
+    inner = channels // 2
+    products = positions * (3 * channels * inner + channels * inner // groups)
+    size = positions * channels * element_size
+    return {"forward": (products, 2 * size), "training": (3 * products, 5 * size)}

@@ -1,0 +1,267 @@
+"""The drawn actions as files, in the exact layout of UCF101."""
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cgnl.toy.actions.encoding import write_video
+from cgnl.toy.actions.plays import (
+    MAX_CLASSES,
+    SHORTEST,
+    Action,
+    Play,
+    Timeline,
+    catalogue,
+    sample_timeline,
+)
+from cgnl.toy.actions.scene import draw_video
+from cgnl.toy.folder import count_workers, replacing
+
+Container = Literal["avi", "mp4", "both"]
+
+# Written last: a folder that has it is a whole set.
+_SETTINGS_FILE = "toy_actions.json"
+_NUM_FOLDS = 3
+_KEYFRAME_INTERVALS = (12, 250)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    num_classes: int
+    groups: int
+    clips_per_group: int
+    frames: int
+    size: tuple[int, int]
+    seed: int
+    container: Container
+
+    def __post_init__(self) -> None:
+        _check_frames(self.frames)
+        _check_size(self.size)
+        limits = {"groups": (_NUM_FOLDS, 99), "clips_per_group": (1, 99)}
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie between {least} and {most}")
+        if self.seed < 0:
+            raise ValueError(f"seed ({self.seed}) must be at least 0")
+        if self.container not in get_args(Container):
+            raise ValueError(f"container ({self.container!r}) must be one of {', '.join(get_args(Container))}")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One video of the set; all numbers count from 1, as in UCF101's names."""
+
+    class_id: int
+    group: int
+    clip: int
+    path: str
+
+
+def draw_actions(
+    root: str | Path,
+    *,
+    num_classes: int = 10,
+    groups: int = 25,
+    clips_per_group: int = 4,
+    frames: int = 80,
+    size: tuple[int, int] = (160, 120),
+    seed: int = 0,
+    container: Container = "avi",
+    workers: int | None = None,
+) -> None:
+    """Draw a set of videos and write it in the layout of UCF101.
+
+    Each class is a folder of videos ``v_Class_gXX_cYY``; ``classInd.txt`` numbers the classes, and three pairs of
+    lists ``trainlist01.txt``, ``testlist01.txt``, ... split the videos by group: of 25 groups the first seven are
+    tested in the first list, the next seven in the second, and so on as in UCF101; of fewer, proportionally fewer.
+    The lists lie in the folder itself. The clips of a group, in all classes, share figure and landscape.
+
+    Every video is drawn from the seed, its class, its group and its number alone: the same arguments give the same
+    frames, with any number of workers. An earlier set is replaced once the new one is whole.
+
+    Args:
+        root: folder to write: new, empty, or an earlier drawn set.
+        num_classes: an even number, 2 to 10; the first classes of the ten.
+        groups: number of groups, 3 to 99.
+        clips_per_group: videos of each class in each group; even numbers show both plays of a class equally often.
+        frames: length of the longest video, at 25 frames a second; the shortest is 8 frames shorter. At least 80;
+            in longer videos a stretch of 64 frames may miss an event.
+        size: width and height in pixels, even numbers; 1 to 3 times as wide as high.
+        seed: random state of the whole set.
+        container: "avi" (mpeg4), "mp4" (h264 with B-frames), or "both", which change every other group. The largest
+            distance of intra frames is 12 in some videos and 250 in others.
+        workers: number of processes; as many as there are usable cores if None.
+
+    Raises:
+        DataError: if root is a file or a folder that holds anything else.
+        ValueError: if a number is out of range.
+    """
+    settings = _Settings(num_classes, groups, clips_per_group, frames, size, seed, container)
+    actions = catalogue(num_classes)
+    workers = count_workers(workers)
+    items = _list_items(actions, settings)
+    names = {*(action.name for action in catalogue(MAX_CLASSES)), "classInd.txt", _SETTINGS_FILE}
+    names |= {f"{split}list{fold:02d}.txt" for split in ("train", "test") for fold in range(1, _NUM_FOLDS + 1)}
+    with replacing(Path(root), "actions", _SETTINGS_FILE, names) as folder:
+        for action in actions:
+            (folder / action.name).mkdir()
+        write = partial(_write_item, folder, settings)
+        if workers == 1:
+            for item in items:
+                write(item)
+        else:
+            with ProcessPoolExecutor(min(workers, len(items))) as pool:
+                for _ in pool.map(write, items, chunksize=max(1, min(8, len(items) // workers))):
+                    pass
+        _write_lists(folder, actions, items, settings)
+        (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+
+
+def play_of(class_id: int, group: int, clip: int) -> Play:
+    """Return which of the two plays of its class a video shows; all numbers count from 1, as in file names."""
+    return catalogue(MAX_CLASSES)[class_id - 1].plays[(group + clip) % 2]
+
+
+def render(
+    class_id: int,
+    group: int,
+    clip: int,
+    *,
+    frames: int = 80,
+    size: tuple[int, int] = (160, 120),
+    seed: int = 0,
+    every: int = 1,
+) -> np.ndarray:
+    """Return one video of a set, drawn in memory: uint8 [T, H, W, 3], before it is encoded.
+
+    Args:
+        class_id: number of the class, from 1 as in ``classInd.txt``.
+        group: number of the group, from 1 as in file names.
+        clip: number within the group, from 1.
+        frames: length of the longest video; this one has up to 8 frames fewer.
+        size: width and height in pixels.
+        seed: random state of the whole set.
+        every: draw the frames 0, every, 2 every, ... only.
+
+    >>> render(1, 1, 1, size=(64, 48), every=40).shape
+    (2, 48, 64, 3)
+    """
+    if every < 1:
+        raise ValueError(f"every ({every}) must be at least 1")
+    return _draw(class_id, group, clip, frames, size, seed, every)[0]
+
+
+def timeline_of(class_id: int, group: int, clip: int, *, frames: int = 80, seed: int = 0) -> Timeline:
+    """Return when the events of a video happen; the arguments are those of :func:`render`."""
+    _check_frames(frames)
+    return sample_timeline(frames, _clip_rng(class_id, group, clip, seed))
+
+
+def contact_strip(
+    root: str | Path, *, videos_per_class: int = 2, frames: int = 8, height: int = 72, columns: int = 2
+) -> Image.Image:
+    """Return a picture of a set in UCF101's layout: frames of the first videos of each class, under its name.
+
+    Args:
+        root: folder of the set.
+        videos_per_class: how many videos to show of each; the first two of a drawn class show both of its plays.
+        frames: how many frames to show of each, evenly spaced.
+        height: of each frame, in pixels.
+        columns: number of classes side by side.
+    """
+    from cgnl.data.videos.decoding import probe, read_frames
+
+    root = Path(root)
+    classes = [line.split(maxsplit=1)[1] for line in (root / "classInd.txt").read_text().splitlines()]
+    caption, gap = 18, 8
+    strips: list[Image.Image] = []
+    for name in classes:
+        rows = []
+        for path in sorted((root / name).iterdir())[:videos_per_class]:
+            numbers = (np.arange(frames) + 0.5) * probe(path).frames / frames
+            rows.append(np.concatenate(list(read_frames(path, numbers.astype(int).tolist())[0]), axis=1))
+        pictures = Image.fromarray(np.concatenate(rows))
+        pictures = pictures.resize((round(pictures.width * height * len(rows) / pictures.height), height * len(rows)))
+        strip = Image.new("RGB", (pictures.width, pictures.height + caption), "white")
+        strip.paste(pictures, (0, caption))
+        ImageDraw.Draw(strip).text((2, 1), name, fill="black", font_size=13)
+        strips.append(strip)
+    width, tall = (max(strip.size[axis] for strip in strips) for axis in (0, 1))
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, -(-len(strips) // columns) * (tall + gap) - gap), "white")
+    for i, strip in enumerate(strips):
+        sheet.paste(strip, (i % columns * (width + gap), i // columns * (tall + gap)))
+    return sheet
+
+
+def _check_frames(frames: int) -> None:
+    if frames < SHORTEST:
+        raise ValueError(f"frames ({frames}) must be at least {SHORTEST}")
+
+
+def _check_size(size: Sequence[int]) -> None:
+    if len(size) != 2 or any(side < 32 or side % 2 for side in size):
+        raise ValueError(f"size ({tuple(size)}) must be two even numbers of at least 32, width and height")
+    if not size[1] <= size[0] <= 3 * size[1]:
+        raise ValueError(f"size ({tuple(size)}) must be at least as wide as high, and at most three times")
+
+
+def _clip_rng(class_id: int, group: int, clip: int, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, class_id, group, clip])
+
+
+def _draw(
+    class_id: int, group: int, clip: int, frames: int, size: tuple[int, int], seed: int, every: int = 1
+) -> tuple[np.ndarray, np.random.Generator]:
+    """Return a video and the random state after it was drawn."""
+    _check_frames(frames)
+    _check_size(size)
+    rng = _clip_rng(class_id, group, clip, seed)
+    timeline = sample_timeline(frames, rng)
+    # No class has number 0: figures and landscapes depend on nothing that videos do.
+    group_rng = np.random.default_rng([seed, 0, group])
+    return draw_video(play_of(class_id, group, clip), timeline, size, group_rng, rng, every), rng
+
+
+def _list_items(actions: Iterable[Action], settings: _Settings) -> list[_Item]:
+    items = []
+    for class_id, action in enumerate(actions, start=1):
+        for group in range(1, settings.groups + 1):
+            suffix = settings.container
+            if suffix == "both":
+                # Not every other group: the play alternates so, and format and one event would tell the class.
+                suffix = ("avi", "mp4")[(group - 1) // 2 % 2]
+            for clip in range(1, settings.clips_per_group + 1):
+                path = f"{action.name}/v_{action.name}_g{group:02d}_c{clip:02d}.{suffix}"
+                items.append(_Item(class_id, group, clip, path))
+    return items
+
+
+def _write_item(folder: Path, settings: _Settings, item: _Item) -> None:
+    video, rng = _draw(item.class_id, item.group, item.clip, settings.frames, settings.size, settings.seed)
+    write_video(folder / item.path, video, int(rng.choice(_KEYFRAME_INTERVALS)))
+
+
+def _test_groups(groups: int, fold: int) -> range:
+    """Return the groups that the test list of a fold holds: 1-7, 8-14 and 15-21 of UCF101's 25."""
+    count = min(groups // _NUM_FOLDS, max(1, round(groups * 7 / 25)))
+    return range(1 + (fold - 1) * count, 1 + fold * count)
+
+
+def _write_lists(folder: Path, actions: Sequence[Action], items: Sequence[_Item], settings: _Settings) -> None:
+    def write(name: str, lines: Iterable[str]) -> None:
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+    write("classInd.txt", (f"{i} {action.name}" for i, action in enumerate(actions, start=1)))
+    for fold in range(1, _NUM_FOLDS + 1):
+        tested = _test_groups(settings.groups, fold)
+        write(f"testlist{fold:02d}.txt", (item.path for item in items if item.group in tested))
+        training = (f"{item.path} {item.class_id}" for item in items if item.group not in tested)
+        write(f"trainlist{fold:02d}.txt", training)

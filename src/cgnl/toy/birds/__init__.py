@@ -1,0 +1,25 @@
+"""Drawn birds: a small data set in the layout of CUB-200-2011, with species that look alike but for a part or two.
+
+``skeleton`` and ``drawing`` draw one bird, ``species`` says what tells the species apart, ``scene`` puts a bird
+into an image, ``dataset`` writes the files.
+"""
+
+from cgnl.toy.birds.dataset import contact_sheet, draw_birds
+from cgnl.toy.birds.drawing import BirdLayer, draw_bird
+from cgnl.toy.birds.scene import Scene, draw_scene
+from cgnl.toy.birds.skeleton import PART_NAMES, Look, Pose
+from cgnl.toy.birds.species import Species, catalogue
+
+__all__ = [
+    "PART_NAMES",
+    "BirdLayer",
+    "Look",
+    "Pose",
+    "Scene",
+    "Species",
+    "catalogue",
+    "contact_sheet",
+    "draw_bird",
+    "draw_birds",
+    "draw_scene",
+]

@@ -1,0 +1,190 @@
+"""The drawn birds as files, in the exact layout of CUB-200-2011."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cgnl.toy.birds.scene import Scene, draw_scene
+from cgnl.toy.birds.skeleton import PART_NAMES
+from cgnl.toy.birds.species import Species, catalogue
+from cgnl.toy.folder import count_workers, replacing
+
+# Written last: a folder that has it is a whole set.
+_SETTINGS_FILE = "toy_birds.json"
+_CONTENTS = {
+    "images",
+    "parts",
+    "bounding_boxes.txt",
+    "classes.txt",
+    "image_class_labels.txt",
+    "images.txt",
+    "train_test_split.txt",
+    _SETTINGS_FILE,
+}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    num_species: int
+    train_images: int
+    test_images: int
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("train_images", 0), ("test_images", 0), ("size", 32), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
+        if self.train_images + self.test_images == 0:
+            raise ValueError("train_images (0) or test_images (0) must be at least 1")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image of the set; ids, classes and numbers count from 1 as in CUB's files."""
+
+    image_id: int
+    class_id: int
+    number: int
+    is_train: bool
+    path: str
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    bounding_box: tuple[int, int, int, int]
+    parts: dict[str, tuple[float, float]]
+
+
+def draw_birds(
+    root: str | Path,
+    *,
+    num_species: int = 20,
+    train_images: int = 40,
+    test_images: int = 20,
+    size: int = 160,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
+    """Draw a set of bird images and write it in the layout of CUB-200-2011.
+
+    The species come in sibling groups of two or three that differ in one small part only (the mark around the eye,
+    the number of wing bars, the beak, the colours of the legs, the stripe on the throat, the pattern of the belly),
+    and in pairs that differ only in whether two distant parts have the same colour (crown and tail, throat and
+    tail, beak and belly). A set of any size holds whole groups, of both kinds if it has 4 species or more (but not
+    5): 2 species are the eye pair, 3 the wing bars, 4 eye and crown/tail; 8 are eye, crown/tail, throat/tail and
+    legs; 10 are eye, crown/tail, wing bars and beaks; 20 have everything; beyond, the groups come again in other
+    colours.
+
+    Every image is drawn from the seed, its class and its number alone: the same arguments give the same bytes,
+    with any number of workers. Bounding boxes and part locations are true; a part that the bird itself or a
+    leaf hides is written as CUB does, ``0.0 0.0 0``. An earlier set is replaced once the new one is whole.
+
+    Args:
+        root: folder to write: new, empty, or an earlier drawn set.
+        num_species: number of classes, 2 to 200.
+        train_images: training images of each species.
+        test_images: test images of each species.
+        size: side of the square images, in pixels.
+        seed: random state of the whole set.
+        workers: number of processes; as many as there are usable cores if None.
+
+    Raises:
+        DataError: if root is a file or a folder that holds anything else.
+        ValueError: if a number is out of range.
+    """
+    settings = _Settings(num_species, train_images, test_images, size, seed)
+    species = catalogue(num_species)
+    workers = count_workers(workers)
+    items = _list_items(species, settings)
+    with replacing(Path(root), "birds", _SETTINGS_FILE, _CONTENTS) as folder:
+        for directory in sorted({Path(item.path).parent for item in items}):
+            (folder / "images" / directory).mkdir(parents=True)
+        draw = partial(_draw_item, folder, settings)
+        if workers == 1:
+            annotations = [draw(item) for item in items]
+        else:
+            with ProcessPoolExecutor(min(workers, len(items))) as pool:
+                annotations = list(pool.map(draw, items, chunksize=max(1, min(16, len(items) // workers))))
+        _write_lists(folder, species, items, annotations)
+        (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+
+
+def render(species: Species, class_id: int, number: int, *, size: int = 160, seed: int = 0) -> Scene:
+    """Return one image of a set, drawn in memory; class_id and number count from 1, as in file names."""
+    return draw_scene(species, size, np.random.default_rng([seed, class_id, number]))
+
+
+def contact_sheet(root: str | Path, *, images_per_species: int = 4, columns: int = 2, size: int = 112) -> Image.Image:
+    """Return a picture of a set in CUB's layout: the first images of each species, under its name.
+
+    Args:
+        root: folder of the set.
+        images_per_species: how many images to show of each.
+        columns: number of species side by side.
+        size: side of each image, in pixels.
+    """
+    root = Path(root)
+    class_names = [line.split(maxsplit=1)[1] for line in (root / "classes.txt").read_text().splitlines()]
+    paths: dict[str, list[str]] = {name: [] for name in class_names}
+    for line in (root / "images.txt").read_text().splitlines():
+        path = line.split(maxsplit=1)[1]
+        paths[path.split("/")[0]].append(path)
+
+    caption = 16
+    rows = -(-len(class_names) // columns)
+    gap = size // 8
+    width, height = images_per_species * size + gap, size + caption
+    sheet = Image.new("RGB", (columns * width - gap, rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, name in enumerate(class_names):
+        left, top = i % columns * width, i // columns * height
+        draw.text((left + 2, top + 1), name.replace("_", " "), fill="black", font_size=12)
+        for j, path in enumerate(paths[name][:images_per_species]):
+            with Image.open(root / "images" / path) as image:
+                sheet.paste(image.convert("RGB").resize((size, size)), (left + j * size, top + caption))
+    return sheet
+
+
+def _list_items(species: list[Species], settings: _Settings) -> list[_Item]:
+    items: list[_Item] = []
+    for class_id, kind in enumerate(species, start=1):
+        for number in range(1, settings.train_images + settings.test_images + 1):
+            image_id = len(items) + 1
+            path = f"{class_id:03d}.{kind.name}/{kind.name}_{number:04d}_{image_id:06d}.jpg"
+            items.append(_Item(image_id, class_id, number, number <= settings.train_images, path))
+    return items
+
+
+def _draw_item(folder: Path, settings: _Settings, item: _Item) -> _Annotation:
+    species = catalogue(settings.num_species)[item.class_id - 1]
+    scene = render(species, item.class_id, item.number, size=settings.size, seed=settings.seed)
+    Image.fromarray(scene.image).save(folder / "images" / item.path, quality=92, subsampling=0)
+    return _Annotation(scene.bounding_box, dict(scene.parts))
+
+
+def _write_lists(folder: Path, species: list[Species], items: list[_Item], annotations: list[_Annotation]) -> None:
+    def write(name: str, lines: Iterator[str]) -> None:
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+    def part_lines() -> Iterator[str]:
+        for item, annotation in zip(items, annotations, strict=True):
+            for part_id, name in enumerate(PART_NAMES, start=1):
+                x, y = annotation.parts.get(name, (0.0, 0.0))
+                yield f"{item.image_id} {part_id} {x:.1f} {y:.1f} {int(name in annotation.parts)}"
+
+    (folder / "parts").mkdir()
+    write("classes.txt", (f"{i} {i:03d}.{kind.name}" for i, kind in enumerate(species, start=1)))
+    write("images.txt", (f"{item.image_id} {item.path}" for item in items))
+    write("image_class_labels.txt", (f"{item.image_id} {item.class_id}" for item in items))
+    write("train_test_split.txt", (f"{item.image_id} {int(item.is_train)}" for item in items))
+    boxes = (" ".join(f"{value:.1f}" for value in annotation.bounding_box) for annotation in annotations)
+    write("bounding_boxes.txt", (f"{item.image_id} {box}" for item, box in zip(items, boxes, strict=True)))
+    write("parts/parts.txt", (f"{i} {name}" for i, name in enumerate(PART_NAMES, start=1)))
+    write("parts/part_locs.txt", part_lines())
