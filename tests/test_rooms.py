@@ -6,6 +6,7 @@ from pathlib import Path
 import cgnl
 
 ROOMS = [
+    "files",
     "settings",
     "kernel_functions",
     "ops",

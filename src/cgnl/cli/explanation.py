@@ -325,8 +325,8 @@ def _score(
     import json
 
     from cgnl.explain.figures import save_figure
-    from cgnl.explain.report import write_text
     from cgnl.explain.score import score_parts, scored_block, scores_figure, scores_table
+    from cgnl.files import write_text
 
     root = data or next(iter(networks.values())).recipe.data.root
     if root is None:

@@ -119,6 +119,7 @@ def _objects(trained: Any, path: Path, picture: Path | None, score: float, json:
     """Print the objects in an image and draw them; return whether it could be read."""
     from cgnl.data.decoding import open_image
     from cgnl.explain.detections import draw_objects
+    from cgnl.files import whole_file
     from cgnl.training.average_precision import run_lengths
     from cgnl.training.detection_evaluation import detect
 
@@ -148,10 +149,11 @@ def _objects(trained: Any, path: Path, picture: Path | None, score: float, json:
         if not names:
             print(f"  no object with a score of {score:g} or more")
     if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_objects(
             image, found["boxes"], found["labels"], trained.classes, scores=found["scores"], masks=found["masks"]
         )
-        drawn.save(picture)
+        kind = {".jpg": "JPEG"}.get(picture.suffix.lower(), picture.suffix[1:])
+        with whole_file(picture, "wb") as file:
+            drawn.save(file, kind)
         print(f"written: {picture}", file=sys.stderr)
     return True

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from cgnl.explain.geometry import Box, View, regions, time_step, token_grid, unpool
 from cgnl.explain.maps import affinity, affinity_group, normalised, reference_channel, strongest_channels
-from cgnl.explain.report import whole_file
 from cgnl.explain.trace import BlockTrace, Trace, check_drawable
 from cgnl.explain.wording import kind_in_words, statement
+from cgnl.files import whole_file
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -205,8 +205,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         raise ValueError(f"path ({path}) must end in one of {', '.join(SUFFIXES)}")
     metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     # letters of an SVG file become outlines, the same on every machine
-    with matplotlib.rc_context({"svg.hashsalt": "cgnl", "svg.fonttype": "path"}), whole_file(path) as part:
-        figure.savefig(part, format=suffix[1:], dpi=160, metadata=metadata, bbox_inches="tight")
+    with matplotlib.rc_context({"svg.hashsalt": "cgnl", "svg.fonttype": "path"}), whole_file(path, "wb") as file:
+        figure.savefig(file, format=suffix[1:], dpi=160, metadata=metadata, bbox_inches="tight")
     return path
 
 

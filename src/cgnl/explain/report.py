@@ -3,9 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -118,31 +116,3 @@ def cards(items: Iterable[tuple[Image.Image, str, Sequence[tuple[bool, str]]]]) 
             f"<strong>{html.escape(heading)}</strong>{marked}</div>"
         )
     return f'<div class="cards">{"".join(parts)}</div>'
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a file to write, beside the path, which takes the path's name at the end, and goes after an error.
-
-    Args:
-        path: The file that appears whole or not at all; its folder is made if needed.
-
-    Raises:
-        OSError: Writing fails, with the path itself in the error.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a page or other text, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(content, encoding="utf-8")

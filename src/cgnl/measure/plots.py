@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from cgnl.explain.report import whole_file
+from cgnl.files import whole_file
 
 Record = Mapping[str, Any]
 
@@ -41,8 +41,8 @@ def draw(kind: str, record: Record, path: Path) -> bool:
     if figure is None:
         path.unlink(missing_ok=True)
         return False
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
     return True
 
 

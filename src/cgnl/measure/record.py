@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import cgnl
-from cgnl.explain.report import write_text
+from cgnl.files import write_text
 
 
 def write_result(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgnl.files import whole_file
 from cgnl.insertion import BLOCK_NAME
 
 # Names in the authors' modules and in mmcv's NonLocalNd (whose sub-sampled form wraps phi and g in a
@@ -309,14 +310,8 @@ def convert(
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    # A file beside the target is on the same file system, so the rename is one step.
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with whole_file(path, "wb", make_folder=False) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise CheckpointError(f"Cannot write {path}: {error.strerror}.") from error

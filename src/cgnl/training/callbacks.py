@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
+from cgnl.files import write_csv
 from cgnl.training.checkpoint import FORMAT
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
@@ -358,7 +359,4 @@ def _cut_back(path: Path, step: int) -> None:
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
     kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
-    part.replace(path)
+    write_csv(path, [header, *kept])

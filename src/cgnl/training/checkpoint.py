@@ -1,6 +1,5 @@
 """Checkpoints of runs: written whole or not at all, read without running code, complete in themselves."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cgnl.files import whole_file
 from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoint_file
 from cgnl.networks.detection import maskrcnn
 from cgnl.networks.image import resnet
@@ -23,7 +23,7 @@ FORMAT = 2
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place, flushes it to the disk and renames it.
+    """Writes a checkpoint whole or not at all.
 
     A kill or a full disk while saving leaves the previous checkpoint whole. Lightning's own writer goes through the
     system's temporary folder, and its last step is a copy where that is another file system.
@@ -36,16 +36,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: The file could not be written (a full disk, for example); the previous one is as it was.
         """
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with whole_file(path, "wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException as error:
-            part.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:
             reason = _system_error(error)
             if reason is None:
                 raise

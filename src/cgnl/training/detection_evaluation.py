@@ -1,6 +1,5 @@
 """Testing a trained detector on a data set, and using it on single images."""
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from cgnl.files import write_csv, write_text
 from cgnl.settings.recipe import DetectionDataConfig, TrainerConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.detection import KINDS, DetectionModule
@@ -114,14 +114,12 @@ def evaluate_detection(
 
 
 def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvaluation) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     # two files, as COCO's server wants them: with boxes beside the masks, pycocotools sizes masks by their boxes
     for kind, other in (("box", "segmentation"), ("mask", "bbox")):
         rows = [{key: value for key, value in row.items() if key != other} for row in results]
-        (out / f"{kind}_results.json").write_text(json.dumps(rows))
-    (out / "measures.json").write_text(json.dumps(evaluation.measures(), indent=2))
-    with (out / "per_class.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])
+        write_text(out / f"{kind}_results.json", json.dumps(rows))
+    write_text(out / "measures.json", json.dumps(evaluation.measures(), indent=2))
+    write_csv(out / "per_class.csv", [("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])
 
 
 @torch.inference_mode()

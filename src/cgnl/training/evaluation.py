@@ -1,6 +1,5 @@
 """Testing a trained network on a data set, and using it on single images and videos."""
 
-import csv
 import logging
 import math
 from collections import Counter
@@ -16,6 +15,7 @@ from torch import Tensor
 from cgnl.data.decoding import BadFileError, open_image
 from cgnl.data.lists import readable
 from cgnl.data.transforms import clip_test_transform, normalise_clip, test_transform
+from cgnl.files import write_csv
 from cgnl.settings.recipe import DataConfig, TrainerConfig, VideoDataConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
@@ -151,20 +151,16 @@ def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], t
 
 
 def _write(out: Path, data: SampleData, rows: list[tuple[int, list[int], list[float]]], evaluation: Evaluation) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     samples, names = data.test_samples.samples, data.classes
     tops = range(1, min(5, len(names)) + 1)
     header = ["path", "label", *(f"{what}{k}" for k in tops for what in ("class", "probability"))]
-    with (out / "predictions.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for index, classes, probabilities in rows:
-            best = [value for k, p in zip(classes, probabilities, strict=True) for value in (names[k], f"{p:.6f}")]
-            writer.writerow([readable(str(samples[index].path)), names[samples[index].label], *best])
-    with (out / "per_class.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("class", "samples", "top1"), *evaluation.per_class])
-    with (out / "confusions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("true", "predicted", "times"), *evaluation.confused])
+    lines = []
+    for index, classes, probabilities in rows:
+        best = [value for k, p in zip(classes, probabilities, strict=True) for value in (names[k], f"{p:.6f}")]
+        lines.append([readable(str(samples[index].path)), names[samples[index].label], *best])
+    write_csv(out / "predictions.csv", [header, *lines])
+    write_csv(out / "per_class.csv", [("class", "samples", "top1"), *evaluation.per_class])
+    write_csv(out / "confusions.csv", [("true", "predicted", "times"), *evaluation.confused])
 
 
 def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:
@@ -242,13 +238,12 @@ def write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, f
         rows: Video, second, and classes with probabilities, the most probable first.
     """
     tops = range(1, max((len(best) for *_, best in rows), default=0) + 1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["path", "second", *(f"{what}{k}" for k in tops for what in ("class", "probability"))])
-        for path, second, best in rows:
-            values = [value for name, p in best for value in (name, f"{p:.6f}")]
-            writer.writerow([readable(str(path)), second, *values])
+    header = ["path", "second", *(f"{what}{k}" for k in tops for what in ("class", "probability"))]
+    lines = [
+        [readable(str(path)), second, *(value for name, p in best for value in (name, f"{p:.6f}"))]
+        for path, second, best in rows
+    ]
+    write_csv(file, [header, *lines])
 
 
 def default_device() -> torch.device:

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN
 
 from cgnl.data.decoding import DataError
+from cgnl.files import write_text
 from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.settings.recipe import DetectionRecipe, Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
@@ -99,8 +100,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     console = Console()
     say = partial(console.print, soft_wrap=True, highlight=False) if is_first_process() else lambda line: None
     if is_first_process():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
+        write_text(run / "recipe.yaml", yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
     say(data.summary())
     if isinstance(recipe, VideoRecipe) and (note := _one_time_step(recipe)):
         say(note)

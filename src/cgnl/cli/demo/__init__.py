@@ -18,6 +18,7 @@ from rich.console import Console
 from cgnl.cli.demo.maps import maps_section
 from cgnl.data.decoding import DataError
 from cgnl.explain import report
+from cgnl.files import write_text
 from cgnl.recipes import RECIPES, Recipe
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.evaluation import Evaluation, evaluate
@@ -121,8 +122,8 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     path = out / "report.html"
     seconds = time.monotonic() - started
     outcome = {names[key]: asdict(result) for key, result in results.items()}
-    (out / "accuracies.json").write_text(json.dumps({"seconds": round(seconds), "networks": outcome}, indent=2))
-    report.write_text(path, _page(out, subject, names, recipes, results, seconds, smallest))
+    write_text(out / "accuracies.json", json.dumps({"seconds": round(seconds), "networks": outcome}, indent=2))
+    write_text(path, _page(out, subject, names, recipes, results, seconds, smallest))
     console.print(f"\n{_verdict(results, subject)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
 

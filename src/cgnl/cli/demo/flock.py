@@ -16,6 +16,7 @@ from cgnl.data.decoding import open_image
 from cgnl.data.detection import DetectionDataset, read_coco
 from cgnl.explain import report
 from cgnl.explain.detections import draw_objects
+from cgnl.files import write_text
 from cgnl.recipes import RECIPES, DetectionRecipe, Recipe
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import contact_sheet, draw_flock
@@ -62,11 +63,10 @@ def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     result = evaluate_detection(trained, recipe.data, out=out / "detector" / "evaluation")
     seconds = time.monotonic() - started
     outcome = {"count": result.count, **result.measures()}
-    (out / "average_precision.json").write_text(
-        json.dumps({"seconds": round(seconds), "networks": {"Mask R-CNN with a CGNL block": outcome}}, indent=2)
-    )
+    record = {"seconds": round(seconds), "networks": {"Mask R-CNN with a CGNL block": outcome}}
+    write_text(out / "average_precision.json", json.dumps(record, indent=2))
     path = out / "report.html"
-    report.write_text(path, _page(out, trained, result, seconds, smallest))
+    write_text(path, _page(out, trained, result, seconds, smallest))
     console.print(f"\n{_outcome(result)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")
     return path
 

@@ -1,6 +1,5 @@
 """Images with objects: what one split of a data set in COCO's form holds, and what is bad in it."""
 
-import csv
 import os
 import pickle
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from cgnl.data.decoding import DataError
 from cgnl.data.lists import SampleList, readable
+from cgnl.files import write_csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,4 @@ def write_bad_annotations(folder: str | os.PathLike[str], lists: Iterable[Detect
         for bad in images.bad_annotations
     ]
     if rows:
-        file = Path(folder, "bad_annotations.csv")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="", encoding="utf-8") as opened:
-            csv.writer(opened).writerows([("file", "id", "image", "reason"), *rows])
+        write_csv(Path(folder, "bad_annotations.csv"), [("file", "id", "image", "reason"), *rows])

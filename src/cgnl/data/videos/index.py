@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from cgnl.data.scanning import scan_with_bar
 from cgnl.data.videos.decoding import VideoInfo, probe
+from cgnl.files import whole_file
 
 _logger = logging.getLogger(__name__)
 
@@ -200,7 +200,6 @@ def _keep(places: Sequence[Path], new: Mapping[str, _Entry]) -> None:
     problems = []
     for place in places:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
             # What another process has written in the meantime stays.
             _write(place, {**_read(place, quiet=True), **new})
             return
@@ -210,14 +209,8 @@ def _keep(places: Sequence[Path], new: Mapping[str, _Entry]) -> None:
 
 
 def _write(file: Path, entries: Mapping[str, _Entry]) -> None:
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
-            opened.write(f"{_TITLE}\n")
-            writer = csv.writer(opened, lineterminator="\n")
-            writer.writerow(_HEADER)
-            writer.writerows(_row(name, entries[name]) for name in sorted(entries))
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(file, shared=True) as opened:
+        opened.write(f"{_TITLE}\n")
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(_HEADER)
+        writer.writerows(_row(name, entries[name]) for name in sorted(entries))

@@ -20,8 +20,8 @@ from PIL import Image
 from cgnl.explain.effect import Effect
 from cgnl.explain.maps import sums
 from cgnl.explain.page.packing import pack_block
-from cgnl.explain.report import write_text
 from cgnl.explain.trace import BlockTrace, check_drawable
+from cgnl.files import write_text
 
 # Text of an input's frames and one block together stays below the first; the frames alone below the second.
 _MAX_BYTES = 1_900_000

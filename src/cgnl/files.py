@@ -1,0 +1,60 @@
+"""Write whole files: beside their place first, then onto the disk and renamed, so that no file is ever half written."""
+
+import csv
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared: bool = False) -> Iterator[IO[Any]]:
+    """Open a file that takes the path's name once it is complete.
+
+    After an error, a full disk or a kill the earlier file is as it was. A device or a pipe is written to directly.
+
+    Args:
+        path: The file to write.
+        mode: ``"w"`` for UTF-8 text whose line ends stay as they are, ``"wb"`` for bytes.
+        make_folder: Whether a missing folder is made.
+        shared: Whether other processes may write this file at the same time; the last one wins.
+
+    Raises:
+        OSError: Writing fails; the error names the path.
+    """
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    direct = path.parent == Path("/dev") or (path.exists() and not path.is_file())
+    # a fixed name otherwise: the next write takes the place of what a kill has left
+    token = f".{secrets.token_hex(4)}" if shared else ""
+    part = path if direct else path.with_name(f".{path.name}{token}.part")
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open(mode, **text) as file:
+            yield file
+            if not direct:
+                file.flush()
+                os.fsync(file.fileno())
+        if not direct:
+            part.replace(path)
+    except BaseException as error:
+        if not direct:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text, whole or not at all, as :func:`whole_file` does."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write the rows of a table as CSV, whole or not at all, as :func:`whole_file` does."""
+    with whole_file(path) as file:
+        csv.writer(file).writerows(rows)
