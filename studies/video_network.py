@@ -21,7 +21,7 @@ from cgnl.measure.memory import peak_bytes, resident_bytes
 from cgnl.measure.networks import training_step
 from cgnl.measure.record import write_result
 from cgnl.measure.timing import ratios, side_by_side, spread
-from cgnl.networks.image import network_cost
+from cgnl.networks.cost import network_cost
 from cgnl.networks.video import STRIDES_32_FRAMES, c2d_resnet50
 from conv3d_network import Conv3dResNet
 from script import common_arguments, number_from_a_fresh_process

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from cgnl.measure import networks
-from cgnl.networks.image import network_cost, resnet18
+from cgnl.networks.cost import network_cost
+from cgnl.networks.image import resnet18
 
 
 @pytest.mark.parametrize("name", ["resnet50", "c2d_resnet50", "maskrcnn_resnet50"])

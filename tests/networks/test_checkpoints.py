@@ -15,11 +15,11 @@ from cgnl.networks import image
 from cgnl.networks.checkpoints import (
     CheckpointError,
     block_settings,
-    convert,
     from_released,
     load_checkpoint_file,
     mismatches,
 )
+from cgnl.networks.conversion import convert
 
 GROUPS = 4
 

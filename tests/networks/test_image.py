@@ -17,8 +17,9 @@ from torchvision.models import WeightsEnum
 from torchvision.models._api import Weights
 
 import cgnl
-from cgnl.networks import image
+from cgnl.networks import image, weights
 from cgnl.networks.checkpoints import CheckpointError, from_released
+from cgnl.networks.cost import network_cost
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BLOCKS: list[str | None] = [None, "nl", "cgnl", "cgnlx", "residual"]
@@ -241,9 +242,9 @@ def test_a_download_is_checked_against_its_hash(torch_home: Path, tmp_path: Path
 
         return Published.V1
 
-    assert torch.equal(image._download(published(digest[:8]))["fc.weight"], torch.ones(2, 2))
+    assert torch.equal(weights._download(published(digest[:8]))["fc.weight"], torch.ones(2, 2))
     with pytest.raises(CheckpointError, match="invalid hash value"):
-        image._download(published("00000000"))
+        weights._download(published("00000000"))
     assert [path.name for path in torch_home.iterdir()] == [f"net-{digest[:8]}.pth"]
 
 
@@ -282,7 +283,7 @@ def test_weights_from_a_file_must_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", image.ARCHITECTURES)
 def test_costs_are_torchvisions(arch: str) -> None:
     published = models.get_model_weights(arch)["IMAGENET1K_V1"].meta
-    cost = image.network_cost(getattr(image, arch), (1, 3, 224, 224))
+    cost = network_cost(getattr(image, arch), (1, 3, 224, 224))
     assert cost.parameters == published["num_params"]
     assert cost.multiplications / 1e9 == pytest.approx(published["_ops"], abs=1e-3)
 
@@ -296,7 +297,7 @@ def test_costs_are_torchvisions(arch: str) -> None:
 )
 def test_multiplications_of_a_block(block: str, products: int) -> None:
     def cost(build: Callable[[], nn.Module]) -> int:
-        return image.network_cost(build, (1, 3, 224, 224)).multiplications
+        return network_cost(build, (1, 3, 224, 224)).multiplications
 
     plain, added = cost(image.resnet50), cost(lambda: image.resnet50(block)) - cost(image.resnet50)
     assert added == 196 * products

@@ -17,6 +17,7 @@ import tolerances
 from cgnl.insertion import inserted_blocks, remove_blocks
 from cgnl.networks import image, video
 from cgnl.networks.checkpoints import CheckpointError
+from cgnl.networks.cost import network_cost
 
 STRIDES = [video.STRIDES_32_FRAMES, video.STRIDES_8_FRAMES]
 BLOCKS_3D: dict[str, Callable[[int], nn.Module]] = {
@@ -148,7 +149,7 @@ def test_blocks_stand_at_the_places_of_the_paper(arch: str) -> None:
 
 def test_multiplications_are_those_of_the_paper() -> None:
     def cost(block: str | None, num_blocks: int) -> int:
-        return image.network_cost(lambda: video.c2d_resnet50(block, num_blocks), (1, 3, 32, 224, 224)).multiplications
+        return network_cost(lambda: video.c2d_resnet50(block, num_blocks), (1, 3, 32, 224, 224)).multiplications
 
     plain = cost(None, 1)
     assert plain / 1e9 == pytest.approx(20.4, abs=0.05)

@@ -44,7 +44,7 @@ def convert(
 
 
 def _to_safetensors(source: Path, target: Path, arch: str, block: str) -> None:
-    from cgnl.networks.checkpoints import convert
+    from cgnl.networks.conversion import convert
 
     settings = convert(source, target, arch, None if block == "none" else block)
     print(f"{target}: " + ", ".join(f"{key}={value}" for key, value in settings.items()))

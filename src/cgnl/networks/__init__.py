@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgnl.networks import checkpoints, detection, export, image, video
+    from cgnl.networks import checkpoints, conversion, cost, detection, export, image, video, weights
 
-__all__ = ["checkpoints", "detection", "export", "image", "video"]
+__all__ = ["checkpoints", "conversion", "cost", "detection", "export", "image", "video", "weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,15 +17,8 @@ from cgnl.blocks import Groups, Norm
 from cgnl.insertion import insert_blocks
 from cgnl.kernel_functions import KernelFunction
 from cgnl.networks.checkpoints import CheckpointError
-from cgnl.networks.image import (
-    Checkpoint,
-    MakeBlock,
-    Weights,
-    block_maker,
-    block_places,
-    load_checked,
-    read_weights,
-)
+from cgnl.networks.image import MakeBlock, block_maker, block_places
+from cgnl.networks.weights import Checkpoint, Weights, load_checked, read_weights
 from cgnl.ops import Pairwise, Scale
 
 try:

@@ -5,29 +5,17 @@ Shapes: B batch, K classes, H and W height and width of the input in pixels.
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, sections 4.2 and 4.3.
 """
 
-import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from cgnl.blocks import CGNL2d, CGNL3d, Groups, NonLocal2d, NonLocal3d, Norm, ResidualBlock2d, ResidualBlock3d
-from cgnl.insertion import BLOCK_NAME, insert_blocks
+from cgnl.insertion import insert_blocks
 from cgnl.kernel_functions import GaussianRBF, KernelFunction
-from cgnl.networks.checkpoints import (
-    CheckpointError,
-    block_settings,
-    from_released,
-    load_checkpoint_file,
-    mismatches,
-)
+from cgnl.networks.weights import Checkpoint, Weights, load_weights, num_classes_of, read_weights
 from cgnl.ops import Pairwise, Scale
 
 try:
@@ -35,10 +23,7 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.networks.image needs torchvision: pip install 'cgnl[train]'") from error
 
-_logger = logging.getLogger(__name__)
-
 MakeBlock = Callable[[int], nn.Module]
-Weights: TypeAlias = str | os.PathLike[str] | models.WeightsEnum | None
 
 # Residual blocks (from 0) that the blocks follow, by number of blocks. The paper says res4 for one block, and the
 # released code that it stands right before the last residual block there. For five the paper says "every other"
@@ -274,14 +259,6 @@ def block_maker(
     return make
 
 
-class Checkpoint(NamedTuple):
-    """Tensors under our names, where they come from (for messages), and whether torchvision names them."""
-
-    state_dict: dict[str, Tensor]
-    source: str
-    by_name: bool
-
-
 def backbone(
     arch: str, num_classes: int | None, weights: Weights, dropout: float
 ) -> tuple[models.ResNet, Checkpoint | None]:
@@ -303,156 +280,7 @@ def backbone(
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes ({num_classes}) must be at least 1")
     checkpoint = read_weights(models.get_model_weights(arch), weights, arch)
-    num_classes = num_classes or (1000 if checkpoint is None else _num_classes(checkpoint))
+    num_classes = num_classes or (1000 if checkpoint is None else num_classes_of(checkpoint))
     network: models.ResNet = models.get_model(arch, num_classes=num_classes)
     network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
     return network, checkpoint
-
-
-def read_weights(enum: type[models.WeightsEnum], weights: Weights, network: str) -> Checkpoint | None:
-    """Read weights by torchvision's name for them, or from a file.
-
-    Args:
-        enum: torchvision's weights of the network.
-        weights: A name, an enum member, a file, or None.
-        network: The network's name, for messages.
-
-    Returns:
-        The tensors, None where there are none.
-
-    Raises:
-        ValueError: There is neither such a name nor such a file.
-        CheckpointError: The weights cannot be had.
-    """
-    if weights is None:
-        return None
-    if isinstance(weights, (str, os.PathLike)):
-        name = str(weights).removeprefix(f"{enum.__name__}.")
-        if name in enum.__members__:
-            weights = enum[name]
-        elif Path(weights).suffix or Path(weights).exists():
-            return Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
-    if not isinstance(weights, enum):
-        raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {network}")
-    return Checkpoint(_download(weights), str(weights), by_name=True)
-
-
-def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # urllib, SSL, the hash check, a full disk and a damaged cache all have their own
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"Cannot get the weights {weights} from {weights.url} by way of {folder}: {reason}. "
-            "Without a connection, put the file there or give the path of a file as weights."
-        ) from error
-
-
-def _num_classes(checkpoint: Checkpoint) -> int:
-    classifier = checkpoint.state_dict.get("fc.weight")
-    if classifier is None or classifier.ndim != 2:
-        raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or no matrix.")
-    return classifier.shape[0]
-
-
-def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: bool) -> None:
-    """Load weights into a network with blocks, an image network's blocks also into a video network's.
-
-    Args:
-        network: A ResNet with a classifier ``fc``; changed in place.
-        checkpoint: What :func:`backbone` read.
-        new_classifier: Whether to start a new classifier; named weights of other classes get one in any case.
-
-    Raises:
-        CheckpointError: The weights do not fit; every key that does not is listed.
-    """
-    state_dict, source, by_name = checkpoint
-    expected = network.state_dict()
-    classifier = network.get_submodule("fc")
-    assert isinstance(classifier, nn.Linear)
-    if new_classifier or (by_name and classifier.out_features != _num_classes(checkpoint)):
-        # As in the released code. Without weights PyTorch's own start is kept: these logits are too large
-        # for features that are not trained.
-        nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(classifier.bias)
-        state_dict = {**state_dict, "fc.weight": expected["fc.weight"], "fc.bias": expected["fc.bias"]}
-    load_checked(network, state_dict, source, classifier=("fc.",))
-
-
-def load_checked(network: nn.Module, state_dict: dict[str, Tensor], source: str, classifier: tuple[str, ...]) -> None:
-    """Load a state dict of which every key fits; one without blocks leaves the network's blocks as they are.
-
-    Args:
-        network: A network with or without blocks; changed in place.
-        state_dict: Tensors under our names. The counters of batches may be missing, and those of norms that
-            are frozen in the network fall away.
-        source: Where the tensors come from, for messages.
-        classifier: What the names of the classifier's weights begin with, for messages.
-
-    Raises:
-        CheckpointError: The weights do not fit; every key that does not is listed.
-    """
-    expected = network.state_dict()
-    in_blocks = {key for key in expected if f".{BLOCK_NAME}." in key}
-    if in_blocks and not any(f".{BLOCK_NAME}." in key for key in state_dict):
-        _logger.info("%s has no blocks: the new ones start as the identity", source)
-        state_dict = {**state_dict, **{key: expected[key] for key in in_blocks}}
-    state_dict = {
-        key: value[:, :, None] if key in in_blocks and (value.ndim, expected[key].ndim) == (4, 5) else value
-        for key, value in state_dict.items()
-        if key in expected or not _counts_batches_of(key, expected)
-    }
-    wrong = mismatches(state_dict, expected)
-    if wrong:
-        hint = ""
-        if all(phrase.startswith(classifier) for phrase in wrong):
-            hint = " Only the classifier differs: new_classifier=True (--network.new-classifier) starts a new one."
-        elif any(f".{BLOCK_NAME}." in phrase for phrase in wrong):
-            found = block_settings(state_dict)
-            hint = f" The blocks in the file: {', '.join(f'{key}={value!r}' for key, value in found.items())}."
-        raise CheckpointError(f"Checkpoint {source} does not fit the network: {'; '.join(wrong)}.{hint}")
-    # Nothing but the counters of batches can be missing here, and those keep their zeros.
-    network.load_state_dict(state_dict, strict=False)
-
-
-def _counts_batches_of(key: str, expected: Mapping[str, Tensor]) -> bool:
-    """Whether a key is the counter of a norm that is among the expected."""
-    return key.endswith(".num_batches_tracked") and f"{key.removesuffix('num_batches_tracked')}running_var" in expected
-
-
-class _SkippedBatchNorm(TorchFunctionMode):
-    """Leaves batch norms out: their products are not counted, yet they take most of the time on the meta device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
-
-
-class NetworkCost(NamedTuple):
-    """What a network costs: ``parameters`` it holds and ``multiplications`` of one forward of one input."""
-
-    parameters: int
-    multiplications: int
-
-
-def network_cost(build: Callable[[], nn.Module], input_shape: tuple[int, ...]) -> NetworkCost:
-    """Count the parameters and multiplications of a network, without memory or time for its tensors.
-
-    Counted are the multiply-adds of convolutions and matrix products, one each; elementwise work is not.
-
-    Args:
-        build: Returns the network; called on the meta device.
-        input_shape: Shape of one input with its batch axis, for instance (1, 3, 224, 224).
-
-    Returns:
-        The two counts.
-
-    >>> network_cost(resnet18, (1, 3, 224, 224))
-    NetworkCost(parameters=11689512, multiplications=1814073344)
-    """
-    with torch.device("meta"), torch.no_grad(), _SkippedBatchNorm():
-        network = build().eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(input_shape))
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return NetworkCost(parameters, counter.get_total_flops() // 2)

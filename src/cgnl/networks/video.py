@@ -22,7 +22,8 @@ from cgnl.blocks import Groups, Norm
 from cgnl.insertion import attach_without_hook, block_without_hook
 from cgnl.insertion.hook import RunsBlocksOfVideos
 from cgnl.kernel_functions import KernelFunction
-from cgnl.networks.image import MakeBlock, Weights, backbone, block_maker, block_places, load_weights
+from cgnl.networks.image import MakeBlock, backbone, block_maker, block_places
+from cgnl.networks.weights import Weights, load_weights
 from cgnl.ops import Pairwise, Scale
 
 Head = Literal["average", "fully_convolutional"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cgnl.settings.recipe import DetectionRecipe, Recipe, VideoRecipe
 
 if TYPE_CHECKING:
-    from cgnl.networks.image import NetworkCost
+    from cgnl.networks.cost import NetworkCost
 
 _NUM_CLASSES = {"cub": 200, "ucf101": 101, "mini_kinetics": 200, "kinetics": 400}
 _COCO_CATEGORIES = 80
@@ -25,11 +25,12 @@ def recipe_cost(recipe: Recipe) -> "NetworkCost":
         recipe: The recipe; its start weights are not looked at.
 
     Returns:
-        The two counts; see :func:`cgnl.networks.image.network_cost`.
+        The two counts; see :func:`cgnl.networks.cost.network_cost`.
     """
     if isinstance(recipe, DetectionRecipe):
         return _detector_cost(recipe)
-    from cgnl.networks.image import network_cost, resnet
+    from cgnl.networks.cost import network_cost
+    from cgnl.networks.image import resnet
     from cgnl.networks.video import c2d_resnet
 
     settings = dataclasses.asdict(dataclasses.replace(recipe.network, weights=None))
@@ -61,8 +62,8 @@ def _padded(side: int) -> int:
 def _detector_cost(recipe: DetectionRecipe) -> "NetworkCost":
     import torch
 
+    from cgnl.networks.cost import NetworkCost, network_cost
     from cgnl.networks.detection import maskrcnn
-    from cgnl.networks.image import NetworkCost, network_cost
 
     network = dataclasses.replace(recipe.network, weights=None, backbone_weights=None)
     with torch.device("meta"):

@@ -1,0 +1,73 @@
+"""Released checkpoints of image networks as safetensors files under our names."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from cgnl.networks.checkpoints import (
+    CheckpointError,
+    block_settings,
+    from_released,
+    load_checkpoint_file,
+    mismatches,
+    write_atomically,
+)
+from cgnl.networks.image import resnet
+
+
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], arch: str, block: str | None
+) -> dict[str, str]:
+    """Convert a released checkpoint of an image network to a safetensors file under our names.
+
+    Number of blocks, groups, channel reduction, norm and number of classes are read off the weights; then
+    every key and shape is compared with the network that :func:`cgnl.networks.image.resnet` builds from them.
+    The target appears whole or not at all.
+
+    Args:
+        source: The released file (``.pth``, ``.pth.tar``), or any that :func:`load_checkpoint_file` reads.
+        target: The ``.safetensors`` file to write.
+        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
+        block: "cgnl", "cgnlx", "nl", "residual", or None for a network without blocks.
+
+    Returns:
+        The settings stored in the target's metadata: the arguments that build the network again.
+
+    Raises:
+        CheckpointError: The file cannot be read or the target written, or keys or shapes do not fit; all of
+            them are listed.
+        ValueError: The target does not end in ``.safetensors``, or arch or block has an unknown name.
+    """
+    from safetensors.torch import save
+
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"target ({target}) must end in .safetensors")
+    state_dict = from_released(load_checkpoint_file(source))
+    if "fc.weight" not in state_dict or state_dict["fc.weight"].ndim != 2:
+        raise CheckpointError(f"Checkpoint {source} holds no image network: fc.weight is missing or no matrix.")
+    settings = {**block_settings(state_dict), "num_classes": state_dict["fc.weight"].shape[0]}
+    if (settings["num_blocks"] == 0) != (block is None):
+        raise CheckpointError(
+            f"Checkpoint {source} holds {settings['num_blocks']} blocks, but block is {block or 'none'}."
+        )
+    with torch.device("meta"):
+        network = resnet(arch, block, **settings)
+    expected = network.state_dict()
+    wrong = mismatches(state_dict, expected)
+    if wrong:
+        raise CheckpointError(
+            f"Checkpoint {source} does not fit {arch} with block {block or 'none'}: {'; '.join(wrong)}."
+        )
+    for key, value in expected.items():
+        if key not in state_dict:
+            state_dict[key] = torch.zeros(value.shape, dtype=value.dtype)
+    metadata = {
+        "arch": arch,
+        "block": block or "none",
+        **{key: str(value) for key, value in settings.items()},
+    }
+    contiguous = {key: state_dict[key].contiguous() for key in expected}
+    write_atomically(target, save(contiguous, {"format": "pt", **metadata}))
+    return metadata
