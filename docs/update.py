@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.measure.table1 import EXPECTED
-from cgnl.recipes import RECIPES, PaperRow
+from cgnl.recipes import RECIPES
 from cgnl.recipes.cost import recipe_cost
+from cgnl.recipes.registry import PaperRow
 
 ROOT = Path(__file__).parent.parent
 _DOCS = ("blocks", "paper-tables", "benchmarks", "speed", "video", "detection", "explain")

@@ -13,7 +13,8 @@ from pathlib import Path
 from cgnl.explain.figures import save_figure
 from cgnl.explain.score import score_parts, scores_figure, scores_table
 from cgnl.measure.record import write_result
-from cgnl.recipes import RECIPES, Recipe
+from cgnl.recipes import RECIPES
+from cgnl.settings.image import Recipe
 from cgnl.toy.birds import draw_birds
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.run import train

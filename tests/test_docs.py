@@ -36,7 +36,10 @@ def test_made_parts_are_up_to_date():
 
 
 def test_every_field_of_a_recipe_has_a_source():
-    from cgnl.recipes import DetectionRecipe, Recipe, VideoRecipe, to_dict
+    from cgnl.settings.detection import DetectionRecipe
+    from cgnl.settings.image import Recipe
+    from cgnl.settings.reading import to_dict
+    from cgnl.settings.video import VideoRecipe
 
     page = (ROOT / "docs" / "paper-tables.md").read_text()
     section = page[page.index("## Where every setting comes from") :]

@@ -136,7 +136,7 @@ before = host(x)
 cgnl.insert_blocks(host, {"0": cgnl.CGNL2d}, example_input=x)
 assert torch.equal(host(x), before)
 host(x).sum().backward()
-for room in ("networks.image", "data", "training", "recipes"):
+for room in ("networks.image", "data", "training", "recipes.registry"):
     try:
         importlib.import_module("cgnl." + room)
     except ImportError as error:

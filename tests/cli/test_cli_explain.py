@@ -14,8 +14,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cgnl.data.decoding import open_image
 from cgnl.explain.inputs import see, strongest_position
 from cgnl.explain.trace import trace_blocks
-from cgnl.recipes import RECIPES, override, smoke
-from cgnl.settings.recipe import from_dict, to_dict
+from cgnl.recipes import RECIPES, smoke
+from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.toy.actions import draw_actions
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import draw_flock

@@ -17,8 +17,8 @@ from torch import nn
 import tolerances
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.image import resnet18
-from cgnl.recipes import RECIPES, override, smoke
-from cgnl.settings.recipe import to_dict
+from cgnl.recipes import RECIPES, smoke
+from cgnl.settings.reading import override, to_dict
 from cgnl.training.checkpoint import FORMAT, build_network, load_trained
 from cgnl.training.evaluation import predict
 

@@ -13,7 +13,7 @@ from cgnl.explain.geometry import view_of
 from cgnl.explain.score import COVERERS, measure, score_parts, scores_figure, scores_table, seen_parts
 from cgnl.networks.image import resnet18
 from cgnl.recipes.toy import actions_resnet18_cgnl, birds_resnet18_cgnl, flock_maskrcnn_resnet18_cgnl
-from cgnl.settings.recipe import NetworkConfig
+from cgnl.settings.image import NetworkConfig
 from cgnl.toy.birds import draw_birds
 from cgnl.training.checkpoint import TrainedNetwork
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cgnl.recipes import RECIPES, from_dict, load_recipe, override, to_dict
+from cgnl.recipes import RECIPES, load_recipe
+from cgnl.settings.reading import from_dict, override, to_dict
 
 ONE_OF_EACH_TASK = ["birds-resnet18-cgnl", "actions-resnet18-cgnl", "coco-maskrcnn-resnet50-cgnl"]
 

@@ -11,11 +11,7 @@ import pytest
 
 from cgnl.recipes import (
     RECIPES,
-    DetectionRecipe,
-    RecipeEntry,
-    VideoRecipe,
     channel_reduction,
-    override,
     table2a,
     table2b,
     table2c,
@@ -28,6 +24,10 @@ from cgnl.recipes import (
     table5,
 )
 from cgnl.recipes.cost import detector_input, recipe_cost
+from cgnl.recipes.registry import RecipeEntry
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.reading import override
+from cgnl.settings.video import VideoRecipe
 from cgnl.training.schedule import learning_rate_factor
 
 MODULES = (

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cgnl.recipes import RECIPES, Recipe, override
-from cgnl.settings.recipe import DetectionRecipe
+from cgnl.recipes import RECIPES
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import override
 from cgnl.toy.actions import draw_actions
 from cgnl.toy.flock import draw_flock
 

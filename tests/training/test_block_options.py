@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from cgnl.recipes import RECIPES, from_dict, load_recipe, override, to_dict
+from cgnl.recipes import RECIPES, load_recipe
+from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.run import train
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cgnl.networks.checkpoints import CheckpointError
-from cgnl.settings.recipe import OptimizerConfig
+from cgnl.settings.training import OptimizerConfig
 from cgnl.training.callbacks import FiniteGuard, NonFiniteError
 from cgnl.training.checkpoint import AtomicCheckpointIO
 from cgnl.training.classification import ClassificationModule

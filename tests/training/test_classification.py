@@ -6,7 +6,7 @@ from torch import nn
 
 from cgnl.data.decoding import DataError
 from cgnl.networks.image import resnet18
-from cgnl.settings.recipe import OptimizerConfig
+from cgnl.settings.training import OptimizerConfig
 from cgnl.training.classification import ClassificationModule
 
 

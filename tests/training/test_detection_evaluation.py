@@ -18,7 +18,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cgnl.data.decoding import DataError
-from cgnl.recipes import override
+from cgnl.settings.reading import override
 from cgnl.toy.flock import draw_flock
 from cgnl.training import average_precision
 from cgnl.training.checkpoint import TrainedNetwork, load_trained

@@ -14,8 +14,9 @@ from test_resume import compare
 from cgnl.cli import main
 from cgnl.data.decoding import DataError
 from cgnl.networks.detection import maskrcnn_resnet18
-from cgnl.recipes import override
-from cgnl.settings.recipe import DetectionDataConfig, OptimizerConfig
+from cgnl.settings.detection import DetectionDataConfig
+from cgnl.settings.reading import override
+from cgnl.settings.training import OptimizerConfig
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.data import make_data
 from cgnl.training.detection import DetectionModule

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgnl.recipes import RECIPES, override
+from cgnl.recipes import RECIPES
+from cgnl.settings.reading import override
 from cgnl.training.processes import TrainingStopped
 from cgnl.training.run import train
 

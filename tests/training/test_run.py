@@ -23,7 +23,9 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from cgnl.data.decoding import DataError, open_image
 from cgnl.data.transforms import test_transform as centre_crop
 from cgnl.networks.checkpoints import CheckpointError
-from cgnl.recipes import RECIPES, OptimizerConfig, from_dict, load_recipe, override, to_dict
+from cgnl.recipes import RECIPES, load_recipe
+from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.settings.training import OptimizerConfig
 from cgnl.training.callbacks import RunKeeper
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.evaluation import evaluate, predict, wilson_interval

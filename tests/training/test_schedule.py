@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cgnl.recipes import RECIPES, ScheduleConfig
+from cgnl.recipes import RECIPES
+from cgnl.settings.training import ScheduleConfig
 from cgnl.training.schedule import learning_rate_factor
 
 

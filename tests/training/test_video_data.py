@@ -10,7 +10,8 @@ import torch
 from cgnl.cli import main
 from cgnl.data.decoding import DataError
 from cgnl.networks.checkpoints import CheckpointError
-from cgnl.recipes import RECIPES, override
+from cgnl.recipes import RECIPES
+from cgnl.settings.reading import override
 from cgnl.training import VideoData, run
 from cgnl.training.checkpoint import build_network, load_trained
 from cgnl.training.run import train
@@ -137,7 +138,8 @@ def test_strides_in_time_may_be_larger(tiny_video):
 
 
 def test_a_run_whose_blocks_see_one_time_step_says_so() -> None:
-    from cgnl.recipes import RECIPES, override
+    from cgnl.recipes import RECIPES
+    from cgnl.settings.reading import override
     from cgnl.training.run import _one_time_step
 
     full = RECIPES["ucf101-resnet50-cgnl"].make()

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cgnl.cli import main
 from cgnl.data.decoding import BadFileError
-from cgnl.recipes import override
+from cgnl.settings.reading import override
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.evaluation import evaluate, predict, predict_timeline
 from cgnl.training.run import train

@@ -25,8 +25,7 @@ from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
 from cgnl.cli.prediction import predict
-from cgnl.settings.recipe import Recipe
-from cgnl.training.processes import TrainingStopped, is_first_process
+from cgnl.settings.image import Recipe
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ def train(arguments: Sequence[str]) -> None:
     recipe = dataclasses.replace(recipe, **parts_of(options))
     given = Path(arguments[0])
     run = options.run or (given if given.is_dir() else Path("runs") / given.stem)
+    from cgnl.training.processes import TrainingStopped, is_first_process
     from cgnl.training.run import train
 
     if options.smoke:
@@ -73,6 +73,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def _smoke(recipe: Recipe, run: Path) -> Recipe:
     from cgnl.recipes import smoke
+    from cgnl.training.processes import is_first_process
 
     drawn = run / {"image": "birds", "video": "actions", "detection": "flock"}[recipe.task]
     if is_first_process() and not drawn.exists():
@@ -289,12 +290,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # the reader of the output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (KeyboardInterrupt, TrainingStopped) as error:
-        number = error.signal_number if isinstance(error, TrainingStopped) else signal.SIGINT
+    except (KeyboardInterrupt, *_stops()) as error:
+        number = getattr(error, "signal_number", signal.SIGINT)
         print("cgnl: stopped", file=sys.stderr)
         sys.exit(128 + number)
     except (ValueError, OSError, ImportError) as error:
         _fail(error)
+
+
+def _stops() -> tuple[type[BaseException], ...]:
+    """Return what a training that was stopped by a signal raises, where training has been imported."""
+    processes = sys.modules.get("cgnl.training.processes")
+    return (processes.TrainingStopped,) if processes else ()
 
 
 def _usage(arguments: Sequence[str]) -> NoReturn:

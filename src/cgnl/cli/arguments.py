@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from cgnl.settings.recipe import Recipe
+from cgnl.settings.image import Recipe
 
 
 def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import tyro
 
-from cgnl.settings.configs import Architecture
+from cgnl.settings.image import Architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +79,8 @@ class _Found(NamedTuple):
 
 
 def _from_run(source: Path) -> _Found:
-    from cgnl.settings.recipe import DetectionRecipe, VideoRecipe
+    from cgnl.settings.detection import DetectionRecipe
+    from cgnl.settings.video import VideoRecipe
     from cgnl.training.checkpoint import load_trained
     from cgnl.training.video_data import view_size
 

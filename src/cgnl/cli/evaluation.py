@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
-from cgnl.settings.recipe import (
-    DataConfig,
-    DetectionDataConfig,
-    DetectionNetworkConfig,
-    NetworkConfig,
-    TrainerConfig,
-    VideoDataConfig,
-)
-from cgnl.training.processes import is_first_process
+from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig
+from cgnl.settings.image import DataConfig, NetworkConfig
+from cgnl.settings.training import TrainerConfig
+from cgnl.settings.video import VideoDataConfig
 
 AnyDataConfig = DataConfig | DetectionDataConfig
 
@@ -38,6 +33,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         return
     if recipes := [name for name in names if names_recipe(name)]:
         raise ValueError(f"several networks are tested by their checkpoints, and {recipes[0]} is a recipe")
+    from cgnl.training.processes import is_first_process
+
     results = []
     # all of them first: a mistake in the last shows before the first is tested
     tests = [_test([name, *options], str(k)) for k, name in enumerate(names, start=1)]
@@ -54,10 +51,10 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig, TrainerConfig, Path]:
     """A network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
-    from cgnl.training.checkpoint import find_checkpoint, from_start_weights, load_trained
-
     trained = None
     if arguments and not arguments[0].startswith("-") and not names_recipe(arguments[0]):
+        from cgnl.training.checkpoint import find_checkpoint, load_trained
+
         trained, rest = load_trained(arguments[0]), list(arguments[1:])
         name, recipe = trained.name, dataclasses.replace(trained.recipe, trainer=_here(trained.recipe.trainer))
         out = find_checkpoint(arguments[0]).parent / "evaluation"
@@ -66,6 +63,7 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         out = Path("runs") / Path(arguments[0]).stem / "evaluation"
     options = parse_fields(f"evaluate {arguments[0]}", TestOptions, recipe, rest)
     if trained is None:
+        from cgnl.training.checkpoint import from_start_weights
         from cgnl.training.data import make_data
 
         start = dataclasses.replace(recipe, **parts_of(options))
@@ -110,6 +108,7 @@ def _print_evaluation(
 
 def _print_classification(trained: Any, data: Any, trainer: TrainerConfig, out: Path, stay: bool) -> dict[str, float]:
     from cgnl.training.evaluation import evaluate
+    from cgnl.training.processes import is_first_process
 
     result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
     scores = {"top-1": result.top1, "top-5": result.top5}
@@ -130,6 +129,7 @@ def _print_classification(trained: Any, data: Any, trainer: TrainerConfig, out: 
 
 def _print_detection(trained: Any, data: Any, trainer: TrainerConfig, out: Path, stay: bool) -> dict[str, float]:
     from cgnl.training.detection_evaluation import evaluate_detection
+    from cgnl.training.processes import is_first_process
 
     result = evaluate_detection(trained, data, trainer=trainer, out=out, stay=stay)
     scores = {"box AP": result.box["AP"], "mask AP": result.mask["AP"]}

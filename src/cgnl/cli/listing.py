@@ -3,8 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
-from cgnl.recipes import RECIPES, PaperRow, Recipe, RecipeEntry
+from cgnl.recipes import RECIPES
 from cgnl.recipes.cost import recipe_cost
+from cgnl.recipes.registry import PaperRow, RecipeEntry
+from cgnl.settings.image import Recipe
 
 
 def list_recipes(*, smoke: bool) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import tyro
 
-from cgnl.data.decoding import DataError
-
 
 def predict(
     checkpoint: tyro.conf.Positional[Path],
@@ -58,7 +56,7 @@ def predict(
         sys.exit(2)
 
 
-def _fail(path: Path, error: DataError, json: bool) -> None:
+def _fail(path: Path, error: ValueError, json: bool) -> None:
     print(f"cgnl: {error}", file=sys.stderr)
     if json:
         print(json_module.dumps({"path": str(path), "error": str(error)}))
@@ -66,6 +64,7 @@ def _fail(path: Path, error: DataError, json: bool) -> None:
 
 def _classify(trained: Any, files: tuple[Path, ...], top: int, timeline: Path | None, json: bool) -> list[bool]:
     """Print the classes of each file; return for each whether it could be read."""
+    from cgnl.data.decoding import DataError
     from cgnl.training.evaluation import predict, predict_timeline, write_timeline
 
     done: list[bool] = []
@@ -117,7 +116,7 @@ def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
 
 def _objects(trained: Any, path: Path, picture: Path | None, score: float, json: bool) -> bool:
     """Print the objects in an image and draw them; return whether it could be read."""
-    from cgnl.data.decoding import open_image
+    from cgnl.data.decoding import DataError, open_image
     from cgnl.explain.detections import draw_objects
     from cgnl.files import whole_file
     from cgnl.training.average_precision import run_lengths

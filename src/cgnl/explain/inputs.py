@@ -79,7 +79,7 @@ def see(trained: TrainedNetwork, path: Path) -> SeenInput:
 def _see_video(trained: TrainedNetwork, path: Path) -> SeenInput:
     # images need no decoder of videos
     from cgnl.data.videos import GuardedReader, test_clips
-    from cgnl.settings.recipe import VideoDataConfig
+    from cgnl.settings.video import VideoDataConfig
 
     config = trained.recipe.data
     assert isinstance(config, VideoDataConfig)

@@ -38,7 +38,8 @@ from cgnl.data.transforms import test_transform
 from cgnl.explain.geometry import View, unpool, view_of
 from cgnl.explain.maps import affinity, strongest_channels
 from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, kind_of, trace_blocks
-from cgnl.settings.recipe import DetectionRecipe, VideoRecipe
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.video import VideoRecipe
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.evaluation import default_device
 

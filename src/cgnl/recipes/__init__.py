@@ -1,58 +1,22 @@
-"""Recipes: one module per paper table, a function per row; each returns a :class:`Recipe`."""
+"""Recipes: a module for each table of the paper. ``RECIPES`` and what goes with it are imported on first use."""
 
-from cgnl.recipes import (  # noqa: F401 (they register)
-    channel_reduction,
-    table2a,
-    table2b,
-    table2c,
-    table2d,
-    table3,
-    table4a,
-    table4b,
-    table4b_1000_way,
-    table4c,
-    table5,
-    toy,
-)
-from cgnl.recipes.registry import RECIPES, PaperRow, RecipeEntry, load_recipe, register, smoke
-from cgnl.settings.recipe import (
-    DataConfig,
-    DetectionDataConfig,
-    DetectionNetworkConfig,
-    DetectionRecipe,
-    NetworkConfig,
-    OptimizerConfig,
-    Recipe,
-    ScheduleConfig,
-    TrainerConfig,
-    VideoDataConfig,
-    VideoNetworkConfig,
-    VideoRecipe,
-    from_dict,
-    override,
-    to_dict,
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cgnl.recipes.registry import RECIPES, load_recipe, smoke
+
+__all__ = ["RECIPES", "load_recipe", "smoke"]
+_TABLES = (
+    *("table2a", "table2b", "table2c", "table2d", "table3", "table4a", "table4b", "table4b_1000_way", "table4c"),
+    *("table5", "channel_reduction", "toy"),
 )
 
-__all__ = [
-    "RECIPES",
-    "DataConfig",
-    "DetectionDataConfig",
-    "DetectionNetworkConfig",
-    "DetectionRecipe",
-    "NetworkConfig",
-    "OptimizerConfig",
-    "PaperRow",
-    "Recipe",
-    "RecipeEntry",
-    "ScheduleConfig",
-    "TrainerConfig",
-    "VideoDataConfig",
-    "VideoNetworkConfig",
-    "VideoRecipe",
-    "from_dict",
-    "load_recipe",
-    "override",
-    "register",
-    "smoke",
-    "to_dict",
-]
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in __all__:
+        raise AttributeError(f"module 'cgnl.recipes' has no attribute {name!r}")
+    for table in sorted(_TABLES):
+        import_module(f"cgnl.recipes.{table}")
+    return getattr(import_module("cgnl.recipes.registry"), name)

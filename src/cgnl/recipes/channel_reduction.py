@@ -9,7 +9,8 @@ the same of images, on CUB-200-2011: inner channels C/2, C and C/4 with 1 group,
 from cgnl.recipes.image import cub
 from cgnl.recipes.registry import PaperRow, register
 from cgnl.recipes.video import mini_kinetics
-from cgnl.settings.recipe import NetworkConfig, Recipe, VideoNetworkConfig, VideoRecipe
+from cgnl.settings.image import NetworkConfig, Recipe
+from cgnl.settings.video import VideoNetworkConfig, VideoRecipe
 
 
 @register(

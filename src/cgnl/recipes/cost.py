@@ -3,7 +3,9 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from cgnl.settings.recipe import DetectionRecipe, Recipe, VideoRecipe
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.video import VideoRecipe
 
 if TYPE_CHECKING:
     from cgnl.networks.cost import NetworkCost

@@ -9,14 +9,8 @@ docs/paper-tables.md has the source of every field.
 
 import dataclasses
 
-from cgnl.settings.recipe import (
-    DetectionDataConfig,
-    DetectionNetworkConfig,
-    DetectionRecipe,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainerConfig,
-)
+from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig, DetectionRecipe
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _LR = 0.01
 

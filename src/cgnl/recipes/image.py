@@ -6,7 +6,8 @@ so is the new classifier on CUB-200-2011. docs/paper-tables.md has the source of
 
 import dataclasses
 
-from cgnl.settings.recipe import DataConfig, NetworkConfig, OptimizerConfig, Recipe, ScheduleConfig, TrainerConfig
+from cgnl.settings.image import DataConfig, NetworkConfig, Recipe
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _WARMUP_EPOCHS = 10
 _MILESTONES = (31, 61, 81)

@@ -12,7 +12,10 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
-from cgnl.settings.recipe import DetectionRecipe, Recipe, VideoRecipe, from_dict, override, to_dict
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.settings.video import VideoRecipe
 
 
 @dataclass(frozen=True)

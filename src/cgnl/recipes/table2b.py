@@ -2,7 +2,7 @@
 
 from cgnl.recipes.registry import PaperRow, register
 from cgnl.recipes.video import ucf101
-from cgnl.settings.recipe import VideoNetworkConfig, VideoRecipe
+from cgnl.settings.video import VideoNetworkConfig, VideoRecipe
 
 
 @register(

@@ -2,7 +2,7 @@
 
 from cgnl.recipes.image import cub
 from cgnl.recipes.registry import PaperRow, register
-from cgnl.settings.recipe import NetworkConfig, Recipe
+from cgnl.settings.image import NetworkConfig, Recipe
 
 
 @register(

@@ -5,7 +5,7 @@ Rows without a group count are the baselines; those with 8 groups are rows of Ta
 
 from cgnl.recipes.registry import PaperRow, register
 from cgnl.recipes.video import mini_kinetics
-from cgnl.settings.recipe import VideoNetworkConfig, VideoRecipe
+from cgnl.settings.video import VideoNetworkConfig, VideoRecipe
 
 
 @register(

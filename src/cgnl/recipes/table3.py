@@ -5,7 +5,7 @@ The rows "R-50" and "+ 1 CGNL block" are the recipes ``cub-resnet50`` and ``cub-
 
 from cgnl.recipes.image import cub
 from cgnl.recipes.registry import PaperRow, register
-from cgnl.settings.recipe import NetworkConfig, Recipe
+from cgnl.settings.image import NetworkConfig, Recipe
 
 
 @register(

@@ -5,7 +5,7 @@ The baselines and the rows with one CGNL block are recipes of Table 2d.
 
 from cgnl.recipes.registry import PaperRow, register
 from cgnl.recipes.video import mini_kinetics
-from cgnl.settings.recipe import VideoNetworkConfig, VideoRecipe
+from cgnl.settings.video import VideoNetworkConfig, VideoRecipe
 
 
 @register(

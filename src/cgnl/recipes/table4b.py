@@ -6,7 +6,7 @@ CGNLx is a row of the released code alone.
 
 from cgnl.recipes.image import cub
 from cgnl.recipes.registry import PaperRow, register
-from cgnl.settings.recipe import NetworkConfig, Recipe
+from cgnl.settings.image import NetworkConfig, Recipe
 
 
 @register(

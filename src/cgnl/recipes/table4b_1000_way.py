@@ -6,7 +6,7 @@ with ``--data.num-outputs 1000 --data.crop-area 0.08 1.0``.
 
 from cgnl.recipes.image import cub_of_the_paper
 from cgnl.recipes.registry import PaperRow, register
-from cgnl.settings.recipe import NetworkConfig, Recipe
+from cgnl.settings.image import NetworkConfig, Recipe
 
 
 @register(

@@ -6,7 +6,7 @@ nor the released code has them; CGNLx is a row of the released code alone.
 
 from cgnl.recipes.detection import coco
 from cgnl.recipes.registry import PaperRow, register
-from cgnl.settings.recipe import DetectionNetworkConfig, DetectionRecipe
+from cgnl.settings.detection import DetectionNetworkConfig, DetectionRecipe
 
 
 @register(

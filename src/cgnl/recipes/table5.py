@@ -7,7 +7,7 @@ classifier; the released code starts a new one for ImageNet too, which ``--netwo
 
 from cgnl.recipes.image import imagenet
 from cgnl.recipes.registry import PaperRow, register
-from cgnl.settings.recipe import NetworkConfig, Recipe
+from cgnl.settings.image import NetworkConfig, Recipe
 
 
 @register(

@@ -3,20 +3,10 @@
 import dataclasses
 
 from cgnl.recipes.registry import register
-from cgnl.settings.recipe import (
-    DataConfig,
-    DetectionDataConfig,
-    DetectionNetworkConfig,
-    DetectionRecipe,
-    NetworkConfig,
-    OptimizerConfig,
-    Recipe,
-    ScheduleConfig,
-    TrainerConfig,
-    VideoDataConfig,
-    VideoNetworkConfig,
-    VideoRecipe,
-)
+from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig, DetectionRecipe
+from cgnl.settings.image import DataConfig, NetworkConfig, Recipe
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from cgnl.settings.video import VideoDataConfig, VideoNetworkConfig, VideoRecipe
 
 
 def _birds(network: NetworkConfig) -> Recipe:

@@ -8,14 +8,8 @@ after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every 
 
 import dataclasses
 
-from cgnl.settings.recipe import (
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainerConfig,
-    VideoDataConfig,
-    VideoNetworkConfig,
-    VideoRecipe,
-)
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from cgnl.settings.video import VideoDataConfig, VideoNetworkConfig, VideoRecipe
 
 _WARMUP_EPOCHS = 10
 _EPOCHS = 110

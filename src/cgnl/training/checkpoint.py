@@ -16,7 +16,10 @@ from cgnl.networks.checkpoints import CheckpointError, mismatches, read_checkpoi
 from cgnl.networks.detection import maskrcnn
 from cgnl.networks.image import resnet
 from cgnl.networks.video import c2d_resnet
-from cgnl.settings.recipe import DetectionRecipe, Recipe, VideoRecipe, from_dict
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import from_dict
+from cgnl.settings.video import VideoRecipe
 
 FORMAT = 2
 """Version of the ``cgnl`` entry in our checkpoints; networks of version 1, which knew images only, are used as well."""

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cgnl.settings.recipe import OptimizerConfig, ScheduleConfig
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig
 from cgnl.training.module import TrainingModule, naming_small_batches
 
 

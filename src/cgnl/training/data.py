@@ -15,7 +15,9 @@ from cgnl.data.images import ImageDataset, read_images
 from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
-from cgnl.settings.recipe import DataConfig, DetectionDataConfig, VideoDataConfig
+from cgnl.settings.detection import DetectionDataConfig
+from cgnl.settings.image import DataConfig
+from cgnl.settings.video import VideoDataConfig
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.sampling import EpochBatches
 

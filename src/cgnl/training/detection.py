@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from cgnl.networks.detection import PREDICTORS
-from cgnl.settings.recipe import OptimizerConfig, ScheduleConfig
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig
 from cgnl.training.average_precision import Kind, coco_results, measures_and_classes
 from cgnl.training.module import TrainingModule, naming_small_batches
 from cgnl.training.processes import gathered

@@ -14,7 +14,7 @@ from cgnl.data.detection import (
     with_objects,
     write_bad_annotations,
 )
-from cgnl.settings.recipe import DetectionDataConfig
+from cgnl.settings.detection import DetectionDataConfig
 from cgnl.training.data import SampleData, Split
 from cgnl.training.processes import is_first_process
 

@@ -14,7 +14,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from cgnl.files import write_csv, write_text
-from cgnl.settings.recipe import DetectionDataConfig, TrainerConfig
+from cgnl.settings.detection import DetectionDataConfig
+from cgnl.settings.training import TrainerConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData

@@ -16,7 +16,9 @@ from cgnl.data.decoding import BadFileError, open_image
 from cgnl.data.lists import readable
 from cgnl.data.transforms import clip_test_transform, normalise_clip, test_transform
 from cgnl.files import write_csv
-from cgnl.settings.recipe import DataConfig, TrainerConfig, VideoDataConfig
+from cgnl.settings.image import DataConfig
+from cgnl.settings.training import TrainerConfig
+from cgnl.settings.video import VideoDataConfig
 from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData, make_data

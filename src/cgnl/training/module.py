@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from cgnl.data.decoding import DataError
 from cgnl.insertion import inserted_blocks
-from cgnl.settings.recipe import OptimizerConfig, ScheduleConfig
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig
 from cgnl.training.schedule import learning_rate_factor
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)

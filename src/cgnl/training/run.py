@@ -21,7 +21,11 @@ from torchvision.models.detection import MaskRCNN
 from cgnl.data.decoding import DataError
 from cgnl.files import write_text
 from cgnl.networks.checkpoints import read_checkpoint_file
-from cgnl.settings.recipe import DetectionRecipe, Recipe, TrainerConfig, VideoRecipe, from_dict, to_dict
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import from_dict, to_dict
+from cgnl.settings.training import TrainerConfig
+from cgnl.settings.video import VideoRecipe
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, run_entry, without_start_weights
 from cgnl.training.classification import ClassificationModule

@@ -2,7 +2,7 @@
 
 import math
 
-from cgnl.settings.recipe import ScheduleConfig
+from cgnl.settings.training import ScheduleConfig
 
 
 def learning_rate_factor(

@@ -22,7 +22,7 @@ from cgnl.data.videos import (
     views,
 )
 from cgnl.data.videos.decoding import import_backend
-from cgnl.settings.recipe import VideoDataConfig
+from cgnl.settings.video import VideoDataConfig
 from cgnl.training.data import SampleData, Split, list_options
 from cgnl.training.processes import gathered, is_first_process
 

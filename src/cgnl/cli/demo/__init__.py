@@ -19,7 +19,8 @@ from cgnl.cli.demo.maps import maps_section
 from cgnl.data.decoding import DataError
 from cgnl.explain import report
 from cgnl.files import write_text
-from cgnl.recipes import RECIPES, Recipe
+from cgnl.recipes import RECIPES
+from cgnl.settings.image import Recipe
 from cgnl.training.checkpoint import load_trained
 from cgnl.training.evaluation import Evaluation, evaluate
 from cgnl.training.run import train

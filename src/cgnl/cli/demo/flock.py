@@ -17,7 +17,9 @@ from cgnl.data.detection import DetectionDataset, read_coco
 from cgnl.explain import report
 from cgnl.explain.detections import draw_objects
 from cgnl.files import write_text
-from cgnl.recipes import RECIPES, DetectionRecipe, Recipe
+from cgnl.recipes import RECIPES
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import contact_sheet, draw_flock
 from cgnl.training.checkpoint import TrainedNetwork, load_trained

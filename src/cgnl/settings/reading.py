@@ -1,84 +1,15 @@
-"""What a training run is made of: one frozen dataclass for each task, and the plain values that stand for it in files.
-
-Nothing here imports PyTorch, so that ``cgnl --help`` and ``cgnl recipes --help`` answer at once.
-"""
+"""Recipes as plain values, for YAML, JSON and checkpoints, and back."""
 
 import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from cgnl.settings.configs import (
-    DataConfig,
-    DetectionDataConfig,
-    DetectionNetworkConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainerConfig,
-    VideoDataConfig,
-    VideoNetworkConfig,
-)
-
-__all__ = [
-    "DataConfig",
-    "DetectionDataConfig",
-    "DetectionNetworkConfig",
-    "DetectionRecipe",
-    "NetworkConfig",
-    "OptimizerConfig",
-    "Recipe",
-    "ScheduleConfig",
-    "TrainerConfig",
-    "VideoDataConfig",
-    "VideoNetworkConfig",
-    "VideoRecipe",
-    "from_dict",
-    "override",
-    "to_dict",
-]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A training run."""
-
-    task: ClassVar[str] = "image"
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-
-
-@dataclass(frozen=True)
-class VideoRecipe(Recipe):
-    """A training run on videos."""
-
-    task: ClassVar[str] = "video"
-    network: VideoNetworkConfig = field(default_factory=VideoNetworkConfig)
-    data: VideoDataConfig = field(default_factory=VideoDataConfig)
-
-
-@dataclass(frozen=True)
-class DetectionRecipe(Recipe):
-    """A training run on images with boxes and masks."""
-
-    task: ClassVar[str] = "detection"
-    # the fields of a classifier and its data would be options that do nothing here
-    network: DetectionNetworkConfig = field(default_factory=DetectionNetworkConfig)  # type: ignore[assignment]
-    data: DetectionDataConfig = field(default_factory=DetectionDataConfig)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.optimizer.label_smoothing:
-            raise ValueError(
-                f"optimizer.label_smoothing ({self.optimizer.label_smoothing:g}) is for classifiers: the losses of a "
-                "detector have none"
-            )
-
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.video import VideoRecipe
 
 # Fields that had other names in earlier versions.
 _RENAMED = {"schedule.warmup_epochs": "warmup"}

@@ -1,0 +1,117 @@
+"""The settings of a training run on images with boxes and masks: network, data, and the whole recipe."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cgnl.settings.checks import positive, within
+from cgnl.settings.image import Recipe
+
+
+@dataclass(frozen=True)
+class DetectionNetworkConfig:
+    """Mask R-CNN and the blocks in its backbone."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    """Residual network of the backbone."""
+    neck: Literal["c4", "fpn"] = "fpn"
+    """c4: RoIs of the res4 map go through res5; fpn: torchvision's feature pyramid, with blocks inside the stages."""
+    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
+    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    num_blocks: int = 1
+    """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
+    groups: Literal["auto"] | int = 8
+    """Channel groups of a CGNL or residual block; auto is the largest number up to 8 that divides the channels."""
+    kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
+    """Kernel function of a CGNL block (cgnlx is always rbf)."""
+    norm: Literal["batch", "sync_batch", "group"] = "sync_batch"
+    """Norm at the block's end. sync_batch is over all processes; with one image in all it cancels the attention, as
+    batch does with one image a process, and group always."""
+    scale: Literal["sqrt", "mean"] | None = None
+    """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
+    g_std: float | None = None
+    """Standard deviation of the first weights of g in a CGNL block; default: 0.01; 0.2 with scale sqrt, 2 with mean."""
+    channel_reduction: int = 2
+    """Channels of the map over the block's inner channels: 1, 2 or 4."""
+    weights: str | None = None
+    """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or none."""
+    backbone_weights: str | None = None
+    """Start weights of the backbone alone: IMAGENET1K_V1, an image network's checkpoint, or none."""
+    new_classifier: bool = False
+    """Leave the predictors of boxes, classes and masks in a weights file out and start new ones."""
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    """Norms of the backbone: frozen BatchNorm, or BatchNorm that is trained (start from nothing, large batches)."""
+    rois: int = 512
+    """Regions of an image that the heads are trained on."""
+    proposals: int = 1000
+    """Regions of an image that the region proposal network hands on at test time (and twice as many in training)."""
+    detections: int = 100
+    """Objects that are kept in an image at most."""
+    score_threshold: float = 0.05
+    """Minimum score of a detection."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "channel_reduction", "rois", "proposals", "detections"):
+            within(f"network.{name}", getattr(self, name), 1)
+        if self.groups != "auto":
+            within("network.groups", self.groups, 1)
+        positive("network.g_std", self.g_std)
+        within("network.score_threshold", self.score_threshold, 0, 1)
+
+
+@dataclass(frozen=True)
+class DetectionDataConfig:
+    """The images and their objects, and how many go into one step."""
+
+    root: Path | None = None
+    """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same of val; not needed
+    where the files and folders below are given."""
+    train_annotations: Path | None = None
+    """COCO json file for training, where the layout is another one."""
+    test_annotations: Path | None = None
+    """COCO json file for testing, where the layout is another one."""
+    train_images: Path | None = None
+    """Folder of the training images, where the layout is another one."""
+    test_images: Path | None = None
+    """Folder of the test images, where the layout is another one."""
+    size: int = 800
+    """Length of the shorter side of the network's input (pixels)."""
+    max_size: int = 1333
+    """Maximum length of the longer side of the input (pixels); the shorter side shrinks with it."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    group_by_aspect: bool = True
+    """Put wide and tall images into batches of their own, so that little is padded."""
+    batch_size: int = 8
+    """Images in one optimizer step, over all processes and accumulated parts together."""
+    workers: int = 2
+    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    timeout: int = 120
+    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    bad_limit: float = 0.05
+    """Part of the images, or of the annotations, that may be missing or bad before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "batch_size", "timeout"):
+            within(f"data.{name}", getattr(self, name), 1)
+        within("data.max_size", self.max_size, self.size)
+        within("data.workers", self.workers, 0)
+        for name in ("flip", "bad_limit"):
+            within(f"data.{name}", getattr(self, name), 0, 1)
+
+
+@dataclass(frozen=True)
+class DetectionRecipe(Recipe):
+    """A training run on images with boxes and masks."""
+
+    task: ClassVar[str] = "detection"
+    # the fields of a classifier and its data would be options that do nothing here
+    network: DetectionNetworkConfig = field(default_factory=DetectionNetworkConfig)  # type: ignore[assignment]
+    data: DetectionDataConfig = field(default_factory=DetectionDataConfig)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.optimizer.label_smoothing:
+            raise ValueError(
+                f"optimizer.label_smoothing ({self.optimizer.label_smoothing:g}) is for classifiers: the losses of a "
+                "detector have none"
+            )

@@ -1,0 +1,116 @@
+"""The settings of a training run on images: network, data, and the whole recipe."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cgnl.settings.checks import positive, within
+from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network and the blocks in it."""
+
+    arch: Architecture = "resnet50"
+    """Residual network of torchvision that the blocks go into."""
+    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
+    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    num_blocks: int = 1
+    """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
+    groups: Literal["auto"] | int = 8
+    """Channel groups of a CGNL or residual block; auto is the largest number up to 8 that divides the channels."""
+    kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
+    """Kernel function of a CGNL block (cgnlx is always rbf)."""
+    norm: Literal["batch", "sync_batch", "group"] = "batch"
+    """Norm at the block's end. group is for the authors' released checkpoints: it cancels the attention."""
+    scale: Literal["sqrt", "mean"] | None = None
+    """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none (the authors found none best)."""
+    g_std: float | None = None
+    """Standard deviation of the first weights of g in a CGNL block; default: 0.01; 0.2 with scale sqrt, 2 with mean."""
+    channel_reduction: int = 2
+    """Channels of the map over the block's inner channels: 1, 2 or 4."""
+    dropout: float = 0.5
+    """Probability of dropout between the average pool and the classifier."""
+    weights: str | None = None
+    """Start weights: the name of torchvision weights (IMAGENET1K_V1), a checkpoint file, or none."""
+    new_classifier: bool = False
+    """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
+
+    def __post_init__(self) -> None:
+        within("network.num_blocks", self.num_blocks, 1)
+        if self.groups != "auto":
+            within("network.groups", self.groups, 1)
+        positive("network.g_std", self.g_std)
+        within("network.channel_reduction", self.channel_reduction, 1)
+        within("network.dropout", self.dropout, 0, 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images, how they are cut, and how many go into one step."""
+
+    root: Path | None = None
+    """Folder: CUB_200_2011, or one with train/ and val/ of class folders, or the image root of list files."""
+    format: Literal["auto", "cub", "list", "folders"] = "auto"
+    """Layout of the data set; auto recognises it."""
+    train_list: Path | None = None
+    """List file with lines `path label` for training (labels from 0)."""
+    test_list: Path | None = None
+    """List file with lines `path label` for testing (labels from 0)."""
+    num_classes: int | None = None
+    """Number of classes; found from the data where not given."""
+    num_outputs: int | None = None
+    """Number of outputs of the classifier, if larger than the number of classes; the classes are the first ones.
+    1000 keeps the classifier of ImageNet weights. Default: one for each class."""
+    size: int = 448
+    """Input height and width of the network (pixels)."""
+    resize: int = 512
+    """Length of the shorter side before the centre crop at test time (pixels)."""
+    crop_area: tuple[float, float] = (0.08, 1.25)
+    """Area of the random training crop as a part of the image; parts above 1 are redrawn."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the random training crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 is off. With mixup as well, each batch takes one of the two."""
+    batch_size: int = 256
+    """Images in one optimizer step, over all processes and accumulated parts together."""
+    workers: int = 2
+    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    timeout: int = 120
+    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    bad_limit: float = 0.05
+    """Part of the data set that may be missing or unreadable before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize", "batch_size", "timeout"):
+            within(f"data.{name}", getattr(self, name), 1)
+        for name in ("num_classes", "num_outputs"):
+            within(f"data.{name}", getattr(self, name), 1)
+        within("data.workers", self.workers, 0)
+        for name in ("flip", "bad_limit"):
+            within(f"data.{name}", getattr(self, name), 0, 1)
+        for name in ("mixup", "cutmix"):
+            within(f"data.{name}", getattr(self, name), 0)
+        for name in ("crop_area", "crop_aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"data.{name} ({low} {high}) must be two numbers above 0, the smaller one first")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run."""
+
+    task: ClassVar[str] = "image"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

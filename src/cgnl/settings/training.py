@@ -1,0 +1,123 @@
+"""The settings that all tasks share: optimizer, schedule of the learning rate, and trainer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cgnl.settings.checks import positive, within
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and the loss."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.01
+    """Learning rate after the warm-up, for the whole batch."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    norm_weight_decay: float | None = None
+    """Weight decay of the norms' weights and biases; by default that of all other weights and biases."""
+    bias_weight_decay: float | None = None
+    """Weight decay of the biases (a norm's only without norm_weight_decay); by default that of all weights."""
+    bias_lr_factor: float = 1.0
+    """Factor on the learning rate of all biases, those of norms among them."""
+    lr_batch: int | None = None
+    """Batch that lr is meant for: with another data.batch_size the rate is scaled linearly; none: lr as it is."""
+    block_lr_factor: float = 1.0
+    """Factor on the learning rate of the inserted blocks."""
+    head_lr_factor: float = 1.0
+    """Factor on the learning rate of the classifier; of a detector's layers that predict classes, boxes and masks."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross entropy."""
+    clip_norm: float | None = None
+    """Largest 2-norm of the gradient; larger ones are scaled down."""
+
+    def __post_init__(self) -> None:
+        positive("optimizer.lr", self.lr)
+        within("optimizer.momentum", self.momentum, 0, 1)
+        for name in ("weight_decay", "block_lr_factor", "head_lr_factor", "bias_lr_factor"):
+            within(f"optimizer.{name}", getattr(self, name), 0)
+        within("optimizer.norm_weight_decay", self.norm_weight_decay, 0)
+        within("optimizer.bias_weight_decay", self.bias_weight_decay, 0)
+        within("optimizer.lr_batch", self.lr_batch, 1)
+        within("optimizer.label_smoothing", self.label_smoothing, 0, 1)
+        positive("optimizer.clip_norm", self.clip_norm)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    kind: Literal["steps", "cosine", "constant"] = "steps"
+    """After the warm-up: drops at the milestones, half a cosine to zero, or constant."""
+    unit: Literal["epoch", "step"] = "epoch"
+    """What warmup and milestones are counted in: epochs, or optimizer steps (a run that trainer.max_steps ends)."""
+    warmup: float = 0.0
+    """Length of the linear warm-up (epochs or steps)."""
+    warmup_start_lr: float = 1e-5
+    """Learning rate at the start of the warm-up."""
+    warmup_interval: Literal["epoch", "step"] = "step"
+    """Whether the warm-up rises at every step or once an epoch (the released code)."""
+    milestones: tuple[int, ...] = ()
+    """Epochs or steps (from 0, warm-up counted in) at whose start the learning rate drops."""
+    gamma: float = 0.1
+    """Factor of each drop."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "warmup_start_lr", "gamma"):
+            within(f"schedule.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, on what, and how the run is kept."""
+
+    max_epochs: int = 100
+    """Length of the training (epochs)."""
+    max_steps: int = -1
+    """Stop after so many optimizer steps; -1 is no limit."""
+    seed: int = 0
+    """Seed of the weights, the order of the samples, crops and dropout."""
+    devices: int | None = None
+    """Processes (GPUs) on this machine; by default all GPUs, or one process on a CPU."""
+    nodes: int = 1
+    """Machines, started by torchrun or SLURM."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Number type of the network's forward and backward pass."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    channels_last: bool | None = None
+    """Keep feature maps in the channels-last memory format; by default where it is faster (CPUs, GPUs in 16 bits)."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, used for testing; 0 is off."""
+    sync_batch_norm: bool = False
+    """Turn every BatchNorm into a SyncBatchNorm when several processes train."""
+    freeze: tuple[str, ...] = ()
+    """Module paths whose weights and norm statistics stay as they are, for example conv1 bn1 layer1."""
+    checkpoint_every_n_steps: int = 200
+    """Optimizer steps between two writes of last.ckpt within an epoch."""
+    log_every_n_steps: int = 10
+    """Steps between two lines in the logs."""
+    test_every_n_epochs: int = 1
+    """Epochs between two tests."""
+    skip_limit: int = 20
+    """Steps that may be left out because of a non-finite loss or gradient before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "nodes", "accumulate"):
+            within(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("test_every_n_epochs", "checkpoint_every_n_steps", "log_every_n_steps"):
+            within(f"trainer.{name}", getattr(self, name), 1)
+        within("trainer.devices", self.devices, 1)
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"trainer.max_steps ({self.max_steps}) must be -1 or at least 1")
+        within("trainer.seed", self.seed, 0, 2**32 - 1)
+        within("trainer.ema_decay", self.ema_decay, 0, 1)
+        within("trainer.skip_limit", self.skip_limit, 0)

@@ -1,0 +1,67 @@
+"""Names of other packages: their code runs only where the user says so.
+
+A run folder, a checkpoint or a YAML file may name a class of another package, and importing it runs that package's
+code. So a name counts where it stands on the command line of this call, or in ``trust=`` in Python.
+"""
+
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
+
+
+@contextmanager
+def trusting(*names: str) -> Iterator[None]:
+    """Trust names while the body runs; the command line does so with those that stand on it.
+
+    Args:
+        names: Packages, modules, or the dotted names themselves.
+    """
+    token = _trusted.set((*_trusted.get(), *names))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def import_named(name: str, trust: Collection[str] = ()) -> Any:
+    """Import what a dotted name stands for, if it is trusted.
+
+    Args:
+        name: Module and attribute, such as ``"mypackage.blocks.MyBlock"``. A module in the working directory counts.
+        trust: Packages, modules or dotted names that may be imported, besides those of :func:`trusting`.
+
+    Returns:
+        The attribute.
+
+    Raises:
+        ValueError: The name is not trusted, its module cannot be found, or the module has no such attribute.
+
+    >>> import_named("math.sqrt", trust=("math",))(4)
+    2.0
+    """
+    if not any(name == trusted or name.startswith(f"{trusted}.") for trusted in (*trust, *_trusted.get())):
+        package = name.partition(".")[0]
+        raise ValueError(
+            f"{name} is code of another package, and no file may run it: "
+            f"add --trust {package} to the command, or trust=({package!r},) in Python"
+        )
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ValueError(f"{name} must be a module and a name in it, such as mypackage.{name}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that nothing there takes the place of an installed package
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports is not
+        raise ValueError(f"{name} cannot be imported: there is no module {error.name}") from None
+    if not hasattr(found, attribute):
+        raise ValueError(f"{name} cannot be imported: the module {module} has no {attribute}")
+    return getattr(found, attribute)

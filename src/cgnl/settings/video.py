@@ -1,0 +1,92 @@
+"""The settings of a training run on videos: network, data, and the whole recipe."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cgnl.settings.checks import within
+from cgnl.settings.image import Architecture, DataConfig, NetworkConfig, Recipe
+
+
+@dataclass(frozen=True)
+class VideoNetworkConfig(NetworkConfig):
+    """The video network: frames through a residual network of images, and space-time blocks between."""
+
+    arch: Architecture = "resnet50"
+    """Residual network of torchvision that each frame goes through."""
+    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"] = (
+        "embedded_gaussian"
+    )
+    """Pairwise function of an NL block. dot_product divides by the number of positions, dot_product_sum does not."""
+    subsample: bool = True
+    """Whether an NL block max-pools phi and g over space."""
+    bias: bool = True
+    """Whether the convolutions of an NL block have biases."""
+    temporal_strides: tuple[int, int, int] = (2, 2, 2)
+    """Strides in time of conv1, pool1 and pool2: 2 2 2 for 32 frames, 1 1 2 for 8 frames."""
+    head: Literal["average", "fully_convolutional"] = "average"
+    """Global average pooling, or the classifier at each 7 x 7 window and the mean of the probabilities."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stride in self.temporal_strides:
+            within("network.temporal_strides", stride, 1)
+
+
+@dataclass(frozen=True)
+class VideoDataConfig(DataConfig):
+    """The videos, how clips are cut from them, and how many go into one step."""
+
+    root: Path | None = None
+    """Folder of the videos (or of folders of frames): UCF101, Kinetics, or train/ and val/ of class folders."""
+    format: Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"] = "auto"  # type: ignore[assignment]
+    """Layout of the data set; auto recognises it."""
+    annotations: Path | None = None
+    """Folder of UCF101's lists, of Mini-Kinetics' id lists and csv files, or Kinetics' csv file or their folder."""
+    fold: int = 1
+    """Split of UCF101: 1, 2 or 3."""
+    train_list: Path | None = None
+    """List file with lines `path label`, or `folder frames label`, for training (labels from 0)."""
+    test_list: Path | None = None
+    """List file with lines `path label`, or `folder frames label`, for testing (labels from 0)."""
+    index: Path | None = None
+    """File with the lengths and sizes of the videos, made on first use; by default beside them or in the run."""
+    num_frames: int = 32
+    """Frames of a clip."""
+    frame_step: int = 2
+    """Distance between two frames of a clip: 2 takes every other frame of the video."""
+    size: int = 224
+    """Height and width of the training clips (pixels)."""
+    resize: int = 256
+    """Length of the shorter side at test time, and with several crops also their height and width (pixels)."""
+    batch_size: int = 64
+    """Clips in one optimizer step, over all processes and accumulated parts together."""
+    test_clips: int = 10
+    """Clips of a video that are tested after training, evenly spaced; their probabilities are averaged."""
+    test_crops: int = 3
+    """Crops of each of them along the longer side: 1 or 3."""
+    views_per_step: int = 6
+    """Views (clips x crops) that go through the network at once at test time."""
+    backend: Literal["pyav", "torchcodec"] = "pyav"
+    """Decoder: PyAV, or torchcodec where it is installed."""
+    decode_timeout: int = 60
+    """Seconds that reading a clip may take before its video counts as unreadable."""
+    timeout: int = 600
+    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("data.fold", self.fold, 1, 3)
+        for name in ("num_frames", "frame_step", "test_clips", "views_per_step", "decode_timeout"):
+            within(f"data.{name}", getattr(self, name), 1)
+        if self.test_crops not in (1, 3):
+            raise ValueError(f"data.test_crops ({self.test_crops}) must be 1 or 3")
+
+
+@dataclass(frozen=True)
+class VideoRecipe(Recipe):
+    """A training run on videos."""
+
+    task: ClassVar[str] = "video"
+    network: VideoNetworkConfig = field(default_factory=VideoNetworkConfig)
+    data: VideoDataConfig = field(default_factory=VideoDataConfig)
