@@ -8,9 +8,11 @@ import pytest
 ALONE = """
 import sys
 
+HEAVY = {"torch", "lightning", "torchmetrics", "torchvision", "numpy", "PIL", "matplotlib"}
+
 class Refused:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "lightning", "torchmetrics", "torchvision", "numpy", "PIL", "matplotlib"}:
+        if name.partition(".")[0] in HEAVY:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Refused())
