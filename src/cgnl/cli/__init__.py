@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # the reader of the output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (KeyboardInterrupt, *_stops()) as error:
+    except _stops() as error:
         number = getattr(error, "signal_number", signal.SIGINT)
         print("cgnl: stopped", file=sys.stderr)
         sys.exit(128 + number)
@@ -299,9 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stops() -> tuple[type[BaseException], ...]:
-    """Return what a training that was stopped by a signal raises, where training has been imported."""
+    """Return what stops a command: Ctrl-C, and a signal during training, once that is imported."""
     processes = sys.modules.get("cgnl.training.processes")
-    return (processes.TrainingStopped,) if processes else ()
+    return (KeyboardInterrupt, processes.TrainingStopped) if processes else (KeyboardInterrupt,)
 
 
 def _usage(arguments: Sequence[str]) -> NoReturn:
