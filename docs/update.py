@@ -13,8 +13,8 @@ from typing import Any
 
 from cgnl.measure.table1 import EXPECTED
 from cgnl.recipes import RECIPES
-from cgnl.recipes.cost import recipe_cost
 from cgnl.recipes.registry import PaperRow
+from cgnl.tasks import recipe_cost
 
 ROOT = Path(__file__).parent.parent
 _DOCS = ("blocks", "paper-tables", "benchmarks", "speed", "video", "detection", "explain")

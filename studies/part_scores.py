@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from cgnl.explain.figures import save_figure
-from cgnl.explain.score import score_parts, scores_figure, scores_table
+from cgnl.explain.score import scores_figure, scores_table
 from cgnl.measure.record import write_result
 from cgnl.recipes import RECIPES
 from cgnl.settings.image import Recipe
+from cgnl.tasks import load_trained, score_parts, train
 from cgnl.toy.birds import draw_birds
-from cgnl.training.checkpoint import load_trained
-from cgnl.training.run import train
 from script import common_arguments
 
 BLOCKS = {"NL": "nl", "CGNL": "cgnl"}

@@ -26,7 +26,7 @@ def test_a_block_on_a_gpu_agrees_with_float64_on_a_cpu(kernel, dtype, tolerance)
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_mixed_precision_trains(class_folders, tmp_path, precision):
-    from cgnl.training.run import train
+    from cgnl.tasks import train
 
     recipe = RECIPES["birds-resnet18-cgnl"].make()
     recipe = dataclasses.replace(

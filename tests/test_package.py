@@ -48,7 +48,8 @@ def without_av(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_images_need_no_decoder_of_videos():
     done = without_av(
         "import cgnl.cli.demo, cgnl.cli.demo.birds, cgnl.data.checking, cgnl.recipes, cgnl.training.run; "
-        "from cgnl.training import ImageData, evaluate, load_trained, predict, predict_timeline, train"
+        "from cgnl.tasks import evaluate, load_trained, predict, predict_timeline, train; "
+        "from cgnl.training import ImageData"
     )
     assert done.returncode == 0, done.stderr
 

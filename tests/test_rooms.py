@@ -16,8 +16,9 @@ ROOMS = [
     "data",
     "toy",
     "training",
-    "recipes",
     "explain",
+    "tasks",
+    "recipes",
     "measure",
     "cli",
 ]

@@ -13,9 +13,8 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn
 
 from cgnl.cli import main
 from cgnl.data.decoding import open_image
+from cgnl.tasks import detect, load_trained
 from cgnl.toy.flock import draw_flock
-from cgnl.training.checkpoint import load_trained
-from cgnl.training.detection_evaluation import detect
 
 SMALL = (
     "--network.neck=c4 --network.rois=8 --network.proposals=20 --network.detections=10 --network.score-threshold=0 "

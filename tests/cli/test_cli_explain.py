@@ -11,16 +11,16 @@ from PIL import Image
 from test_cli import run
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cgnl import tasks as training
 from cgnl.data.decoding import open_image
-from cgnl.explain.inputs import see, strongest_position
+from cgnl.explain.inputs import strongest_position
 from cgnl.explain.trace import trace_blocks
-from cgnl.recipes import RECIPES, smoke
+from cgnl.recipes import RECIPES
 from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.tasks import build_network, load_trained, see, smoke
 from cgnl.toy.actions import draw_actions
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import draw_flock
-from cgnl.training import run as training
-from cgnl.training.checkpoint import build_network, load_trained
 
 SIZE, RESIZE = 64, 73
 """Crop and shorter side of the tiny image networks; the drawn birds have 96 x 96 pixels."""

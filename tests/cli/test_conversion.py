@@ -17,10 +17,10 @@ from torch import nn
 import tolerances
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.image import resnet18
-from cgnl.recipes import RECIPES, smoke
+from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override, to_dict
-from cgnl.training.checkpoint import FORMAT, build_network, load_trained
-from cgnl.training.evaluation import predict
+from cgnl.tasks import build_network, load_trained, predict, smoke
+from cgnl.training.trained import FORMAT
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 CLASSES = ["Wren", "Möwe", "Great tit"]

@@ -9,13 +9,14 @@ import torch
 
 from cgnl.data.decoding import DataError
 from cgnl.data.images import read_cub_boxes, read_cub_parts, read_images
+from cgnl.explain.coverage import COVERERS, measure, seen_parts
 from cgnl.explain.geometry import view_of
-from cgnl.explain.score import COVERERS, measure, score_parts, scores_figure, scores_table, seen_parts
+from cgnl.explain.score import scores_figure, scores_table
 from cgnl.networks.image import resnet18
 from cgnl.recipes.toy import actions_resnet18_cgnl, birds_resnet18_cgnl, flock_maskrcnn_resnet18_cgnl
 from cgnl.settings.image import NetworkConfig
+from cgnl.tasks import TrainedNetwork, score_parts
 from cgnl.toy.birds import draw_birds
-from cgnl.training.checkpoint import TrainedNetwork
 
 BLOCK, RANDOM, CENTRE, REFERENCE = range(4)
 # in an input of 80 x 80 pixels, positions of 10 x 10; "eye" lies at the beak's position
@@ -122,7 +123,7 @@ def test_random_positions_are_what_chance_gives(seen):
 
 def test_parts_are_discs_of_the_image_as_the_network_saw_it(monkeypatch):
     """A count of an image's own pixels: no square, resized and cropped, parts at and over the border of the crop."""
-    monkeypatch.setattr("cgnl.explain.score._POINTS", 20_000)
+    monkeypatch.setattr("cgnl.explain.coverage._POINTS", 20_000)
     width, height, radius = 300, 200, 40.0
     view = view_of(width, height, size=96, resize=112)
     parts = {"in": (140.2, 90.0), "border": (70.0, 60.0), "out": (30.0, 100.0), "corner": (233.0, 183.0)}

@@ -23,11 +23,12 @@ from cgnl.recipes import (
     table4c,
     table5,
 )
-from cgnl.recipes.cost import detector_input, recipe_cost
 from cgnl.recipes.registry import RecipeEntry
 from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.reading import override
 from cgnl.settings.video import VideoRecipe
+from cgnl.tasks import recipe_cost
+from cgnl.tasks.detection import detector_input
 from cgnl.training.schedule import learning_rate_factor
 
 MODULES = (

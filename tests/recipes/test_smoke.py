@@ -8,12 +8,11 @@ import torch
 
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import block_places
-from cgnl.recipes import RECIPES, smoke
+from cgnl.recipes import RECIPES
+from cgnl.tasks import load_trained, smoke, train
 from cgnl.toy.actions import draw_actions
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import draw_flock
-from cgnl.training.checkpoint import load_trained
-from cgnl.training.run import train
 
 # the cheapest recipe of each table that no other table's choice stands for
 ONE_OF_EACH_TABLE = {

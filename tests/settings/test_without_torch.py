@@ -31,7 +31,7 @@ def test_the_refusal_works():
 
 def test_recipes_and_their_settings():
     code = """
-from cgnl.recipes import RECIPES, load_recipe, smoke
+from cgnl.recipes import RECIPES, load_recipe
 from cgnl.settings.reading import from_dict, to_dict
 for name, entry in RECIPES.items():
     recipe = load_recipe(name)[1]

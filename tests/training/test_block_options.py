@@ -8,8 +8,7 @@ import yaml
 
 from cgnl.recipes import RECIPES, load_recipe
 from cgnl.settings.reading import from_dict, override, to_dict
-from cgnl.training.checkpoint import build_network, load_trained
-from cgnl.training.run import train
+from cgnl.tasks import build_network, load_trained, train
 
 OF_EACH_TASK = ["birds-resnet18-cgnl", "actions-resnet18-cgnl", "flock-maskrcnn-resnet18-cgnl"]
 

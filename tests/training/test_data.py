@@ -9,10 +9,8 @@ import torch
 from cgnl.data.decoding import DataError
 from cgnl.networks.image import resnet18
 from cgnl.recipes import RECIPES
-from cgnl.training.checkpoint import from_start_weights, load_trained
-from cgnl.training.data import make_data
-from cgnl.training.evaluation import evaluate, predict
-from cgnl.training.run import train
+from cgnl.tasks import evaluate, from_start_weights, load_trained, predict, train
+from cgnl.training import ImageData as make_data
 
 OUTPUTS = 7
 

@@ -19,11 +19,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cgnl.data.decoding import DataError
 from cgnl.settings.reading import override
+from cgnl.tasks import detect, load_trained, train
+from cgnl.tasks import evaluate as evaluate_detection
 from cgnl.toy.flock import draw_flock
 from cgnl.training import average_precision
-from cgnl.training.checkpoint import TrainedNetwork, load_trained
-from cgnl.training.detection_evaluation import detect, evaluate_detection
-from cgnl.training.run import train
+from cgnl.training.trained import TrainedNetwork
 
 SPLIT = "annotations/instances_val.json"
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

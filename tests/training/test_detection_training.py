@@ -17,11 +17,12 @@ from cgnl.networks.detection import maskrcnn_resnet18
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig
-from cgnl.training.checkpoint import build_network, load_trained
-from cgnl.training.data import make_data
+from cgnl.tasks import build_network, load_trained, train
+from cgnl.tasks import evaluate as evaluate_detection
+from cgnl.tasks.detection import DetectionTask
+from cgnl.training import DetectionData as make_data
 from cgnl.training.detection import DetectionModule
-from cgnl.training.detection_evaluation import evaluate_detection
-from cgnl.training.run import make_module, train
+from cgnl.training.run import make_module
 
 
 def rows(path):
@@ -83,7 +84,8 @@ def test_the_schedule_counts_steps_and_all_of_it_is_scaled_with_the_batch(finish
 def parts(tiny_detection):
     data = make_data(tiny_detection.data)
     torch.manual_seed(0)
-    return make_module(tiny_detection, build_network(tiny_detection, 3), data), next(iter(data.train_dataloader()))
+    module = make_module(DetectionTask(), tiny_detection, build_network(tiny_detection, 3), data)
+    return module, next(iter(data.train_dataloader()))
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")

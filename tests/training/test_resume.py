@@ -16,8 +16,8 @@ import torch
 
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override
+from cgnl.tasks import train
 from cgnl.training.processes import TrainingStopped
-from cgnl.training.run import train
 
 SETTINGS = (
     "--network.dropout=0.5 --data.format=folders --data.size=32 --data.resize=36 --data.batch-size=4 "

@@ -26,10 +26,9 @@ from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES, load_recipe
 from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.settings.training import OptimizerConfig
+from cgnl.tasks import build_network, evaluate, load_trained, predict, train
 from cgnl.training.callbacks import RunKeeper
-from cgnl.training.checkpoint import build_network, load_trained
-from cgnl.training.evaluation import evaluate, predict, wilson_interval
-from cgnl.training.run import train
+from cgnl.training.evaluation import wilson_interval
 
 
 def tiny(folders, **trainer):

@@ -12,9 +12,8 @@ from cgnl.data.decoding import DataError
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override
+from cgnl.tasks import build_network, load_trained, train
 from cgnl.training import VideoData, run
-from cgnl.training.checkpoint import build_network, load_trained
-from cgnl.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +30,11 @@ def image_recipe(folders):
 
 
 def test_a_run_does_not_go_on_with_a_recipe_of_the_other_task(finished, tiny_video, class_folders, tmp_path):
-    with pytest.raises(DataError, match=r"is of a run on videos, so it cannot go on with images"):
+    with pytest.raises(DataError, match=r"holds a run of the task video; it cannot go on as image"):
         train(image_recipe(class_folders), finished, resume=True, progress=False)
     images = override(image_recipe(class_folders), {"trainer": {"max_steps": 1, "max_epochs": 1}}, "test")
     train(images, tmp_path / "run", progress=False)
-    with pytest.raises(DataError, match=r"is of a run on images, so it cannot go on with videos"):
+    with pytest.raises(DataError, match=r"holds a run of the task image; it cannot go on as video"):
         train(tiny_video, tmp_path / "run", resume=True, progress=False)
 
 
@@ -64,7 +63,7 @@ def test_a_decoder_that_is_not_installed_is_told_before_the_network_is_built(
     for name in {"torchcodec", *(name for name in sys.modules if name.startswith("torchcodec."))}:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "cgnl.data.videos.torchcodec_streams", raising=False)
-    monkeypatch.setattr(run, "build_network", lambda *_: pytest.fail("the network was built"))
+    monkeypatch.setattr(run, "make_module", lambda *_: pytest.fail("the network was built"))
     root = tiny_video.data.root
     for arguments in (
         ["train", "actions-resnet18", f"--data.root={root}", f"--run={tmp_path / 'run'}", "--data.batch-size=4"],
@@ -140,11 +139,12 @@ def test_strides_in_time_may_be_larger(tiny_video):
 def test_a_run_whose_blocks_see_one_time_step_says_so() -> None:
     from cgnl.recipes import RECIPES
     from cgnl.settings.reading import override
-    from cgnl.training.run import _one_time_step
+    from cgnl.tasks.video import VideoTask
 
+    one_time_step = VideoTask().note
     full = RECIPES["ucf101-resnet50-cgnl"].make()
     short = override(full, {"data": {"num_frames": 8}}, "test")
-    assert _one_time_step(full) is None
-    assert "8 frames" in _one_time_step(short)
-    assert _one_time_step(override(short, {"network": {"block": "none"}}, "test")) is None
-    assert _one_time_step(override(short, {"network": {"temporal_strides": [1, 1, 2]}}, "test")) is None
+    assert one_time_step(full) is None
+    assert "8 frames" in one_time_step(short)
+    assert one_time_step(override(short, {"network": {"block": "none"}}, "test")) is None
+    assert one_time_step(override(short, {"network": {"temporal_strides": [1, 1, 2]}}, "test")) is None

@@ -16,9 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from cgnl.cli import main
 from cgnl.data.decoding import BadFileError
 from cgnl.settings.reading import override
-from cgnl.training.checkpoint import load_trained
-from cgnl.training.evaluation import evaluate, predict, predict_timeline
-from cgnl.training.run import train
+from cgnl.tasks import evaluate, load_trained, predict, predict_timeline, train
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -47,8 +47,8 @@ def train(arguments: Sequence[str]) -> None:
     recipe = dataclasses.replace(recipe, **parts_of(options))
     given = Path(arguments[0])
     run = options.run or (given if given.is_dir() else Path("runs") / given.stem)
+    from cgnl.tasks import train
     from cgnl.training.processes import TrainingStopped, is_first_process
-    from cgnl.training.run import train
 
     if options.smoke:
         recipe = _smoke(recipe, run)
@@ -72,23 +72,13 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _smoke(recipe: Recipe, run: Path) -> Recipe:
-    from cgnl.recipes import smoke
+    from cgnl.tasks import smoke, task_of
     from cgnl.training.processes import is_first_process
 
-    drawn = run / {"image": "birds", "video": "actions", "detection": "flock"}[recipe.task]
+    task = task_of(recipe)
+    drawn = run / task.drawn
     if is_first_process() and not drawn.exists():
-        if recipe.task == "video":
-            from cgnl.toy.actions import draw_actions
-
-            draw_actions(drawn, num_classes=4, groups=3, clips_per_group=1, size=(96, 72))
-        elif recipe.task == "detection":
-            from cgnl.toy.flock import draw_flock
-
-            draw_flock(drawn, num_species=3, train_images=4, test_images=2, size=(96, 72))
-        else:
-            from cgnl.toy.birds import draw_birds
-
-            draw_birds(drawn, num_species=4, train_images=2, test_images=1, size=96)
+        task.draw(drawn)
     return smoke(recipe, drawn)
 
 

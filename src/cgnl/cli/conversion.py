@@ -1,9 +1,8 @@
 """``cgnl convert``."""
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -11,6 +10,8 @@ from cgnl.settings.image import Architecture
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from cgnl.training.task import Export
 
 
 def convert(
@@ -56,68 +57,31 @@ def _to_onnx(source: Path, target: Path, opset: int | None) -> None:
     from cgnl.networks.export import OPSETS, export_onnx
 
     opset = OPSETS[0] if opset is None else opset
-    found = _from_safetensors(source) if source.suffix == ".safetensors" else _from_run(source)
+    network, how = _from_safetensors(source) if source.suffix == ".safetensors" else _from_run(source)
     difference = export_onnx(
-        found.network,
-        target,
-        torch.zeros(found.shape),
-        dynamic=found.dynamic,
-        opset=opset,
-        metadata=found.metadata,
+        network, target, torch.zeros(how.shape), dynamic=how.dynamic, opset=opset, metadata=how.metadata
     )
-    print(f"{target}: opset {opset}, free axes {', '.join(found.dynamic)}")
+    print(f"{target}: opset {opset}, free axes {', '.join(how.dynamic)}")
     print(f"differs from PyTorch by {difference:.1g} of the largest output, in another batch and at other sizes")
 
 
-class _Found(NamedTuple):
-    network: "nn.Module"
-    shape: tuple[int, ...]
-    """To trace the network at."""
-    dynamic: tuple[str, ...]
-    """The axes that stay free."""
-    metadata: dict[str, str]
-
-
-def _from_run(source: Path) -> _Found:
-    from cgnl.settings.detection import DetectionRecipe
-    from cgnl.settings.video import VideoRecipe
-    from cgnl.training.checkpoint import load_trained
-    from cgnl.training.video_data import view_size
+def _from_run(source: Path) -> "tuple[nn.Module, Export]":
+    from cgnl.tasks import load_trained, task_of
 
     trained = load_trained(source)
-    recipe = trained.recipe
-    if isinstance(recipe, DetectionRecipe):
-        raise ValueError(
-            f"source ({source}) holds a detector, and PyTorch's exporter to ONNX cannot follow its choice of boxes"
-        )
-    size = view_size(recipe.data) if isinstance(recipe, VideoRecipe) else recipe.data.size
-    metadata = {
-        "recipe": trained.name,
-        "classes": json.dumps(trained.classes, ensure_ascii=False),
-        "mean": json.dumps(trained.mean),
-        "std": json.dumps(trained.std),
-        "size": str(size),
-        "resize": str(recipe.data.resize),
-    }
-    # 64 pixels leave 2 positions on the last map; at 1 PyTorch may take the size for a constant
-    traced = max(size, 64)
-    if not isinstance(recipe, VideoRecipe):
-        return _Found(trained.network, (1, 3, traced, traced), ("batch", "height", "width"), metadata)
-    metadata |= {"num_frames": str(recipe.data.num_frames), "frame_step": str(recipe.data.frame_step)}
-    # likewise 2 of the time steps that the strides leave
-    frames = max(recipe.data.num_frames, 2 * math.prod(recipe.network.temporal_strides))
-    if recipe.network.head == "fully_convolutional":
-        # the number of its windows is a constant in what PyTorch traces
-        return _Found(trained.network, (1, 3, frames, size, size), ("batch", "time"), metadata)
-    return _Found(trained.network, (1, 3, frames, traced, traced), ("batch", "time", "height", "width"), metadata)
+    try:
+        return trained.network, task_of(trained.recipe).export(trained)
+    except ValueError as error:
+        raise ValueError(f"source ({source}): {error}") from error
 
 
-def _from_safetensors(source: Path) -> _Found:
+def _from_safetensors(source: Path) -> "tuple[nn.Module, Export]":
     from safetensors import safe_open
 
     from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
     from cgnl.networks.checkpoints import CheckpointError, block_settings, load_checkpoint_file
     from cgnl.networks.image import resnet
+    from cgnl.training.task import Export
 
     state_dict = load_checkpoint_file(source)
     with safe_open(source, "pt") as file:
@@ -131,4 +95,4 @@ def _from_safetensors(source: Path) -> _Found:
         "mean": json.dumps(IMAGENET_MEAN),
         "std": json.dumps(IMAGENET_STD),
     }
-    return _Found(network, (1, 3, 224, 224), ("batch", "height", "width"), metadata)
+    return network, Export((1, 3, 224, 224), ("batch", "height", "width"), metadata)

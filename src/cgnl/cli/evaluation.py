@@ -10,7 +10,6 @@ from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig
 from cgnl.settings.image import DataConfig, NetworkConfig
 from cgnl.settings.training import TrainerConfig
-from cgnl.settings.video import VideoDataConfig
 
 AnyDataConfig = DataConfig | DetectionDataConfig
 
@@ -53,7 +52,8 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
     """A network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
     trained = None
     if arguments and not arguments[0].startswith("-") and not names_recipe(arguments[0]):
-        from cgnl.training.checkpoint import find_checkpoint, load_trained
+        from cgnl.tasks import load_trained
+        from cgnl.training.trained import find_checkpoint
 
         trained, rest = load_trained(arguments[0]), list(arguments[1:])
         name, recipe = trained.name, dataclasses.replace(trained.recipe, trainer=_here(trained.recipe.trainer))
@@ -63,11 +63,10 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         out = Path("runs") / Path(arguments[0]).stem / "evaluation"
     options = parse_fields(f"evaluate {arguments[0]}", TestOptions, recipe, rest)
     if trained is None:
-        from cgnl.training.checkpoint import from_start_weights
-        from cgnl.training.data import make_data
+        from cgnl.tasks import from_start_weights, task_of
 
         start = dataclasses.replace(recipe, **parts_of(options))
-        data = make_data(options.data)
+        data = task_of(start).make_data(options.data)
         trained = from_start_weights(start, name, data.classes, len(data.named_classes))
     elif options.network != recipe.network:
         trained = _tested_as(trained, options.network)
@@ -102,48 +101,10 @@ def _print_evaluation(
     trained: Any, data: AnyDataConfig, trainer: TrainerConfig, out: Path, *, stay: bool = False
 ) -> dict[str, float]:
     """Test a network, print what came out, and return its scores (%) by name."""
-    test = _print_detection if isinstance(data, DetectionDataConfig) else _print_classification
-    return test(trained, data, trainer, out, stay)
-
-
-def _print_classification(trained: Any, data: Any, trainer: TrainerConfig, out: Path, stay: bool) -> dict[str, float]:
-    from cgnl.training.evaluation import evaluate
+    from cgnl.tasks import evaluate, task_of
     from cgnl.training.processes import is_first_process
 
     result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
-    scores = {"top-1": result.top1, "top-5": result.top5}
-    if not is_first_process():
-        return scores
-    noun = "images"
-    if isinstance(data, VideoDataConfig):
-        noun = f"videos, {data.test_clips} clips x {data.test_crops} crops"
-    intervals = result.top1_interval, result.top5_interval
-    for (name, value), (low, high) in zip(scores.items(), intervals, strict=True):
-        print(f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {result.count} {noun})")
-    _print_troubles(result.troubles, out)
-    for true, predicted, times in result.confused[:5]:
-        print(f"{times:5} x {true} taken for {predicted}")
-    print(f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv")
-    return scores
-
-
-def _print_detection(trained: Any, data: Any, trainer: TrainerConfig, out: Path, stay: bool) -> dict[str, float]:
-    from cgnl.training.detection_evaluation import evaluate_detection
-    from cgnl.training.processes import is_first_process
-
-    result = evaluate_detection(trained, data, trainer=trainer, out=out, stay=stay)
-    scores = {"box AP": result.box["AP"], "mask AP": result.mask["AP"]}
-    if not is_first_process():
-        return scores
-    measures = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    print("      " + "".join(f"{measure:>8}" for measure in measures) + f"  (%, {result.count} images)")
-    for kind in ("box", "mask"):
-        print(f"{kind:6}" + "".join(f"{getattr(result, kind)[measure]:8.2f}" for measure in measures))
-    _print_troubles(result.troubles, out)
-    print(f"written: {out / 'box_results.json'}, mask_results.json, measures.json, per_class.csv")
-    return scores
-
-
-def _print_troubles(troubles: Sequence[str], out: Path) -> None:
-    if troubles:
-        print(f"troubles: {', '.join(troubles)} (lists are in {out})")
+    if is_first_process():
+        print("\n".join(result.lines(task_of(trained.recipe).tested(data), out)))
+    return result.scores

@@ -42,7 +42,7 @@ def explain(
         limit: Number of test images that are scored; by default all.
         seed: Seed of the bootstrap over images that gives the score its intervals.
     """
-    from cgnl.training.checkpoint import load_trained
+    from cgnl.tasks import load_trained, task_of
 
     if out is not None:
         # told before the work, not after it
@@ -51,7 +51,7 @@ def explain(
         _check_suffix(out, page=figure is None and not score)
     loaded = [(path, load_trained(path)) for path in (checkpoint, beside) if path is not None]
     networks: dict[str, Any] = dict(zip(_names(loaded), [trained for _, trained in loaded], strict=True))
-    if len({trained.recipe.task for trained in networks.values()}) > 1:
+    if len({type(trained.recipe) for trained in networks.values()}) > 1:
         raise ValueError(f"beside ({beside}) must hold a network for the same kind of input as {checkpoint}")
     if len({trained.classes for trained in networks.values()}) > 1:
         raise ValueError(f"beside ({beside}) must hold a network for the same classes as {checkpoint}")
@@ -80,8 +80,8 @@ def explain(
     if mistakes < 0:
         raise ValueError(f"mistakes ({mistakes}) must be at least 0")
     if mistakes:
-        if next(iter(networks.values())).recipe.task == "detection":
-            raise ValueError(f"mistakes are those of a network that classifies, and {checkpoint} is a detector")
+        if not task_of(next(iter(networks.values())).recipe).classifies:
+            raise ValueError(f"mistakes needs a network that classifies, and {checkpoint} is a detector")
         truths |= _mistakes(checkpoint, mistakes)
     if not truths:
         raise ValueError("inputs must name at least one image or video (or give --mistakes or --score)")
@@ -179,7 +179,8 @@ def _draw(
     out: Path,
 ) -> None:
     from cgnl.explain.figures import figure1, figure5, figure6, save_figure
-    from cgnl.explain.inputs import parts_of, strongest_position, trace_file
+    from cgnl.explain.inputs import parts_of, strongest_position
+    from cgnl.tasks import trace_file
 
     seen, traces = trace_file(networks, path)
     chosen = {name: (trace, _block(trace, block, name)) for name, trace in traces.items()}
@@ -250,26 +251,23 @@ def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at
 
 def _notes(networks: dict[str, Any]) -> list[str]:
     """What the page is of, and what its user should know of the inputs."""
+    from cgnl.tasks import task_of
+
     notes = [
         "; ".join(f"{name}: {trained.name}, after {trained.step} steps" for name, trained in networks.items()) + "."
     ]
-    task = next(iter(networks.values())).recipe.task
-    if task == "video":
-        notes.append("Of each video the clip in the middle; predictions are of it alone.")
-    if task == "detection":
-        notes.append(
-            "A detector fills images up with zeros on the right and below: dark bands are not theirs. "
-            "Its output is no single prediction, so effects are not measured."
-        )
+    if note := task_of(next(iter(networks.values())).recipe).page_note():
+        notes.append(note)
     return notes
 
 
 def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at: str | None) -> Any:
-    from cgnl.explain.inputs import strongest_position, trace_file
+    from cgnl.explain.inputs import strongest_position
     from cgnl.explain.page import PageBlock, PageItem
+    from cgnl.tasks import task_of, trace_file
 
     seen, traces = trace_file(networks, path)
-    classifies = next(iter(networks.values())).recipe.task != "detection"
+    classifies = task_of(next(iter(networks.values())).recipe).classifies
     blocks = [
         PageBlock(network, trace.blocks[where], _effect(networks[network], seen.x, where) if classifies else None)
         for network, trace in traces.items()
@@ -299,7 +297,7 @@ def _item(networks: dict[str, Any], path: Path, name: str, truth: str | None, at
 def _effect(trained: Any, x: Any, where: str) -> Any:
     from cgnl.explain.effect import effect
     from cgnl.explain.inputs import on
-    from cgnl.training.evaluation import default_device
+    from cgnl.training.trained import default_device
 
     return effect(trained.network, on(default_device(), x), where)
 
@@ -325,8 +323,9 @@ def _score(
     import json
 
     from cgnl.explain.figures import save_figure
-    from cgnl.explain.score import score_parts, scored_block, scores_figure, scores_table
+    from cgnl.explain.score import scores_figure, scores_table
     from cgnl.files import write_text
+    from cgnl.tasks import score_parts, scored_block
 
     root = data or next(iter(networks.values())).recipe.data.root
     if root is None:

@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cgnl.recipes import RECIPES
-from cgnl.recipes.cost import recipe_cost
 from cgnl.recipes.registry import PaperRow, RecipeEntry
 from cgnl.settings.image import Recipe
+from cgnl.tasks import recipe_cost
 
 
 def list_recipes(*, smoke: bool) -> None:

@@ -2,10 +2,13 @@
 
 import json as json_module
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+
+from cgnl.files import whole_file, write_csv
 
 
 def predict(
@@ -28,7 +31,8 @@ def predict(
         out: Picture with the detected objects drawn in; of several images a folder of pictures.
         score: Minimum score of a detected object; by default 0.5.
     """
-    from cgnl.training.checkpoint import load_trained
+    from cgnl.data.decoding import DataError
+    from cgnl.tasks import load_trained, predict_timeline, task_of
 
     if not files:
         raise ValueError("files must name at least one image or video")
@@ -37,59 +41,53 @@ def predict(
     if score is not None and not 0 <= score <= 1:
         raise ValueError(f"score ({score}) must be between 0 and 1")
     trained = load_trained(checkpoint)
-    task = trained.recipe.task
-    if timeline is not None and task != "video":
-        raise ValueError(f"timeline ({timeline}) needs a video network, and {checkpoint} holds one of another kind")
-    if out is not None and task != "detection":
-        raise ValueError(f"out ({out}) needs a detector, and {checkpoint} holds a network that classifies")
-    if score is not None and task != "detection":
-        raise ValueError(f"score ({score}) needs a detector, and {checkpoint} holds a network that classifies")
-    if top is not None and task == "detection":
-        raise ValueError(f"top ({top}) needs a network that classifies, and {checkpoint} holds a detector")
-    if task == "detection":
-        pictures = _pictures(files, out)
-        least = 0.5 if score is None else score
-        done = [_objects(trained, path, picture, least, json) for path, picture in zip(files, pictures, strict=True)]
-    else:
-        done = _classify(trained, files, top or 5, timeline, json)
-    if not all(done):
+    task = task_of(trained.recipe)
+    options = {"top": top, "timeline": timeline, "out": out, "score": score}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in task.prediction_options:
+            raise ValueError(f"{name} ({value}) does nothing here: {checkpoint} holds {task.words}")
+    top, score = 5 if top is None else top, 0.5 if score is None else score
+    seconds: list[Any] = []
+    failed = False
+    for path, picture in zip(files, _pictures(files, out), strict=True):
+        prediction = None
+        try:
+            prediction = task.predict(trained, path, top=top, score=score)
+            if json:
+                print(json_module.dumps({"path": str(path), **prediction.as_dict()}))
+            else:
+                print(path, *prediction.lines(), sep="\n")
+            if picture is not None:
+                kind = {".jpg": "JPEG"}.get(picture.suffix.lower(), picture.suffix[1:])
+                with whole_file(picture, "wb") as file:
+                    prediction.picture().save(file, kind)
+                print(f"written: {picture}", file=sys.stderr)
+            if timeline is not None:
+                seconds += [(path, *row) for row in predict_timeline(trained, path, top=top)]
+        except DataError as error:
+            failed = True
+            print(f"cgnl: {error}", file=sys.stderr)
+            if json and prediction is None:
+                print(json_module.dumps({"path": str(path), "error": str(error)}))
+    if timeline is not None:
+        _write_timeline(timeline, seconds)
+        print(f"written: {timeline}", file=sys.stderr)
+    if failed:
         sys.exit(2)
 
 
-def _fail(path: Path, error: ValueError, json: bool) -> None:
-    print(f"cgnl: {error}", file=sys.stderr)
-    if json:
-        print(json_module.dumps({"path": str(path), "error": str(error)}))
+def _write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, float]]]]) -> None:
+    """Write video, second, and classes with probabilities, the most probable first, as CSV."""
+    from cgnl.data.lists import readable
 
-
-def _classify(trained: Any, files: tuple[Path, ...], top: int, timeline: Path | None, json: bool) -> list[bool]:
-    """Print the classes of each file; return for each whether it could be read."""
-    from cgnl.data.decoding import DataError
-    from cgnl.training.evaluation import predict, predict_timeline, write_timeline
-
-    done: list[bool] = []
-    seconds = []
-    for path in files:
-        best = None
-        try:
-            best = predict(trained, path, top=top)
-            if json:
-                rows = [{"class": name, "probability": round(p, 6)} for name, p in best]
-                print(json_module.dumps({"path": str(path), "top": rows}))
-            else:
-                print(path)
-                for name, p in best:
-                    print(f"  {100 * p:6.2f} %  {name}")
-            if timeline is not None:
-                seconds += [(path, *row) for row in predict_timeline(trained, path, top=top)]
-            done.append(True)
-        except DataError as error:
-            _fail(path, error, json and best is None)
-            done.append(False)
-    if timeline is not None:
-        write_timeline(timeline, seconds)
-        print(f"written: {timeline}", file=sys.stderr)
-    return done
+    tops = range(1, max((len(best) for *_, best in rows), default=0) + 1)
+    header = ["path", "second", *(f"{what}{k}" for k in tops for what in ("class", "probability"))]
+    lines = [
+        [readable(str(path)), second, *(value for name, p in best for value in (name, f"{p:.6f}"))]
+        for path, second, best in rows
+    ]
+    write_csv(file, [header, *lines])
 
 
 def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
@@ -112,47 +110,3 @@ def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
         if picture.resolve() in images:
             raise ValueError(f"out ({out}) would write the picture over the image {picture}: give another place")
     return [*pictures]
-
-
-def _objects(trained: Any, path: Path, picture: Path | None, score: float, json: bool) -> bool:
-    """Print the objects in an image and draw them; return whether it could be read."""
-    from cgnl.data.decoding import DataError, open_image
-    from cgnl.explain.detections import draw_objects
-    from cgnl.files import whole_file
-    from cgnl.training.average_precision import run_lengths
-    from cgnl.training.detection_evaluation import detect
-
-    try:
-        image = open_image(path)
-    except DataError as error:
-        _fail(path, error, json)
-        return False
-    found = detect(trained, image, min_score=score)
-    names = [trained.classes[label - 1] for label in found["labels"].tolist()]
-    boxes, scores = found["boxes"].tolist(), found["scores"].tolist()
-    if json:
-        objects = [
-            {
-                "class": name,
-                "score": round(value, 6),
-                "box": [round(side, 3) for side in box],
-                "mask": mask,
-            }
-            for name, value, box, mask in zip(names, scores, boxes, run_lengths(found["masks"]), strict=True)
-        ]
-        print(json_module.dumps({"path": str(path), "objects": objects}))
-    else:
-        print(path)
-        for name, value, box in zip(names, scores, boxes, strict=True):
-            print(f"  {100 * value:6.2f} %  {name}  " + " ".join(f"{side:.1f}" for side in box))
-        if not names:
-            print(f"  no object with a score of {score:g} or more")
-    if picture is not None:
-        drawn = draw_objects(
-            image, found["boxes"], found["labels"], trained.classes, scores=found["scores"], masks=found["masks"]
-        )
-        kind = {".jpg": "JPEG"}.get(picture.suffix.lower(), picture.suffix[1:])
-        with whole_file(picture, "wb") as file:
-            drawn.save(file, kind)
-        print(f"written: {picture}", file=sys.stderr)
-    return True

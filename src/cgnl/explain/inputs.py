@@ -4,24 +4,18 @@ Shapes: T frames, H and W height and width of the input in pixels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from cgnl.data.decoding import open_image
 from cgnl.data.images import read_cub_parts
-from cgnl.data.transforms import clip_test_transform, normalise_clip, test_transform
-from cgnl.explain.geometry import View, unpool, view_of
+from cgnl.explain.geometry import View, unpool
 from cgnl.explain.trace import BlockTrace, Trace, trace_blocks
-from cgnl.training.checkpoint import TrainedNetwork
-from cgnl.training.evaluation import default_device
+from cgnl.training.trained import TrainedNetwork, default_device
 
 
 @dataclass(frozen=True)
@@ -55,70 +49,21 @@ class SeenInput:
         return seen
 
 
-def see(trained: TrainedNetwork, path: Path) -> SeenInput:
-    """Read an image or video as a network is tested on it: of a video one clip from the middle, and its middle crop.
+def trace_seen(
+    networks: Mapping[str, TrainedNetwork], seen: Mapping[str, SeenInput]
+) -> tuple[SeenInput, dict[str, Trace]]:
+    """Trace the blocks of several networks on what they see of one image or video.
 
     Args:
-        trained: The network.
-        path: Image file; for a video network a video file, or a folder of frames.
-
-    Raises:
-        DataError: The file is no image or video that is opened.
-    """
-    if trained.recipe.task == "video":
-        return _see_video(trained, path)
-    image = open_image(path)
-    if trained.recipe.task == "detection":
-        return _see_for_detection(trained, path, image)
-    config = trained.recipe.data
-    x = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(image)
-    view = view_of(image.width, image.height, size=config.size, resize=config.resize)
-    return SeenInput(path, (image,), view, x[None])
-
-
-def _see_video(trained: TrainedNetwork, path: Path) -> SeenInput:
-    # images need no decoder of videos
-    from cgnl.data.videos import GuardedReader, test_clips
-    from cgnl.settings.video import VideoDataConfig
-
-    config = trained.recipe.data
-    assert isinstance(config, VideoDataConfig)
-    with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
-        info = reader.probe(path)
-        numbers: Sequence[int] = test_clips(info.frames, 1, config.num_frames, config.frame_step)[0].tolist()
-        frames, _ = reader.read(path, numbers)
-    clip = clip_test_transform(config.resize, config.size)(frames)
-    x = normalise_clip(clip[None], mean=trained.mean, std=trained.std)
-    view = view_of(info.width, info.height, size=config.size, resize=config.resize)
-    return SeenInput(path, tuple(Image.fromarray(frame) for frame in frames), view, x)
-
-
-def _see_for_detection(trained: TrainedNetwork, path: Path, image: Image.Image) -> SeenInput:
-    resize = trained.network.transform
-    assert isinstance(resize, GeneralizedRCNNTransform)
-    x = to_dtype(to_image(image), torch.float32, scale=True)
-    # the network resizes the image itself, and fills it up to a multiple of 32 pixels
-    resized, _ = resize([x])
-    (height, width), (full_height, full_width) = resized.image_sizes[0], resized.tensors.shape[-2:]
-    view = View(image.width, image.height, full_width, full_height, width / image.width, height / image.height)
-    return SeenInput(path, (image,), view, [x])
-
-
-def trace_file(networks: Mapping[str, TrainedNetwork], path: Path) -> tuple[SeenInput, dict[str, Trace]]:
-    """Read an image or video and trace the blocks of several networks on it.
-
-    Args:
-        networks: The networks by name, for the same kind of input; each is moved to the GPU where there is one.
-        path: As in :func:`see`.
+        networks: The networks by name; each is moved to the GPU where there is one.
+        seen: What each of them sees.
 
     Returns:
         What the networks saw, and their traces by name; those of plain networks have no blocks.
 
     Raises:
-        DataError: The file is no image or video that is opened.
         ValueError: The networks are tested on inputs of different sizes, or on different frames.
     """
-    seen = {name: see(trained, path) for name, trained in networks.items()}
     first = next(iter(seen.values()))
     if any((each.view, each.frames) != (first.view, first.frames) for each in seen.values()):
         raise ValueError("beside: both networks must be tested on inputs of the same size, and on the same frames")

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgnl.recipes.registry import RECIPES, load_recipe, smoke
+    from cgnl.recipes.registry import RECIPES, load_recipe
 
-__all__ = ["RECIPES", "load_recipe", "smoke"]
+__all__ = ["RECIPES", "load_recipe"]
 _TABLES = (
     *("table2a", "table2b", "table2c", "table2d", "table3", "table4a", "table4b", "table4b_1000_way", "table4c"),
     *("table5", "channel_reduction", "toy"),

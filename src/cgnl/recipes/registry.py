@@ -1,6 +1,5 @@
-"""The register of recipes by name, their smoke variants, and recipes out of files."""
+"""The register of recipes by name, and recipes out of files."""
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
-from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict, override, to_dict
-from cgnl.settings.video import VideoRecipe
 
 
 @dataclass(frozen=True)
@@ -89,53 +86,6 @@ def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], R
         return make
 
     return add
-
-
-def smoke(
-    recipe: Recipe, root: Path, *, size: int | None = None, batch_size: int | None = None, steps: int = 2
-) -> Recipe:
-    """Shrink a recipe to seconds on a CPU: only pixels, frames, samples, views, regions and steps change.
-
-    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
-    out, since there is nothing to download them for. A detector's gradient is scaled down to a norm of 1: over random
-    weights with frozen norms its maps grow from one residual block to the next, and its losses with them.
-
-    Args:
-        recipe: The recipe.
-        root: Folder of a small data set (drawn birds, drawn actions for a video recipe, a drawn flock for detection).
-        size: Input height and width (pixels), of detection the shorter side; by default 64, of detection 96.
-        batch_size: Images or clips in a step; by default 4, of detection 2.
-        steps: Optimizer steps.
-    """
-    replace = dataclasses.replace
-    trainer = replace(recipe.trainer, max_steps=steps, devices=1, accelerator="cpu")
-    if isinstance(recipe, DetectionRecipe):
-        size = size or 96
-        return replace(
-            recipe,
-            network=replace(recipe.network, weights=None, backbone_weights=None, rois=8, proposals=20),
-            data=replace(
-                recipe.data,
-                root=root,
-                train_annotations=None,
-                test_annotations=None,
-                train_images=None,
-                test_images=None,
-                size=size,
-                max_size=round(recipe.data.max_size / recipe.data.size * size),
-                batch_size=batch_size or 2,
-                workers=0,
-            ),
-            optimizer=replace(recipe.optimizer, clip_norm=1.0),
-            trainer=replace(trainer, test_every_n_epochs=1),
-        )
-    size = size or 64
-    resize = round(recipe.data.resize / recipe.data.size * size)
-    data = replace(recipe.data, root=root, size=size, resize=resize, batch_size=batch_size or 4, workers=0)
-    if isinstance(recipe, VideoRecipe):
-        # the drawn actions come in the layout of UCF101; strides 2 2 2 leave the blocks two time steps of 16 frames
-        data = replace(data, format="ucf101", num_frames=16, frame_step=4, test_clips=2)
-    return replace(recipe, network=replace(recipe.network, weights=None), data=data, trainer=trainer)
 
 
 def load_recipe(source: str) -> tuple[str, Recipe]:

@@ -1,4 +1,4 @@
-"""Training, testing and using networks, on Lightning's Trainer.
+"""Training and testing networks, on Lightning's Trainer.
 
 The Lightning modules and data modules are public: they work in a Trainer of one's own. Names are imported on first
 use, so that the recipe dataclass can be had without PyTorch.
@@ -13,26 +13,23 @@ if _missing := [name for name in ("lightning", "torchmetrics", "torchvision") if
 
 if TYPE_CHECKING:
     from cgnl.training.callbacks import FiniteGuard, RunKeeper
-    from cgnl.training.checkpoint import TrainedNetwork, load_trained
     from cgnl.training.classification import ClassificationModule
     from cgnl.training.data import ImageData
     from cgnl.training.detection import DetectionModule
     from cgnl.training.detection_data import DetectionData
-    from cgnl.training.detection_evaluation import DetectionEvaluation, detect, evaluate_detection
-    from cgnl.training.evaluation import Evaluation, evaluate, predict, predict_timeline
-    from cgnl.training.run import train
+    from cgnl.training.detection_evaluation import DetectionEvaluation
+    from cgnl.training.evaluation import Evaluation
     from cgnl.training.video_data import VideoData
 
 _FILE_OF_NAME = {
-    **dict.fromkeys(["FiniteGuard", "RunKeeper"], "callbacks"),
-    **dict.fromkeys(["TrainedNetwork", "load_trained"], "checkpoint"),
     "ClassificationModule": "classification",
-    "ImageData": "data",
-    "DetectionModule": "detection",
     "DetectionData": "detection_data",
-    **dict.fromkeys(["DetectionEvaluation", "detect", "evaluate_detection"], "detection_evaluation"),
-    **dict.fromkeys(["Evaluation", "evaluate", "predict", "predict_timeline"], "evaluation"),
-    "train": "run",
+    "DetectionEvaluation": "detection_evaluation",
+    "DetectionModule": "detection",
+    "Evaluation": "evaluation",
+    "FiniteGuard": "callbacks",
+    "ImageData": "data",
+    "RunKeeper": "callbacks",
     "VideoData": "video_data",
 }
 
@@ -45,15 +42,7 @@ __all__ = [
     "FiniteGuard",
     "ImageData",
     "RunKeeper",
-    "TrainedNetwork",
     "VideoData",
-    "detect",
-    "evaluate",
-    "evaluate_detection",
-    "load_trained",
-    "predict",
-    "predict_timeline",
-    "train",
 ]
 
 

@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
 from cgnl.files import write_csv
-from cgnl.training.checkpoint import FORMAT
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.processes import TrainingStopped, gathered
+from cgnl.training.trained import FORMAT
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 

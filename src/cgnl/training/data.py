@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -17,12 +17,8 @@ from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
-from cgnl.settings.video import VideoDataConfig
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.sampling import EpochBatches
-
-if TYPE_CHECKING:
-    from cgnl.training.video_data import VideoData
 
 Split = Literal["train", "test"]
 # kinds of data sets whose classes have no names of their own
@@ -97,6 +93,21 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return None
 
     # Lists
+
+    def list_options(self, split: Split) -> dict[str, Any]:
+        """Return ``list_file`` and ``num_classes`` for the reader of a split of classified samples.
+
+        Raises:
+            DataError: The layout needs a list file, and none is given.
+        """
+        config: Any = self.config
+        list_file = config.train_list if split == "train" else config.test_list
+        if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
+            raise DataError(f"data.{split}_list is needed: the list file of the {split} {self.noun}s")
+        return {
+            "list_file": list_file,
+            "num_classes": config.num_classes if split == "train" else len(self.named_classes),
+        }
 
     @cached_property
     def train_samples(self) -> SampleList:
@@ -280,7 +291,7 @@ class ImageData(SampleData[DataConfig]):
     def _list(self, split: Split) -> SampleList:
         assert self.config.root is not None
         return read_images(
-            self.config.root, split, format=self.config.format, missing_limit=1.0, **list_options(self, split)
+            self.config.root, split, format=self.config.format, missing_limit=1.0, **self.list_options(split)
         )
 
     def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
@@ -291,33 +302,6 @@ class ImageData(SampleData[DataConfig]):
             config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **self.normalisation
         )
         return ImageDataset(samples, transform, seed=self.seed)
-
-
-def list_options(data: "ImageData | VideoData", split: Split) -> dict[str, Any]:
-    """Return ``list_file`` and ``num_classes`` for the reader of a split's list.
-
-    Raises:
-        DataError: The layout needs a list file, and none is given.
-    """
-    config = data.config
-    list_file = config.train_list if split == "train" else config.test_list
-    if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
-        raise DataError(f"data.{split}_list is needed: the list file of the {split} {data.noun}s")
-    return {"list_file": list_file, "num_classes": config.num_classes if split == "train" else len(data.named_classes)}
-
-
-def make_data(config: DataConfig | DetectionDataConfig, **options: Any) -> SampleData:
-    """Return the data module for a recipe's data; options as :class:`SampleData` takes them."""
-    # images need neither a decoder of videos nor COCO's masks
-    if isinstance(config, VideoDataConfig):
-        from cgnl.training.video_data import VideoData
-
-        return VideoData(config, **options)
-    if isinstance(config, DetectionDataConfig):
-        from cgnl.training.detection_data import DetectionData
-
-        return DetectionData(config, **options)
-    return ImageData(config, **options)
 
 
 def _leave_signals_to_the_training_process(worker: int) -> None:

@@ -1,4 +1,4 @@
-"""Testing a trained detector on a data set, and using it on single images."""
+"""Testing a trained detector on a data set."""
 
 import json
 import math
@@ -6,26 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from cgnl.files import write_csv, write_text
-from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.training import TrainerConfig
-from cgnl.training.checkpoint import TrainedNetwork
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
-from cgnl.training.evaluation import default_device
 from cgnl.training.processes import end_together, reporting_dead_readers
-from cgnl.training.run import make_module, make_trainer, quieten, uses_channels_last
+from cgnl.training.run import make_trainer, quieten, uses_channels_last
+from cgnl.training.task import TestResult
+from cgnl.training.trained import TrainedNetwork
 
 
 @dataclass(frozen=True)
-class DetectionEvaluation:
+class DetectionEvaluation(TestResult):
     """Average precision on a data set.
 
     Attributes:
@@ -46,6 +40,21 @@ class DetectionEvaluation:
     detections: int
     troubles: tuple[str, ...]
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """Both average precisions (%) by name."""
+        return {"box AP": self.box["AP"], "mask AP": self.mask["AP"]}
+
+    def lines(self, tested: str, out: Path) -> list[str]:
+        """Return COCO's measures as a table."""
+        measures = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        return [
+            "      " + "".join(f"{measure:>8}" for measure in measures) + f"  (%, {self.count} {tested})",
+            *(f"{kind:6}" + "".join(f"{getattr(self, kind)[name]:8.2f}" for name in measures) for kind in KINDS),
+            *self.trouble_lines(out),
+            f"written: {out / 'box_results.json'}, mask_results.json, measures.json, per_class.csv",
+        ]
+
     def measures(self) -> dict[str, dict[str, float | None]]:
         """Return box and mask measures for JSON, which has no nan: None where there is no such object."""
         return {
@@ -54,37 +63,24 @@ class DetectionEvaluation:
         }
 
 
-def evaluate_detection(
+def evaluate(
     trained: TrainedNetwork,
-    data: DetectionDataConfig,
+    samples: DetectionData,
     *,
     trainer: TrainerConfig | None = None,
     out: Path | None = None,
     stay: bool = False,
 ) -> DetectionEvaluation:
-    """Test a detector: every image of the test split once, over all processes.
-
-    Args:
-        trained: The detector, out of :func:`cgnl.training.checkpoint.load_trained`.
-        data: Where the images and annotations are.
-        trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
-        out: Folder for box_results.json and mask_results.json (COCO's result format), measures.json, per_class.csv
-            and the lists of bad files and annotations, or None.
-        stay: Whether the processes stay together, to test another network: a group that ends cannot begin again.
-
-    Returns:
-        Average precisions of boxes and masks.
-
-    Raises:
-        DataError: Something is wrong with the data set, or its classes are not the network's.
-    """
+    """Measure a detector's average precision on test images; arguments and errors as of :func:`cgnl.tasks.evaluate`."""
     quieten()
-    samples = DetectionData(data, run=out, classes=trained.classes)
+    data: Any = samples.config
     here = trainer or TrainerConfig(devices=1, precision=trained.recipe.trainer.precision)
-    module = make_module(trained.recipe, trained.network, samples, channels_last=uses_channels_last(here))
-    assert isinstance(module, DetectionModule)
+    network: Any = trained.network
+    module = DetectionModule(
+        network, truth=samples.truth, category_ids=samples.category_ids, channels_last=uses_channels_last(here)
+    )
     # Mask R-CNN resizes the images itself
-    resize = trained.network.transform
+    resize = network.transform
     assert isinstance(resize, GeneralizedRCNNTransform)
     own_size = resize.min_size, resize.max_size
     runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -121,35 +117,3 @@ def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvalua
         write_text(out / f"{kind}_results.json", json.dumps(rows))
     write_text(out / "measures.json", json.dumps(evaluation.measures(), indent=2))
     write_csv(out / "per_class.csv", [("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])
-
-
-@torch.inference_mode()
-def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.0) -> dict[str, Tensor]:
-    """Return the objects that a detector finds in an image, the surest first.
-
-    Args:
-        trained: The detector; it is moved to the GPU where there is one.
-        image: An upright RGB image of H x W pixels.
-        min_score: Minimum score.
-
-    Returns:
-        ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels), ``labels`` [D] (from 1), ``scores`` [D] and ``masks`` [D, H, W]
-        (bool).
-    """
-    device = default_device()
-    heads = trained.network.to(device).roi_heads
-    assert isinstance(heads, RoIHeads)
-    own_score = heads.score_thresh
-    try:
-        # masks are pasted of what is kept alone; torchvision keeps what is above its threshold, not at it
-        below = float(torch.nextafter(torch.tensor(min_score), torch.tensor(-math.inf)))
-        heads.score_thresh = max(own_score, below)
-        (found,) = trained.network([to_dtype(to_image(image), torch.float32, scale=True).to(device)])
-    finally:
-        heads.score_thresh = own_score
-    return {
-        "boxes": found["boxes"].cpu(),
-        "labels": found["labels"].cpu(),
-        "scores": found["scores"].cpu(),
-        "masks": (found["masks"] >= 0.5)[:, 0].cpu(),
-    }

@@ -16,22 +16,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 from torch import nn
-from torchvision.models.detection import MaskRCNN
 
 from cgnl.data.decoding import DataError
 from cgnl.files import write_text
 from cgnl.networks.checkpoints import read_checkpoint_file
-from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict, to_dict
 from cgnl.settings.training import TrainerConfig
-from cgnl.settings.video import VideoRecipe
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
-from cgnl.training.checkpoint import FORMAT, AtomicCheckpointIO, build_network, run_entry, without_start_weights
-from cgnl.training.classification import ClassificationModule
-from cgnl.training.data import SampleData, make_data
+from cgnl.training.checkpoint import AtomicCheckpointIO
+from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
+from cgnl.training.task import Task
+from cgnl.training.trained import FORMAT, run_entry
 
 # What may differ between a run and its continuation: where things are, and what does not touch the numbers.
 _FREE_TO_CHANGE = {
@@ -63,27 +61,13 @@ class RunResult:
     best_score: float | None
 
 
-def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True) -> RunResult:
-    """Train a recipe's network, or go on with a run that was stopped.
-
-    Args:
-        recipe: The run's recipe.
-        run: Folder for checkpoints, logs and lists; it must be new or empty unless ``resume`` is set.
-        name: Name of the recipe.
-        resume: Go on from ``run/last.ckpt``; a run that has none yet starts from the beginning.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The checkpoints and accuracies.
-
-    Raises:
-        DataError: Something is wrong with the files.
-        ValueError: Something is wrong with the recipe.
-        NonFiniteError: Too many steps had a non-finite loss or gradient.
-        TrainingStopped: A signal stopped the run; its state is saved.
-    """
+def train(
+    task: Task[Any], recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True
+) -> RunResult:
+    """Train a recipe's network; see :func:`cgnl.tasks.train`."""
     quieten()
     _check_can_run(recipe)
+    task.check(recipe)
     checkpoint = _checkpoint_to_resume(recipe, run, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
@@ -91,14 +75,14 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
         # what an attempt that ended before its first checkpoint has listed
         for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
             (run / f"{listed}.csv").unlink(missing_ok=True)
-    data = make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
+    data = task.make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
     data.check()
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
     # a checkpoint to go on from replaces the start weights, which need not be there any more
-    start = recipe if checkpoint is None else without_start_weights(recipe)
-    network = build_network(start, len(data.classes))
-    module = make_module(recipe, network, data)
+    start = recipe if checkpoint is None else task.without_start_weights(recipe)
+    network = task.build_network(start, len(data.classes))
+    module = make_module(task, recipe, network, data)
     if config.compile:
         network.compile()
     console = Console()
@@ -106,7 +90,7 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
     if is_first_process():
         write_text(run / "recipe.yaml", yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
     say(data.summary())
-    if isinstance(recipe, VideoRecipe) and (note := _one_time_step(recipe)):
+    if note := task.note(recipe):
         say(note)
     keeper = RunKeeper(
         run,
@@ -156,39 +140,28 @@ def train(recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = Fal
 
 
 def make_module(
-    recipe: Recipe, network: nn.Module, data: SampleData, *, channels_last: bool | None = None
+    task: Task[Any], recipe: Recipe, network: nn.Module, data: SampleData[Any], *, channels_last: bool | None = None
 ) -> TrainingModule:
     """Make the Lightning module that trains and tests a recipe's network.
 
     Args:
+        task: The recipe's task.
         recipe: The recipe.
         network: Its network.
         data: Its data.
         channels_last: Whether feature maps are in the channels-last memory format; by default as the recipe says.
     """
     config, batch = recipe.trainer, recipe.optimizer.lr_batch
-    options: dict[str, Any] = {
-        "optimizer": recipe.optimizer,
-        "schedule": recipe.schedule,
-        "lr_scale": recipe.data.batch_size / batch if batch else 1.0,
-        "freeze": config.freeze,
-        "max_steps": config.max_steps,
-        "channels_last": uses_channels_last(config) if channels_last is None else channels_last,
-    }
-    if isinstance(recipe, DetectionRecipe):
-        from cgnl.training.detection import DetectionModule
-        from cgnl.training.detection_data import DetectionData
-
-        assert isinstance(data, DetectionData)
-        assert isinstance(network, MaskRCNN)
-        return DetectionModule(network, truth=data.truth, category_ids=data.category_ids, **options)
-    return ClassificationModule(
+    return task.make_module(
+        recipe,
         network,
-        num_classes=len(data.classes),
-        mixup=recipe.data.mixup,
-        cutmix=recipe.data.cutmix,
-        seed=config.seed,
-        **options,
+        data,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        lr_scale=recipe.data.batch_size / batch if batch else 1.0,
+        freeze=config.freeze,
+        max_steps=config.max_steps,
+        channels_last=uses_channels_last(config) if channels_last is None else channels_last,
     )
 
 
@@ -251,8 +224,7 @@ def _check_can_run(recipe: Recipe) -> None:
     """Refuse what PyTorch cannot do, before anything is read or built.
 
     Raises:
-        ValueError: There is no such device, a SyncBatchNorm would be trained in several processes on CPUs, or a
-            detector compiled.
+        ValueError: There is no such device, or a SyncBatchNorm would be trained in several processes on CPUs.
     """
     config = recipe.trainer
     synchronised = {
@@ -263,8 +235,6 @@ def _check_can_run(recipe: Recipe) -> None:
     for name, used in synchronised.items():
         if used and many and not _uses_gpus(config):
             raise ValueError(f"{name} needs GPUs in several processes: PyTorch has no SyncBatchNorm on CPUs")
-    if config.compile and isinstance(recipe, DetectionRecipe):
-        raise ValueError("trainer.compile is for classifiers: torch.compile breaks a detector into many small graphs")
 
 
 def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | None:
@@ -281,15 +251,16 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
                 "its run cannot go on"
             )
         stored = from_dict(entry["recipe"], str(checkpoint))
-        if stored.task != recipe.task:
-            raise DataError(f"{checkpoint} is of a run on {stored.task}s, so it cannot go on with {recipe.task}s")
-        changed = _differences(to_dict(stored), to_dict(recipe))
+        before, now = to_dict(stored), to_dict(recipe)
+        if before["task"] != now["task"]:
+            raise DataError(f"{checkpoint} holds a run of the task {before['task']}; it cannot go on as {now['task']}")
+        changed = _differences(before, now)
         if stored.schedule.kind == "cosine":
             in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
             end = "max_steps" if in_steps else "max_epochs"
-            before, now = (getattr(config, end) for config in (stored.trainer, recipe.trainer))
-            if before != now:
-                changed.append(f"trainer.{end}, the end of the cosine, was {before}, now {now}")
+            ends = [getattr(config, end) for config in (stored.trainer, recipe.trainer)]
+            if ends[0] != ends[1]:
+                changed.append(f"trainer.{end}, the end of the cosine, was {ends[0]}, now {ends[1]}")
         if changed:
             raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
     return checkpoint
@@ -308,20 +279,6 @@ def _check_same_data(checkpoint: Path, data: SampleData) -> None:
             f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {root} has "
             f"{len(data.train_samples)}: the run cannot go on where it stood"
         )
-
-
-def _one_time_step(recipe: VideoRecipe) -> str | None:
-    """Say that the blocks see no time, where the temporal strides leave nothing of it."""
-    left = recipe.data.num_frames
-    for stride in recipe.network.temporal_strides:
-        left = -(-left // stride)
-    if left > 1 or recipe.network.block == "none":
-        return None
-    strides = " ".join(map(str, recipe.network.temporal_strides))
-    return (
-        f"note: {recipe.data.num_frames} frames with network.temporal_strides {strides} leave one time step to the "
-        "blocks, which then relate positions in space alone; 1 1 2 leaves more"
-    )
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:

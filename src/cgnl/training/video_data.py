@@ -1,12 +1,11 @@
 """The Lightning data module of videos."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cgnl.data.lists import SampleList, write_rows
@@ -19,12 +18,12 @@ from cgnl.data.videos import (
     read_videos,
     test_videos,
     training_videos,
-    views,
 )
 from cgnl.data.videos.decoding import import_backend
 from cgnl.settings.video import VideoDataConfig
-from cgnl.training.data import SampleData, Split, list_options
+from cgnl.training.data import SampleData, Split
 from cgnl.training.processes import gathered, is_first_process
+from cgnl.training.video_views import damage, normalised_views, view_size
 
 
 class VideoData(SampleData[VideoDataConfig]):
@@ -56,7 +55,7 @@ class VideoData(SampleData[VideoDataConfig]):
             annotations=config.annotations,
             fold=config.fold,
             missing_limit=1.0,
-            **list_options(self, split),
+            **self.list_options(split),
         )
 
     @cached_property
@@ -157,51 +156,3 @@ class VideoData(SampleData[VideoDataConfig]):
         else:
             batch["image"] = normalise_clip(batch["image"], **self.normalisation)
         return batch
-
-
-def view_size(config: VideoDataConfig) -> int:
-    """Return height and width of a test view: three crops cover the resized frame, one is as in training."""
-    return config.resize if config.test_crops == 3 else config.size
-
-
-def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
-    """Tell what is wrong with a video that can be read, as the rest of a sentence that begins with its path.
-
-    Args:
-        info: What is known of it; None if its number of frames is right.
-        lost: Wanted frames that could not be decoded.
-    """
-    found = []
-    if info is not None and info.promised not in (None, info.frames):
-        found.append(f"holds {info.frames} frames, its container promises {info.promised}")
-    if lost:
-        found.append(f"has {lost} wanted frames that could not be decoded")
-    return found
-
-
-def normalised_views(
-    video: Mapping[str, Tensor],
-    config: VideoDataConfig,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Iterator[Tensor]:
-    """Cut the views of a video, some at a time.
-
-    Args:
-        video: ``frames`` and ``clips`` as :func:`cgnl.data.videos.views` takes them.
-        config: Crops, their size, and how many views at a time.
-        mean: Mean of the input normalisation (RGB, images in 0..1).
-        std: Its standard deviation.
-
-    Yields:
-        float32 [V, 3, T, H, W].
-    """
-    parts = views(
-        video["frames"],
-        video["clips"],
-        num_crops=config.test_crops,
-        size=view_size(config),
-        chunk=config.views_per_step,
-    )
-    return map(partial(normalise_clip, mean=mean, std=std), parts)

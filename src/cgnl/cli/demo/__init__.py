@@ -21,9 +21,8 @@ from cgnl.explain import report
 from cgnl.files import write_text
 from cgnl.recipes import RECIPES
 from cgnl.settings.image import Recipe
-from cgnl.training.checkpoint import load_trained
-from cgnl.training.evaluation import Evaluation, evaluate
-from cgnl.training.run import train
+from cgnl.tasks import evaluate, load_trained, train
+from cgnl.training.evaluation import Evaluation
 
 # Okabe and Ito's palette, which the common colour blindnesses tell apart
 COLOURS = {"base": "#999999", "plain": "#0072B2", "cgnl": "#D55E00"}

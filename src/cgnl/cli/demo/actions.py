@@ -13,8 +13,8 @@ from torch import nn
 from cgnl.cli.demo import Subject, read_predictions
 from cgnl.data.videos import probe, read_frames
 from cgnl.explain import report
+from cgnl.tasks import load_trained
 from cgnl.toy.actions import Play, catalogue, contact_strip, draw_actions, play_of
-from cgnl.training.checkpoint import load_trained
 from cgnl.training.evaluation import wilson_interval
 
 _NUM_CLASSES = 4

@@ -20,11 +20,12 @@ from cgnl.files import write_text
 from cgnl.recipes import RECIPES
 from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
+from cgnl.tasks import detect, load_trained, train
+from cgnl.tasks import evaluate as evaluate_detection
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import contact_sheet, draw_flock
-from cgnl.training.checkpoint import TrainedNetwork, load_trained
-from cgnl.training.detection_evaluation import DetectionEvaluation, detect, evaluate_detection
-from cgnl.training.run import train
+from cgnl.training.detection_evaluation import DetectionEvaluation
+from cgnl.training.trained import TrainedNetwork
 
 _KINDS = ("box", "mask")
 _MEASURES = ("AP", "AP50", "AP75")

@@ -6,8 +6,9 @@ from pathlib import Path
 from cgnl.cli.explanation import write_maps_page
 from cgnl.explain import report
 from cgnl.explain.figures import figure5, figure6
-from cgnl.explain.inputs import parts_of, strongest_position, trace_file
-from cgnl.training.checkpoint import TrainedNetwork
+from cgnl.explain.inputs import parts_of, strongest_position
+from cgnl.tasks import trace_file
+from cgnl.training.trained import TrainedNetwork
 
 
 def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | None]], page: Path) -> tuple[str, str]:

@@ -1,0 +1,135 @@
+"""What images and videos share: networks that give each sample one of K classes."""
+
+import json
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cgnl.networks.cost import NetworkCost, network_cost
+from cgnl.settings.image import Recipe
+from cgnl.settings.training import TrainerConfig
+from cgnl.training.task import Prediction, Task, TestResult
+from cgnl.training.trained import TrainedNetwork, default_device
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+# Classes of the data sets that recipes name
+_NUM_CLASSES = {"cub": 200, "ucf101": 101, "mini_kinetics": 200, "kinetics": 400}
+_IMAGENET_CLASSES = 1000
+MIN_TRACED = 64
+"""Pixels that leave two positions on the last map; at one PyTorch may take the size for a constant."""
+
+
+@dataclass(frozen=True)
+class ClassPrediction(Prediction):
+    """The most probable classes with their probabilities."""
+
+    best: list[tuple[str, float]]
+
+    def lines(self) -> list[str]:
+        """Return a line for each class."""
+        return [f"  {100 * p:6.2f} %  {name}" for name, p in self.best]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"top": [{"class": name, "probability": round(p, 6)} for name, p in self.best]}
+
+
+class ClassificationTask(Task[RecipeT]):
+    """A task whose networks give logits [B, K]."""
+
+    scores = ("top-1", "top-5")
+    prediction_options: ClassVar[tuple[str, ...]] = ("top",)
+
+    def make_module(self, recipe: RecipeT, network: nn.Module, data: Any, **options: Any) -> Any:
+        """Return a :class:`cgnl.training.ClassificationModule`."""
+        from cgnl.training.classification import ClassificationModule
+
+        return ClassificationModule(
+            network,
+            num_classes=len(data.classes),
+            mixup=recipe.data.mixup,
+            cutmix=recipe.data.cutmix,
+            seed=recipe.trainer.seed,
+            **options,
+        )
+
+    def evaluate(
+        self, trained: TrainedNetwork, data: Any, *, trainer: TrainerConfig | None, out: Path | None, stay: bool
+    ) -> TestResult:
+        """Measure the accuracy on a test split."""
+        from cgnl.training.evaluation import evaluate
+
+        samples = self.make_data(data, run=out, classes=trained.classes, num_classes=trained.num_classes)
+        return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
+
+    @abstractmethod
+    def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
+        """Return the probabilities [K] of the outputs for one file."""
+
+    def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> ClassPrediction:
+        """Return the most probable classes of one file."""
+        return ClassPrediction(most_probable(trained, self.probabilities(trained, path), top))
+
+    def metadata(self, trained: TrainedNetwork, size: int) -> dict[str, str]:
+        """Return what an ONNX file says about the network.
+
+        Args:
+            trained: The network.
+            size: Height and width of its input (pixels).
+        """
+        return {
+            "recipe": trained.name,
+            "classes": json.dumps(trained.classes, ensure_ascii=False),
+            "mean": json.dumps(trained.mean),
+            "std": json.dumps(trained.std),
+            "size": str(size),
+            "resize": str(trained.recipe.data.resize),
+        }
+
+    def smoke(self, recipe: RecipeT, root: Path, *, size: int | None, batch_size: int | None, steps: int) -> RecipeT:
+        """Return a recipe that runs in seconds on a CPU."""
+        size = size or 64
+        data = replace(
+            recipe.data,
+            root=root,
+            size=size,
+            resize=round(recipe.data.resize / recipe.data.size * size),
+            batch_size=batch_size or 4,
+            workers=0,
+        )
+        trainer = self.smoke_trainer(recipe.trainer, steps)
+        return replace(recipe, network=replace(recipe.network, weights=None), data=data, trainer=trainer)
+
+    @abstractmethod
+    def input_shape(self, recipe: RecipeT) -> tuple[int, ...]:
+        """Return the shape of one input as in training."""
+
+    def cost(self, recipe: RecipeT) -> NetworkCost:
+        """Count parameters, and multiplications for one image or clip as in training."""
+        data = recipe.data
+        num_classes = data.num_outputs or data.num_classes or _NUM_CLASSES.get(data.format, _IMAGENET_CLASSES)
+        plain = self.without_start_weights(recipe)
+        return network_cost(lambda: self.build_network(plain, num_classes), self.input_shape(recipe))
+
+
+@torch.inference_mode()
+def probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
+    """Return the probabilities [B, K] for a batch; the network is moved to the GPU where there is one."""
+    device = default_device()
+    return trained.network.to(device)(batch.to(device)).float().softmax(-1)
+
+
+def most_probable(trained: TrainedNetwork, values: Tensor, top: int) -> list[tuple[str, float]]:
+    """Return the names and probabilities of the most probable classes.
+
+    Args:
+        trained: The network, which names the classes.
+        values: Probabilities [K].
+        top: Number of classes.
+    """
+    values, classes = values.topk(min(top, len(trained.classes)))
+    return [(trained.classes[k], p) for k, p in zip(classes.tolist(), values.tolist(), strict=True)]

@@ -1,0 +1,62 @@
+"""Classifying images."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cgnl.data.decoding import open_image
+from cgnl.data.transforms import test_transform
+from cgnl.explain.geometry import view_of
+from cgnl.explain.inputs import SeenInput
+from cgnl.networks.image import resnet
+from cgnl.settings.image import DataConfig, Recipe
+from cgnl.tasks.classification import MIN_TRACED, ClassificationTask, probabilities
+from cgnl.training.task import Export
+from cgnl.training.trained import TrainedNetwork
+
+
+class ImageTask(ClassificationTask[Recipe]):
+    """Classifying images with a residual network."""
+
+    words = "an image classifier"
+    scores_parts = True
+    drawn = "birds"
+
+    def build_network(self, recipe: Recipe, num_classes: int) -> nn.Module:
+        """Build the network that a recipe describes."""
+        return resnet(**self.network_settings(recipe), num_classes=num_classes)
+
+    def make_data(self, config: DataConfig, **options: Any) -> Any:
+        """Return a :class:`cgnl.training.ImageData`."""
+        from cgnl.training.data import ImageData
+
+        return ImageData(config, **options)
+
+    def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
+        """Return an image as the network is tested on it."""
+        config, image = trained.recipe.data, open_image(path)
+        x = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(image)
+        view = view_of(image.width, image.height, size=config.size, resize=config.resize)
+        return SeenInput(path, (image,), view, x[None])
+
+    def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
+        """Return the probabilities [K] for an image file."""
+        x: Any = self.see(trained, path).x
+        return probabilities(trained, x)[0]
+
+    def export(self, trained: TrainedNetwork) -> Export:
+        """Return the shape to trace the network at, its free axes and its description."""
+        size = trained.recipe.data.size
+        traced = max(size, MIN_TRACED)
+        return Export((1, 3, traced, traced), ("batch", "height", "width"), self.metadata(trained, size))
+
+    def draw(self, folder: Path) -> None:
+        """Draw birds of four species."""
+        from cgnl.toy.birds import draw_birds
+
+        draw_birds(folder, num_species=4, train_images=2, test_images=1, size=96)
+
+    def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
+        """Return [1, 3, H, W]."""
+        return 1, 3, recipe.data.size, recipe.data.size

@@ -1,0 +1,77 @@
+"""Networks of recipes: built, loaded from a run, or started from weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cgnl.networks.checkpoints import read_checkpoint_file
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import from_dict
+from cgnl.tasks.registry import task_of
+from cgnl.training.trained import TrainedNetwork, find_checkpoint, load_exactly, run_entry
+
+
+def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Build the network that a recipe describes.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Number of classes, without a detector's background.
+    """
+    return task_of(recipe).build_network(recipe, num_classes)
+
+
+def load_trained(path: str | Path) -> TrainedNetwork:
+    """Load the network of a checkpoint that ``cgnl train`` wrote, or the best one of a run folder.
+
+    Args:
+        path: A checkpoint, or a run folder (its ``best.ckpt``, or else its ``last.ckpt``).
+
+    Raises:
+        CheckpointError: No such file, a file of another kind, or keys that do not fit the recipe inside.
+    """
+    path = find_checkpoint(path)
+    checkpoint = read_checkpoint_file(path)
+    run = run_entry(checkpoint, path)
+    recipe = from_dict(run["recipe"], str(path))
+    task = task_of(recipe)
+    network = task.build_network(task.without_start_weights(recipe), len(run["classes"]))
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    load_exactly(network, state, path)
+    return TrainedNetwork(
+        network.eval(),
+        recipe,
+        run["name"],
+        tuple(run["classes"]),
+        tuple(run["mean"]),
+        tuple(run["std"]),
+        run["epoch"],
+        run["step"],
+        run.get("num_classes"),
+    )
+
+
+def from_start_weights(
+    recipe: Recipe, name: str, classes: Sequence[str], num_classes: int | None = None
+) -> TrainedNetwork:
+    """Build a recipe's network with its start weights, to test it without training.
+
+    Args:
+        recipe: The recipe; ``network.weights`` names the weights.
+        name: Name of the recipe.
+        classes: Names of the outputs, the classes first.
+        num_classes: Number of classes, as :class:`TrainedNetwork` has it.
+
+    Raises:
+        CheckpointError: The weights cannot be had, or do not fit.
+        ValueError: The recipe names no weights, or weights of other classes than the data's.
+    """
+    if recipe.network.weights is None:
+        raise ValueError("network.weights is needed: the weights to test")
+    task = task_of(recipe)
+    task.check_start_weights(recipe, tuple(classes))
+    network = task.build_network(recipe, len(classes)).eval()
+    return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0, num_classes)

@@ -1,0 +1,145 @@
+"""Training, testing and using networks of any task. Each function asks the recipe's task for what is its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cgnl.networks.cost import NetworkCost
+from cgnl.settings.image import Recipe
+from cgnl.settings.training import TrainerConfig
+from cgnl.tasks.classification import ClassificationTask, most_probable
+from cgnl.tasks.registry import task_of
+from cgnl.training.trained import TrainedNetwork
+
+if TYPE_CHECKING:
+    from cgnl.training.run import RunResult
+
+
+def train(
+    recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True
+) -> "RunResult":
+    """Train a recipe's network, or go on with a run that was stopped.
+
+    Args:
+        recipe: The run's recipe.
+        run: Folder for checkpoints, logs and lists; it must be new or empty unless ``resume`` is set.
+        name: Name of the recipe.
+        resume: Go on from ``run/last.ckpt``; a run that has none yet starts from the beginning.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The checkpoints and scores.
+
+    Raises:
+        DataError: Something is wrong with the files.
+        ValueError: Something is wrong with the recipe.
+        NonFiniteError: Too many steps had a non-finite loss or gradient.
+        TrainingStopped: A signal stopped the run; its state is saved.
+    """
+    from cgnl.training.run import train
+
+    return train(task_of(recipe), recipe, run, name=name, resume=resume, progress=progress)
+
+
+def evaluate(
+    trained: TrainedNetwork,
+    data: Any,
+    *,
+    trainer: TrainerConfig | None = None,
+    out: Path | None = None,
+    stay: bool = False,
+) -> Any:
+    """Test a network: every sample of the test split once, over all processes.
+
+    Args:
+        trained: The network, from :func:`cgnl.tasks.load_trained`.
+        data: Where the samples are, as a recipe's ``data``; what the network's recipe has unless changed here.
+        trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
+        out: Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...) and the lists of bad
+            files, or None.
+        stay: Whether the processes stay together, to test another network: a group that ends cannot begin again.
+
+    Returns:
+        An :class:`cgnl.training.Evaluation`, or for a detector a :class:`cgnl.training.DetectionEvaluation`.
+
+    Raises:
+        DataError: Something is wrong with the data set, or its classes are not the network's.
+    """
+    return task_of(trained.recipe).evaluate(trained, data, trainer=trainer, out=out, stay=stay)
+
+
+def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:
+    """Return the most probable classes of one image or video and their probabilities.
+
+    Those of a video are the mean over its views, ``test_clips`` x ``test_crops`` of the recipe. PyAV decodes it,
+    whatever decoded the training videos: the frames are the same up to rounding. What is damaged in it is logged.
+
+    Args:
+        trained: The network; it is moved to the GPU where there is one.
+        path: The image file, video file, or folder of frames.
+        top: Number of classes.
+
+    Raises:
+        DataError: The file is no image or video that is opened.
+        ValueError: The network is a detector.
+    """
+    task = task_of(trained.recipe)
+    if not isinstance(task, ClassificationTask):
+        raise ValueError(f"predict needs a network that classifies, and {trained.name} is a detector: take detect")
+    return most_probable(trained, task.probabilities(trained, path), top)
+
+
+def predict_timeline(
+    trained: TrainedNetwork, path: Path, *, top: int = 5
+) -> Iterator[tuple[int, list[tuple[str, float]]]]:
+    """Give the most probable classes of each second of a video: those of one clip and crop around its middle.
+
+    Args:
+        trained: The network; it is moved to the GPU where there is one.
+        path: The video file, which PyAV decodes.
+        top: Number of classes.
+
+    Yields:
+        The second, from 0, and classes with probabilities.
+
+    Raises:
+        DataError: The file is no video that is opened, or does not tell its frames per second.
+    """
+    task: Any = task_of(trained.recipe)
+    yield from task.timeline(trained, path, top)
+
+
+def smoke(
+    recipe: Recipe, root: Path, *, size: int | None = None, batch_size: int | None = None, steps: int = 2
+) -> Recipe:
+    """Shrink a recipe to seconds on a CPU: only pixels, frames, samples, views, regions and steps change.
+
+    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
+    out, since there is nothing to download them for.
+
+    Args:
+        recipe: The recipe.
+        root: Folder of a small data set (drawn birds, drawn actions for a video recipe, a drawn flock for detection).
+        size: Input height and width (pixels), of detection the shorter side; by default 64, of detection 96.
+        batch_size: Images or clips in a step; by default 4, of detection 2.
+        steps: Optimizer steps.
+    """
+    return task_of(recipe).smoke(recipe, root, size=size, batch_size=batch_size, steps=steps)
+
+
+def recipe_cost(recipe: Recipe) -> NetworkCost:
+    """Count the parameters of a recipe's network and its multiplications for one image or clip as in training.
+
+    Without ``data.num_outputs`` and ``data.num_classes`` the classes are those of the data set that the recipe names,
+    else ImageNet's 1000.
+    The parameters of a detector are all of them, for COCO's 80 classes and the background; its multiplications are
+    those of the backbone with its blocks and neck for an image of 4 : 3, since those of the heads depend on the
+    regions that it proposes.
+
+    Args:
+        recipe: The recipe; its start weights are not looked at.
+
+    Returns:
+        The two counts; see :func:`cgnl.networks.cost.network_cost`.
+    """
+    return task_of(recipe).cost(recipe)

@@ -1,0 +1,157 @@
+"""Classifying videos."""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.transforms import clip_test_transform, normalise_clip
+from cgnl.explain.geometry import view_of
+from cgnl.explain.inputs import SeenInput
+from cgnl.networks.video import c2d_resnet
+from cgnl.settings.video import VideoDataConfig, VideoRecipe
+from cgnl.tasks.classification import MIN_TRACED, ClassificationTask, most_probable, probabilities
+from cgnl.training.task import Export
+from cgnl.training.trained import TrainedNetwork, default_device
+
+_logger = logging.getLogger(__name__)
+
+
+class VideoTask(ClassificationTask[VideoRecipe]):
+    """Classifying videos with a residual network on frames and blocks in space and time."""
+
+    noun = "video"
+    words = "a video classifier"
+    prediction_options = ("top", "timeline")
+    drawn = "actions"
+
+    def build_network(self, recipe: VideoRecipe, num_classes: int) -> nn.Module:
+        """Build the network that a recipe describes."""
+        return c2d_resnet(**self.network_settings(recipe), num_classes=num_classes)
+
+    def note(self, recipe: VideoRecipe) -> str | None:
+        """Say that the blocks see no time, where the temporal strides leave one step of it."""
+        left = recipe.data.num_frames
+        for stride in recipe.network.temporal_strides:
+            left = -(-left // stride)
+        if left > 1 or recipe.network.block == "none":
+            return None
+        strides = " ".join(map(str, recipe.network.temporal_strides))
+        return (
+            f"note: {recipe.data.num_frames} frames with network.temporal_strides {strides} leave one time step to the "
+            "blocks, which then relate positions in space alone; 1 1 2 leaves more"
+        )
+
+    def make_data(self, config: VideoDataConfig, **options: Any) -> Any:
+        """Return a :class:`cgnl.training.VideoData`."""
+        from cgnl.training.video_data import VideoData
+
+        return VideoData(config, **options)
+
+    def tested(self, data: VideoDataConfig) -> str:
+        """Return what a test is made of, after a number."""
+        return f"videos, {data.test_clips} clips x {data.test_crops} crops"
+
+    def set_test_options(self, network: Any, options: dict[str, Any]) -> None:
+        """Change the head."""
+        network.head = options["head"]
+
+    def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
+        """Return one clip from the middle of a video, and its middle crop, as the network sees them."""
+        from cgnl.data.videos import GuardedReader, test_clips
+
+        config: Any = trained.recipe.data
+        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+            info = reader.probe(path)
+            numbers = test_clips(info.frames, 1, config.num_frames, config.frame_step)[0].tolist()
+            frames, _ = reader.read(path, numbers)
+        clip = clip_test_transform(config.resize, config.size)(frames)
+        x = normalise_clip(clip[None], mean=trained.mean, std=trained.std)
+        view = view_of(info.width, info.height, size=config.size, resize=config.resize)
+        return SeenInput(path, tuple(Image.fromarray(frame) for frame in frames), view, x)
+
+    def page_note(self) -> str | None:
+        """Say which clip the maps are of."""
+        return "Of each video the page shows the clip in the middle; predictions are of that clip alone."
+
+    def export(self, trained: TrainedNetwork) -> Export:
+        """Return the shape to trace the network at, its free axes and its description."""
+        from cgnl.training.video_views import view_size
+
+        recipe: Any = trained.recipe
+        size = view_size(recipe.data)
+        metadata = self.metadata(trained, size)
+        metadata |= {"num_frames": str(recipe.data.num_frames), "frame_step": str(recipe.data.frame_step)}
+        # two of the time steps that the strides leave: at one PyTorch may take their number for a constant
+        frames = max(recipe.data.num_frames, 2 * math.prod(recipe.network.temporal_strides))
+        if recipe.network.head == "fully_convolutional":
+            # the number of its windows is a constant in what PyTorch traces
+            return Export((1, 3, frames, size, size), ("batch", "time"), metadata)
+        traced = max(size, MIN_TRACED)
+        return Export((1, 3, frames, traced, traced), ("batch", "time", "height", "width"), metadata)
+
+    def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
+        """Return the probabilities [K] for a video file or a folder of frames: the mean over its test views.
+
+        What is damaged in it is logged.
+        """
+        # a network of videos can be built where no decoder is installed
+        from cgnl.data.videos import GuardedReader, read_clips, test_clips
+        from cgnl.training.video_views import damage, normalised_views
+
+        config: Any = trained.recipe.data
+        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+            info = reader.probe(path)
+            numbers = test_clips(info.frames, config.test_clips, config.num_frames, config.frame_step)
+            size = 3 * info.height * info.width
+            video = read_clips(reader, path, numbers, clip_test_transform(config.resize), frame_bytes=size)
+        if found := damage(info, video["lost"]):
+            _logger.warning("%s %s", path, "; ".join(found))
+        video["frames"] = video["frames"].to(default_device())
+        parts = normalised_views(video, config, mean=trained.mean, std=trained.std)
+        return torch.cat([probabilities(trained, part) for part in parts]).mean(0)
+
+    def timeline(self, trained: TrainedNetwork, path: Path, top: int) -> Iterator[tuple[int, list[tuple[str, float]]]]:
+        """Give the most probable classes of each second; see :func:`cgnl.tasks.predict_timeline`."""
+        from cgnl.data.videos import GuardedReader, timeline_clips
+
+        config: Any = trained.recipe.data
+        transform = clip_test_transform(config.resize, config.size)
+        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+            info = reader.probe(path)
+            if info.fps <= 0:
+                raise BadFileError(path, "does not tell its frames per second, so there is no timeline of it")
+            clips = timeline_clips(info.frames, info.fps, config.num_frames, config.frame_step)
+            for begin in range(0, len(clips), config.views_per_step):
+                some = clips[begin : begin + config.views_per_step].tolist()
+                batch = torch.stack([transform(reader.read(path, numbers)[0]) for numbers in some])
+                batch = normalise_clip(batch.to(default_device()), mean=trained.mean, std=trained.std)
+                for second, values in enumerate(probabilities(trained, batch), start=begin):
+                    yield second, most_probable(trained, values, top)
+
+    def draw(self, folder: Path) -> None:
+        """Draw videos of four actions, in the layout of UCF101."""
+        from cgnl.toy.actions import draw_actions
+
+        draw_actions(folder, num_classes=4, groups=3, clips_per_group=1, size=(96, 72))
+
+    def smoke(
+        self, recipe: VideoRecipe, root: Path, *, size: int | None, batch_size: int | None, steps: int
+    ) -> VideoRecipe:
+        """Return a recipe that runs in seconds on a CPU."""
+        small = super().smoke(recipe, root, size=size, batch_size=batch_size, steps=steps)
+        # strides 2 2 2 leave the blocks two time steps of 16 frames
+        data = replace(small.data, format="ucf101", num_frames=16, frame_step=4, test_clips=2)
+        return replace(small, data=data)
+
+    def input_shape(self, recipe: VideoRecipe) -> tuple[int, ...]:
+        """Return [1, 3, T, H, W]."""
+        return 1, 3, recipe.data.num_frames, recipe.data.size, recipe.data.size

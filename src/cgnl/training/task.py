@@ -1,0 +1,237 @@
+"""What a run needs to know about its task: the protocol that the tasks in ``cgnl.tasks`` follow.
+
+Nothing here imports Lightning, so that a trained network can be used without it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from PIL import Image
+from torch import nn
+
+from cgnl.networks.cost import NetworkCost
+from cgnl.settings.image import Recipe
+from cgnl.settings.training import TrainerConfig
+from cgnl.training.trained import TrainedNetwork
+
+if TYPE_CHECKING:
+    from cgnl.training.data import SampleData
+    from cgnl.training.module import TrainingModule
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+class Prediction(ABC):
+    """What a network says about one file."""
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """Return it for people."""
+
+    @abstractmethod
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+
+    def picture(self) -> Image.Image:
+        """Return the file with the prediction drawn in, where a task draws."""
+        raise NotImplementedError
+
+
+class TestResult(ABC):
+    """What a test of a network gave."""
+
+    __test__ = False
+    troubles: tuple[str, ...]
+    """What could not be read, in a few words each."""
+
+    @property
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """The scores (%) by name."""
+
+    @abstractmethod
+    def lines(self, tested: str, out: Path) -> list[str]:
+        """Return the result for people.
+
+        Args:
+            tested: What was tested, after a number: ``images``.
+            out: Folder of the tables.
+        """
+
+    def trouble_lines(self, out: Path) -> list[str]:
+        """Return the line about what could not be read, if there is something."""
+        return [f"troubles: {', '.join(self.troubles)} (lists are in {out})"] * bool(self.troubles)
+
+
+class Export(NamedTuple):
+    """How a network becomes an ONNX file.
+
+    Attributes:
+        shape: Shape of the input that the network is traced with.
+        dynamic: Names of the axes that stay free.
+        metadata: What a user of the file needs to know, by name.
+    """
+
+    shape: tuple[int, ...]
+    dynamic: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+class Task(ABC, Generic[RecipeT]):
+    """All that a task does in its own way: one object for each task, without state."""
+
+    noun: ClassVar[str] = "image"
+    """One sample."""
+    words: ClassVar[str]
+    """A network of this task, with its article: ``an image classifier``."""
+    scores: ClassVar[tuple[str, ...]]
+    """Names of the scores that a test gives."""
+    classifies: ClassVar[bool] = True
+    """Whether a network gives logits [B, K]."""
+    start_weights: ClassVar[tuple[str, ...]] = ("weights",)
+    """Fields of the network's settings that name weights to start from."""
+
+    # Networks
+
+    @abstractmethod
+    def build_network(self, recipe: RecipeT, num_classes: int) -> nn.Module:
+        """Build the network that a recipe describes.
+
+        Args:
+            recipe: The recipe.
+            num_classes: Number of classes, without a detector's background.
+        """
+
+    def network_settings(self, recipe: RecipeT) -> dict[str, Any]:
+        """Return the network's settings by name."""
+        config = recipe.network
+        settings = {field.name: getattr(config, field.name) for field in fields(config)}
+        if config.weights is None:
+            settings["new_classifier"] = False
+        return settings
+
+    def without_start_weights(self, recipe: RecipeT) -> RecipeT:
+        """Return a recipe whose network starts from nothing: other weights are about to be loaded into it."""
+        none: dict[str, Any] = dict.fromkeys(self.start_weights)
+        return replace(recipe, network=replace(recipe.network, **none, new_classifier=False))
+
+    def check_start_weights(self, recipe: RecipeT, classes: tuple[str, ...]) -> None:
+        """Refuse start weights whose outputs mean other classes than the data has.
+
+        Raises:
+            ValueError: The classes differ.
+        """
+
+    # Training
+
+    def check(self, recipe: RecipeT) -> None:
+        """Refuse a recipe that PyTorch cannot run.
+
+        Raises:
+            ValueError: The recipe cannot run.
+        """
+
+    def note(self, recipe: RecipeT) -> str | None:
+        """Return a line that the user should read before the run starts, or None."""
+        return None
+
+    @abstractmethod
+    def make_data(self, config: Any, **options: Any) -> "SampleData[Any]":
+        """Return the data module for a recipe's data; options as :class:`cgnl.training.data.SampleData` takes them."""
+
+    @abstractmethod
+    def make_module(
+        self, recipe: RecipeT, network: nn.Module, data: "SampleData[Any]", **options: Any
+    ) -> "TrainingModule":
+        """Return the Lightning module that trains and tests a network.
+
+        Args:
+            recipe: The recipe.
+            network: Its network.
+            data: Its data.
+            options: Options of :class:`cgnl.training.module.TrainingModule`.
+        """
+
+    # Testing
+
+    @abstractmethod
+    def evaluate(
+        self, trained: TrainedNetwork, data: Any, *, trainer: TrainerConfig | None, out: Path | None, stay: bool
+    ) -> TestResult:
+        """Test a network on a test split; see :func:`cgnl.tasks.evaluate`."""
+
+    def tested(self, data: Any) -> str:
+        """Return what a test is made of, after a number: ``images``."""
+        return f"{self.noun}s"
+
+    def set_test_options(self, network: nn.Module, options: dict[str, Any]) -> None:
+        """Change how a network is tested: the fields of its settings that are marked so."""
+
+    # Using
+
+    prediction_options: ClassVar[Sequence[str]]
+    """Options of ``cgnl predict`` that do something for this task."""
+
+    @abstractmethod
+    def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> Prediction:
+        """Return what a network says about a file.
+
+        Args:
+            trained: The network; it is moved to the GPU where there is one.
+            path: The file.
+            top: Number of classes, where the network classifies.
+            score: Minimum score of an object, where it detects.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+
+    @abstractmethod
+    def export(self, trained: TrainedNetwork) -> Export:
+        """Return how a network becomes an ONNX file.
+
+        Raises:
+            ValueError: It cannot.
+        """
+
+    # Explaining
+
+    scores_parts: ClassVar[bool] = False
+    """Whether the maps of a block can be scored against the parts of a data set of images."""
+
+    @abstractmethod
+    def see(self, trained: TrainedNetwork, path: Path) -> Any:
+        """Return a file as the network sees it, a :class:`cgnl.explain.inputs.SeenInput`.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+
+    def page_note(self) -> str | None:
+        """Return what the reader of a page of maps should know about the inputs, or None."""
+        return None
+
+    # Smoke variant and cost
+
+    drawn: ClassVar[str]
+    """Name of the folder for the drawn data of a smoke run."""
+
+    @abstractmethod
+    def draw(self, folder: Path) -> None:
+        """Draw the data of a smoke run into a folder."""
+
+    @abstractmethod
+    def smoke(self, recipe: RecipeT, root: Path, *, size: int | None, batch_size: int | None, steps: int) -> RecipeT:
+        """Return a recipe that runs in seconds on a CPU; see :func:`cgnl.tasks.smoke`."""
+
+    @staticmethod
+    def smoke_trainer(config: TrainerConfig, steps: int) -> TrainerConfig:
+        """Return the trainer's settings for a smoke run of so many optimizer steps."""
+        return replace(config, max_steps=steps, devices=1, accelerator="cpu")
+
+    @abstractmethod
+    def cost(self, recipe: RecipeT) -> NetworkCost:
+        """Count the parameters and multiplications of a recipe's network; see :func:`cgnl.tasks.recipe_cost`."""

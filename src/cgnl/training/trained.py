@@ -1,0 +1,82 @@
+"""Trained networks, and what a checkpoint of a run says about itself. Nothing here needs Lightning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cgnl.networks.checkpoints import CheckpointError, mismatches
+from cgnl.settings.image import Recipe
+
+FORMAT = 2
+"""Version of the ``cgnl`` entry in our checkpoints; networks of version 1, which knew images only, are used as well."""
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network from a checkpoint with all that is needed to use it.
+
+    Attributes:
+        network: The network in evaluation mode.
+        recipe: The recipe that it was trained with.
+        name: The name of that recipe.
+        classes: Names of the outputs: the classes in their order, then outputs that are no class.
+        mean: Mean of the input normalisation (RGB, images in 0..1).
+        std: Standard deviation of the input normalisation (RGB).
+        epoch: Finished epochs.
+        step: Optimizer steps.
+        num_classes: Number of classes among the outputs; None in checkpoints that do not say it.
+    """
+
+    network: nn.Module
+    recipe: Recipe
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    epoch: int
+    step: int
+    num_classes: int | None = None
+
+
+def default_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Return what ``cgnl train`` has put into a checkpoint.
+
+    Raises:
+        CheckpointError: Another program wrote the checkpoint, or a later version of cgnl.
+    """
+    run = checkpoint.get("cgnl")
+    if not isinstance(run, Mapping) or "format" not in run:
+        raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry)")
+    if run["format"] not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path} has a 'cgnl' entry of format {run['format']}; this version of cgnl reads formats 1 to {FORMAT}"
+        )
+    return run
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint itself, or the one to use in a run folder: ``best.ckpt``, or else ``last.ckpt``."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path} holds neither best.ckpt nor last.ckpt")
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load a state dict whose keys and shapes must all fit, or list those that do not."""
+    wrong = mismatches(state, network.state_dict())
+    if wrong:
+        raise CheckpointError(f"{path} does not fit its recipe's network; nothing was loaded: {'; '.join(wrong)}.")
+    network.load_state_dict(state)
