@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import stateless
 
-from cgnl.ops.eager import is_empty, sum_dtype, without_autocast
+from cgnl.ops import BatchNorm
+from cgnl.ops.precision import is_empty, sum_dtype, without_autocast
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
@@ -177,9 +178,9 @@ class Block(nn.Module):
             return self
         z = copy.deepcopy(self.z)  # others, a stream for one, may hold the old one
         with torch.no_grad():
-            scale, shift = norm_as_affine(self.norm, sum_dtype(z.weight.dtype))
-            assert scale is not None
-            assert shift is not None
+            norm = described(self.norm)
+            assert norm is not None
+            scale, shift = norm.as_affine(sum_dtype(z.weight.dtype))
             z.weight.copy_(z.weight * scale.reshape(-1, *(1,) * (z.weight.dim() - 1)))
             z.bias = nn.Parameter(shift.to(z.weight.dtype))
         self.z = z
@@ -272,18 +273,24 @@ def _can_be_folded(norm: nn.Module | None) -> bool:
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
-def norm_as_affine(norm: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """What BatchNorm with its running statistics does: a scale and a shift, [C] each; None and None without a norm."""
+def described(norm: nn.Module | None) -> BatchNorm | None:
+    """Return BatchNorm as the operations take it; None for no norm."""
     if norm is None:
-        return None, None
+        return None
     assert isinstance(norm, _BatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype) * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
+    # a norm that does not track its statistics leaves them alone in training
+    is_tracked = norm.track_running_stats or not norm.training
+    return BatchNorm(
+        norm.weight,
+        norm.bias,
+        norm.running_mean if is_tracked else None,
+        norm.running_var if is_tracked else None,
+        norm.num_batches_tracked if is_tracked else None,
+        norm.eps,
+        norm.momentum,
+        norm.training,
+        type(norm) is nn.SyncBatchNorm,
+    )
 
 
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:

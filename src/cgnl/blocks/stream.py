@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.compact import CGNL3d, is_known
-from cgnl.blocks.shell import Block, check_positive, norm_as_affine, of_any_size
-from cgnl.ops.eager import is_exporting, sum_dtype, without_autocast
+from cgnl.blocks.shell import Block, check_positive, described, of_any_size
 from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
-from cgnl.ops.parallel import count_over_processes, sum_over_processes
+from cgnl.ops.parallel import count_over_processes, over_processes
+from cgnl.ops.precision import is_exporting, sum_dtype, without_autocast
 
 
 class CGNLStream3d(Block):
@@ -149,16 +149,12 @@ class CGNLStream3d(Block):
             weight = self.z.weight.to(varying.dtype)
             convolve = partial(F.conv3d, weight=weight, groups=self.groups)
             varying, shared = (of_any_size(convolve, part) for part in (varying, shared))
-            scale, shift = (
-                None if vector is None else vector[:, None, None, None]
-                for vector in norm_as_affine(self.norm, varying.dtype)
-            )
             if self.z.bias is not None:
                 shared = shared + self.z.bias.to(varying.dtype)[:, None, None, None]
-            if scale is not None:
-                varying, shared = varying * scale, shared * scale
-            if shift is not None:
-                shared = shared + shift
+            norm = described(self.norm)
+            if norm is not None:
+                scale, shift = (vector[:, None, None, None] for vector in norm.as_affine(varying.dtype))
+                varying, shared = varying * scale, shared * scale + shift
             return (x + (varying + shared)).to(x.dtype)
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +184,7 @@ class CGNLStream3d(Block):
         channels = phi.shape[1] // self.groups
         of_channels = torch.cat([s for s in sums if s is not None], dim=2)
         kept = F.pad(of_channels[:, ::channels].double(), (0, 1), value=channels * phi.shape[2])
-        return kept if self.process_group is None else sum_over_processes(kept, self.process_group)
+        return over_processes(kept, self.process_group)
 
     def _remember(self, kept: Tensor | None, of_frame: Tensor) -> Tensor:
         """What is kept, [F, B, G, K], after one more frame."""

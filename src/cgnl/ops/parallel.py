@@ -36,6 +36,11 @@ def sum_over_processes(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
     return _Sum.apply(tensor, process_group)
 
 
+def over_processes(sums: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """Return the sums over the parts of an input that the processes of a group hold; the own ones without a group."""
+    return sums if process_group is None else sum_over_processes(sums, process_group)
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, process_group: ProcessGroup) -> Tensor:

@@ -29,28 +29,17 @@ from cgnl.ops.eager.ending import (
     update_running_statistics,
 )
 from cgnl.ops.eager.features import Kept, others_again, takes_gram_form, y_again, y_of_dot_product, y_of_series
-from cgnl.ops.eager.maps import (
-    add_matrix_gradient,
-    empty_map_like,
-    in_format_of,
-    memory_as_map,
-    multiply,
-    with_strides_of,
-)
 from cgnl.ops.eager.plain import Settings, block_in_plain_operations
 from cgnl.ops.eager.series import (
-    autograd_function_can_run,
     differentiable_gradients,
-    feature_dtype,
-    over_processes,
     part_of,
     scaled_coefficients,
-    sum_dtype,
     with_gaps,
-    without_autocast,
     write_series_gradients,
 )
-from cgnl.ops.parallel import ProcessGroup
+from cgnl.ops.maps import add_matrix_gradient, empty_map, in_format_of, memory_as_map, multiply, with_strides_of
+from cgnl.ops.parallel import ProcessGroup, over_processes
+from cgnl.ops.precision import autograd_function_can_run, feature_dtype, sum_dtype, without_autocast
 
 
 def cgnl_block(
@@ -198,7 +187,7 @@ class _Block(torch.autograd.Function):
             # no view of another tensor: what follows may change it in place
             result = torch.empty_like(x, dtype=dtype if settings.kind == "branch" else x.dtype)
             own_memory = memory_as_map(result, x_flat) if result.dtype == dtype else None
-            out = empty_map_like(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
+            out = empty_map(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
             parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
             ctx.gram = takes_gram_form(x_flat, theta_weight.shape[0], settings)
@@ -301,13 +290,13 @@ def _through_features(
     own_weights = weights[:1] if with_gram else weights
     joined = torch.cat([weight.to(product_dtype) for weight in own_weights])
     d_joined = torch.zeros_like(joined, dtype=dtype) if any(wants[1 : 1 + len(own_weights)]) else None
-    d_x = empty_map_like(source, source.shape[1], product_dtype) if wants[0] else None
+    d_x = empty_map(source, source.shape[1], product_dtype) if wants[0] else None
     d_sums = None
     if settings.is_dot_product:
         assert found.factor is not None
         d_sums = over_processes(found.factor, settings.process_group) * settings.coefficients[1]
     for part in parts:
-        d_features = empty_map_like(source[part], joined.shape[0], dtype)
+        d_features = empty_map(source[part], joined.shape[0], dtype)
         found.write_y(part, d_out[part], y.map(part), d_features[:, : weights[0].shape[0]])
         if not with_gram:
             assert kept.others is not None

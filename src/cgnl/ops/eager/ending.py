@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cgnl.ops.eager.maps import by_group, mean_of_squares, multiply, products_by_group
+from cgnl.ops.maps import by_group, mean_of_squares, multiply, products_by_group
 
 Kind = Literal["branch", "affine", "batch_norm"]
 

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from cgnl.ops.eager import gram
 from cgnl.ops.eager.ending import Split
-from cgnl.ops.eager.maps import empty_map_like, multiply
 from cgnl.ops.eager.plain import Settings
 from cgnl.ops.eager.series import (
     PowerSums,
     group_sums,
     joined_over_processes,
-    over_processes,
     part_of,
     polynomial,
     power_sums,
-    sum_dtype,
     with_gaps,
     without_shared,
 )
+from cgnl.ops.maps import empty_map, multiply
+from cgnl.ops.parallel import over_processes
+from cgnl.ops.precision import sum_dtype
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def y_of_series(
 def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: Settings) -> Tensor:
     """Of phi and g, [B, 2C', N], or to save memory of phi alone."""
     width = weights[1].shape[0]
-    return empty_map_like(source, width if settings.memory_efficient else 2 * width, source.dtype)
+    return empty_map(source, width if settings.memory_efficient else 2 * width, source.dtype)
 
 
 def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:

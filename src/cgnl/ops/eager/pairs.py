@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.eager.series import is_transforming, nothing_of, sum_dtype, without_autocast
+from cgnl.ops.eager.series import nothing_of
+from cgnl.ops.precision import is_transforming, sum_dtype, without_autocast
 
 # Pairs that a chunk of rows of the exact form may hold: 2^22 float32 numbers are 16 MiB.
 MAX_PAIRS_IN_CHUNK = 2**22

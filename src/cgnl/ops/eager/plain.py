@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager.ending import Ending, Kind
-from cgnl.ops.eager.maps import by_group, parts_of_batch
-from cgnl.ops.eager.series import series_in_parts, sum_dtype, without_autocast
+from cgnl.ops.eager.series import series_in_parts
+from cgnl.ops.maps import by_group, parts_of_batch
 from cgnl.ops.parallel import ProcessGroup
+from cgnl.ops.precision import sum_dtype, without_autocast
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 

@@ -8,15 +8,15 @@ thousands of rounding units on long correlated vectors, where the pairwise summa
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.parallel import ProcessGroup, sum_over_processes
+from cgnl.ops.maps import parts_of_batch
+from cgnl.ops.parallel import ProcessGroup, over_processes
+from cgnl.ops.precision import autograd_function_can_run, sum_dtype
 
 # Sums by power, [B, C', 1] with a group's sum at each of its channels; None for a power whose coefficient is zero.
 PowerSums = list[Tensor | None]
@@ -43,72 +43,11 @@ def compact_generalized_non_local(
     return y.unflatten(2, theta.shape[2:])
 
 
-def over_processes(sums: Tensor, process_group: ProcessGroup | None) -> Tensor:
-    """The sums over the parts of an input that the processes of a group hold; the own ones without a group."""
-    return sums if process_group is None else sum_over_processes(sums, process_group)
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over the elements of a group run: float32 for the half types."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def scaled_coefficients(kernel: KernelFunction, factor: float) -> tuple[float, ...]:
     """The series' coefficients with the scale in them, up to the last that is not zero."""
     coefficients = [a2 * factor for a2 in kernel.coefficients]
     order = max(p for p, a2 in enumerate(kernel.coefficients) if a2)
     return tuple(coefficients[: order + 1])
-
-
-def autocast_is_on(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's device."""
-    device_type = tensor.device.type
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Switches autocast off where it is on for the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocast_is_on(tensor) else nullcontext()
-
-
-def in_feature_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the type of theta, phi and g: autocast's where it is on, else that of the first."""
-    dtype = feature_dtype(tensors[0])
-    return tuple(tensor.to(dtype) for tensor in tensors)
-
-
-def feature_dtype(x: Tensor) -> torch.dtype:
-    """The type of theta, phi and g: autocast's where it is on, else x's."""
-    if autocast_is_on(x) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def is_exporting() -> bool:
-    """Whether the network is being exported: exported programs shall need nothing beyond PyTorch's own operators."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-
-
-def is_empty(features: Tensor) -> bool:
-    """Whether a map has no elements; compilers and tracers are told that it has some."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and not features.numel()
-
-
-def is_transforming() -> bool:
-    """Whether a function transform (vmap, grad, jvp) or forward-mode differentiation is going on."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def autograd_function_can_run(*tensors: Tensor) -> bool:
-    """Whether these tensors may go through an autograd function: plain ones, outside traces and transforms."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or is_transforming()
-        or any(type(t) not in (Tensor, torch.nn.Parameter) or not t.numel() for t in tensors)
-        # batched by `torch.autograd.grad(is_grads_batched=True)`, which is no function transform
-        or any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
-    )
 
 
 def series(
@@ -268,7 +207,8 @@ def _sums_in_parts(
 ) -> PowerSums:
     """`power_sums` over all processes, a part of the batch after the other."""
     parts = [
-        power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients) for part in batch_parts(base)
+        power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients)
+        for part in parts_of_batch(base, _ELEMENTS_IN_CACHE)
     ]
     return joined_over_processes(parts, groups, process_group)
 
@@ -286,7 +226,7 @@ def part_of(sums: PowerSums, part: slice) -> PowerSums:
 
 def write_polynomial(base: Tensor, coefficients: PowerSums, out: Tensor) -> None:
     """The polynomial's values into ``out``."""
-    for part in batch_parts(base):
+    for part in parts_of_batch(base, _ELEMENTS_IN_CACHE):
         own = part_of(coefficients, part)
         out[part].copy_(polynomial(base[part].to(out.dtype), own, out=out[part]))
 
@@ -306,22 +246,13 @@ def write_series_gradients(
     dy theta^p, and phi and g get the polynomials in phi that these make.
     """
     all_d_sums = _sums_in_parts(features[0], dy, groups, coefficients, dy.dtype, process_group)
-    for part in batch_parts(dy):
+    for part in parts_of_batch(dy, _ELEMENTS_IN_CACHE):
         theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
         d_theta, d_phi, d_g = (d[part] for d in out)
         own_sums, d_sums = part_of(sums, part), part_of(all_d_sums, part)
         torch.mul(dy[part], polynomial(theta, derivative(own_sums)), out=d_theta)
         torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
         d_g.copy_(polynomial(phi, d_sums, out=d_g))
-
-
-def batch_parts(features: Tensor) -> list[slice]:
-    """Slices of the batch to work on one after the other: on a CPU small enough that their maps stay in its cache."""
-    batch = features.shape[0]
-    step = batch
-    if features.device.type == "cpu":
-        step = max(1, _ELEMENTS_IN_CACHE // features[0].numel())
-    return [slice(start, start + step) for start in range(0, batch, step)]
 
 
 class _Series(torch.autograd.Function):

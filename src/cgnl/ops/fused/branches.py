@@ -11,19 +11,10 @@ from torch import Tensor
 
 from cgnl.ops.fused import narrow, wide
 from cgnl.ops.fused.launching import elementwise_sizes, launch
-from cgnl.ops.fused.maps import (
-    as_map,
-    convolve,
-    empty_map,
-    gradient_dtype,
-    kernel_layout,
-    kernel_strides,
-    weight_gradient,
-    with_strides_of,
-    without_autocast,
-)
 from cgnl.ops.fused.series import Series, Statistics
 from cgnl.ops.fused.sums import num_programs, refuse_second_derivatives
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, kernel_strides, weight_gradient
+from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
 @torch.library.custom_op("cgnl::branch", mutates_args=())
@@ -69,7 +60,7 @@ def branch(
             out = _finish(flat, out, scale, offset, out_dtype)
         elif offset is not None:
             out = out + offset[..., None]
-    return with_strides_of(x, out.to(out_dtype))
+    return as_result(x, out.to(out_dtype))
 
 
 @branch.register_fake
@@ -121,7 +112,7 @@ def branch_batch_norm(
         scale = scale * norm_weight
     shift = (series.shared_around_mean() - mean) * scale
     out = _finish(flat, value, scale, shift if norm_bias is None else shift + norm_bias, x.dtype)
-    return with_strides_of(x, out), mean, variance
+    return as_result(x, out), mean, variance
 
 
 @branch_batch_norm.register_fake
@@ -195,7 +186,7 @@ def branch_backward(
             d_x_flat = convolve(theta_weight.flatten(1).to(dtype).T[None], d_theta)
             if has_residual:
                 d_x_flat = d_x_flat + d_flat
-            d_x = with_strides_of(x, d_x_flat.to(x.dtype))
+            d_x = as_result(x, d_x_flat.to(x.dtype))
     if not wants_scale:
         d_scale, d_shift = x.new_empty(0), x.new_empty(0)
     return d_x, d_theta_weight, d_z_weight, d_coefficients, d_scale, d_shift

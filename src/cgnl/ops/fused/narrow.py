@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.launching import branch_sizes, launch, num_tiles, product_precision
-from cgnl.ops.fused.maps import empty_map, gradient_dtype, kernel_layout, kernel_strides
 from cgnl.ops.fused.series import Series, Statistics, series_settings
 from cgnl.ops.fused.sums import partial_sums
+from cgnl.ops.maps import empty_map, kernel_layout, kernel_strides
+from cgnl.ops.precision import gradient_dtype
 
 
 def write_branch(

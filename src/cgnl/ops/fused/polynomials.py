@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.launching import elementwise_sizes, launch
-from cgnl.ops.fused.maps import as_map, empty_map, kernel_layout, kernel_strides, with_strides_of
 from cgnl.ops.fused.series import series_settings
 from cgnl.ops.fused.sums import num_programs, partial_sums, refuse_second_derivatives
+from cgnl.ops.maps import as_map, as_result, empty_map, kernel_layout, kernel_strides
 
 
 @torch.library.custom_op("cgnl::polynomial", mutates_args=())
@@ -31,7 +31,7 @@ def polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, o
     flat = as_map(theta)
     y = empty_map(flat, flat.shape[1], out_dtype)
     write_polynomial(flat, coefficients, powers, gamma, y)
-    return with_strides_of(theta, y)
+    return as_result(theta, y)
 
 
 @polynomial.register_fake
@@ -75,7 +75,7 @@ def polynomial_backward(
     flat = as_map(theta)
     d_theta = empty_map(flat, flat.shape[1], theta.dtype)
     d_coefficients = write_polynomial_gradient(as_map(d_y, flat), flat, coefficients, powers, gamma, d_theta)
-    return with_strides_of(theta, d_theta), d_coefficients
+    return as_result(theta, d_theta), d_coefficients
 
 
 @polynomial_backward.register_fake

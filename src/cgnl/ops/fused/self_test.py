@@ -23,14 +23,14 @@ from torch import Tensor
 
 from cgnl.kernel_functions import GaussianRBF, KernelFunction, SeriesKernel
 from cgnl.ops import eager
-from cgnl.ops.fused import (
+from cgnl.ops.fused.launching import product_precision
+from cgnl.ops.fused.limits import envelope_width
+from cgnl.ops.fused.operations import (
     cgnl_block,
     cgnl_block_affine,
     cgnl_block_batch_norm,
     compact_generalized_non_local,
-    envelope_width,
 )
-from cgnl.ops.fused.launching import product_precision
 from cgnl.ops.fused.series import WIDEST_GROUP, powers_of
 
 Operation = Literal["features", "branch", "affine", "batch_norm"]

@@ -11,18 +11,9 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.launching import elementwise_sizes, launch, num_tiles, product_precision, sums_sizes
-from cgnl.ops.fused.maps import (
-    as_map,
-    convolve,
-    empty_map,
-    gradient_dtype,
-    kernel_layout,
-    kernel_strides,
-    weight_gradient,
-    with_strides_of,
-    without_autocast,
-)
 from cgnl.ops.fused.series import powers_of, series_settings
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, kernel_strides, weight_gradient
+from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
 @torch.library.custom_op("cgnl::power_sums", mutates_args=())
@@ -129,7 +120,7 @@ def power_sums_backward(
             )
         if wants_x:
             weights = torch.cat([phi_weight, g_weight]).flatten(1).to(d_features.dtype)
-            d_x = with_strides_of(x, convolve(weights.T[None], d_features).to(x.dtype))
+            d_x = as_result(x, convolve(weights.T[None], d_features).to(x.dtype))
     return d_x, d_phi_weight, d_g_weight
 
 
@@ -242,7 +233,7 @@ def feature_sums_backward(
         **kernel_layout(phi_flat, g_flat, d_phi, d_g),
         **sizes,
     )
-    return with_strides_of(phi, d_phi), with_strides_of(g, d_g)
+    return as_result(phi, d_phi), as_result(g, d_g)
 
 
 @feature_sums_backward.register_fake

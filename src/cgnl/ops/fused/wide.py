@@ -6,9 +6,10 @@ Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups,
 import torch
 from torch import Tensor
 
-from cgnl.ops.fused.maps import convolve, empty_map, gradient_dtype, without_autocast
 from cgnl.ops.fused.polynomials import write_polynomial, write_polynomial_gradient
 from cgnl.ops.fused.series import Series, Statistics
+from cgnl.ops.maps import convolve, empty_map
+from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
 def make_branch(flat: Tensor, series: Series) -> Tensor:
