@@ -152,7 +152,7 @@ def _warn_of_normalized_features() -> None:
 
 
 def is_known(norm: nn.Module | None) -> bool:
-    """Whether the operations can do what the norm does."""
+    """Tell whether the operations have this norm."""
     if norm is None or is_plain(norm):
         return True
     if type(norm) is not nn.SyncBatchNorm or not has_no_hooks(norm):
@@ -190,24 +190,24 @@ class CGNL2d(_CompactBlock):
         groups: G, must divide C and C'; ``"auto"`` for the largest number up to 8 that divides both.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
-        scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
+        scale: Factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
             where M counts the elements of one group.
-        g_std: standard deviation of g's first weights; None for 0.01, 0.2 with the scale ``"sqrt"`` and 2 with
+        g_std: Standard deviation of g's first weights; None for 0.01, 0.2 with the scale ``"sqrt"`` and 2 with
             ``"mean"``, so that a new block learns as fast with a scale as without. Those of theta, phi and z start
             with 0.01.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
             same from the same weights. ``"auto"`` takes the fused form where it can run and has passed its self-test.
-        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there. It changes
+        memory_efficient: Whether the eager form keeps less for the backward pass and makes it again there. It changes
             nothing where the dot product takes the Gram form, which needs neither phi nor g; the fused form never keeps
             more than x, and compilers decide for themselves.
-        process_group: processes that each hold a part of the positions of every sample, for inputs too large for
+        process_group: Processes that each hold a part of the positions of every sample, for inputs too large for
             one; each calls the block on its part. None where a process holds whole samples. A block with one can be
             copied, but not pickled: save its state dict.
-        device: where the parameters and buffers lie; None for PyTorch's default.
-        dtype: their type; None for PyTorch's default.
+        device: Where the parameters and buffers lie; None for PyTorch's default.
+        dtype: Their type; None for PyTorch's default.
 
     Raises:
-        ValueError: an argument is outside its range; ``"fused"`` cannot run where the block is called.
+        ValueError: An argument is outside its range; ``"fused"`` cannot run where the block is called.
 
     Source: Yue et al., NeurIPS 2018.
 

@@ -77,7 +77,7 @@ class Block(nn.Module):
         return convolution
 
     def _finish(self, norm: Norm, factory: Factory) -> None:
-        """Makes conv_z and the norm, with zeros where they turn the block into the identity."""
+        """Make conv_z and the norm, with zeros where they turn the block into the identity."""
         self.z = self._convolution(self.inner_channels, self.channels, factory, groups=self.groups)
         self.norm = _make_norm(norm, self.channels, self.groups, self.num_axes, factory)
         weight, bias = (getattr(self.norm, name, None) for name in ("weight", "bias"))
@@ -92,11 +92,11 @@ class Block(nn.Module):
         return tuple(child for name, child in self.named_children() if name != "norm")
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        """Y of x, [B, C', *S], through the convolutions as modules."""
+        """Return Y of x, [B, C', *S], through the convolutions as modules."""
         raise NotImplementedError
 
     def _branch(self, x: Tensor) -> Tensor:
-        """conv_z(Y) of x, [B, C, *S], in the type in which the operation sums."""
+        """Return conv_z(Y) of x, [B, C, *S], in the type in which the operation sums."""
         dtype = sum_dtype(x.dtype)
         y = self._operation(x, dtype)
         weight = self.z.weight.to(dtype)
@@ -106,7 +106,7 @@ class Block(nn.Module):
             return of_any_size(convolve, y.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output.
+        """Return the block's output.
 
         Args:
             x: [B, C, *S].
@@ -125,7 +125,7 @@ class Block(nn.Module):
         return run(x) if getattr(self, "process_group", None) is not None else of_any_size(run, x)
 
     def _fits_operation(self) -> bool:
-        """Whether the convolutions are those that the operation does on their weights."""
+        """Tell whether the operation on the weights does the same as the convolutions."""
         return all(is_plain(convolution) and _is_pointwise(convolution) for convolution in self._convolutions())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -138,12 +138,12 @@ class Block(nn.Module):
         return result
 
     def _through_modules(self, x: Tensor) -> Tensor:
-        """Z by calling every child module: for tracers, hooks, and children that were replaced."""
+        """Return Z by calling every child module: for tracers, hooks, and children that were replaced."""
         branch = of_any_size(self.z, self._operation(x))
         return (x + (branch if self.norm is None else self.norm(branch))).to(x.dtype)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Z with conv_z and norm in the type in which the operation sums, so that half types do not overflow."""
+        """Return Z with conv_z and norm in the type in which the operation sums: half types do not overflow."""
         branch = self._branch(x)
         return (x + (branch if self.norm is None else _run_norm(self.norm, branch))).to(x.dtype)
 
@@ -156,7 +156,7 @@ class Block(nn.Module):
             )
 
     def fuse(self) -> Self:
-        """Folds the norm into conv_z, in place: for inference, with the same output up to rounding.
+        """Fold the norm into conv_z, in place: for inference, with the same output up to rounding.
 
         The block gets a conv_z of its own with a bias, its norm is None, and it cannot be trained: the state dict is
         another one. A block without a norm stays as it is.
@@ -165,7 +165,7 @@ class Block(nn.Module):
             The block.
 
         Raises:
-            ValueError: the block is in training, its norm is neither BatchNorm with running statistics nor None, or
+            ValueError: The block is in training, its norm is neither BatchNorm with running statistics nor None, or
                 conv_z or the norm is not as the block made it (another module, hooks, a bias).
 
         Example:
@@ -227,7 +227,7 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: F
 
 
 def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
-    """The number of groups that an argument means, if it divides the channels and the inner channels."""
+    """Return the number of groups that an argument means, if it divides the channels and the inner channels."""
     if groups == "auto":
         return next(
             number for number in range(_MOST_GROUPS, 0, -1) if not (channels % number or inner_channels % number)
@@ -245,16 +245,16 @@ def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
 
 
 def fuse_blocks(model: nn.Module) -> nn.Module:
-    """Folds the norm of every block of a network into its conv_z, for inference; see `Block.fuse`.
+    """Fold the norm of every block of a network into its conv_z, for inference; see `Block.fuse`.
 
     Args:
-        model: a network in eval mode, changed in place. Blocks whose norm cannot be folded stay as they are.
+        model: A network in eval mode, changed in place. Blocks whose norm cannot be folded stay as they are.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: a block is in training, or was changed so that its norm cannot be folded; then none is folded.
+        ValueError: A block is in training, or was changed so that its norm cannot be folded; then none is folded.
 
     Example:
         >>> from cgnl import CGNL2d, fuse_blocks
@@ -294,7 +294,7 @@ def described(norm: nn.Module | None) -> BatchNorm | None:
 
 
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
-    """The norm in the type of ``branch``, also where its parameters are of a half type."""
+    """Run the norm in the type of ``branch``, also where its parameters are of a half type."""
     branch = _in_plain_strides(branch)
     tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
     converted = {
@@ -314,7 +314,7 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
 
 
 def _in_plain_strides(branch: Tensor) -> Tensor:
-    """The branch itself, or a copy if an axis of size 1 has an odd stride.
+    """Return the branch itself, or a copy if an axis of size 1 has an odd stride.
 
     There PyTorch takes the channels for last in one place and for first in another, and BatchNorm's gradients on a CPU
     are wrong.
@@ -330,7 +330,7 @@ def _in_plain_strides(branch: Tensor) -> Tensor:
 
 
 def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The function's output for a map, also for one without positions, which PyTorch's convolutions refuse."""
+    """Run the function on a map, also on one without positions, which PyTorch's convolutions refuse."""
     if isinstance(x, fx.Proxy) or not (is_empty(x) and 0 in x.shape[2:]):
         return function(x)
     # an empty batch of maps that are large enough to be pooled
@@ -339,7 +339,7 @@ def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module's own operation on its own tensors is all that a call of it does."""
+    """Tell whether a call of the module runs its own operation on its own tensors and nothing else."""
     return type(module) in _PLAIN_MODULES and has_no_hooks(module)
 
 

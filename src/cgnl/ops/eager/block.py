@@ -55,7 +55,7 @@ def cgnl_block(
     memory_efficient: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
+    """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     settings = Settings(
         groups,
         kernel,
@@ -82,7 +82,7 @@ def cgnl_block_affine(
     memory_efficient: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """x + scale · branch + shift, in x's type: Eq. 13 with a norm whose statistics are given, or none.
+    """Return x + scale · branch + shift, in x's type: Eq. 13 with a norm whose statistics are given, or none.
 
     Args:
         scale: [C], or None for 1.
@@ -118,7 +118,7 @@ def cgnl_block_batch_norm(
     momentum: float,
     memory_efficient: bool = False,
 ) -> Tensor:
-    """Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
+    """Run Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
 
     Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass (of a
     plain series). The running statistics, where given, are updated in place.
@@ -284,7 +284,7 @@ def _through_features(
     with_gram: bool,
     wants: Sequence[bool],
 ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-    """The gradients of x and of the three weights."""
+    """Return the gradients of x and of the three weights."""
     dtype = d_out.dtype
     product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
     own_weights = weights[:1] if with_gram else weights
@@ -334,7 +334,7 @@ def _write_feature_gradients(
     part: slice,
     settings: Settings,
 ) -> None:
-    """Those of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
+    """Write the gradients of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
     d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
     if d_sums is not None:
         factor = d_sums[part].repeat_interleave(d_phi.shape[1] // settings.groups, dim=1)[..., None]
@@ -353,10 +353,10 @@ def _write_feature_gradients(
 
 
 def _matrices(weights: Sequence[Tensor], settings: Settings) -> list[Tensor]:
-    """The weights of theta, phi and g as matrices [C', C]."""
+    """Return the weights of theta, phi and g as matrices [C', C]."""
     return [weight.flatten(1).to(settings.feature_dtype) for weight in weights]
 
 
 def _z_matrices(z_weight: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """conv_z's weight as one matrix a group, [G, C/G, c]."""
+    """Return conv_z's weight as one matrix a group, [G, C/G, c]."""
     return z_weight.flatten(1).unflatten(0, (groups, -1)).to(dtype)

@@ -29,7 +29,7 @@ def branch(
     gamma: float,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """conv_z of the polynomial in theta; with ``scale`` and ``shift``, x + scale · that + shift.
+    """Return conv_z of the polynomial in theta; with ``scale`` and ``shift``, x + scale · that + shift.
 
     Args:
         x: [B, C, *S].
@@ -38,9 +38,9 @@ def branch(
         coefficients: z_p of Eq. 12, [B, G, P + 1], float32.
         scale: [C] or None.
         shift: [C], or None where ``scale`` is.
-        powers: bit p says whether power p has coefficients other than zero.
-        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
-        out_dtype: type of the result.
+        powers: Bit p says whether power p has coefficients other than zero.
+        gamma: Above 0, the polynomial is multiplied by exp(-gamma theta^2).
+        out_dtype: Type of the result.
 
     Returns:
         [B, C, *S].
@@ -90,7 +90,7 @@ def branch_batch_norm(
     gamma: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x plus the BatchNorm of the branch over this batch, the mean of the part that varies, and the biased variance.
+    """Return x plus the branch's BatchNorm over this batch, the mean of its varying part, and the biased variance.
 
     Arguments as in `branch`, and the norm's weight and bias [C]; None for 1 and 0.
 
@@ -149,7 +149,7 @@ def branch_backward(
     wants_z_weight: bool,
     wants_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
+    """Return the gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
 
     ``mean`` is that of the part that varies, and ``scale`` the norm's weight where there are statistics.
 
@@ -264,14 +264,14 @@ refuse_second_derivatives(branch_backward)
 def _only_wanted(
     gradients: tuple[Tensor, ...], wanted: tuple[bool, ...], scale: Tensor | None, shift: Tensor | None
 ) -> list[Tensor | None]:
-    """The gradients in the order of the inputs, those of scale and shift in their types."""
+    """Return the gradients in the order of the inputs, those of scale and shift in their types."""
     *maps, d_scale, d_shift = gradients
     typed = (*maps, *(d if t is None else d.to(t.dtype) for d, t in ((d_scale, scale), (d_shift, shift))))
     return [d if is_wanted else None for d, is_wanted in zip(typed, wanted, strict=True)]
 
 
 def _finish(flat: Tensor, value: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """x + value · scale + shift, [B, C, N]; the scale is [C], the shift [B, C]."""
+    """Return x + value · scale + shift, [B, C, N]; the scale is [C], the shift [B, C]."""
     from cgnl.ops.fused import kernels
 
     batch, channels, positions = flat.shape

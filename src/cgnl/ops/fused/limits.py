@@ -18,12 +18,12 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None) -> str | None:
-    """Why the fused form cannot run on these tensors.
+    """Say why the fused form cannot run on these tensors.
 
     Args:
-        tensors: the inputs of the operation.
-        kernel: the kernel function.
-        dtype: the type in which the operation gets them; None for their own.
+        tensors: The inputs of the operation.
+        kernel: The kernel function.
+        dtype: The type in which the operation gets them; None for their own.
 
     Returns:
         A clause, or None where it can run.
@@ -90,7 +90,7 @@ def _obstacle_in_kernel_function(kernel: KernelFunction) -> str | None:
 
 
 def envelope_width(kernel: KernelFunction) -> float:
-    """Gamma of the envelope exp(-gamma t^2) that the kernels know; 0 for none."""
+    """Return gamma of the envelope exp(-gamma t^2) that the kernels know; 0 for none."""
     if isinstance(kernel, GaussianRBF) and type(kernel).envelope is GaussianRBF.envelope and kernel.beta != "constant":
         return kernel.gamma
     return 0.0

@@ -23,7 +23,7 @@ def write_branch(
     shift: Tensor | None,
     statistics: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Writes the part of the branch that varies, with a scale [C] and a shift [B, C] as `branch_kernel` takes them."""
+    """Write the part of the branch that varies, with a scale [C] and a shift [B, C] as `branch_kernel` takes them."""
     from cgnl.ops.fused import kernels
 
     batch, channels, positions = flat.shape
@@ -54,7 +54,7 @@ def write_branch(
 
 
 def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes the part of the branch that varies, and returns its mean and the biased variance of the whole branch.
+    """Write the part of the branch that varies; return its mean and the biased variance of the whole branch.
 
     Those of the tiles are joined by the formula of Chan et al., which does not subtract squares of large means.
     """
@@ -76,7 +76,7 @@ def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> t
 def scale_gradients(
     flat: Tensor, d_flat: Tensor, series: Series, statistics: Statistics | None
 ) -> tuple[Tensor, Tensor]:
-    """The sums over samples and positions of d_out and of d_out times the (normalised) branch."""
+    """Sum d_out, and d_out times the (normalised) branch, over samples and positions."""
     from cgnl.ops.fused import kernels
 
     offset, inverse_deviation = statistics or (series.shared(), None)
@@ -119,7 +119,7 @@ def branch_gradients(
     d_shift: Tensor,
     wants_z_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """The gradients of theta and of the branch, y less z_0, the branch's gradient summed over positions, and the rest.
+    """Return the gradients of theta and of the branch, y less z_0, the branch's gradient summed, and the rest.
 
     The second and third are meaningless where the gradient of conv_z's weight is not wanted. The sums, [B, C], are for
     the part that goes through `Series.shared`, and None where there is no z_0. The rest is the gradient of the
@@ -180,7 +180,7 @@ def branch_gradients(
 
 
 def _settings(flat: Tensor, series: Series, backward: bool) -> dict[str, Any]:
-    """What the kernels that make y are compiled with, the memory format aside."""
+    """Return the constants that the kernels that make y are compiled with, the memory format aside."""
     _, channels, positions = flat.shape
     return {
         **branch_sizes(channels, series.in_group, series.groups, positions, flat.dtype, backward),

@@ -30,17 +30,17 @@ def compact_generalized_non_local(
     out_dtype: torch.dtype,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Eq. 12 on given features.
+    """Run Eq. 12 on given features.
 
     Args:
         theta: [B, C', *S].
         phi: [B, C', *S].
         g: [B, C', *S].
         groups: G.
-        kernel: the kernel function.
-        factor: the scale of the sums.
-        out_dtype: type of the result.
-        process_group: processes that each hold a part of every sample's positions; ``factor`` counts all of them.
+        kernel: The kernel function.
+        factor: The scale of the sums.
+        out_dtype: Type of the result.
+        process_group: Processes that each hold a part of every sample's positions; ``factor`` counts all of them.
 
     Returns:
         y: [B, C', *S].
@@ -64,7 +64,7 @@ def cgnl_block(
     out_dtype: torch.dtype,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Fig. 2 from x to conv_z's output.
+    """Run Fig. 2 from x to conv_z's output.
 
     Args:
         x: [B, C, *S].
@@ -73,10 +73,10 @@ def cgnl_block(
         g_weight: [C', C, 1, ...].
         z_weight: [C, C'/G, 1, ...].
         groups: G.
-        kernel: the kernel function.
-        factor: the scale of the sums.
-        out_dtype: type of the result.
-        process_group: processes that each hold a part of every sample's positions; ``factor`` counts all of them.
+        kernel: The kernel function.
+        factor: The scale of the sums.
+        out_dtype: Type of the result.
+        process_group: Processes that each hold a part of every sample's positions; ``factor`` counts all of them.
 
     Returns:
         [B, C, *S].
@@ -100,7 +100,7 @@ def cgnl_block_affine(
     factor: float,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """x + scale · `cgnl_block` + shift, written once: a block whose norm has fixed statistics.
+    """Return x + scale · `cgnl_block` + shift, written once: a block whose norm has fixed statistics.
 
     Args:
         scale: [C].
@@ -133,15 +133,15 @@ def cgnl_block_batch_norm(
     eps: float,
     momentum: float,
 ) -> Tensor:
-    """Eq. 13 in training: BatchNorm of `cgnl_block` over this batch, plus x.
+    """Run Eq. 13 in training: BatchNorm of `cgnl_block` over this batch, plus x.
 
     Args:
         norm_weight: [C], or None for 1.
         norm_bias: [C], or None for 0.
         running_mean: [C], updated in place, or None.
         running_var: [C], updated in place with the unbiased variance, or None.
-        eps: is added to the variance.
-        momentum: the part of this batch in the running statistics.
+        eps: Is added to the variance.
+        momentum: The part of this batch in the running statistics.
 
     The others are as in `cgnl_block`.
 
@@ -173,6 +173,6 @@ def _block_sums(
     factor: float,
     process_group: ProcessGroup | None,
 ) -> Tensor:
-    """z_p of Eq. 12 for the block, [B, G, P + 1]."""
+    """Return z_p of Eq. 12 for the block, [B, G, P + 1]."""
     sums = power_sums(x, phi_weight, g_weight, groups, scaled_coefficients(kernel, factor), envelope_width(kernel))
     return over_processes(sums, process_group)
