@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from cgnl.settings.checks import check_choice
+
 # The factorial of a higher one is no float.
 _HIGHEST_ORDER = 170
 
@@ -140,8 +142,7 @@ class GaussianRBF(KernelFunction):
         _check_order(self.order)
         if not isinstance(self.gamma, int | float) or not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma ({self.gamma!r}) must be a finite number above 0")
-        if self.beta not in get_args(RBFBeta):
-            raise ValueError(f"beta ({self.beta!r}) must be one of {', '.join(map(repr, get_args(RBFBeta)))}")
+        check_choice("beta", self.beta, get_args(RBFBeta))
 
     @property
     def coefficients(self) -> tuple[float, ...]:

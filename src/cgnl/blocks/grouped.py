@@ -11,9 +11,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from cgnl.blocks.shell import BATCH_NORMS, Block, Factory, Groups, Norm, check_choice
+from cgnl.blocks.shell import BATCH_NORMS, Block, Factory, Groups, Norm
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import PairsBackend, Scale, generalized_non_local
+from cgnl.settings.checks import check_choice
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("generalized_non_local")

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from cgnl.blocks.shell import Block, Factory, Norm, check_choice
+from cgnl.blocks.shell import Block, Factory, Norm
 from cgnl.ops import PairsBackend, Pairwise
 from cgnl.ops import read_only_non_local as non_local  # conv_z only reads the result: no copy is needed
+from cgnl.settings.checks import check_choice
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("non_local")

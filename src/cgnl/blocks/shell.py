@@ -18,6 +18,7 @@ from torch.nn.utils import stateless
 
 from cgnl.ops import BatchNorm
 from cgnl.ops.precision import is_empty, sum_dtype, without_autocast
+from cgnl.settings.checks import check_choice
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
@@ -364,8 +365,3 @@ def _is_pointwise(convolution: nn.Module) -> bool:
 def check_positive(name: str, value: object, more: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} ({value!r}) must be an integer of at least 1{more}")
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...], more: str = "") -> None:
-    if value not in choices:
-        raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")

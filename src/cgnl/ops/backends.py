@@ -10,6 +10,7 @@ from cgnl.ops import eager, fused, naive
 from cgnl.ops.fused import self_test
 from cgnl.ops.parallel import ProcessGroup
 from cgnl.ops.precision import feature_dtype, is_exporting
+from cgnl.settings.checks import check_choice
 
 Backend = Literal["auto", "eager", "fused", "naive"]
 PairsBackend = Literal["auto", "eager", "naive"]
@@ -37,7 +38,7 @@ def chosen_form(
     Raises:
         ValueError: The name is unknown, or ``"fused"`` cannot run on these tensors.
     """
-    _check_backend(backend, get_args(Backend))
+    check_choice("backend", backend, get_args(Backend))
     if backend == "naive":
         return naive
     on_trial = backend == "auto"
@@ -54,16 +55,11 @@ def chosen_form(
 
 def chosen_form_of_pairs(backend: str) -> ModuleType:
     """Return the module, eager or naive, whose form of an operation over pairs a ``backend`` argument means."""
-    _check_backend(backend, get_args(PairsBackend))
+    check_choice("backend", backend, get_args(PairsBackend))
     return naive if backend == "naive" else eager
 
 
 def refuse_process_group(process_group: ProcessGroup | None) -> None:
     """Raise ValueError if the naive form is to share its sums with other processes."""
     if process_group is not None:
-        raise ValueError("backend 'naive' knows no process_group; take backend='auto' or 'eager'")
-
-
-def _check_backend(backend: str, choices: tuple[str, ...]) -> None:
-    if backend not in choices:
-        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, choices))}")
+        raise ValueError("backend 'naive' does not support process_group; take backend='auto' or 'eager'")

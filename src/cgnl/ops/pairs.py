@@ -16,6 +16,7 @@ from cgnl.ops.backends import PairsBackend, chosen_form_of_pairs
 from cgnl.ops.precision import in_sum_dtype
 from cgnl.ops.scale import Scale, scale_factor
 from cgnl.ops.shapes import check_features, check_num_axes, shape_of
+from cgnl.settings.checks import check_choice
 
 Pairwise = Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"]
 
@@ -138,8 +139,7 @@ def read_only_non_local(
 
 
 def _check_non_local(theta: Tensor, phi: Tensor, g: Tensor, pairwise: str, concat_weight: Tensor | None) -> None:
-    if pairwise not in get_args(Pairwise):
-        raise ValueError(f"pairwise ({pairwise!r}) must be one of {', '.join(map(repr, get_args(Pairwise)))}")
+    check_choice("pairwise", pairwise, get_args(Pairwise))
     check_num_axes("theta", theta)
     if phi.shape[:2] != theta.shape[:2] or phi.dim() != theta.dim():
         raise ValueError(f"phi {shape_of(phi)} must have theta's batch, channels and number of axes {shape_of(theta)}")

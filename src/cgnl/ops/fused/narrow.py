@@ -33,9 +33,7 @@ def write_branch(
         kernels.branch_kernel,
         batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
         flat,
-        series.theta_weight.contiguous(),
-        series.z_weight.contiguous(),
-        series.coefficients.contiguous(),
+        *_tensors(series),
         out,
         scale,
         shift,
@@ -43,11 +41,7 @@ def write_branch(
         squares,
         kernel_strides(flat, flat),
         kernel_strides(out, flat),
-        channels,
-        positions,
-        series.in_group,
-        series.groups,
-        series.gamma,
+        *_numbers(flat, series),
         **kernel_layout(flat, out),
         **settings,
     )
@@ -88,9 +82,7 @@ def scale_gradients(
         kernels.branch_gradient_sums_kernel,
         batch * series.groups * position_tiles,
         flat,
-        series.theta_weight.contiguous(),
-        series.z_weight.contiguous(),
-        series.coefficients.contiguous(),
+        *_tensors(series),
         d_flat,
         offset,
         inverse_deviation,
@@ -98,11 +90,7 @@ def scale_gradients(
         products,
         kernel_strides(flat, flat),
         kernel_strides(d_flat, flat),
-        channels,
-        positions,
-        series.in_group,
-        series.groups,
-        series.gamma,
+        *_numbers(flat, series),
         **kernel_layout(flat, d_flat),
         **settings,
     )
@@ -143,9 +131,7 @@ def branch_gradients(
         kernels.branch_backward_kernel,
         batch * series.groups * position_tiles,
         flat,
-        series.theta_weight.contiguous(),
-        series.z_weight.contiguous(),
-        series.coefficients.contiguous(),
+        *_tensors(series),
         d_flat,
         scale,
         offset,
@@ -162,11 +148,7 @@ def branch_gradients(
         kernel_strides(d_theta, flat),
         None if y is None else kernel_strides(y, flat),
         None if d_branch is None else kernel_strides(d_branch, flat),
-        channels,
-        positions,
-        series.in_group,
-        series.groups,
-        series.gamma,
+        *_numbers(flat, series),
         **kernel_layout(flat, d_flat),
         **settings,
     )
@@ -177,6 +159,16 @@ def branch_gradients(
         None if d_sums is None else d_sums.sum(1),
         partial.sum(2),
     )
+
+
+def _tensors(series: Series) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors of a series as kernels take them."""
+    return series.theta_weight.contiguous(), series.z_weight.contiguous(), series.coefficients.contiguous()
+
+
+def _numbers(flat: Tensor, series: Series) -> tuple[float, ...]:
+    """Return the numbers that kernels take after the strides."""
+    return flat.shape[1], flat.shape[2], series.in_group, series.groups, series.gamma
 
 
 def _settings(flat: Tensor, series: Series, backward: bool) -> dict[str, Any]:
