@@ -26,7 +26,7 @@ def write_branch(
     """Write the part of the branch that varies, with a scale [C] and a shift [B, C] as `branch_kernel` takes them."""
     from cgnl.ops.fused import kernels
 
-    batch, channels, positions = flat.shape
+    batch, _, positions = flat.shape
     settings = _settings(flat, series, backward=False)
     means, squares = statistics or (None, None)
     launch(
