@@ -150,7 +150,7 @@ def cgnl_block_with_norm(
 
 
 def _with_batch_norm(
-    form: Any, x: Tensor, weights: tuple[Tensor, ...], norm: BatchNorm, options: dict[str, Any]
+    form: Any, x: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], norm: BatchNorm, options: dict[str, Any]
 ) -> Tensor:
     """Run the block with a norm over this batch."""
     if x.shape[0] * math.prod(x.shape[2:]) == 1:
@@ -160,14 +160,14 @@ def _with_batch_norm(
     if form is eager:
         return eager.cgnl_block_batch_norm(x, *weights, *of_norm, eps=norm.eps, momentum=momentum, **options)
     with without_autocast(x):
-        inputs = in_feature_dtype(x, *weights)
-        return fused.cgnl_block_batch_norm(*inputs, *of_norm, eps=norm.eps, momentum=momentum, **options)
+        x, theta, phi, g, z = in_feature_dtype(x, *weights)
+        return fused.cgnl_block_batch_norm(x, theta, phi, g, z, *of_norm, eps=norm.eps, momentum=momentum, **options)
 
 
 def _with_affine(
     form: Any,
     x: Tensor,
-    weights: tuple[Tensor, ...],
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
     z_bias: Tensor | None,
     norm: BatchNorm | None,
     options: dict[str, Any],
@@ -184,7 +184,8 @@ def _with_affine(
         channels = x.shape[1]
         scale = torch.ones(channels, device=x.device) if scale is None else scale
         shift = torch.zeros(channels, device=x.device) if shift is None else shift
-        return fused.cgnl_block_affine(*in_feature_dtype(x, *weights), scale, shift, **options)
+        x, theta, phi, g, z = in_feature_dtype(x, *weights)
+        return fused.cgnl_block_affine(x, theta, phi, g, z, scale, shift, **options)
 
 
 def _factor(

@@ -47,7 +47,7 @@ def in_format_of(model: Tensor, flat: Tensor) -> Tensor:
 
 def with_strides_of(model: Tensor, tensor: Tensor) -> Tensor:
     """Return the tensor in the memory format that PyTorch gives a result of the model's shape."""
-    if tensor.stride() == torch.empty_like(model, device="meta").stride():
+    if _has_strides_of(model, tensor):
         return tensor
     return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
 
@@ -58,8 +58,13 @@ def as_result(model: Tensor, flat: Tensor) -> Tensor:
     It shares the map's memory, but is no view: autograd forbids in-place changes to a view that an operator returns.
     """
     tensor = flat.unflatten(2, model.shape[2:])
-    result = with_strides_of(model, tensor)
-    return tensor.new_empty(0).set_(tensor) if result is tensor else result
+    if _has_strides_of(model, tensor):
+        return tensor.new_empty(0).set_(tensor)
+    return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
+
+
+def _has_strides_of(model: Tensor, tensor: Tensor) -> bool:
+    return tensor.stride() == torch.empty_like(model, device="meta").stride()
 
 
 def memory_as_map(tensor: Tensor, model: Tensor) -> Tensor | None:
