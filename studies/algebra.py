@@ -17,7 +17,8 @@ import cgnl
 from cgnl.measure.forms import gram_form as taking_gram_form
 from cgnl.measure.record import write_result
 from cgnl.measure.timing import forward_only, ratios, side_by_side, spread, training_step
-from cgnl.ops.eager import gram, maps
+from cgnl.ops import maps
+from cgnl.ops.eager import gram
 from script import common_arguments, within
 
 SHAPES = ((4, 1024, 14, 14), (4, 1024, 28, 28), (8, 512, 28, 28), (8, 256, 28, 28), (2, 512, 16, 28, 28))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from cgnl.settings.checks import check_choice
+
 # The factorial of a higher one is no float.
 _HIGHEST_ORDER = 170
 
@@ -28,7 +30,7 @@ class KernelFunction:
         def coefficients(self) -> Sequence[float]: ...
 
     def exact(self, t: Tensor, u: Tensor) -> Tensor:
-        """The kernel function itself, elementwise on tensors that broadcast."""
+        """Return the kernel function itself, elementwise on tensors that broadcast."""
         raise NotImplementedError
 
     @property
@@ -37,11 +39,11 @@ class KernelFunction:
         return False
 
     def envelope(self, t: Tensor) -> Tensor | None:
-        """A factor e with f(t, u) ~ e(t) e(u) times the series, or None where there is none."""
+        """Return a factor e with f(t, u) ~ e(t) e(u) times the series, or None where there is none."""
         return None
 
     def envelope_less_one(self, t: Tensor) -> Tensor | None:
-        """e(t) - 1 of the envelope e, or None where there is none; with all its digits where e is close to 1."""
+        """Return e(t) - 1 of the envelope e, with all its digits where e is close to 1; None where there is none."""
         envelope = self.envelope(t)
         return None if envelope is None else envelope - 1
 
@@ -120,12 +122,12 @@ class GaussianRBF(KernelFunction):
     neither case, and stays the default because the paper and its code have it.
 
     Args:
-        gamma: the width parameter, above 0.
+        gamma: The width parameter, above 0.
         order: P, the highest power in the series (the paper's is 3).
         beta: ``"constant"``, ``"normalized"`` or ``"exact"``.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: An argument is outside its range.
 
     Example:
         >>> GaussianRBF(gamma=0.5, order=2, beta="exact").coefficients
@@ -140,8 +142,7 @@ class GaussianRBF(KernelFunction):
         _check_order(self.order)
         if not isinstance(self.gamma, int | float) or not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma ({self.gamma!r}) must be a finite number above 0")
-        if self.beta not in get_args(RBFBeta):
-            raise ValueError(f"beta ({self.beta!r}) must be one of {', '.join(map(repr, get_args(RBFBeta)))}")
+        check_choice("beta", self.beta, get_args(RBFBeta))
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -169,7 +170,7 @@ class SeriesKernel(KernelFunction):
     """A kernel function of one's own: its exact form, for checking, and its series.
 
     Args:
-        function: the exact f(t, u), elementwise on tensors that broadcast. Generalized non-local blocks run
+        function: The exact f(t, u), elementwise on tensors that broadcast. Generalized non-local blocks run
             it; compact ones run the series alone.
         coefficients: a2_0 .. a2_P, at least one of them not 0.
 
@@ -209,7 +210,7 @@ _BY_NAME: dict[str, Callable[[], KernelFunction]] = {
 
 
 def resolve_kernel_function(kernel: str | KernelFunction) -> KernelFunction:
-    """The kernel function that a ``kernel`` argument means.
+    """Return the kernel function that a ``kernel`` argument means.
 
     Args:
         kernel: ``"dot"``, ``"embedded_gaussian"`` or ``"rbf"`` (the paper's settings), or a kernel function.
@@ -218,7 +219,7 @@ def resolve_kernel_function(kernel: str | KernelFunction) -> KernelFunction:
         The kernel function.
 
     Raises:
-        ValueError: the name is unknown, or ``kernel`` is neither a name nor a kernel function.
+        ValueError: The name is unknown, or ``kernel`` is neither a name nor a kernel function.
 
     Example:
         >>> resolve_kernel_function("rbf")

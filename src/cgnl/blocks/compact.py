@@ -3,40 +3,19 @@
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
 
-import math
 import warnings
 from functools import cache
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.grouped import GroupedBlock, is_over_this_process
-from cgnl.blocks.shell import BATCH_NORMS, Groups, Norm, has_no_hooks, is_plain, norm_as_affine, of_any_size
+from cgnl.blocks.shell import BATCH_NORMS, Groups, Norm, described, has_no_hooks, is_plain, of_any_size
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops import (
-    Backend,
-    Scale,
-    cgnl_block,
-    chosen_form,
-    compact_generalized_non_local,
-    eager,
-    fused,
-    naive,
-    sums_factor,
-)
-from cgnl.ops.eager import (
-    autocast_is_on,
-    autograd_function_can_run,
-    feature_dtype,
-    in_feature_dtype,
-    is_empty,
-    sum_dtype,
-    without_autocast,
-)
-from cgnl.ops.fused.self_test import Operation
+from cgnl.ops import Backend, Scale, cgnl_block, cgnl_block_with_norm, compact_generalized_non_local
 from cgnl.ops.parallel import ProcessGroup
+from cgnl.ops.precision import sum_dtype
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("compact_generalized_non_local")
@@ -144,67 +123,22 @@ class _CompactBlock(GroupedBlock):
         return branch + self.z.bias.to(branch.dtype).reshape(-1, *(1,) * self.num_axes)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Z with the norm and the residual inside the operation, where that knows the norm."""
-        norm = self.norm
-        other_type = x.dtype != self.theta.weight.dtype and not autocast_is_on(x)
-        if is_empty(x) or other_type or not is_known(norm):
-            return super()._through_operations(x)
-        over_batch = isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
-        operation: Operation = "batch_norm" if over_batch else "affine"
-        form = chosen_form(self.backend, x, *self._weights(), kernel=self.kernel, operation=operation)
-        if form is naive or (
-            form is fused and (x.dtype != feature_dtype(x) or (type(norm) is nn.SyncBatchNorm and norm.training))
-        ):
-            return super()._through_operations(x)
-        options: dict[str, Any] = {
-            "groups": self.groups,
-            "kernel": self.kernel,
-            "factor": sums_factor(
-                self.scale, self.inner_channels // self.groups * math.prod(x.shape[2:]), x, self.process_group
-            ),
-        }
-        if form is eager:
-            options["memory_efficient"] = self.memory_efficient
-        if not over_batch:
-            scale, shift = norm_as_affine(norm, sum_dtype(x.dtype))
-            if self.z.bias is not None:
-                bias = self.z.bias.to(sum_dtype(x.dtype))
-                shift = bias if shift is None else shift + bias
-            if form is eager:
-                return eager.cgnl_block_affine(
-                    x, *self._weights(), scale, shift, process_group=self.process_group, **options
-                )
-            with without_autocast(x):
-                scale, shift = (
-                    default(self.channels, device=x.device) if t is None else t
-                    for t, default in ((scale, torch.ones), (shift, torch.zeros))
-                )
-                x, theta, phi, g, z = in_feature_dtype(x, *self._weights())
-                return fused.cgnl_block_affine(
-                    x, theta, phi, g, z, scale, shift, process_group=self.process_group, **options
-                )
-        assert isinstance(norm, _BatchNorm)
-        in_one_go = autograd_function_can_run(x, *self._weights()) if form is eager else True
-        if self.process_group is not None or not (in_one_go or self.kernel.has_constant_term):
-            return super()._through_operations(x)
-        if x.shape[0] * math.prod(x.shape[2:]) == 1:
-            raise ValueError(f"x {tuple(x.shape)} must have more than 1 value per channel for the norm of a batch")
-        options |= {"eps": norm.eps, "momentum": 0.0}
-        running_mean, running_var = None, None
-        if norm.training and norm.track_running_stats:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
-            if norm.momentum is not None:
-                options["momentum"] = norm.momentum
-            elif norm.num_batches_tracked is not None:
-                options["momentum"] = 1.0 / float(norm.num_batches_tracked)
-            running_mean, running_var = norm.running_mean, norm.running_var
-        of_norm = (norm.weight, norm.bias, running_mean, running_var)
-        if form is eager:
-            return eager.cgnl_block_batch_norm(x, *self._weights(), *of_norm, **options)
-        with without_autocast(x):
-            x, theta, phi, g, z = in_feature_dtype(x, *self._weights())
-            return fused.cgnl_block_batch_norm(x, theta, phi, g, z, *of_norm, **options)
+        """Return Z with the norm and the residual inside the operation, where that knows the norm."""
+        out = None
+        if is_known(self.norm):
+            out = cgnl_block_with_norm(
+                x,
+                *self._weights(),
+                self.z.bias,
+                described(self.norm),
+                groups=self.groups,
+                kernel=self.kernel,
+                scale=self.scale,
+                backend=self.backend,
+                memory_efficient=self.memory_efficient,
+                process_group=self.process_group,
+            )
+        return super()._through_operations(x) if out is None else out
 
 
 @cache
@@ -218,7 +152,7 @@ def _warn_of_normalized_features() -> None:
 
 
 def is_known(norm: nn.Module | None) -> bool:
-    """Whether the operations can do what the norm does."""
+    """Tell whether the operations have this norm."""
     if norm is None or is_plain(norm):
         return True
     if type(norm) is not nn.SyncBatchNorm or not has_no_hooks(norm):
@@ -256,24 +190,24 @@ class CGNL2d(_CompactBlock):
         groups: G, must divide C and C'; ``"auto"`` for the largest number up to 8 that divides both.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
-        scale: factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
+        scale: Factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
             where M counts the elements of one group.
-        g_std: standard deviation of g's first weights; None for 0.01, 0.2 with the scale ``"sqrt"`` and 2 with
+        g_std: Standard deviation of g's first weights; None for 0.01, 0.2 with the scale ``"sqrt"`` and 2 with
             ``"mean"``, so that a new block learns as fast with a scale as without. Those of theta, phi and z start
             with 0.01.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
             same from the same weights. ``"auto"`` takes the fused form where it can run and has passed its self-test.
-        memory_efficient: whether the eager form keeps less for the backward pass and makes it again there. It changes
+        memory_efficient: Whether the eager form keeps less for the backward pass and makes it again there. It changes
             nothing where the dot product takes the Gram form, which needs neither phi nor g; the fused form never keeps
             more than x, and compilers decide for themselves.
-        process_group: processes that each hold a part of the positions of every sample, for inputs too large for
+        process_group: Processes that each hold a part of the positions of every sample, for inputs too large for
             one; each calls the block on its part. None where a process holds whole samples. A block with one can be
             copied, but not pickled: save its state dict.
-        device: where the parameters and buffers lie; None for PyTorch's default.
-        dtype: their type; None for PyTorch's default.
+        device: Where the parameters and buffers lie; None for PyTorch's default.
+        dtype: Their type; None for PyTorch's default.
 
     Raises:
-        ValueError: an argument is outside its range; ``"fused"`` cannot run where the block is called.
+        ValueError: An argument is outside its range; ``"fused"`` cannot run where the block is called.
 
     Source: Yue et al., NeurIPS 2018.
 

@@ -11,9 +11,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from cgnl.blocks.shell import BATCH_NORMS, Block, Factory, Groups, Norm, check_choice
+from cgnl.blocks.shell import BATCH_NORMS, Block, Factory, Groups, Norm
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import PairsBackend, Scale, generalized_non_local
+from cgnl.settings.checks import check_choice
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("generalized_non_local")
@@ -107,17 +108,17 @@ class GeneralizedNonLocal2d(_ExactBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: as in `CGNL2d`.
-        kernel: as in `CGNL2d`; its exact form is taken.
-        norm: as in `CGNL2d`.
-        scale: as in `CGNL2d`.
-        g_std: as in `CGNL2d`.
+        groups: As in `CGNL2d`.
+        kernel: As in `CGNL2d`; its exact form is taken.
+        norm: As in `CGNL2d`.
+        scale: As in `CGNL2d`.
+        g_std: As in `CGNL2d`.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.
-        device: as in `CGNL2d`.
-        dtype: as in `CGNL2d`.
+        device: As in `CGNL2d`.
+        dtype: As in `CGNL2d`.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: An argument is outside its range.
 
     Source: Yue et al., NeurIPS 2018.
 
@@ -138,7 +139,7 @@ class GeneralizedNonLocal3d(_ExactBlock):
 
 
 def is_over_this_process(norm: nn.Module) -> bool:
-    """Whether the norm takes its statistics in training over the samples of this process alone."""
+    """Tell whether the norm takes its statistics in training over the samples of this process alone."""
     if type(norm) is nn.SyncBatchNorm:
         distributed = torch.distributed
         return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)

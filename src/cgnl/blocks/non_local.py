@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from cgnl.blocks.shell import Block, Factory, Norm, check_choice
+from cgnl.blocks.shell import Block, Factory, Norm
 from cgnl.ops import PairsBackend, Pairwise
 from cgnl.ops import read_only_non_local as non_local  # conv_z only reads the result: no copy is needed
+from cgnl.settings.checks import check_choice
 
 # Symbolic tracing records an operation as one call: inside it looks at shapes and types.
 fx.wrap("non_local")
@@ -78,7 +79,7 @@ class _NonLocalBlock(Block):
 
 
 def sub_sampled(features: Tensor) -> Tensor:
-    """[B, C', *S] max-pooled by 2 along the spatial axes that have more than one position."""
+    """Max-pool [B, C', *S] by 2 along the spatial axes that have more than one position."""
     sizes = features.shape[2:]
     return _POOL[len(sizes)](
         features, [2 if size > 1 and not (axis == 0 and len(sizes) == 3) else 1 for axis, size in enumerate(sizes)]
@@ -101,18 +102,18 @@ class NonLocal2d(_NonLocalBlock):
         inner_channels: C'; None for C // 2.
         pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` (over N_phi),
             ``"dot_product_sum"`` (not divided, as Eq. 4 is printed) or ``"concatenation"``.
-        scale: whether softmax forms divide their logits by the square root of theta's channels.
-        subsample: whether phi and g are max-pooled by 2 along the spatial axes (an axis of one position stays as it
+        scale: Whether softmax forms divide their logits by the square root of theta's channels.
+        subsample: Whether phi and g are max-pooled by 2 along the spatial axes (an axis of one position stays as it
             is), and never along time.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a
             module.
-        bias: whether theta, phi and g have biases.
+        bias: Whether theta, phi and g have biases.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.
-        device: where the parameters and buffers lie; None for PyTorch's default.
-        dtype: their type; None for PyTorch's default.
+        device: Where the parameters and buffers lie; None for PyTorch's default.
+        dtype: Their type; None for PyTorch's default.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: An argument is outside its range.
 
     Source: Wang et al., "Non-local Neural Networks", CVPR 2018.
 

@@ -45,13 +45,13 @@ class ResidualBlock2d(_ResidualBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: groups of conv_z; as in `CGNL2d`.
-        norm: as in `CGNL2d`.
-        device: as in `CGNL2d`.
-        dtype: as in `CGNL2d`.
+        groups: Groups of conv_z; as in `CGNL2d`.
+        norm: As in `CGNL2d`.
+        device: As in `CGNL2d`.
+        dtype: As in `CGNL2d`.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: An argument is outside its range.
 
     Source: Yue et al., NeurIPS 2018.
 

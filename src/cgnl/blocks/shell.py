@@ -16,7 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import stateless
 
-from cgnl.ops.eager import is_empty, sum_dtype, without_autocast
+from cgnl.ops import BatchNorm
+from cgnl.ops.precision import is_empty, sum_dtype, without_autocast
+from cgnl.settings.checks import check_choice
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
@@ -76,7 +78,7 @@ class Block(nn.Module):
         return convolution
 
     def _finish(self, norm: Norm, factory: Factory) -> None:
-        """Makes conv_z and the norm, with zeros where they turn the block into the identity."""
+        """Make conv_z and the norm, with zeros where they turn the block into the identity."""
         self.z = self._convolution(self.inner_channels, self.channels, factory, groups=self.groups)
         self.norm = _make_norm(norm, self.channels, self.groups, self.num_axes, factory)
         weight, bias = (getattr(self.norm, name, None) for name in ("weight", "bias"))
@@ -91,11 +93,11 @@ class Block(nn.Module):
         return tuple(child for name, child in self.named_children() if name != "norm")
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        """Y of x, [B, C', *S], through the convolutions as modules."""
+        """Return Y of x, [B, C', *S], through the convolutions as modules."""
         raise NotImplementedError
 
     def _branch(self, x: Tensor) -> Tensor:
-        """conv_z(Y) of x, [B, C, *S], in the type in which the operation sums."""
+        """Return conv_z(Y) of x, [B, C, *S], in the type in which the operation sums."""
         dtype = sum_dtype(x.dtype)
         y = self._operation(x, dtype)
         weight = self.z.weight.to(dtype)
@@ -105,7 +107,7 @@ class Block(nn.Module):
             return of_any_size(convolve, y.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output.
+        """Return the block's output.
 
         Args:
             x: [B, C, *S].
@@ -124,7 +126,7 @@ class Block(nn.Module):
         return run(x) if getattr(self, "process_group", None) is not None else of_any_size(run, x)
 
     def _fits_operation(self) -> bool:
-        """Whether the convolutions are those that the operation does on their weights."""
+        """Tell whether the operation on the weights does the same as the convolutions."""
         return all(is_plain(convolution) and _is_pointwise(convolution) for convolution in self._convolutions())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -137,12 +139,12 @@ class Block(nn.Module):
         return result
 
     def _through_modules(self, x: Tensor) -> Tensor:
-        """Z by calling every child module: for tracers, hooks, and children that were replaced."""
+        """Return Z by calling every child module: for tracers, hooks, and children that were replaced."""
         branch = of_any_size(self.z, self._operation(x))
         return (x + (branch if self.norm is None else self.norm(branch))).to(x.dtype)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Z with conv_z and norm in the type in which the operation sums, so that half types do not overflow."""
+        """Return Z with conv_z and norm in the type in which the operation sums: half types do not overflow."""
         branch = self._branch(x)
         return (x + (branch if self.norm is None else _run_norm(self.norm, branch))).to(x.dtype)
 
@@ -155,7 +157,7 @@ class Block(nn.Module):
             )
 
     def fuse(self) -> Self:
-        """Folds the norm into conv_z, in place: for inference, with the same output up to rounding.
+        """Fold the norm into conv_z, in place: for inference, with the same output up to rounding.
 
         The block gets a conv_z of its own with a bias, its norm is None, and it cannot be trained: the state dict is
         another one. A block without a norm stays as it is.
@@ -164,7 +166,7 @@ class Block(nn.Module):
             The block.
 
         Raises:
-            ValueError: the block is in training, its norm is neither BatchNorm with running statistics nor None, or
+            ValueError: The block is in training, its norm is neither BatchNorm with running statistics nor None, or
                 conv_z or the norm is not as the block made it (another module, hooks, a bias).
 
         Example:
@@ -177,9 +179,9 @@ class Block(nn.Module):
             return self
         z = copy.deepcopy(self.z)  # others, a stream for one, may hold the old one
         with torch.no_grad():
-            scale, shift = norm_as_affine(self.norm, sum_dtype(z.weight.dtype))
-            assert scale is not None
-            assert shift is not None
+            norm = described(self.norm)
+            assert norm is not None
+            scale, shift = norm.as_affine(sum_dtype(z.weight.dtype))
             z.weight.copy_(z.weight * scale.reshape(-1, *(1,) * (z.weight.dim() - 1)))
             z.bias = nn.Parameter(shift.to(z.weight.dtype))
         self.z = z
@@ -226,7 +228,7 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: F
 
 
 def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
-    """The number of groups that an argument means, if it divides the channels and the inner channels."""
+    """Return the number of groups that an argument means, if it divides the channels and the inner channels."""
     if groups == "auto":
         return next(
             number for number in range(_MOST_GROUPS, 0, -1) if not (channels % number or inner_channels % number)
@@ -244,16 +246,16 @@ def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
 
 
 def fuse_blocks(model: nn.Module) -> nn.Module:
-    """Folds the norm of every block of a network into its conv_z, for inference; see `Block.fuse`.
+    """Fold the norm of every block of a network into its conv_z, for inference; see `Block.fuse`.
 
     Args:
-        model: a network in eval mode, changed in place. Blocks whose norm cannot be folded stay as they are.
+        model: A network in eval mode, changed in place. Blocks whose norm cannot be folded stay as they are.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: a block is in training, or was changed so that its norm cannot be folded; then none is folded.
+        ValueError: A block is in training, or was changed so that its norm cannot be folded; then none is folded.
 
     Example:
         >>> from cgnl import CGNL2d, fuse_blocks
@@ -272,22 +274,28 @@ def _can_be_folded(norm: nn.Module | None) -> bool:
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
-def norm_as_affine(norm: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """What BatchNorm with its running statistics does: a scale and a shift, [C] each; None and None without a norm."""
+def described(norm: nn.Module | None) -> BatchNorm | None:
+    """Return BatchNorm as the operations take it; None for no norm."""
     if norm is None:
-        return None, None
+        return None
     assert isinstance(norm, _BatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype) * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.to(dtype)
+    # a norm that does not track its statistics leaves them alone in training
+    is_tracked = norm.track_running_stats or not norm.training
+    return BatchNorm(
+        norm.weight,
+        norm.bias,
+        norm.running_mean if is_tracked else None,
+        norm.running_var if is_tracked else None,
+        norm.num_batches_tracked if is_tracked else None,
+        norm.eps,
+        norm.momentum,
+        norm.training,
+        type(norm) is nn.SyncBatchNorm,
+    )
 
 
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
-    """The norm in the type of ``branch``, also where its parameters are of a half type."""
+    """Run the norm in the type of ``branch``, also where its parameters are of a half type."""
     branch = _in_plain_strides(branch)
     tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
     converted = {
@@ -307,7 +315,7 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
 
 
 def _in_plain_strides(branch: Tensor) -> Tensor:
-    """The branch itself, or a copy if an axis of size 1 has an odd stride.
+    """Return the branch itself, or a copy if an axis of size 1 has an odd stride.
 
     There PyTorch takes the channels for last in one place and for first in another, and BatchNorm's gradients on a CPU
     are wrong.
@@ -323,7 +331,7 @@ def _in_plain_strides(branch: Tensor) -> Tensor:
 
 
 def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The function's output for a map, also for one without positions, which PyTorch's convolutions refuse."""
+    """Run the function on a map, also on one without positions, which PyTorch's convolutions refuse."""
     if isinstance(x, fx.Proxy) or not (is_empty(x) and 0 in x.shape[2:]):
         return function(x)
     # an empty batch of maps that are large enough to be pooled
@@ -332,7 +340,7 @@ def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module's own operation on its own tensors is all that a call of it does."""
+    """Tell whether a call of the module runs its own operation on its own tensors and nothing else."""
     return type(module) in _PLAIN_MODULES and has_no_hooks(module)
 
 
@@ -357,8 +365,3 @@ def _is_pointwise(convolution: nn.Module) -> bool:
 def check_positive(name: str, value: object, more: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} ({value!r}) must be an integer of at least 1{more}")
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...], more: str = "") -> None:
-    if value not in choices:
-        raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgnl.blocks.compact import CGNL3d, is_known
-from cgnl.blocks.shell import Block, check_positive, norm_as_affine, of_any_size
-from cgnl.ops.eager import is_exporting, sum_dtype, without_autocast
+from cgnl.blocks.shell import Block, check_positive, described, of_any_size
 from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
-from cgnl.ops.parallel import count_over_processes, sum_over_processes
+from cgnl.ops.parallel import count_over_processes, over_processes
+from cgnl.ops.precision import is_exporting, sum_dtype, without_autocast
 
 
 class CGNLStream3d(Block):
@@ -42,15 +42,15 @@ class CGNLStream3d(Block):
     gradient flows through it. With a block that has a process group, each process gets its part of every frame.
 
     Args:
-        block: a `CGNL3d` in evaluation mode, with BatchNorm or without a norm.
-        window: number of frames to remember, the present one included; None for all.
-        decay: factor above 0 and below 1 by which a frame counts less with each frame after it; None for 1.
+        block: A `CGNL3d` in evaluation mode, with BatchNorm or without a norm.
+        window: Number of frames to remember, the present one included; None for all.
+        decay: Factor above 0 and below 1 by which a frame counts less with each frame after it; None for 1.
 
     Attributes:
         sums: [F, B, G, K], or None before the first frame: F is at most ``window``, 1 without a window.
 
     Raises:
-        ValueError: an argument is outside its range, both ``window`` and ``decay`` are given, or the block cannot be
+        ValueError: An argument is outside its range, both ``window`` and ``decay`` are given, or the block cannot be
             run frame by frame.
 
     Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Eq. 12-13; the paper has clips only.
@@ -88,12 +88,12 @@ class CGNLStream3d(Block):
         self._coefficients = scaled_coefficients(block.kernel, 1.0)
 
     def reset(self) -> None:
-        """Forgets all frames: the next one is the first."""
+        """Forget all frames: the next one is the first."""
         self.sums = None
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output for the next frames.
+        """Return the block's output for the next frames.
 
         Args:
             x: [B, C, T, H, W], or one frame as [B, C, H, W].
@@ -141,7 +141,7 @@ class CGNLStream3d(Block):
         return (varying + shared).to(out_dtype or x.dtype)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Z with the part of y that the positions of a frame share carried apart: the other keeps its digits."""
+        """Return Z with the shared part of y carried apart from the other, which so keeps its digits."""
         if not is_known(self.norm):
             return super()._through_operations(x)
         varying, shared = self._in_parts(x)
@@ -149,20 +149,16 @@ class CGNLStream3d(Block):
             weight = self.z.weight.to(varying.dtype)
             convolve = partial(F.conv3d, weight=weight, groups=self.groups)
             varying, shared = (of_any_size(convolve, part) for part in (varying, shared))
-            scale, shift = (
-                None if vector is None else vector[:, None, None, None]
-                for vector in norm_as_affine(self.norm, varying.dtype)
-            )
             if self.z.bias is not None:
                 shared = shared + self.z.bias.to(varying.dtype)[:, None, None, None]
-            if scale is not None:
-                varying, shared = varying * scale, shared * scale
-            if shift is not None:
-                shared = shared + shift
+            norm = described(self.norm)
+            if norm is not None:
+                scale, shift = (vector[:, None, None, None] for vector in norm.as_affine(varying.dtype))
+                varying, shared = varying * scale, shared * scale + shift
             return (x + (varying + shared)).to(x.dtype)
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y of the frames: what varies over the positions, [B, C', T, H, W], and what they share, [B, C', T, 1, 1]."""
+        """Return y of the frames as the part that varies over the positions, [B, C', T, H, W], and the shared one."""
         theta, phi, g = (of_any_size(convolution, x).flatten(3) for convolution in (self.theta, self.phi, self.g))
         dtype = sum_dtype(theta.dtype)
         varying = torch.empty_like(theta, dtype=dtype)
@@ -182,16 +178,16 @@ class CGNLStream3d(Block):
         return sum(a2 != 0 for a2 in self._coefficients) + 1
 
     def _of_frame(self, phi: Tensor, g: Tensor) -> Tensor:
-        """The numbers [B, G, K] that are kept of a frame [B, C', H·W]."""
+        """Return the numbers [B, G, K] that are kept of a frame [B, C', H·W]."""
         envelope = self.kernel.envelope(phi)
         sums = power_sums(phi, g if envelope is None else g * envelope, self.groups, self._coefficients)
         channels = phi.shape[1] // self.groups
         of_channels = torch.cat([s for s in sums if s is not None], dim=2)
         kept = F.pad(of_channels[:, ::channels].double(), (0, 1), value=channels * phi.shape[2])
-        return kept if self.process_group is None else sum_over_processes(kept, self.process_group)
+        return over_processes(kept, self.process_group)
 
     def _remember(self, kept: Tensor | None, of_frame: Tensor) -> Tensor:
-        """What is kept, [F, B, G, K], after one more frame."""
+        """Return the kept numbers, [F, B, G, K], after one more frame."""
         if kept is None:
             return of_frame[None]
         if self.window is not None:
@@ -199,7 +195,7 @@ class CGNLStream3d(Block):
         return (kept if self.decay is None else kept * self.decay) + of_frame
 
     def _polynomial_coefficients(self, total: Tensor, dtype: torch.dtype) -> PowerSums:
-        """The coefficients of the polynomial in theta, [B, C', 1] each, of sums [B, G, K] over frames."""
+        """Return the coefficients of the polynomial in theta, [B, C', 1] each, of sums [B, G, K] over frames."""
         *columns, count = total.unbind(2)
         factor = torch.ones_like(count) if self.scale is None else count ** (-0.5 if self.scale == "sqrt" else -1.0)
         channels = self.inner_channels // self.groups

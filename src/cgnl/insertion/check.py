@@ -102,7 +102,7 @@ def _differentiate(
 
 
 def _parameters(model: nn.Module, blocks: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """Those of the blocks and the host's first, so that the whole graph is walked, but few gradients are kept."""
+    """Return the parameters of the blocks, and the host's first: the whole graph is walked, few gradients are kept."""
     of_blocks = [parameter for block in blocks.values() for parameter in block.parameters()]
     known = set(map(id, of_blocks))
     of_host = (parameter for parameter in model.parameters() if id(parameter) not in known and parameter.requires_grad)
@@ -116,7 +116,7 @@ def _multiply(block: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
 def _blamed(
     model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, error: Exception
 ) -> Exception | None:
-    """The error, with the path of the block that causes it; None where it is the host's own."""
+    """Return the error, with the path of the block that causes it; None where it is the host's own."""
     if _fails(model, blocks, example_input, blocks.values()):
         return None
     for path in blocks:
@@ -138,7 +138,7 @@ def _fails(
 
 
 def _reaches_output(model: nn.Module, block: nn.Module, example_input: Any) -> bool:
-    """Whether the network's output depends on the block's, also where no gradient passes, as in boxes after NMS."""
+    """Tell whether the network's output depends on the block's, also without a gradient, as in boxes after NMS."""
     flow = _Flow()
 
     def mark(block: nn.Module, args: tuple[Tensor], output: Tensor) -> None:

@@ -7,8 +7,8 @@ import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,61 +38,40 @@ def insert_blocks(
     num_blocks: int = 1,
     select: Select | Mapping[str, Select | None] | None = None,
 ) -> ModelT:
-    """Put blocks into a network, each right after the module at its path, or at the paper's place found by itself.
+    """Put blocks into a network, each right after the module at its path, or at the paper's place, which it finds.
 
-    A block that starts as the identity, as ours do, leaves the network's output as it was, bit for bit. The
-    host's state-dict keys do not change: its checkpoints load with ``strict=False``, only block keys missing.
-    The number of channels is found by running the network on ``example_input`` in eval mode, and a second run,
-    forwards and backwards, checks the result. Both leave gradients, buffers, training flags and random state
-    untouched; on any error the network stays as it was. Blocks take the device, type and training flag of the
-    module they stand after, and run before all other hooks of that module.
+    A block that starts as the identity leaves the network's output as it was, bit for bit. The host's state-dict keys
+    do not change: its checkpoints load with ``strict=False``, and only block keys are missing. The network runs on
+    ``example_input`` in eval mode, to find the number of channels and to check the result, forwards and backwards;
+    gradients, buffers, training flags and random state stay as they are, and on any error so does the network.
 
-    A block is the child ``inserted_block`` of the module it stands after. Containers (``nn.Sequential``,
-    ``nn.ModuleList``, ``nn.ModuleDict``) would run a child as one of their elements: after such a module, say
-    ``layer3``, the block belongs to the nearest enclosing module that is no container, as
-    ``inserted_block_after_layer3`` (or to the first leaf module inside, where all the enclosing ones are
-    containers, as in a network that is one ``nn.Sequential``).
-
-    With a callable alone, ``insert_blocks(model, cgnl.CGNL2d, example_input=x)``, the place is found: right before
-    the last block of the last stage whose map is 1/16 of the input along each spatial axis (``layer3.4`` in a
-    ResNet-50), else of the last stage but one; in a network of one stage, as a ViT is, before its last block; after a
-    stage's only block. The line "put 1 block after ..." on stderr says which it took; where logging shows
-    INFO, it is a log line of ``cgnl.insertion`` instead.
-
-    Where a host may run the elements of a container one by one, as timm does with gradient checkpointing, the
-    container itself does not run, nor does a block after it: let the block stand after the last element.
-
-    Insert before ``torch.compile``, ``DistributedDataParallel`` and ``fully_shard``: compiled code does not
-    see later hooks, and the wrappers collect the parameters when they wrap. To shard parts of a network that
-    is one ``nn.Sequential``, let the blocks stand after modules that are not containers.
+    A block takes the device, type and training flag of the module it stands after, runs before that module's other
+    hooks, and is its child ``inserted_block``; see `cgnl.insertion` for containers and wrappers.
 
     Args:
-        model: Any network; changed in place.
+        model: Any network; changed in place. Insert before ``torch.compile``, DDP and ``fully_shard``.
         blocks: For each module path, such as ``"layer3.4"``, a callable that takes the number of channels and
             returns the block: a class such as ``cgnl.CGNL2d``, a ``functools.partial`` of it, or a function.
-            The block must keep the shape ``[B, C, *S]`` of its input. Or one such callable alone.
-        example_input: What the network is called with, on its device: a tensor, a tuple of positional
-            arguments, or a dict of keyword arguments.
+            The block must keep the shape ``[B, C, *S]`` of its input. Or one such callable alone, for the paper's
+            place: right before the last block of the stage at 1/16 of the input, see `cgnl.insertion`.
+        example_input: The network's input, on its device: a tensor, a tuple of positional arguments, or a dict of
+            keyword arguments.
         layout: ``"channels_first"`` for feature maps ``[B, C, *S]`` of 1 to 3 axes; ``"channels_last"`` for
             maps ``[B, *S, C]`` and tokens ``[B, N, C]``, where a class token is one more position. Blocks see
-            ``[B, C, *S]`` either way. The default is channels first for paths; for a callable without paths the
-            layout is found.
+            ``[B, C, *S]`` either way. The default is channels first for paths, and found for a callable alone.
         num_blocks: Number of blocks of a callable alone. With 5, three go into the stage of the first and two into
-            the stage before, at most every other one of a stage's; those that do not fit are left out, and
-            the line says so.
+            the stage before, at most every other one of a stage's; those that do not fit are left out.
         select: Where the feature map is in the output of the modules, if they return a tuple, list, dict or
             dataclass: an index or a key, or a tuple of them for nested ones, ``(0, "features")``. It is for all
-            paths; a dict gives each path its own, and leaves out those whose module returns the map itself. The
-            rest of the output stays as it is.
+            paths; a dict gives each path its own, and leaves out those whose module returns the map itself.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: A path does not exist; its module does not run exactly once in a forward pass, or its
-            output is no feature map; it has a block already; no place is found for a callable alone; the block
-            cannot be made or run there, or changes the shape; the network cannot be differentiated with it, or its
-            output does not depend on it; the network is already compiled, scripted, wrapped or sharded.
+        ValueError: A path does not exist, its module does not run exactly once, gives no feature map or has a block;
+            no place is found; the block cannot be made or run there, or changes the shape; the network cannot be
+            differentiated with it, or its output does not depend on it; the network is compiled, scripted or wrapped.
 
     Example:
         >>> import torch, cgnl
@@ -105,16 +84,30 @@ def insert_blocks(
         >>> [key for key in host.state_dict() if "theta" in key]
         ['1.inserted_block.theta.weight']
     """
-    places = None
     if not isinstance(blocks, Mapping) and callable(blocks):
         places = _find_places(model, blocks, example_input, layout, num_blocks, select)
         if _runs_it_itself(model, blocks):
-            return _let_insert(model, blocks, places, example_input)
-        blocks, layout, select = dict.fromkeys(places.paths, blocks), places.layout, places.select
-    elif num_blocks != 1:
+            _let_insert(model, blocks, places, example_input)
+        else:
+            _insert(model, dict.fromkeys(places.paths, blocks), example_input, places.layout, places.select)
+        _say(places.words)
+        return model
+    if num_blocks != 1:
         raise ValueError(
             f"num_blocks ({num_blocks}) applies only where blocks is a callable; paths already say how many"
         )
+    _insert(model, blocks, example_input, layout, select)
+    return model
+
+
+def _insert(
+    model: nn.Module,
+    blocks: Mapping[str, MakeBlock],
+    example_input: Any,
+    layout: Layout | None,
+    select: Select | Mapping[str, Select | None] | None,
+) -> None:
+    """Put blocks after the modules at their paths; on any error the network is as before."""
     layout_is_given = layout is not None
     layout = layout or "channels_first"
     _check_arguments(model, blocks, example_input, layout, select)
@@ -133,17 +126,21 @@ def insert_blocks(
     if len(set(made.values())) < len(made):
         raise ValueError("blocks: each path must get a block of its own, but two got the same module")
 
-    try:
+    with _undone_on_error(model, targets):
         for path, block in made.items():
             attach(targets[path], block, layout, keys[path], *owners[path])
         check_blocks(model, made, example_input)
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module, targets: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Take the blocks after the targets out again if the body fails."""
+    try:
+        yield
     except BaseException:
         for target in targets.values():
             detach(model, target)
         raise
-    if places is not None:
-        _say(places.words)
-    return model
 
 
 def _warn_of_channels_last(maps: Mapping[str, Tensor], channels_last: set[Shape]) -> None:
@@ -154,7 +151,7 @@ def _warn_of_channels_last(maps: Mapping[str, Tensor], channels_last: set[Shape]
                 f"blocks[{path!r}]: the network's layers take the last axis of {list(output.shape)} for the "
                 "channels, but the block takes the second; give layout='channels_last', or 'channels_first' if that "
                 "is meant",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -166,7 +163,7 @@ def _find_places(
     num_blocks: int,
     select: object,
 ) -> Places:
-    """The places for a callable alone."""
+    """Return the places for a callable alone."""
     if isinstance(make_block, nn.Module):
         raise ValueError(
             f"blocks must be a callable, such as the class {type(make_block).__name__} itself, not a block"
@@ -185,20 +182,14 @@ def _runs_it_itself(model: nn.Module, make_block: MakeBlock) -> bool:
     return isinstance(model, RunsBlocksOfVideos) and _num_axes(make_block) == 3
 
 
-def _let_insert(model: ModelT, make_block: MakeBlock, places: Places, example_input: Any) -> ModelT:
+def _let_insert(model: nn.Module, make_block: MakeBlock, places: Places, example_input: Any) -> None:
     """Let a network that runs blocks of videos itself take them in."""
     assert isinstance(model, RunsBlocksOfVideos)
     targets = {path: find_target(model, path) for path in places.paths}
-    try:
+    with _undone_on_error(model, targets):
         with torch.inference_mode(False):
             made = {path: model.insert_block(path, make_block) for path in targets}
         check_blocks(model, made, example_input)
-    except BaseException:
-        for target in targets.values():
-            detach(model, target)
-        raise
-    _say(places.words)
-    return model
 
 
 def _say(words: str) -> None:
@@ -210,7 +201,7 @@ def _say(words: str) -> None:
 
 
 def _num_axes(make_block: MakeBlock) -> int | None:
-    """The number of axes that the blocks of a callable take, None where it does not say."""
+    """Return the number of axes that the blocks of a callable take, None where it does not say."""
     block_type: Any = make_block
     while isinstance(block_type, partial):
         block_type = block_type.func
@@ -312,6 +303,6 @@ def _make(
 
 
 def _dtype_of_parameters(target: nn.Module, model: nn.Module, output: Tensor) -> torch.dtype:
-    """The floating-point type of the target's first parameter, else of the host's first, else of the output."""
+    """Return the floating-point type of the target's first parameter, else of the host's first, else of the output."""
     parameters = itertools.chain(target.parameters(), model.parameters())
     return next((p.dtype for p in parameters if p.is_floating_point()), output.dtype)

@@ -23,7 +23,7 @@ _READ_CHANNELS_FIRST = (
 
 
 def shape_of_first(values: tuple[Any, ...]) -> Shape:
-    """The shape of the first value if it is a floating-point tensor with one, else ()."""
+    """Return the shape of the first value if it is a floating-point tensor with one, else ()."""
     first = values[0] if values else None
     if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
         return tuple(first.shape)
@@ -31,7 +31,7 @@ def shape_of_first(values: tuple[Any, ...]) -> Shape:
 
 
 def layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
-    """The layout in which a layer reads a map of a shape; None where it does not tell."""
+    """Return the layout in which a layer reads a map of a shape; None where it does not tell."""
     if isinstance(layer, _ConvNd):
         return "channels_first" if len(shape) == layer.weight.ndim else None
     if isinstance(layer, _READ_CHANNELS_FIRST):
@@ -44,7 +44,7 @@ def layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
 
 @contextmanager
 def channels_last_shapes(model: nn.Module) -> Iterator[set[Shape]]:
-    """While it is open, collect the shapes of maps that clearly have their channels last.
+    """Collect, while open, the shapes of maps that clearly have their channels last.
 
     A layer norm takes the last axis for the channels, and no layer the second. Linear layers tell nothing here:
     some mix positions.

@@ -16,14 +16,14 @@ _SHOWN = 6
 
 
 def keys_of(select: Select | None) -> tuple[Key, ...]:
-    """The keys of ``select``, from the outside in; none of them where the output itself is the tensor."""
+    """Return the keys of ``select``, from the outside in; none of them where the output itself is the tensor."""
     if select is None:
         return ()
     return select if isinstance(select, tuple) else (select,)
 
 
 def pick(output: Any, keys: tuple[Key, ...]) -> Any:
-    """The value at ``keys``.
+    """Return the value at ``keys``.
 
     Raises:
         ValueError: There is none.
@@ -43,7 +43,7 @@ def pick(output: Any, keys: tuple[Key, ...]) -> Any:
 
 
 def put(output: Any, keys: tuple[Key, ...], value: Any) -> Any:
-    """A copy of the output, of the same kind, with another value at ``keys``; the output stays as it is."""
+    """Return a copy of the output, of the same kind, with another value at ``keys``; the output stays as it is."""
     if not keys:
         return value
     key, *inner = keys
@@ -51,14 +51,14 @@ def put(output: Any, keys: tuple[Key, ...], value: Any) -> Any:
 
 
 def _has_fields(output: Any, key: Any) -> bool:
-    """Whether the key is the name of an attribute, as in named tuples and dataclasses that are no dicts."""
+    """Tell whether the key is the name of an attribute, as in named tuples and dataclasses that are no dicts."""
     if not isinstance(key, str) or isinstance(output, Mapping):
         return False
     return not isinstance(output, tuple) or _names_of(output) is not None
 
 
 def _names_of(output: Any) -> tuple[str, ...] | None:
-    """The names of a named tuple's items, and of those that PyTorch returns (``torch.return_types``)."""
+    """Return the names of a named tuple's items, and of those that PyTorch returns (``torch.return_types``)."""
     if hasattr(output, "n_sequence_fields"):
         return type(output).__match_args__
     return getattr(output, "_fields", None)
@@ -96,7 +96,7 @@ def _replace_when_run(output: Any, key: Key, value: Any) -> Any:
 
 
 def leaves_in(output: Any) -> Iterator[Any]:
-    """All that an output holds, at any depth of tuples, lists, dicts and dataclasses."""
+    """Yield everything that an output holds, at any depth of tuples, lists, dicts and dataclasses."""
     if isinstance(output, Mapping):
         values = list(output.values())
     elif isinstance(output, list | tuple | set):
@@ -111,12 +111,12 @@ def leaves_in(output: Any) -> Iterator[Any]:
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """All tensors in an output, at any depth."""
+    """Yield all tensors in an output, at any depth."""
     return (leaf for leaf in leaves_in(output) if isinstance(leaf, Tensor))
 
 
 def describe(output: Any) -> str:
-    """The kind of an output and, one level deep, the shapes in it."""
+    """Name the kind of an output and, one level deep, the shapes in it."""
     if isinstance(output, Mapping):
         items = [f"{key!r}: {_describe_item(value)}" for key, value in output.items()]
     elif isinstance(output, list | tuple):

@@ -16,7 +16,7 @@ from cgnl.kernel_functions import KernelFunction
 def compact_generalized_non_local(
     theta: Tensor, phi: Tensor, g: Tensor, *, groups: int, kernel: KernelFunction, factor: float
 ) -> Tensor:
-    """Eq. 9 and 12 with the series' [M, M] matrix. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
+    """Run Eq. 9 and 12 with the series' [M, M] matrix. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     theta_vec, phi_vec, g_vec = _prepared_vectors(theta, phi, g, groups, kernel)
     products = theta_vec[..., :, None] * phi_vec[..., None, :]
     pairs = torch.zeros_like(products)
@@ -31,7 +31,7 @@ def compact_generalized_non_local(
 def generalized_non_local(
     theta: Tensor, phi: Tensor, g: Tensor, *, groups: int, kernel: KernelFunction, factor: float
 ) -> Tensor:
-    """Eq. 8 with the [M, M] matrix of the exact kernel function."""
+    """Run Eq. 8 with the [M, M] matrix of the exact kernel function."""
     theta_vec, phi_vec, g_vec = _prepared_vectors(theta, phi, g, groups, kernel)
     return _apply(kernel.exact(theta_vec[..., :, None], phi_vec[..., None, :]) * factor, g_vec, like=theta)
 
@@ -39,7 +39,7 @@ def generalized_non_local(
 def non_local(
     theta: Tensor, phi: Tensor, g: Tensor, *, pairwise: str, scale: bool, concat_weight: Tensor | None
 ) -> Tensor:
-    """Eq. 1 with the [N, N_phi] matrix of all pairs of positions."""
+    """Run Eq. 1 with the [N, N_phi] matrix of all pairs of positions."""
     rows, columns, values = (t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
     if pairwise == "concatenation":
         assert concat_weight is not None
@@ -71,7 +71,7 @@ def cgnl_block(
     kernel: KernelFunction,
     factor: float,
 ) -> Tensor:
-    """Fig. 2 from x to conv_z's output, one matrix product a group."""
+    """Run Fig. 2 from x to conv_z's output, one matrix product a group."""
     positions = x.flatten(2)
     theta, phi, g = (weight.flatten(1) @ positions for weight in (theta_weight, phi_weight, g_weight))
     y = compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor)
@@ -83,7 +83,7 @@ def cgnl_block(
 def _prepared_vectors(
     theta: Tensor, phi: Tensor, g: Tensor, groups: int, kernel: KernelFunction
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The [B, G, M] vectors of Eq. 7."""
+    """Return the [B, G, M] vectors of Eq. 7."""
     theta, phi, g = (t.flatten(2).unflatten(1, (groups, -1)).flatten(2) for t in (theta, phi, g))
     if kernel.normalizes_features:
         theta, phi = F.normalize(theta, dim=-1), F.normalize(phi, dim=-1)

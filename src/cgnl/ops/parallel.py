@@ -16,24 +16,29 @@ else:
 
 
 def sum_over_processes(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
-    """The sum of the tensors of all processes; its gradient is the sum of theirs.
+    """Add the tensors of all processes; the gradient is the sum of theirs.
 
     Each process uses the sum, so a change of one process's tensor reaches the loss of every process: backward adds
     the gradients of all processes.
 
     Args:
         tensor: float32 or float64, of one shape on all processes.
-        process_group: a `torch.distributed.ProcessGroup`.
+        process_group: A `torch.distributed.ProcessGroup`.
 
     Returns:
         The sum, the same on every process.
 
     Raises:
-        ValueError: the tensor is of another type.
+        ValueError: The tensor is of another type.
     """
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"tensor is {tensor.dtype}, but sums over processes run in float32 or float64")
     return _Sum.apply(tensor, process_group)
+
+
+def over_processes(sums: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """Return the sums over the parts of an input that the processes of a group hold; the own ones without a group."""
+    return sums if process_group is None else sum_over_processes(sums, process_group)
 
 
 class _Sum(torch.autograd.Function):
@@ -51,18 +56,18 @@ class _Sum(torch.autograd.Function):
 
 
 def count_over_processes(count: int, features: Tensor, process_group: ProcessGroup) -> int:
-    """The sum of the numbers that the processes give.
+    """Add the numbers that the processes give.
 
     Args:
-        count: the number.
-        features: this process's part of the samples, [B, ...].
-        process_group: the processes.
+        count: The number.
+        features: This process's part of the samples, [B, ...].
+        process_group: The processes.
 
     Returns:
         The sum, the same on every process.
 
     Raises:
-        ValueError: the processes hold different numbers of samples.
+        ValueError: The processes hold different numbers of samples.
     """
     batch = features.shape[0]
     numbers = torch.tensor([count, batch, batch**2], device=features.device)

@@ -9,7 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import tolerances
 from cgnl import ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
-from cgnl.ops.eager import cgnl_block_affine, cgnl_block_batch_norm, gram, maps
+from cgnl.ops import maps
+from cgnl.ops.eager import cgnl_block_affine, cgnl_block_batch_norm, gram
 
 KERNELS = [DotProduct(), EmbeddedGaussian(order=0), EmbeddedGaussian(order=4), GaussianRBF(gamma=0.3, order=3)]
 OTHER_KERNELS = [GaussianRBF(gamma=0.3, order=3, beta="normalized"), GaussianRBF(gamma=0.3, order=3, beta="exact")]

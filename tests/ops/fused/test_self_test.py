@@ -11,10 +11,11 @@ from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs
 from cgnl import CGNL2d, ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 from cgnl.measure import accuracy
+from cgnl.ops import backends
 from cgnl.ops.fused import branches, narrow, polynomials, self_test, sums
 from cgnl.ops.fused.launching import launches
-from cgnl.ops.fused.maps import as_map, is_channels_last
 from cgnl.ops.fused.self_test import Kind, errors_of, tolerance_of
+from cgnl.ops.maps import as_map, is_channels_last
 
 # float32 against the naive form in float64, relative to the norm.
 FLOAT32 = 3e-6
@@ -26,7 +27,7 @@ OPERATIONS = {"features": ops.compact_generalized_non_local, "branch": ops.cgnl_
 def _untried_device(monkeypatch):
     """Nothing is known of any device, and 'auto' considers the fused form on this one."""
     monkeypatch.setattr(self_test, "_reasons", {})
-    monkeypatch.setattr(ops, "AUTO_FUSED_DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(backends, "AUTO_FUSED_DEVICES", ("cuda", "cpu"))
     if DEVICE == "cpu":  # one tile of positions: the interpreter is slow
         monkeypatch.setattr(self_test, "_BATCH_AND_AXES", (2, (5, 5)))
     launches.clear()

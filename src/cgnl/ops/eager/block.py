@@ -29,28 +29,17 @@ from cgnl.ops.eager.ending import (
     update_running_statistics,
 )
 from cgnl.ops.eager.features import Kept, others_again, takes_gram_form, y_again, y_of_dot_product, y_of_series
-from cgnl.ops.eager.maps import (
-    add_matrix_gradient,
-    empty_map_like,
-    in_format_of,
-    memory_as_map,
-    multiply,
-    with_strides_of,
-)
 from cgnl.ops.eager.plain import Settings, block_in_plain_operations
 from cgnl.ops.eager.series import (
-    autograd_function_can_run,
     differentiable_gradients,
-    feature_dtype,
-    over_processes,
     part_of,
     scaled_coefficients,
-    sum_dtype,
     with_gaps,
-    without_autocast,
     write_series_gradients,
 )
-from cgnl.ops.parallel import ProcessGroup
+from cgnl.ops.maps import add_matrix_gradient, empty_map, in_format_of, memory_as_map, multiply, with_strides_of
+from cgnl.ops.parallel import ProcessGroup, over_processes
+from cgnl.ops.precision import autograd_function_can_run, feature_dtype, sum_dtype, without_autocast
 
 
 def cgnl_block(
@@ -66,7 +55,7 @@ def cgnl_block(
     memory_efficient: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
+    """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     settings = Settings(
         groups,
         kernel,
@@ -93,7 +82,7 @@ def cgnl_block_affine(
     memory_efficient: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """x + scale · branch + shift, in x's type: Eq. 13 with a norm whose statistics are given, or none.
+    """Return x + scale · branch + shift, in x's type: Eq. 13 with a norm whose statistics are given, or none.
 
     Args:
         scale: [C], or None for 1.
@@ -129,7 +118,7 @@ def cgnl_block_batch_norm(
     momentum: float,
     memory_efficient: bool = False,
 ) -> Tensor:
-    """Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
+    """Run Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
 
     Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass (of a
     plain series). The running statistics, where given, are updated in place.
@@ -198,7 +187,7 @@ class _Block(torch.autograd.Function):
             # no view of another tensor: what follows may change it in place
             result = torch.empty_like(x, dtype=dtype if settings.kind == "branch" else x.dtype)
             own_memory = memory_as_map(result, x_flat) if result.dtype == dtype else None
-            out = empty_map_like(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
+            out = empty_map(x_flat, x_flat.shape[1], dtype) if own_memory is None else own_memory
             parts = settings.parts(x_flat)
             weights = _matrices((theta_weight, phi_weight, g_weight), settings)
             ctx.gram = takes_gram_form(x_flat, theta_weight.shape[0], settings)
@@ -295,19 +284,19 @@ def _through_features(
     with_gram: bool,
     wants: Sequence[bool],
 ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-    """The gradients of x and of the three weights."""
+    """Return the gradients of x and of the three weights."""
     dtype = d_out.dtype
     product_dtype = torch.bfloat16 if settings.feature_dtype == torch.bfloat16 else dtype
     own_weights = weights[:1] if with_gram else weights
     joined = torch.cat([weight.to(product_dtype) for weight in own_weights])
     d_joined = torch.zeros_like(joined, dtype=dtype) if any(wants[1 : 1 + len(own_weights)]) else None
-    d_x = empty_map_like(source, source.shape[1], product_dtype) if wants[0] else None
+    d_x = empty_map(source, source.shape[1], product_dtype) if wants[0] else None
     d_sums = None
     if settings.is_dot_product:
         assert found.factor is not None
         d_sums = over_processes(found.factor, settings.process_group) * settings.coefficients[1]
     for part in parts:
-        d_features = empty_map_like(source[part], joined.shape[0], dtype)
+        d_features = empty_map(source[part], joined.shape[0], dtype)
         found.write_y(part, d_out[part], y.map(part), d_features[:, : weights[0].shape[0]])
         if not with_gram:
             assert kept.others is not None
@@ -345,7 +334,7 @@ def _write_feature_gradients(
     part: slice,
     settings: Settings,
 ) -> None:
-    """Those of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
+    """Write the gradients of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
     d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
     if d_sums is not None:
         factor = d_sums[part].repeat_interleave(d_phi.shape[1] // settings.groups, dim=1)[..., None]
@@ -364,10 +353,10 @@ def _write_feature_gradients(
 
 
 def _matrices(weights: Sequence[Tensor], settings: Settings) -> list[Tensor]:
-    """The weights of theta, phi and g as matrices [C', C]."""
+    """Return the weights of theta, phi and g as matrices [C', C]."""
     return [weight.flatten(1).to(settings.feature_dtype) for weight in weights]
 
 
 def _z_matrices(z_weight: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """conv_z's weight as one matrix a group, [G, C/G, c]."""
+    """Return conv_z's weight as one matrix a group, [G, C/G, c]."""
     return z_weight.flatten(1).unflatten(0, (groups, -1)).to(dtype)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cgnl.ops.eager.maps import by_group, mean_of_squares, multiply, products_by_group
+from cgnl.ops.maps import by_group, mean_of_squares, multiply, products_by_group
 
 Kind = Literal["branch", "affine", "batch_norm"]
 
@@ -26,7 +26,7 @@ class Split:
     """y = factor · (map + mean).
 
     Attributes:
-        map: a function that gives the map of a part of the batch, [B_part, C', N]; its mean over the positions is zero
+        map: A function that gives the map of a part of the batch, [B_part, C', N]; its mean over the positions is zero
             for a norm over the batch.
         mean: [B, C'], the part that all positions share; filled in by the function, if it is not yet known. None for 0.
         factor: [B, G], or None for 1.
@@ -46,8 +46,8 @@ class Ending:
             branch normalised over this batch.
         weight: [C], or None for 1.
         bias: [C], or None for 0.
-        eps: of the norm.
-        momentum: of the running statistics.
+        eps: Of the norm.
+        momentum: Of the running statistics.
     """
 
     kind: Kind
@@ -82,7 +82,7 @@ def finish(
     running_var: Tensor | None,
     out: Tensor,
 ) -> Statistics | None:
-    """Writes the output into ``out``, [B, C, N] in x's format and the type of the sums; gives a norm's statistics.
+    """Write the output into ``out``, [B, C, N] in x's format and the type of the sums; return a norm's statistics.
 
     Running statistics, where given, are updated in place.
     """
@@ -127,7 +127,7 @@ class EndingGradients:
     """The gradients at the start of an ending; None where one was not asked for, or there is none.
 
     Attributes:
-        write_y: a function that takes a part of the batch, the gradient of the output there and the map, and writes
+        write_y: A function that takes a part of the batch, the gradient of the output there and the map, and writes
             the gradient of the map (and so also of the map with its mean), [B_part, C', N].
         factor: [B, G].
         z_matrices: [G, C/G, c].
@@ -152,13 +152,12 @@ def finish_gradients(
     *,
     wants_z: bool,
 ) -> EndingGradients:
-    """The gradients from that of the output, [B, C, N] in the type and format of y's map.
+    """Return the gradients from that of the output, [B, C, N] in the type and format of y's map.
 
     The gradient of the branch is a d_out + b + e (branch - its mean) with numbers a, e for each channel and b for each
     sample and channel, so every gradient is a sum of products with d_out and with the map.
     """
-    groups, width = z_matrices.shape[0], z_matrices.shape[2]
-    positions = d_out.shape[2]
+    groups, positions = z_matrices.shape[0], d_out.shape[2]
     products, squares = [], []
     for part in parts:
         y_map = y.map(part)
@@ -212,6 +211,14 @@ def finish_gradients(
             d_z = d_z + d_branch.unflatten(1, (groups, -1))[..., None] * mean
         d_z = (d_z if y.factor is None else d_z * y.factor[..., None, None]).sum(0)
 
+    return EndingGradients(_writer(y, z_matrices, slope, bend, constant), d_factor, d_z, d_weight, d_bias)
+
+
+def _writer(
+    y: Split, z_matrices: Tensor, slope: Tensor | None, bend: Tensor | None, constant: Tensor | None
+) -> Callable[[slice, Tensor, Tensor, Tensor], None]:
+    """Return `EndingGradients.write_y` for a branch with the gradient slope · d_out + bend · map + constant."""
+    groups, _, width = z_matrices.shape
     transposed = z_matrices.transpose(1, 2)
     weighted = transposed if slope is None else transposed * slope.unflatten(0, (groups, 1, -1))
     factor_of_y = None if y.factor is None else y.factor.repeat_interleave(width, dim=1)[..., None]
@@ -229,21 +236,21 @@ def finish_gradients(
         else:
             torch.mul(d_y, own, out=out)
 
-    return EndingGradients(write_y, d_factor, d_z, d_weight, d_bias)
+    return write_y
 
 
 def _rows(vector: Tensor, groups: int) -> Tensor:
-    """[C] as one column for each group, [G, C/G, 1]."""
+    """View [C] as one column for each group, [G, C/G, 1]."""
     return vector.unflatten(0, (groups, -1))[..., None]
 
 
 def _offset(y: Split, z_matrices: Tensor) -> Tensor | None:
-    """conv_z of the mean, [B, C]."""
+    """Return conv_z of the mean, [B, C]."""
     return None if y.mean is None else by_group(z_matrices, y.mean)
 
 
 def _factor_of_channels(y: Split, z_matrices: Tensor) -> Tensor | None:
-    """The factor at each channel of the output, [B, C]."""
+    """Return the factor at each channel of the output, [B, C]."""
     return None if y.factor is None else y.factor.repeat_interleave(z_matrices.shape[1], dim=1)
 
 
@@ -256,7 +263,7 @@ def update_running_statistics(
     count: int,
     momentum: float,
 ) -> None:
-    """Moves running statistics, where given, towards those of a batch of ``count`` values a channel."""
+    """Move running statistics, where given, towards those of a batch of ``count`` values a channel."""
     for running, value in ((running_mean, mean), (running_var, variance * (count / max(1, count - 1)))):
         if running is not None:
             # torch.jit records no_grad only as this

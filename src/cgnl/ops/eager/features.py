@@ -11,20 +11,20 @@ from torch import Tensor
 
 from cgnl.ops.eager import gram
 from cgnl.ops.eager.ending import Split
-from cgnl.ops.eager.maps import empty_map_like, multiply
 from cgnl.ops.eager.plain import Settings
 from cgnl.ops.eager.series import (
     PowerSums,
     group_sums,
     joined_over_processes,
-    over_processes,
     part_of,
     polynomial,
     power_sums,
-    sum_dtype,
     with_gaps,
     without_shared,
 )
+from cgnl.ops.maps import empty_map, multiply
+from cgnl.ops.parallel import over_processes
+from cgnl.ops.precision import sum_dtype
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Kept:
         moments: K of the Gram form, see `gram.second_moments`; None without it.
         x_mean: [B, C], with the Gram form.
         y_mean: [B, C'], the mean over the positions of y less z_0, of theta for the dot product; None without a norm.
-        sums: of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
+        sums: Of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
     """
 
     theta: Tensor
@@ -49,7 +49,7 @@ class Kept:
 
 
 def takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
-    """Only on a CPU: on a GPU fused operators read x twice and need no K."""
+    """Tell whether the Gram form runs: only on a CPU, as on a GPU fused operators read x twice and need no K."""
     batch, channels, positions = x_flat.shape
     return (
         settings.is_dot_product
@@ -113,13 +113,13 @@ def y_of_series(
 
 
 def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: Settings) -> Tensor:
-    """Of phi and g, [B, 2C', N], or to save memory of phi alone."""
+    """Make room for phi and g, [B, 2C', N], or to save memory for phi alone."""
     width = weights[1].shape[0]
-    return empty_map_like(source, width if settings.memory_efficient else 2 * width, source.dtype)
+    return empty_map(source, width if settings.memory_efficient else 2 * width, source.dtype)
 
 
 def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
-    """phi and g of a part of the batch, [B_part, C', N] each; what is kept goes into ``others``."""
+    """Return phi and g of a part of the batch, [B_part, C', N] each; the kept ones go into ``others``."""
     _, phi_weight, g_weight = weights
     kept = others[part]
     if kept.shape[1] == phi_weight.shape[0]:
@@ -129,7 +129,7 @@ def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part
 
 
 def others_again(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
-    """phi and g of a part of the batch, from what was kept."""
+    """Return phi and g of a part of the batch, from what was kept."""
     _, phi_weight, g_weight = weights
     kept = others[part]
     if kept.shape[1] == phi_weight.shape[0]:
@@ -139,7 +139,7 @@ def others_again(others: Tensor, source: Tensor, weights: Sequence[Tensor], part
 
 
 def _varying(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
-    """y without z_0, which all positions share."""
+    """Return y without z_0, which all positions share."""
     if len(sums) == 1:
         return torch.zeros_like(theta, dtype=dtype)
     y = torch.empty_like(theta, dtype=dtype)
@@ -147,7 +147,7 @@ def _varying(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
 
 
 def y_again(kept: Kept, settings: Settings, dtype: torch.dtype) -> Split:
-    """y as the forward pass had it, from what was kept."""
+    """Return y as the forward pass had it, from what was kept."""
     theta = kept.theta
     factor = kept.sums[0] if settings.is_dot_product else None
     sums = with_gaps(kept.sums, settings.coefficients)

@@ -29,7 +29,7 @@ _ELEMENTS_OF_MATRICES = 2**21
 
 
 def pays(batch: int, channels: int, inner: int, positions: int, groups: int, *, training: bool) -> bool:
-    """Whether the Gram form takes about as little time as phi and g, or less.
+    """Tell whether the Gram form takes about as little time as phi and g, or less.
 
     What grows with the positions has to save more than what does not grow with them: the handling of K, the products of
     weights alone, which the batch shares, and the matrices of the groups. The many calls need something to do, too. The
@@ -41,7 +41,7 @@ def pays(batch: int, channels: int, inner: int, positions: int, groups: int, *, 
         inner: C'.
         positions: N.
         groups: G.
-        training: whether gradients are wanted.
+        training: Whether gradients are wanted.
     """
     features, moments, of_k, of_weights = (6, 1.6, 0.54, 3.9) if training else (2, 0.56, 0.35, 2.0)
     saved = positions * (features * inner - moments * channels)
@@ -54,7 +54,7 @@ class _Band:
     """Rows of a symmetric matrix [C, C], start to stop, from the diagonal to the right.
 
     Attributes:
-        place: where the band begins among the elements of all bands.
+        place: Where the band begins among the elements of all bands.
     """
 
     start: int
@@ -84,16 +84,21 @@ class _Band:
         return math.prod(self.shape)
 
     def of(self, elements: Tensor) -> Tensor:
-        """[..., rows, columns] from [..., elements of all bands]."""
+        """View [..., elements of all bands] as [..., rows, columns]."""
         return elements[..., self.place : self.place + self.size].unflatten(-1, self.shape)
 
     def mirrored(self, matrices: Tensor) -> Tensor:
-        """[..., later rows, the band's rows]: what [..., rows, columns] has below the square, seen transposed."""
+        """Return the part of [..., rows, columns] right of the square, transposed: [..., later, rows]."""
         return matrices[..., self.stop - self.start :].transpose(-2, -1)
 
 
 def second_moments(x_flat: Tensor, mean: Tensor) -> Tensor:
-    """K of each sample as the elements of its bands, [B, about C^2 / 2], from x, [B, C, N], and its mean, [B, C]."""
+    """Return K of each sample as the elements of its bands, [B, about C^2 / 2].
+
+    Args:
+        x_flat: [B, C, N].
+        mean: Its mean over the positions, [B, C].
+    """
     batch, channels, _ = x_flat.shape
     bands = _bands(channels)
     moments = x_flat.new_empty(batch, bands[-1].place + bands[-1].size)
@@ -107,7 +112,7 @@ def second_moments(x_flat: Tensor, mean: Tensor) -> Tensor:
 
 
 def sums(moments: Tensor, mean: Tensor, phi_weight: Tensor, g_weight: Tensor, groups: int, positions: int) -> Tensor:
-    """phi^T g of each sample and group, [B, G]."""
+    """Return phi^T g of each sample and group, [B, G]."""
     of_mean = (mean @ phi_weight.transpose(0, 1)) * (mean @ g_weight.transpose(0, 1))
     out = positions * of_mean.unflatten(1, (groups, -1)).sum(-1)
     for band, part, matrices in _bands_of_weights(phi_weight, g_weight, groups):
@@ -121,7 +126,7 @@ def sums(moments: Tensor, mean: Tensor, phi_weight: Tensor, g_weight: Tensor, gr
 def weight_gradients(
     d_sums: Tensor, moments: Tensor, mean: Tensor, phi_weight: Tensor, g_weight: Tensor, positions: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of W_phi and W_g from those of the sums, [B, G].
+    """Return the gradients of W_phi and W_g from those of the sums, [B, G].
 
     d W_phi of a group is W_g times the sum over the batch of d_sums K, and d W_g is W_phi times the same.
     """
@@ -144,7 +149,7 @@ def weight_gradients(
 
 
 def add_input_gradients(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, x_flat: Tensor, d_x_flat: Tensor) -> None:
-    """Adds what the sums add to x's gradient: the sum over the groups of d_sums (A + A^T) times x, for each sample."""
+    """Add the sums' part of x's gradient: the sum over the groups of d_sums (A + A^T) times x, for each sample."""
     groups, channels = d_sums.shape[1], x_flat.shape[1]
     bands = _bands(channels)
     halves = d_sums.new_empty(d_sums.shape[0], bands[-1].place + bands[-1].size)
@@ -160,7 +165,7 @@ def add_input_gradients(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, x_
 
 
 def _bands_of_weights(phi_weight: Tensor, g_weight: Tensor, groups: int) -> Iterator[tuple[_Band, slice, Tensor]]:
-    """A + A^T band by band and some groups at a time, [groups, rows, columns].
+    """Yield A + A^T band by band and some groups at a time, [groups, rows, columns].
 
     Each overwrites the one before, and may be written to.
     """
@@ -183,6 +188,6 @@ def _bands(channels: int) -> list[_Band]:
 
 
 def _parts_of_groups(groups: int, band: _Band) -> list[slice]:
-    """Slices of the groups that are worked on together, so that their matrices stay small."""
+    """Return slices of the groups that are worked on together, so that their matrices stay small."""
     step = max(1, _ELEMENTS_OF_MATRICES // band.size)
     return [slice(start, min(start + step, groups)) for start in range(0, groups, step)]

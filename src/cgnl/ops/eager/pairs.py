@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.eager.series import is_transforming, nothing_of, sum_dtype, without_autocast
+from cgnl.ops.eager.series import nothing_of
+from cgnl.ops.precision import is_transforming, sum_dtype, without_autocast
 
 # Pairs that a chunk of rows of the exact form may hold: 2^22 float32 numbers are 16 MiB.
 MAX_PAIRS_IN_CHUNK = 2**22
@@ -22,7 +23,7 @@ MAX_PAIRS_IN_CHUNK = 2**22
 def generalized_non_local(
     theta: Tensor, phi: Tensor, g: Tensor, *, groups: int, kernel: KernelFunction, factor: float
 ) -> Tensor:
-    """Eq. 8 in chunks of rows of the [M, M] matrix, each made again in the backward pass."""
+    """Run Eq. 8 in chunks of rows of the [M, M] matrix, each made again in the backward pass."""
     dtype = sum_dtype(theta.dtype)
     theta_vec, phi_vec, g_vec = (t.flatten(2).unflatten(1, (groups, -1)).flatten(2).to(dtype) for t in (theta, phi, g))
     if kernel.normalizes_features:
@@ -53,7 +54,7 @@ def generalized_non_local(
 def non_local(
     theta: Tensor, phi: Tensor, g: Tensor, *, pairwise: str, scale: bool, concat_weight: Tensor | None
 ) -> Tensor:
-    """Eq. 1, with the map of all pairs of positions only where it is the cheaper way."""
+    """Run Eq. 1, with the map of all pairs of positions only where that is cheaper."""
     rows, columns, values = (t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
     if pairwise in ("embedded_gaussian", "gaussian"):
         # PyTorch's fast forms have no second derivatives and no forward mode
@@ -75,7 +76,7 @@ def non_local(
 
 
 def _dot_product(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """theta phi^T g in the cheaper order.
+    """Return theta phi^T g in the cheaper order.
 
     Rows are [B, N, C'], columns [B, N_phi, C'], values [B, N_phi, C_g].
     """

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager.ending import Ending, Kind
-from cgnl.ops.eager.maps import by_group, parts_of_batch
-from cgnl.ops.eager.series import series_in_parts, sum_dtype, without_autocast
+from cgnl.ops.eager.series import series_in_parts
+from cgnl.ops.maps import by_group, parts_of_batch
 from cgnl.ops.parallel import ProcessGroup
+from cgnl.ops.precision import sum_dtype, without_autocast
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -38,7 +39,7 @@ class Settings:
         return len(self.coefficients) == 2 and not self.coefficients[0]
 
     def parts(self, flat: Tensor) -> list[slice]:
-        """The parts of the batch; one where processes add their sums, which they have to do equally often."""
+        """Return the parts of the batch; one where processes add their sums, which they have to do equally often."""
         return [slice(None)] if self.process_group is not None else parts_of_batch(flat)
 
     def ending(self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Ending:
@@ -56,7 +57,7 @@ def block_in_plain_operations(
     bias: Tensor | None,
     settings: Settings,
 ) -> tuple[Tensor, ...]:
-    """The block as ordinary differentiable operations.
+    """Run the block as ordinary differentiable operations.
 
     Returns:
         The output, and for ``"batch_norm"`` the mean and the variance of the batch, [C] each.
@@ -94,11 +95,11 @@ def block_in_plain_operations(
 
 
 def _centred(varying: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A map less its mean over the batch, as two parts again, with that mean and the variance, [C] each.
+    """Return a map less its mean over the batch, as two parts again, with that mean and the variance, [C] each.
 
     Args:
-        varying: the part that varies over the positions, [B, C, *S].
-        shared: the part that they share, [B, C]; None for 0.
+        varying: The part that varies over the positions, [B, C, *S].
+        shared: The part that they share, [B, C]; None for 0.
     """
     axes = tuple(range(2, varying.dim()))
     means = varying.mean(axes)
@@ -111,5 +112,5 @@ def _centred(varying: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 
 def _at_each_position(values: Tensor, num_axes: int) -> Tensor:
-    """[..., C] as [..., C, 1, ...] to meet a map of that many axes."""
+    """View [..., C] as [..., C, 1, ...] to meet a map of that many axes."""
     return values[(..., *(None,) * (num_axes - 2))]

@@ -8,15 +8,15 @@ thousands of rounding units on long correlated vectors, where the pairwise summa
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops.parallel import ProcessGroup, sum_over_processes
+from cgnl.ops.maps import parts_of_batch
+from cgnl.ops.parallel import ProcessGroup, over_processes
+from cgnl.ops.precision import autograd_function_can_run, sum_dtype
 
 # Sums by power, [B, C', 1] with a group's sum at each of its channels; None for a power whose coefficient is zero.
 PowerSums = list[Tensor | None]
@@ -35,7 +35,7 @@ def compact_generalized_non_local(
     factor: float,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
+    """Run Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     maps = (theta.flatten(2), phi.flatten(2), g.flatten(2))
     coefficients = scaled_coefficients(kernel, factor)
     plain = kernel.is_plain_series and autograd_function_can_run(theta, phi, g)
@@ -43,72 +43,11 @@ def compact_generalized_non_local(
     return y.unflatten(2, theta.shape[2:])
 
 
-def over_processes(sums: Tensor, process_group: ProcessGroup | None) -> Tensor:
-    """The sums over the parts of an input that the processes of a group hold; the own ones without a group."""
-    return sums if process_group is None else sum_over_processes(sums, process_group)
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over the elements of a group run: float32 for the half types."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def scaled_coefficients(kernel: KernelFunction, factor: float) -> tuple[float, ...]:
-    """The series' coefficients with the scale in them, up to the last that is not zero."""
+    """Return the series' coefficients with the scale in them, up to the last that is not zero."""
     coefficients = [a2 * factor for a2 in kernel.coefficients]
     order = max(p for p, a2 in enumerate(kernel.coefficients) if a2)
     return tuple(coefficients[: order + 1])
-
-
-def autocast_is_on(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's device."""
-    device_type = tensor.device.type
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Switches autocast off where it is on for the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocast_is_on(tensor) else nullcontext()
-
-
-def in_feature_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the type of theta, phi and g: autocast's where it is on, else that of the first."""
-    dtype = feature_dtype(tensors[0])
-    return tuple(tensor.to(dtype) for tensor in tensors)
-
-
-def feature_dtype(x: Tensor) -> torch.dtype:
-    """The type of theta, phi and g: autocast's where it is on, else x's."""
-    if autocast_is_on(x) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def is_exporting() -> bool:
-    """Whether the network is being exported: exported programs shall need nothing beyond PyTorch's own operators."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-
-
-def is_empty(features: Tensor) -> bool:
-    """Whether a map has no elements; compilers and tracers are told that it has some."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and not features.numel()
-
-
-def is_transforming() -> bool:
-    """Whether a function transform (vmap, grad, jvp) or forward-mode differentiation is going on."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def autograd_function_can_run(*tensors: Tensor) -> bool:
-    """Whether these tensors may go through an autograd function: plain ones, outside traces and transforms."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or is_transforming()
-        or any(type(t) not in (Tensor, torch.nn.Parameter) or not t.numel() for t in tensors)
-        # batched by `torch.autograd.grad(is_grads_batched=True)`, which is no function transform
-        or any(torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
-    )
 
 
 def series(
@@ -120,7 +59,7 @@ def series(
     coefficients: Sequence[float],
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """The operation on [B, C', N] as ordinary differentiable operations, for every kernel function."""
+    """Run the operation on [B, C', N] as ordinary differentiable operations, for every kernel function."""
     varying, shared = series_in_parts(theta, phi, g, groups, kernel, coefficients, process_group)
     return varying if shared is None else varying + shared
 
@@ -134,7 +73,7 @@ def series_in_parts(
     coefficients: Sequence[float],
     process_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same as the part that varies over the positions and the one that they share, [B, C', 1], z_0 of Eq. 12."""
+    """Do as `series`; return the part that varies over the positions and the shared one, [B, C', 1], z_0 of Eq. 12."""
     dtype = sum_dtype(theta.dtype)
     theta, phi, g = theta.to(dtype), phi.to(dtype), g.to(dtype)
     if kernel.normalizes_features:
@@ -151,7 +90,7 @@ def series_in_parts(
 
 
 def varying_part(theta: Tensor, sums: PowerSums, kernel: KernelFunction) -> Tensor:
-    """y less z_0, which all positions share."""
+    """Return y less z_0, which all positions share."""
     varying = polynomial(theta, without_shared(sums)) if len(sums) > 1 else nothing_of(theta).expand_as(theta)
     envelope, less_one = kernel.envelope(theta), kernel.envelope_less_one(theta)
     if envelope is None or less_one is None:
@@ -161,17 +100,17 @@ def varying_part(theta: Tensor, sums: PowerSums, kernel: KernelFunction) -> Tens
 
 
 def without_shared(sums: PowerSums) -> PowerSums:
-    """The coefficients of the polynomial without its constant."""
+    """Return the coefficients of the polynomial without its constant."""
     return [None, *sums[1:]]
 
 
 def nothing_of(features: Tensor) -> Tensor:
-    """A zero for each row of a map that depends on the map, whatever is in it."""
+    """Return a zero for each row of a map that depends on the map, whatever is in it."""
     return features[..., :0].sum(-1, keepdim=True)
 
 
 def _normalized(features: Tensor, groups: int, process_group: ProcessGroup | None) -> Tensor:
-    """The map with l2 norm 1 in each group."""
+    """Return the map with l2 norm 1 in each group."""
     split = features.unflatten(1, (groups, -1))
     if process_group is None:
         norm = torch.linalg.vector_norm(split, dim=(2, 3), keepdim=True)
@@ -183,7 +122,7 @@ def _normalized(features: Tensor, groups: int, process_group: ProcessGroup | Non
 
 
 def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence[float]) -> PowerSums:
-    """coefficients[p] · (sum over a group's elements of base^p weight), for each p."""
+    """Return coefficients[p] · (sum over a group's elements of base^p weight), for each p."""
     sums: PowerSums = []
     product = weight
     for p, coefficient in enumerate(coefficients):
@@ -196,7 +135,7 @@ def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence
 
 
 def group_sums(values: Tensor, groups: int) -> Tensor:
-    """Sums over the elements of each group of a map, [B, G].
+    """Return sums over the elements of each group of a map, [B, G].
 
     Axis by axis: over both at once PyTorch sums a map that has the channels last one number after the other, which
     costs digits.
@@ -205,12 +144,12 @@ def group_sums(values: Tensor, groups: int) -> Tensor:
 
 
 def _at_each_channel(sums: Tensor, values: Tensor) -> Tensor:
-    """[B, G] as [B, C', 1]: maps meet one sum a channel in long vectors, whatever their memory format."""
+    """Expand [B, G] to [B, C', 1]: maps meet one sum a channel in long vectors, whatever their memory format."""
     return sums[..., None].expand(-1, -1, values.shape[1] // sums.shape[1]).flatten(1)[..., None]
 
 
 def _over_processes(sums: PowerSums, groups: int, process_group: ProcessGroup | None) -> PowerSums:
-    """All sums in one exchange of [B, G] numbers each."""
+    """Add all sums over the processes in one exchange of [B, G] numbers each."""
     if process_group is None:
         return sums
     own = [s for s in sums if s is not None]
@@ -220,7 +159,7 @@ def _over_processes(sums: PowerSums, groups: int, process_group: ProcessGroup | 
 
 
 def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None) -> Tensor:
-    """The polynomial in base with one set of coefficients a sample and group, by Horner's rule.
+    """Evaluate the polynomial in base with one set of coefficients a sample and group, by Horner's rule.
 
     A constant comes back as it is, to be broadcast, and leaves ``out`` alone.
     """
@@ -235,7 +174,7 @@ def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None)
 
 
 def derivative(coefficients: PowerSums) -> PowerSums:
-    """The coefficients of the polynomial's derivative; zero for a constant."""
+    """Return the coefficients of the polynomial's derivative; zero for a constant."""
     if len(coefficients) == 1:
         (constant,) = coefficients
         assert constant is not None
@@ -252,7 +191,7 @@ def write_series(
     out: Tensor,
     process_group: ProcessGroup | None = None,
 ) -> PowerSums:
-    """Writes y into ``out``, all [B, C', N], and returns the sums."""
+    """Write y into ``out``, all [B, C', N], and return the sums."""
     sums = _sums_in_parts(phi, g, groups, coefficients, out.dtype, process_group)
     write_polynomial(theta, sums, out)
     return sums
@@ -266,27 +205,28 @@ def _sums_in_parts(
     dtype: torch.dtype,
     process_group: ProcessGroup | None,
 ) -> PowerSums:
-    """`power_sums` over all processes, a part of the batch after the other."""
+    """Return `power_sums` over all processes, working on one part of the batch at a time."""
     parts = [
-        power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients) for part in batch_parts(base)
+        power_sums(base[part].to(dtype), weight[part].to(dtype), groups, coefficients)
+        for part in parts_of_batch(base, _ELEMENTS_IN_CACHE)
     ]
     return joined_over_processes(parts, groups, process_group)
 
 
 def joined_over_processes(parts: Sequence[PowerSums], groups: int, process_group: ProcessGroup | None) -> PowerSums:
-    """The sums of the whole batch from those of its parts, over all processes."""
+    """Return the sums of the whole batch from those of its parts, over all processes."""
     sums: PowerSums = [None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True)]
     return _over_processes(sums, groups, process_group)
 
 
 def part_of(sums: PowerSums, part: slice) -> PowerSums:
-    """The sums of a part of the batch."""
+    """Return the sums of a part of the batch."""
     return [None if s is None else s[part] for s in sums]
 
 
 def write_polynomial(base: Tensor, coefficients: PowerSums, out: Tensor) -> None:
-    """The polynomial's values into ``out``."""
-    for part in batch_parts(base):
+    """Write the polynomial's values into ``out``."""
+    for part in parts_of_batch(base, _ELEMENTS_IN_CACHE):
         own = part_of(coefficients, part)
         out[part].copy_(polynomial(base[part].to(out.dtype), own, out=out[part]))
 
@@ -300,28 +240,19 @@ def write_series_gradients(
     out: Sequence[Tensor],
     process_group: ProcessGroup | None = None,
 ) -> None:
-    """Writes the gradients of theta, phi and g, [B, C', N], into ``out``.
+    """Write the gradients of theta, phi and g, [B, C', N], into ``out``.
 
     ``dy`` may be the first of them. With z_p = a2_p s_p the sums: d theta = dy · q'(theta), d s_p = a2_p · sum of
     dy theta^p, and phi and g get the polynomials in phi that these make.
     """
     all_d_sums = _sums_in_parts(features[0], dy, groups, coefficients, dy.dtype, process_group)
-    for part in batch_parts(dy):
+    for part in parts_of_batch(dy, _ELEMENTS_IN_CACHE):
         theta, phi, g = (feature[part].to(dy.dtype) for feature in features)
         d_theta, d_phi, d_g = (d[part] for d in out)
         own_sums, d_sums = part_of(sums, part), part_of(all_d_sums, part)
         torch.mul(dy[part], polynomial(theta, derivative(own_sums)), out=d_theta)
         torch.mul(g, polynomial(phi, derivative(d_sums), out=d_phi), out=d_phi)
         d_g.copy_(polynomial(phi, d_sums, out=d_g))
-
-
-def batch_parts(features: Tensor) -> list[slice]:
-    """Slices of the batch to work on one after the other: on a CPU small enough that their maps stay in its cache."""
-    batch = features.shape[0]
-    step = batch
-    if features.device.type == "cpu":
-        step = max(1, _ELEMENTS_IN_CACHE // features[0].numel())
-    return [slice(start, start + step) for start in range(0, batch, step)]
 
 
 class _Series(torch.autograd.Function):
@@ -360,7 +291,7 @@ class _Series(torch.autograd.Function):
 def differentiable_gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
 ) -> list[Tensor | None]:
-    """Gradients at the inputs that want one, through recorded operations.
+    """Return the gradients at the inputs that want one, through recorded operations.
 
     They have a graph of their own where gradients of gradients are wanted, and ``dy`` may be of any kind.
     """
@@ -375,6 +306,6 @@ def differentiable_gradients(
 
 
 def with_gaps(kept: Sequence[Tensor], coefficients: Sequence[float]) -> PowerSums:
-    """The kept sums at the places of their powers."""
+    """Return the kept sums at the places of their powers."""
     remaining = iter(kept)
     return [next(remaining) if coefficient else None for coefficient in coefficients]

@@ -11,19 +11,10 @@ from torch import Tensor
 
 from cgnl.ops.fused import narrow, wide
 from cgnl.ops.fused.launching import elementwise_sizes, launch
-from cgnl.ops.fused.maps import (
-    as_map,
-    convolve,
-    empty_map,
-    gradient_dtype,
-    kernel_layout,
-    kernel_strides,
-    weight_gradient,
-    with_strides_of,
-    without_autocast,
-)
 from cgnl.ops.fused.series import Series, Statistics
 from cgnl.ops.fused.sums import num_programs, refuse_second_derivatives
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, kernel_strides, weight_gradient
+from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
 @torch.library.custom_op("cgnl::branch", mutates_args=())
@@ -38,7 +29,7 @@ def branch(
     gamma: float,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """conv_z of the polynomial in theta; with ``scale`` and ``shift``, x + scale · that + shift.
+    """Return conv_z of the polynomial in theta; with ``scale`` and ``shift``, x + scale · that + shift.
 
     Args:
         x: [B, C, *S].
@@ -47,9 +38,9 @@ def branch(
         coefficients: z_p of Eq. 12, [B, G, P + 1], float32.
         scale: [C] or None.
         shift: [C], or None where ``scale`` is.
-        powers: bit p says whether power p has coefficients other than zero.
-        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
-        out_dtype: type of the result.
+        powers: Bit p says whether power p has coefficients other than zero.
+        gamma: Above 0, the polynomial is multiplied by exp(-gamma theta^2).
+        out_dtype: Type of the result.
 
     Returns:
         [B, C, *S].
@@ -69,7 +60,7 @@ def branch(
             out = _finish(flat, out, scale, offset, out_dtype)
         elif offset is not None:
             out = out + offset[..., None]
-    return with_strides_of(x, out.to(out_dtype))
+    return as_result(x, out.to(out_dtype))
 
 
 @branch.register_fake
@@ -99,7 +90,7 @@ def branch_batch_norm(
     gamma: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x plus the BatchNorm of the branch over this batch, the mean of the part that varies, and the biased variance.
+    """Return x plus the branch's BatchNorm over this batch, the mean of its varying part, and the biased variance.
 
     Arguments as in `branch`, and the norm's weight and bias [C]; None for 1 and 0.
 
@@ -121,7 +112,7 @@ def branch_batch_norm(
         scale = scale * norm_weight
     shift = (series.shared_around_mean() - mean) * scale
     out = _finish(flat, value, scale, shift if norm_bias is None else shift + norm_bias, x.dtype)
-    return with_strides_of(x, out), mean, variance
+    return as_result(x, out), mean, variance
 
 
 @branch_batch_norm.register_fake
@@ -158,7 +149,7 @@ def branch_backward(
     wants_z_weight: bool,
     wants_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
+    """Return the gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
 
     ``mean`` is that of the part that varies, and ``scale`` the norm's weight where there are statistics.
 
@@ -195,7 +186,7 @@ def branch_backward(
             d_x_flat = convolve(theta_weight.flatten(1).to(dtype).T[None], d_theta)
             if has_residual:
                 d_x_flat = d_x_flat + d_flat
-            d_x = with_strides_of(x, d_x_flat.to(x.dtype))
+            d_x = as_result(x, d_x_flat.to(x.dtype))
     if not wants_scale:
         d_scale, d_shift = x.new_empty(0), x.new_empty(0)
     return d_x, d_theta_weight, d_z_weight, d_coefficients, d_scale, d_shift
@@ -273,14 +264,14 @@ refuse_second_derivatives(branch_backward)
 def _only_wanted(
     gradients: tuple[Tensor, ...], wanted: tuple[bool, ...], scale: Tensor | None, shift: Tensor | None
 ) -> list[Tensor | None]:
-    """The gradients in the order of the inputs, those of scale and shift in their types."""
+    """Return the gradients in the order of the inputs, those of scale and shift in their types."""
     *maps, d_scale, d_shift = gradients
     typed = (*maps, *(d if t is None else d.to(t.dtype) for d, t in ((d_scale, scale), (d_shift, shift))))
     return [d if is_wanted else None for d, is_wanted in zip(typed, wanted, strict=True)]
 
 
 def _finish(flat: Tensor, value: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """x + value · scale + shift, [B, C, N]; the scale is [C], the shift [B, C]."""
+    """Return x + value · scale + shift, [B, C, N]; the scale is [C], the shift [B, C]."""
     from cgnl.ops.fused import kernels
 
     batch, channels, positions = flat.shape

@@ -15,19 +15,19 @@ launches: Counter[str] = Counter()
 
 
 def launch(kernel: Any, num_programs: int, *arguments: Any, **settings: Any) -> None:
-    """Runs a kernel on a grid of one axis, on the device of its first argument."""
+    """Run a kernel on a grid of one axis, on the device of its first argument."""
     launches[kernel.fn.__name__] += 1
     with torch.cuda.device_of(arguments[0]):
         kernel[(num_programs,)](*arguments, **settings)
 
 
 def elementwise_sizes(features: int, positions: int) -> dict[str, int]:
-    """Tile sizes of a kernel that only loads and stores: 16 numbers of a tile for each thread."""
+    """Return tile sizes of a kernel that only loads and stores: 16 numbers of a tile for each thread."""
     return {"BLOCK_F": _power_of_2(features, 16), "BLOCK_N": _power_of_2(positions, 128), "num_warps": 4}
 
 
 def sums_sizes(channels: int, features: int, positions: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile sizes of a kernel that makes tiles of phi and g, [features, positions], at a time."""
+    """Return tile sizes of a kernel that makes tiles of phi and g, [features, positions], at a time."""
     block_f = _power_of_2(features, 64)
     block_n = _power_of_2(positions, 64 if dtype == torch.float32 else 128)
     return {"BLOCK_F": block_f, "BLOCK_N": block_n, **_product_sizes(channels, block_f * block_n, dtype)}
@@ -36,7 +36,7 @@ def sums_sizes(channels: int, features: int, positions: int, dtype: torch.dtype)
 def branch_sizes(
     channels: int, features: int, groups: int, positions: int, dtype: torch.dtype, backward: bool
 ) -> dict[str, int]:
-    """Tile sizes of a kernel that holds a tile of all features of a group: one, or in backward several.
+    """Return tile sizes of a kernel that holds a tile of all features of a group: one, or in backward several.
 
     Wider groups get fewer positions, so that the tiles stay in registers.
     """
@@ -56,7 +56,7 @@ def num_tiles(size: int, block: int) -> int:
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How a kernel multiplies float32 operands: as PyTorch's own products do where the input is float32, else TF32.
+    """Return the precision of float32 products in kernels: PyTorch's own where the input is float32, else TF32.
 
     TF32 has the range of float32, which y needs, and no fewer digits than the half types.
     """
@@ -64,7 +64,7 @@ def product_precision(dtype: torch.dtype) -> str:
 
 
 def _product_sizes(channels: int, tile: int, dtype: torch.dtype) -> dict[str, int]:
-    """Keeps the operands in the shared memory of the smallest device that is meant (compute capability 8.0, 163 KB)."""
+    """Keep the operands in the shared memory of the smallest device that is meant (compute capability 8.0, 163 KB)."""
     half = dtype != torch.float32
     return {
         "BLOCK_C": _power_of_2(channels, 64 if half else 32),
@@ -74,5 +74,5 @@ def _product_sizes(channels: int, tile: int, dtype: torch.dtype) -> dict[str, in
 
 
 def _power_of_2(size: int, limit: int) -> int:
-    """The smallest power of 2 that holds the size, from 16, the least that a product takes, up to the limit."""
+    """Return the smallest power of 2 that holds the size, from 16 (the minimum of a product) up to the limit."""
     return min(limit, max(16, 1 << (size - 1).bit_length()))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.launching import branch_sizes, launch, num_tiles, product_precision
-from cgnl.ops.fused.maps import empty_map, gradient_dtype, kernel_layout, kernel_strides
 from cgnl.ops.fused.series import Series, Statistics, series_settings
 from cgnl.ops.fused.sums import partial_sums
+from cgnl.ops.maps import empty_map, kernel_layout, kernel_strides
+from cgnl.ops.precision import gradient_dtype
 
 
 def write_branch(
@@ -22,19 +23,17 @@ def write_branch(
     shift: Tensor | None,
     statistics: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Writes the part of the branch that varies, with a scale [C] and a shift [B, C] as `branch_kernel` takes them."""
+    """Write the part of the branch that varies, with a scale [C] and a shift [B, C] as `branch_kernel` takes them."""
     from cgnl.ops.fused import kernels
 
-    batch, channels, positions = flat.shape
+    batch, _, positions = flat.shape
     settings = _settings(flat, series, backward=False)
     means, squares = statistics or (None, None)
     launch(
         kernels.branch_kernel,
         batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
         flat,
-        series.theta_weight.contiguous(),
-        series.z_weight.contiguous(),
-        series.coefficients.contiguous(),
+        *_tensors(series),
         out,
         scale,
         shift,
@@ -42,18 +41,14 @@ def write_branch(
         squares,
         kernel_strides(flat, flat),
         kernel_strides(out, flat),
-        channels,
-        positions,
-        series.in_group,
-        series.groups,
-        series.gamma,
+        *_numbers(flat, series),
         **kernel_layout(flat, out),
         **settings,
     )
 
 
 def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes the part of the branch that varies, and returns its mean and the biased variance of the whole branch.
+    """Write the part of the branch that varies; return its mean and the biased variance of the whole branch.
 
     Those of the tiles are joined by the formula of Chan et al., which does not subtract squares of large means.
     """
@@ -75,7 +70,7 @@ def write_branch_with_statistics(flat: Tensor, series: Series, out: Tensor) -> t
 def scale_gradients(
     flat: Tensor, d_flat: Tensor, series: Series, statistics: Statistics | None
 ) -> tuple[Tensor, Tensor]:
-    """The sums over samples and positions of d_out and of d_out times the (normalised) branch."""
+    """Sum d_out, and d_out times the (normalised) branch, over samples and positions."""
     from cgnl.ops.fused import kernels
 
     offset, inverse_deviation = statistics or (series.shared(), None)
@@ -87,9 +82,7 @@ def scale_gradients(
         kernels.branch_gradient_sums_kernel,
         batch * series.groups * position_tiles,
         flat,
-        series.theta_weight.contiguous(),
-        series.z_weight.contiguous(),
-        series.coefficients.contiguous(),
+        *_tensors(series),
         d_flat,
         offset,
         inverse_deviation,
@@ -97,11 +90,7 @@ def scale_gradients(
         products,
         kernel_strides(flat, flat),
         kernel_strides(d_flat, flat),
-        channels,
-        positions,
-        series.in_group,
-        series.groups,
-        series.gamma,
+        *_numbers(flat, series),
         **kernel_layout(flat, d_flat),
         **settings,
     )
@@ -118,7 +107,7 @@ def branch_gradients(
     d_shift: Tensor,
     wants_z_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """The gradients of theta and of the branch, y less z_0, the branch's gradient summed over positions, and the rest.
+    """Return the gradients of theta and of the branch, y less z_0, the branch's gradient summed, and the rest.
 
     The second and third are meaningless where the gradient of conv_z's weight is not wanted. The sums, [B, C], are for
     the part that goes through `Series.shared`, and None where there is no z_0. The rest is the gradient of the
@@ -142,9 +131,7 @@ def branch_gradients(
         kernels.branch_backward_kernel,
         batch * series.groups * position_tiles,
         flat,
-        series.theta_weight.contiguous(),
-        series.z_weight.contiguous(),
-        series.coefficients.contiguous(),
+        *_tensors(series),
         d_flat,
         scale,
         offset,
@@ -161,11 +148,7 @@ def branch_gradients(
         kernel_strides(d_theta, flat),
         None if y is None else kernel_strides(y, flat),
         None if d_branch is None else kernel_strides(d_branch, flat),
-        channels,
-        positions,
-        series.in_group,
-        series.groups,
-        series.gamma,
+        *_numbers(flat, series),
         **kernel_layout(flat, d_flat),
         **settings,
     )
@@ -178,8 +161,18 @@ def branch_gradients(
     )
 
 
+def _tensors(series: Series) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors of a series as kernels take them."""
+    return series.theta_weight.contiguous(), series.z_weight.contiguous(), series.coefficients.contiguous()
+
+
+def _numbers(flat: Tensor, series: Series) -> tuple[float, ...]:
+    """Return the numbers that kernels take after the strides."""
+    return flat.shape[1], flat.shape[2], series.in_group, series.groups, series.gamma
+
+
 def _settings(flat: Tensor, series: Series, backward: bool) -> dict[str, Any]:
-    """What the kernels that make y are compiled with, the memory format aside."""
+    """Return the constants that the kernels that make y are compiled with, the memory format aside."""
     _, channels, positions = flat.shape
     return {
         **branch_sizes(channels, series.in_group, series.groups, positions, flat.dtype, backward),

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.launching import elementwise_sizes, launch
-from cgnl.ops.fused.maps import as_map, empty_map, kernel_layout, kernel_strides, with_strides_of
 from cgnl.ops.fused.series import series_settings
 from cgnl.ops.fused.sums import num_programs, partial_sums, refuse_second_derivatives
+from cgnl.ops.maps import as_map, as_result, empty_map, kernel_layout, kernel_strides
 
 
 @torch.library.custom_op("cgnl::polynomial", mutates_args=())
 def polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, out_dtype: torch.dtype) -> Tensor:
-    """The polynomial in theta with one set of coefficients a sample and group.
+    """Evaluate the polynomial in theta with one set of coefficients a sample and group.
 
     Args:
         theta: [B, C', *S].
         coefficients: [B, G, P + 1], float32.
-        powers: bit p says whether power p has coefficients other than zero.
-        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
-        out_dtype: type of the result.
+        powers: Bit p says whether power p has coefficients other than zero.
+        gamma: Above 0, the polynomial is multiplied by exp(-gamma theta^2).
+        out_dtype: Type of the result.
 
     Returns:
         [B, C', *S].
@@ -31,7 +31,7 @@ def polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, o
     flat = as_map(theta)
     y = empty_map(flat, flat.shape[1], out_dtype)
     write_polynomial(flat, coefficients, powers, gamma, y)
-    return with_strides_of(theta, y)
+    return as_result(theta, y)
 
 
 @polynomial.register_fake
@@ -42,7 +42,7 @@ def _(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, out_dtype:
 def write_polynomial(
     theta: Tensor, coefficients: Tensor, powers: int, gamma: float, y: Tensor, *, varying: bool = False
 ) -> None:
-    """The polynomial of a map [B, C', N] into ``y``; ``varying`` takes z_0 away, which does not vary with theta."""
+    """Write the polynomial of a map [B, C', N] into ``y``; ``varying`` leaves z_0 out, which all positions share."""
     from cgnl.ops.fused import kernels
 
     batch, inner, positions = theta.shape
@@ -71,11 +71,11 @@ def write_polynomial(
 def polynomial_backward(
     d_y: Tensor, theta: Tensor, coefficients: Tensor, powers: int, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of theta and of the coefficients."""
+    """Return the gradients of theta and of the coefficients."""
     flat = as_map(theta)
     d_theta = empty_map(flat, flat.shape[1], theta.dtype)
     d_coefficients = write_polynomial_gradient(as_map(d_y, flat), flat, coefficients, powers, gamma, d_theta)
-    return with_strides_of(theta, d_theta), d_coefficients
+    return as_result(theta, d_theta), d_coefficients
 
 
 @polynomial_backward.register_fake
@@ -93,7 +93,7 @@ def write_polynomial_gradient(
     *,
     varying: bool = False,
 ) -> Tensor:
-    """Theta's gradient of maps [B, C', N] into ``d_theta``; returns the coefficients', as of `write_polynomial`."""
+    """Write theta's gradient, [B, C', N], into ``d_theta``; return the coefficients', as of `write_polynomial`."""
     from cgnl.ops.fused import kernels
 
     batch, inner, positions = theta.shape

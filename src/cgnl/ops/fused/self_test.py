@@ -23,14 +23,14 @@ from torch import Tensor
 
 from cgnl.kernel_functions import GaussianRBF, KernelFunction, SeriesKernel
 from cgnl.ops import eager
-from cgnl.ops.fused import (
+from cgnl.ops.fused.launching import product_precision
+from cgnl.ops.fused.limits import envelope_width
+from cgnl.ops.fused.operations import (
     cgnl_block,
     cgnl_block_affine,
     cgnl_block_batch_norm,
     compact_generalized_non_local,
-    envelope_width,
 )
-from cgnl.ops.fused.launching import product_precision
 from cgnl.ops.fused.series import WIDEST_GROUP, powers_of
 
 Operation = Literal["features", "branch", "affine", "batch_norm"]
@@ -60,11 +60,11 @@ class Kind(NamedTuple):
     Attributes:
         operation: ``"features"``: y from theta, phi and g; ``"branch"``: conv_z's output from x; ``"affine"`` and
             ``"batch_norm"``: the block with fixed statistics, and with those of the batch.
-        dtype: type of the features.
-        layout: whether channels are first or last in memory.
-        powers: bit p says whether the series has power p.
-        envelope: whether the series has an envelope.
-        width: one of `WIDTHS`.
+        dtype: Type of the features.
+        layout: Whether channels are first or last in memory.
+        powers: Bit p says whether the series has power p.
+        envelope: Whether the series has an envelope.
+        width: One of `WIDTHS`.
     """
 
     operation: Operation
@@ -84,16 +84,16 @@ class Kind(NamedTuple):
 
 
 def passes(operation: Operation, *tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype) -> bool:
-    """Whether the fused operators may run such a call on the tensors' device.
+    """Tell whether the fused operators may run such a call on the tensors' device.
 
     Tests them where no such call has been tested, and warns once if they fail. While a CUDA graph is captured or a
     backward pass runs, there can be no test, and the answer to an unknown kind is no for this time.
 
     Args:
-        operation: what is called.
+        operation: What is called.
         tensors: theta, phi and g; or x and the four weights.
-        kernel: the kernel function.
-        dtype: the type in which the operation gets its inputs.
+        kernel: The kernel function.
+        dtype: The type in which the operation gets its inputs.
 
     Returns:
         Whether they passed.
@@ -118,7 +118,7 @@ def _width_of(in_group: int) -> int:
 
 
 def _layout_of(tensor: Tensor) -> Layout:
-    """Whether the operators will take the map's channels for last."""
+    """Tell whether the operators will take the map's channels for last."""
     strides, shape = tensor.stride(), tensor.shape
     if strides[1] != 1 or shape[1] == 1:
         return "first"
@@ -174,8 +174,8 @@ class Outcome(NamedTuple):
     """What a test found.
 
     Attributes:
-        error: the largest of `errors_of`; NaN where nothing came out.
-        reason: a clause that says what failed, or None.
+        error: The largest of `errors_of`; NaN where nothing came out.
+        reason: A clause that says what failed, or None.
     """
 
     error: float
@@ -183,7 +183,7 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(kind: Kind, device: torch.device) -> Outcome:
-    """Tests a kind of call, whatever is known of it."""
+    """Test a kind of call, whatever is known of it."""
     try:
         errors = errors_of(kind, device)
     except Exception as error:  # whatever a compiler or a driver may raise
@@ -199,16 +199,16 @@ def outcome_of(kind: Kind, device: torch.device) -> Outcome:
 
 
 def tolerance_of(kind: Kind) -> float:
-    """The largest of `errors_of` that passes."""
+    """Return the largest of `errors_of` that passes."""
     return TOLERANCES[kind.dtype, product_precision(kind.dtype)]
 
 
 def errors_of(kind: Kind, device: torch.device) -> dict[str, float]:
-    """How far the fused operators are from the eager form in float64 on the same numbers.
+    """Measure how far the fused operators are from the eager form in float64 on the same numbers.
 
     Args:
-        kind: what to run.
-        device: where.
+        kind: What to run.
+        device: Where.
 
     Returns:
         |fused - eager| / |eager|, in norms, by the name of the result; the output comes first, then gradients.
@@ -231,7 +231,7 @@ def _errors(kind: Kind, device: torch.device) -> dict[str, float]:
 
 
 def _inputs(kind: Kind) -> list[Tensor]:
-    """Theta, phi and g, or x and the four weights, with a norm's weight and bias where there is one; float64."""
+    """Make theta, phi and g, or x and the four weights, with a norm's weight and bias if there is one; float64."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, deviation: float = 1.0) -> Tensor:
@@ -249,12 +249,12 @@ def _inputs(kind: Kind) -> list[Tensor]:
 
 
 def _like_phi(phi: Tensor, noise: Tensor) -> Tensor:
-    """For g: without anything in common with phi the sums of their products would be mostly rounding error."""
+    """Make g: without anything in common with phi the sums of their products would be mostly rounding error."""
     return 0.8 * phi + 0.6 * noise
 
 
 def _results(kind: Kind, inputs: Sequence[Tensor], form: dict[Operation, Callable[..., Tensor]]) -> dict[str, Tensor]:
-    """The output, every gradient, and the running statistics of a norm."""
+    """Return the output, every gradient, and the running statistics of a norm."""
     order = kind.powers.bit_length() - 1
     kernel: KernelFunction = GaussianRBF(gamma=0.3, order=order, beta="exact")
     if not kind.envelope:
@@ -279,7 +279,7 @@ def _results(kind: Kind, inputs: Sequence[Tensor], form: dict[Operation, Callabl
 
 
 def _of_type(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The operation with a result in the type of its inputs, as calls have it by default."""
+    """Give the operation a result in the type of its inputs, as calls have it by default."""
 
     def run(*inputs: Tensor, **options: Any) -> Tensor:
         return operation(*inputs, out_dtype=inputs[0].dtype, **options)

@@ -20,8 +20,8 @@ class Series(NamedTuple):
         theta_weight: [C', C, 1, ...].
         z_weight: [C, c, 1, ...].
         coefficients: z_p of Eq. 12, [B, G, P + 1], float32.
-        powers: bit p says whether power p has coefficients other than zero.
-        gamma: above 0, the polynomial is multiplied by exp(-gamma theta^2).
+        powers: Bit p says whether power p has coefficients other than zero.
+        gamma: Above 0, the polynomial is multiplied by exp(-gamma theta^2).
     """
 
     theta_weight: Tensor
@@ -36,7 +36,7 @@ class Series(NamedTuple):
 
     @property
     def in_group(self) -> int:
-        """c."""
+        """The number c of features of a group."""
         return self.theta_weight.shape[0] // self.groups
 
     @property
@@ -44,7 +44,7 @@ class Series(NamedTuple):
         return self.in_group > WIDEST_GROUP
 
     def shared(self) -> Tensor | None:
-        """What conv_z makes of z_0: the part of the branch that all positions share, [B, C] in float32.
+        """Return conv_z of z_0: the part of the branch that all positions share, [B, C] in float32.
 
         It may be some thousand times the part that varies, which in one number with it would lose its digits.
         """
@@ -53,21 +53,21 @@ class Series(NamedTuple):
         return (self.coefficients[:, :, :1] * self._row_sums()).flatten(1)
 
     def shared_around_mean(self) -> Tensor:
-        """The same less its mean over the batch."""
+        """Return the same less its mean over the batch."""
         shared = self.shared()
         if shared is None:
             return self.coefficients.new_zeros(self.coefficients.shape[0], self.z_weight.shape[0])
         return _around_mean(shared)
 
     def shared_gradients(self, d_sums: Tensor, around_mean: bool) -> tuple[Tensor, Tensor]:
-        """The way back through `shared` or `shared_around_mean`.
+        """Go back through `shared` or `shared_around_mean`.
 
         In half types, products of maps would lose it: it is z_0, perhaps some thousand times the part of y that varies,
         times a sum over positions that comes near zero where a norm follows.
 
         Args:
-            d_sums: the gradient of the branch, summed over positions: [B, C] in float32.
-            around_mean: whether a norm took the mean away.
+            d_sums: The gradient of the branch, summed over positions: [B, C] in float32.
+            around_mean: Whether a norm took the mean away.
 
         Returns:
             The gradients of the row sums of conv_z's matrices, [G, C/G], and of z_0, [B, G], in float32.
@@ -79,7 +79,7 @@ class Series(NamedTuple):
         return (z_0[:, :, None] * d_groups).sum(0), (d_groups * self._row_sums()).sum(2)
 
     def _row_sums(self) -> Tensor:
-        """Of conv_z's matrices, [G, C/G] in float32."""
+        """Sum the rows of conv_z's matrices, [G, C/G] in float32."""
         return self.z_weight.flatten(1).sum(1, dtype=torch.float32).unflatten(0, (self.groups, -1))
 
 
@@ -87,7 +87,7 @@ class Statistics(NamedTuple):
     """What BatchNorm made of the branch.
 
     Attributes:
-        offset: what makes of the part of the branch that varies the branch less its mean, [B, C].
+        offset: What makes of the part of the branch that varies the branch less its mean, [B, C].
         inverse_deviation: [C].
     """
 
@@ -102,10 +102,10 @@ def _around_mean(of_samples: Tensor) -> Tensor:
 
 
 def powers_of(coefficients: Sequence[float]) -> int:
-    """The powers of a series as a number whose bit p says whether a2_p is other than 0."""
+    """Return the powers of a series as a number whose bit p says whether a2_p is other than 0."""
     return sum(1 << p for p, a2 in enumerate(coefficients) if a2)
 
 
 def series_settings(powers: int, num_powers: int, gamma: float) -> dict[str, Any]:
-    """What kernels know of a series when they are compiled."""
+    """Return the constants of a series that kernels are compiled with."""
     return {"POWERS": powers, "ORDER": num_powers - 1, "ENVELOPE": gamma > 0}

@@ -11,25 +11,16 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.launching import elementwise_sizes, launch, num_tiles, product_precision, sums_sizes
-from cgnl.ops.fused.maps import (
-    as_map,
-    convolve,
-    empty_map,
-    gradient_dtype,
-    kernel_layout,
-    kernel_strides,
-    weight_gradient,
-    with_strides_of,
-    without_autocast,
-)
 from cgnl.ops.fused.series import powers_of, series_settings
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, kernel_strides, weight_gradient
+from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
 @torch.library.custom_op("cgnl::power_sums", mutates_args=())
 def power_sums(
     x: Tensor, phi_weight: Tensor, g_weight: Tensor, groups: int, coefficients: Sequence[float], gamma: float
 ) -> Tensor:
-    """a2_p · sum over a group's elements of phi^p g, with phi and g made from x and never written.
+    """Return a2_p · sum over a group's elements of phi^p g, with phi and g made from x and never written.
 
     Args:
         x: [B, C, *S].
@@ -37,7 +28,7 @@ def power_sums(
         g_weight: [C', C, 1, ...], in x's type.
         groups: G.
         coefficients: a2_0 .. a2_P; the last is not 0.
-        gamma: above 0, each g is multiplied by exp(-gamma phi^2) first.
+        gamma: Above 0, each g is multiplied by exp(-gamma phi^2) first.
 
     Returns:
         [B, G, P + 1], float32; 0 where a2_p is 0.
@@ -90,7 +81,7 @@ def power_sums_backward(
     wants_x: bool,
     wants_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, phi_weight and g_weight; empty where they are not wanted."""
+    """Return the gradients of x, phi_weight and g_weight; empty where they are not wanted."""
     from cgnl.ops.fused import kernels
 
     flat = as_map(x)
@@ -129,7 +120,7 @@ def power_sums_backward(
             )
         if wants_x:
             weights = torch.cat([phi_weight, g_weight]).flatten(1).to(d_features.dtype)
-            d_x = with_strides_of(x, convolve(weights.T[None], d_features).to(x.dtype))
+            d_x = as_result(x, convolve(weights.T[None], d_features).to(x.dtype))
     return d_x, d_phi_weight, d_g_weight
 
 
@@ -168,14 +159,14 @@ power_sums.register_autograd(_power_sums_gradients, setup_context=_power_sums_co
 
 @torch.library.custom_op("cgnl::feature_sums", mutates_args=())
 def feature_sums(phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], gamma: float) -> Tensor:
-    """`power_sums` of given features.
+    """Return `power_sums` of given features.
 
     Args:
         phi: [B, C', *S].
         g: [B, C', *S].
         groups: G.
         coefficients: a2_0 .. a2_P; the last is not 0.
-        gamma: above 0, each g is multiplied by exp(-gamma phi^2) first.
+        gamma: Above 0, each g is multiplied by exp(-gamma phi^2) first.
 
     Returns:
         [B, G, P + 1], float32; 0 where a2_p is 0.
@@ -216,7 +207,7 @@ def _(phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], gamma:
 def feature_sums_backward(
     d_sums: Tensor, phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of phi and g."""
+    """Return the gradients of phi and g."""
     from cgnl.ops.fused import kernels
 
     phi_flat = as_map(phi)
@@ -242,7 +233,7 @@ def feature_sums_backward(
         **kernel_layout(phi_flat, g_flat, d_phi, d_g),
         **sizes,
     )
-    return with_strides_of(phi, d_phi), with_strides_of(g, d_g)
+    return as_result(phi, d_phi), as_result(g, d_g)
 
 
 @feature_sums_backward.register_fake
@@ -265,7 +256,7 @@ feature_sums.register_autograd(_feature_sums_gradients, setup_context=_feature_s
 
 
 def refuse_second_derivatives(*operators: Any) -> None:
-    """Makes the gradients of these operators, which are gradients themselves, an error."""
+    """Make the gradients of these operators, which are gradients themselves, an error."""
 
     def refuse(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         raise RuntimeError('The fused form has no second derivatives; use backend="eager" for them.')
@@ -282,6 +273,9 @@ def num_programs(batch: int, groups: int, in_group: int, positions: int, sizes: 
 
 
 def partial_sums(flat: Tensor, groups: int, in_group: int, num_powers: int, sizes: dict[str, int]) -> Tensor:
-    """A number for each program and power, [B, G, programs of a group, P + 1]: summed afterwards in a fixed order."""
+    """Make room for a number for each program and power, to be summed in a fixed order.
+
+    Its shape is [B, G, programs of a group, P + 1].
+    """
     of_group = num_programs(1, 1, in_group, flat.shape[2], sizes)
     return flat.new_empty(flat.shape[0], groups, of_group, num_powers, dtype=torch.float32)

@@ -6,20 +6,21 @@ Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups,
 import torch
 from torch import Tensor
 
-from cgnl.ops.fused.maps import convolve, empty_map, gradient_dtype, without_autocast
 from cgnl.ops.fused.polynomials import write_polynomial, write_polynomial_gradient
 from cgnl.ops.fused.series import Series, Statistics
+from cgnl.ops.maps import convolve, empty_map
+from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
 def make_branch(flat: Tensor, series: Series) -> Tensor:
-    """The part of conv_z's output that varies, [B, C, N]."""
+    """Return the part of conv_z's output that varies, [B, C, N]."""
     return _steps(flat, series)[-1]
 
 
 def scale_gradients(
     flat: Tensor, d_flat: Tensor, series: Series, statistics: Statistics | None
 ) -> tuple[Tensor, Tensor]:
-    """As `narrow.scale_gradients`."""
+    """Do as `narrow.scale_gradients`."""
     value = make_branch(flat, series).float()
     offset, inverse_deviation = statistics or (series.shared(), None)
     if offset is not None:
@@ -39,7 +40,7 @@ def branch_gradients(
     d_shift: Tensor,
     wants_z_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """As `narrow.branch_gradients`."""
+    """Do as `narrow.branch_gradients`."""
     theta, y, value = _steps(flat, series)
     d_branch = empty_map(flat, flat.shape[1], y.dtype)
     d = d_flat.float()
@@ -59,7 +60,7 @@ def branch_gradients(
 
 
 def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:
-    """Theta, y less z_0 and conv_z of that, [B, C' or C, N]."""
+    """Return theta, y less z_0 and conv_z of that, [B, C' or C, N]."""
     with without_autocast(flat):
         theta = convolve(series.theta_weight.flatten(1)[None], flat)
         y = empty_map(flat, theta.shape[1], gradient_dtype(flat.dtype))
@@ -68,5 +69,5 @@ def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _z_matrices(series: Series, dtype: torch.dtype) -> Tensor:
-    """conv_z's weight as one matrix a group, [G, C/G, c]."""
+    """Return conv_z's weight as one matrix a group, [G, C/G, c]."""
     return series.z_weight.flatten(1).unflatten(0, (series.groups, -1)).to(dtype)

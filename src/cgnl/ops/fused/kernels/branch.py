@@ -33,7 +33,7 @@ def make_y(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Theta, y less z_0 and the derivative of y by theta, in float32."""
+    """Return theta, y less z_0 and the derivative of y by theta, in float32."""
     theta = convolve(
         x, x_strides, theta_weight, sample, f, f_mask, n, n_mask, C,
         CHANNELS_LAST, ALIGN, PRECISION, BLOCK_F, BLOCK_N, BLOCK_C,
@@ -48,7 +48,7 @@ def make_y(
 def convolve_z(
     z_weight, y, channels, channel_mask, FEATURES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_F: tl.constexpr
 ):
-    """Rows of conv_z's weight [C, c] times y; y stays in float32, because it may be too large for a half type."""
+    """Multiply rows of conv_z's weight [C, c] with y, which stays in float32: it may be too large for a half type."""
     in_group = tl.arange(0, BLOCK_F)
     rows = load_matrix(z_weight, FEATURES, channels, channel_mask, in_group, in_group < FEATURES)
     return tl.dot(rows.to(tl.float32), y, input_precision=PRECISION)
@@ -62,7 +62,7 @@ def branch_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Writes conv_z of y less z_0, plus the shift [B, C] if there is one; with a scale, x plus that times the scale.
+    """Write conv_z of y less z_0, plus the shift [B, C] if there is one; with a scale, x plus that times the scale.
 
     The scale comes before the shift. For a norm it also writes, for each tile of positions and channel, the mean and
     the sum of squared distances from that mean.
@@ -103,7 +103,7 @@ def branch_gradient_sums_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Writes, for each tile of positions and channel, the sums of d_out and of d_out times the normalised branch.
+    """Write, for each tile of positions and channel, the sums of d_out and of d_out times the normalised branch.
 
     The branch is conv_z of y less z_0, plus the offset [B, C], times the inverse deviation, each where it is given.
     """
@@ -139,7 +139,7 @@ def branch_backward_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Writes theta's gradient and, for each power, the tile's part of the coefficient's gradient, z_0's share aside.
+    """Write theta's gradient and, for each power, the tile's part of the coefficient's gradient, z_0's share aside.
 
     Where their pointers are given, also y less z_0 and the gradient of conv_z's output, whose product is the gradient
     of conv_z's weight without z_0's share; and the sum of the latter for each tile of positions and channel, for that
@@ -188,7 +188,7 @@ def finish_kernel(
     x, branch, out, scale, shift, x_strides, branch_strides, out_strides, C: tl.constexpr, N,
     CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The third pass of training: x + branch · scale + shift, which is [B, C]."""
+    """Write x + branch · scale + shift, which is [B, C]: the third pass of training."""
     sample, _, channels, channel_mask, n, n_mask, _ = place(N, C, 1, ALIGN, BLOCK_F, BLOCK_N)
     value = load_map(branch, branch_strides, sample, channels, channel_mask, n, n_mask, CHANNELS_LAST, ALIGN)
     value = value.to(tl.float32)

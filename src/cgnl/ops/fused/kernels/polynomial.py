@@ -32,7 +32,7 @@ def polynomial_backward_kernel(
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, VARYING: tl.constexpr,
 ):  # fmt: skip
-    """Writes theta's gradient, and for each power the tile's part of the coefficient's gradient."""
+    """Write theta's gradient, and for each power the tile's part of the coefficient's gradient."""
     sample, group, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     base = load_map(theta, theta_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)
     d_value = load_map(d_y, d_y_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)

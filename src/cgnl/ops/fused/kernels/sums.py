@@ -20,7 +20,7 @@ def power_sums_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Phi and g are made from x and never reach memory."""
+    """Write the sums of phi and g that are made from x and never reach memory."""
     sample, _, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     phi, g = convolve_twice(
         x, x_strides, phi_weight, g_weight, sample, f, f_mask, n, n_mask, C,
@@ -37,7 +37,7 @@ def power_sums_backward_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Makes phi and g again and writes the gradients of both, [B, 2C', N].
+    """Make phi and g again and writes the gradients of both, [B, 2C', N].
 
     With q = sum over p of d_sums_p phi^p they are g q'(phi) and q(phi).
     """
@@ -59,7 +59,7 @@ def feature_sums_kernel(
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Phi and g are given."""
+    """Write the sums of given phi and g."""
     sample, _, f, f_mask, n, n_mask, row = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     base = load_map(phi, phi_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)
     weight = load_map(g, g_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)
@@ -73,7 +73,7 @@ def feature_sums_backward_kernel(
     POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of given phi and g."""
+    """Write the gradients of given phi and g."""
     sample, group, f, f_mask, n, n_mask, _ = place(N, FEATURES, GROUPS, ALIGN, BLOCK_F, BLOCK_N)
     base = load_map(phi, phi_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)
     weight = load_map(g, g_strides, sample, f, f_mask, n, n_mask, CHANNELS_LAST, ALIGN).to(tl.float32)

@@ -22,7 +22,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def place(
     N, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Where a program works, which has one sample, one tile of positions and one tile of a group's channels.
+    """Return a program's place: one sample, one tile of positions and one tile of a group's channels.
 
     Programs that read the same positions are neighbours, so that they find x in the cache.
 
@@ -76,7 +76,7 @@ def store_map(
 
 @triton.jit
 def load_matrix(pointer, num_columns, rows, row_mask, columns, column_mask):
-    """Entries of a contiguous matrix."""
+    """Load entries of a contiguous matrix."""
     offsets = rows[:, None] * num_columns + columns[None, :]
     tile = tl.load(pointer + offsets, mask=row_mask[:, None] & column_mask[None, :], other=0.0)
     if INTERPRETED:
@@ -86,7 +86,7 @@ def load_matrix(pointer, num_columns, rows, row_mask, columns, column_mask):
 
 @triton.jit
 def load_by_channel(pointer, channels, channel_mask):
-    """One number a channel, as a column."""
+    """Load one number a channel, as a column."""
     return tl.load(pointer + channels, mask=channel_mask, other=0.0).to(tl.float32)[:, None]
 
 
@@ -106,7 +106,7 @@ def convolve(
     x, x_strides, weight, sample, f, f_mask, n, n_mask, C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rows f of weight [C', C] times x: a tile [BLOCK_F, BLOCK_N] in float32."""
+    """Multiply rows f of weight [C', C] with x: a tile [BLOCK_F, BLOCK_N] in float32."""
     result = tl.full([BLOCK_F, BLOCK_N], 0.0, tl.float32)
     for start in range(0, C, BLOCK_C):
         k = start + tl.arange(0, BLOCK_C)
@@ -122,7 +122,7 @@ def convolve_twice(
     CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """`convolve` with two weights, which reads x once."""
+    """Do as `convolve` with two weights, reading x once."""
     first = tl.full([BLOCK_F, BLOCK_N], 0.0, tl.float32)
     second = tl.full([BLOCK_F, BLOCK_N], 0.0, tl.float32)
     for start in range(0, C, BLOCK_C):
@@ -137,7 +137,7 @@ def convolve_twice(
 
 @triton.jit
 def coefficient(pointer, scales, POWER: tl.constexpr):
-    """The coefficient of one power, times its scale where there are scales."""
+    """Return the coefficient of one power, times its scale where there are scales."""
     value = tl.load(pointer + POWER)
     if scales is not None:
         value = value * scales[POWER]
@@ -146,7 +146,7 @@ def coefficient(pointer, scales, POWER: tl.constexpr):
 
 @triton.jit
 def exp_less_one(exponent):
-    """exp(exponent) - 1 with all its digits, for exponents of at most 0."""
+    """Return exp(exponent) - 1 with all its digits, for exponents of at most 0."""
     series = 1 + exponent * (1 / 5) * (1 + exponent * (1 / 6))
     series = 1 + exponent * (1 / 2) * (1 + exponent * (1 / 3) * (1 + exponent * (1 / 4) * series))
     return tl.where(exponent > -0.25, exponent * series, tl.exp(exponent) - 1)
@@ -157,7 +157,7 @@ def polynomial(
     base, pointer, scales, gamma, POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr,
     VARYING: tl.constexpr = False,
 ):  # fmt: skip
-    """The polynomial in base times its envelope exp(-gamma base^2) if it has one, and the derivative of that.
+    """Return the polynomial in base times its envelope exp(-gamma base^2) if it has one, and its derivative.
 
     By Horner's rule; bit p of POWERS says whether power p is there. VARYING takes z_0, which does not vary with base,
     away from the value, so that the rest keeps its digits.
@@ -189,7 +189,7 @@ def store_power_sums(
     pointer, base, weight, scales, gamma, POWERS: tl.constexpr, ORDER: tl.constexpr, ENVELOPE: tl.constexpr,
     VARYING: tl.constexpr = False,
 ):  # fmt: skip
-    """Writes the tile's sum of base^p weight times the envelope for each power p that is there, and zero for others.
+    """Write the tile's sum of base^p weight times the envelope for each power p that is there, and zero for others.
 
     VARYING takes the sum of the weight away from that of power 0.
     """

@@ -1,0 +1,65 @@
+"""The choice of a form: eager, fused or naive."""
+
+from types import ModuleType
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from cgnl.kernel_functions import KernelFunction
+from cgnl.ops import eager, fused, naive
+from cgnl.ops.fused import self_test
+from cgnl.ops.parallel import ProcessGroup
+from cgnl.ops.precision import feature_dtype, is_exporting
+from cgnl.settings.checks import check_choice
+
+Backend = Literal["auto", "eager", "fused", "naive"]
+PairsBackend = Literal["auto", "eager", "naive"]
+
+# Where "auto" takes the fused form.
+AUTO_FUSED_DEVICES = ("cuda",)
+
+
+def chosen_form(
+    backend: str, *tensors: Tensor, kernel: KernelFunction, operation: self_test.Operation = "branch"
+) -> ModuleType:
+    """Return the module whose form of the compact operation a ``backend`` argument means for these tensors.
+
+    Args:
+        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``; ``"auto"`` takes the fused form on a device of
+            `AUTO_FUSED_DEVICES`, where it can run and has passed its self-test.
+        tensors: The operation's inputs: theta, phi and g, or x and the four weights.
+        kernel: The kernel function.
+        operation: ``"features"``: y from theta, phi and g; ``"branch"``: conv_z's output from x; ``"affine"`` or
+            ``"batch_norm"``: the block with fixed statistics or with those of the batch.
+
+    Returns:
+        `cgnl.ops.eager`, `cgnl.ops.fused` or `cgnl.ops.naive`.
+
+    Raises:
+        ValueError: The name is unknown, or ``"fused"`` cannot run on these tensors.
+    """
+    check_choice("backend", backend, get_args(Backend))
+    if backend == "naive":
+        return naive
+    on_trial = backend == "auto"
+    if backend == "eager" or (on_trial and (tensors[0].device.type not in AUTO_FUSED_DEVICES or is_exporting())):
+        return eager
+    dtype = feature_dtype(tensors[0])
+    obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=dtype)
+    if obstacle is None and (not on_trial or self_test.passes(operation, *tensors, kernel=kernel, dtype=dtype)):
+        return fused
+    if backend == "fused":
+        raise ValueError(f"backend 'fused' cannot run here: {obstacle}; take backend='auto' or 'eager'")
+    return eager
+
+
+def chosen_form_of_pairs(backend: str) -> ModuleType:
+    """Return the module, eager or naive, whose form of an operation over pairs a ``backend`` argument means."""
+    check_choice("backend", backend, get_args(PairsBackend))
+    return naive if backend == "naive" else eager
+
+
+def refuse_process_group(process_group: ProcessGroup | None) -> None:
+    """Raise ValueError if the naive form is to share its sums with other processes."""
+    if process_group is not None:
+        raise ValueError("backend 'naive' does not support process_group; take backend='auto' or 'eager'")
