@@ -16,24 +16,24 @@ the block's share smaller. Run on a machine that does nothing else:
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from cgnl.measure.memory import PEAK_IS, call_in_a_fresh_process, peak
-from cgnl.measure.networks import MODES, SETTINGS, Setting, detector_run
+from cgnl.measure.networks import MODES, SETTINGS, Neck, Setting, detector_run
 from cgnl.measure.timing import ratios, side_by_side, spread
 from script import begin, study, write
 
 BLOCKS = {"plain": None, "nl": "nl", "cgnl": "cgnl"}
-NECKS = ("c4", "fpn")
+NECKS = get_args(Neck)
 SIZES = ("batch_size", "size", "rois", "proposals")
 # what CGNL may cost in training over the plain network
 TIME_LIMIT = 1.065
 MEMORY_LIMIT = 1.04
 
 
-def peak_of(name: str, neck: str, mode: str, setting: dict[str, Any], device: str, threads: int, seed: int) -> int:
+def peak_of(name: str, neck: Neck, mode: str, setting: dict[str, Any], device: str, threads: int, seed: int) -> int:
     """Return how far memory rises while a network is made and runs twice (bytes)."""
     torch.set_num_threads(threads)
 
@@ -46,7 +46,7 @@ def peak_of(name: str, neck: str, mode: str, setting: dict[str, Any], device: st
     return peak(make_and_run, device)
 
 
-def rows_of(neck: str, setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def rows_of(neck: Neck, setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return time and memory of the networks with this neck, and their ratios to the plain one's."""
     options = {name: getattr(arguments, name) for name in ("device", "threads", "seed")}
     rows = []

@@ -1,4 +1,4 @@
-"""The scripts of studies/ still fit the package: each loads and prints its help, and a fresh process finds its parts."""
+"""The scripts of studies/ fit the package: each prints its help, and a fresh process finds its functions."""
 
 import runpy
 import sys

@@ -4,7 +4,7 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -85,8 +85,13 @@ class Accuracy(Benchmark):
 
 def benchmark(arguments: Sequence[str]) -> None:
     """Measure time, memory and accuracy on this machine (table1, block, networks, accuracy)."""
-    kinds = {"table1": Table1, "block": Block, "networks": Networks, "accuracy": Accuracy}
-    request: Benchmark = tyro.extras.subcommand_cli_from_dict(kinds, prog="cgnl benchmark", args=arguments)
+    kinds: dict[str, Callable[..., Benchmark]] = {
+        "table1": Table1,
+        "block": Block,
+        "networks": Networks,
+        "accuracy": Accuracy,
+    }
+    request = tyro.extras.subcommand_cli_from_dict(kinds, prog="cgnl benchmark", args=arguments)
     kind = type(request).__name__.lower()
     record_file = _checked(request, kind)
     # the profiler that counts memory has notes about itself for the terminal

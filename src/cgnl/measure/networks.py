@@ -27,6 +27,7 @@ from cgnl.networks.image import resnet
 from cgnl.networks.video import c2d_resnet
 
 NetworkName = Literal["resnet50", "c2d_resnet50", "maskrcnn_resnet50"]
+Neck = Literal["c4", "fpn"]
 MODES = ("training", "inference")
 BLOCKS = (0, 1, 5)
 # Of all scores of an image, in inference; what is left of them after suppression is mostly cut to 100.
@@ -227,7 +228,7 @@ def _classifier_run(
 
 
 def detector_run(
-    setting: Setting, mode: str, block: str | None, num_blocks: int, device: str, seed: int, neck: str = "c4"
+    setting: Setting, mode: str, block: str | None, num_blocks: int, device: str, seed: int, neck: Neck = "c4"
 ) -> tuple[nn.Module, Run]:
     """Return a Mask R-CNN and a function that runs one turn of it.
 
