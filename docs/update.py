@@ -7,11 +7,12 @@ Such a part stands between two comments, `<!-- made: NAME -->` and `<!-- end -->
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cgnl.measure.table1 import EXPECTED
+from cgnl.measure.tables import Table, shape, tables_of, times_with_quartiles
 from cgnl.recipes import RECIPES
 from cgnl.recipes.registry import PaperRow
 from cgnl.tasks import recipe_cost
@@ -27,10 +28,9 @@ def result(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table whose first column is text and whose other columns are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose other columns are numbers."""
+    return Table("", header, rows).markdown()
 
 
 def source(name: str) -> str:
@@ -45,25 +45,15 @@ def source(name: str) -> str:
     )
 
 
-def times(spread: dict[str, float]) -> str:
-    """Returns a ratio's median and quartiles."""
-    return f"{spread['median']:.2f} ({spread['lower_quartile']:.2f} to {spread['upper_quartile']:.2f})"
-
-
-def shape(values: Sequence[int]) -> str:
-    """Returns a shape as it is written in the pages."""
-    return "[" + ", ".join(map(str, values)) + "]"
-
-
 def against_published() -> str:
     """The CGNL block beside the published formulation, in time and in bytes kept, on a CPU in float32."""
     rows = [
         (
             f"{shape(row['shape'])}, {row['kernel']}{row['candidate'].removeprefix('ours')}, "
             + row["memory_format"].replace("contiguous", "channels first").replace("_", " "),
-            times(row["training"]["published_over_this"]),
-            times(row["training"]["over_convolutions"]),
-            times(row["forward"]["published_over_this"]),
+            times_with_quartiles(row["training"]["published_over_this"]),
+            times_with_quartiles(row["training"]["over_convolutions"]),
+            times_with_quartiles(row["forward"]["published_over_this"]),
             f"{row['kept_over_published']:.2f}",
             f"{row['kept_over_published_with_parameters']:.2f}",
         )
@@ -140,8 +130,8 @@ def block_in_readme() -> str:
     rows = [
         (
             f"{shape(row['shape'])}, {row['memory_format'].replace('contiguous', 'channels first').replace('_', ' ')}",
-            times(row["training"]["published_over_this"]),
-            times(row["training"]["over_convolutions"]),
+            times_with_quartiles(row["training"]["published_over_this"]),
+            times_with_quartiles(row["training"]["over_convolutions"]),
             f"{row['kept_over_published']:.2f}",
         )
         for row in result("against_published")["rows"]
@@ -172,71 +162,25 @@ _PLOTS = {
     "networks": "time and memory of networks with CGNL blocks, over the plain networks'",
     "accuracy": "largest errors of every backend and type",
 }
-_METHODS = {
-    "nl_attention": ("NL, fused attention (not in Table 1)", "2", "1"),
-    "nl_map": ("NL, N × N map (not in Table 1)", "2", "2"),
-    "gnl": ("GNL, exact, in chunks", "2", "at most 1"),
-    "cgnl_dot": ("CGNL, dot product", "1", "1"),
-    "cgnl_dot_features": ("CGNL, dot product, through φ and g", "1", "1"),
-    "cgnl_rbf": ("CGNL, RBF of order 3", "1", "1"),
-}
-
-
-_OPERATIONS = {
-    "gnl_pairs": "f(ΘΦᵀ)g by explicit pairs: Table 1's general NL",
-    "gnl_chunks": "the same in chunks of rows: our GNL",
-    "cgnl_stacked": "ΘΦᵀg with stored powers: Table 1's CGNL",
-    "cgnl": "the same by sums and a polynomial: our CGNL",
-}
-
-
-def _exponents_of_operations(record: dict[str, Any]) -> str:
-    """Measured over expected exponents of N, C and P + 1."""
-    if "operations" not in record:
-        return "The operations alone are not measured yet: `cgnl benchmark table1 --out studies/results`."
-    fitted = {(row["operation"], row["of"]): row for row in record["operations"]["exponents"]}
-    rows = []
-    for operation, words in _OPERATIONS.items():
-        cells = []
-        for measure in ("time", "memory"):
-            for of in ("N", "C", "P + 1"):
-                expected = EXPECTED[operation][measure].get(of)
-                value = fitted[operation, of][measure] if expected is not None else None
-                cells.append("–" if expected is None else f"{'–' if value is None else f'{value:.2f}'} ({expected})")
-        rows.append((words, *cells))
-    header = [f"{measure}, {of}" for measure in ("time", "memory") for of in ("N", "C", "P + 1")]
-    operations = record["operations"]
-    pairs = [row for row in operations["rows"] if row["operation"] == "gnl_pairs" and "bytes" in row]
-    most = max(pairs, key=lambda row: row["bytes"])
-    elements = most["channels"] * most["positions"]
-    memory = f"GNL by explicit pairs holds {most['bytes'] / 1e9:.2f} GB for M = {elements} elements."
-    made = (
-        [f"`{operations['command']}`, {operations['date']}, commit {operations['commit']}."]
-        if "commit" in operations
-        else []
-    )
-    return "\n\n".join([table(["exponent, measured (expected)", *header], rows), memory, *made])
 
 
 def _exponents(record: dict[str, Any]) -> str:
-    """The operations' exponents, then those of the blocks."""
-    return f"{_exponents_of_operations(record)}\n\nWhole blocks:\n\n{_exponents_of_blocks(record)}"
-
-
-def _exponents_of_blocks(record: dict[str, Any]) -> str:
-    all_channels = list(dict.fromkeys(row["channels"] for row in record["exponents"]))
-    fitted = {(row["method"], row["channels"]): row for row in record["exponents"]}
-    rows = []
-    for method, (words, *expected) in _METHODS.items():
-        cells = []
-        for measure, exponent in zip(("time", "memory"), expected, strict=True):
-            values = [fitted[method, channels][measure] for channels in all_channels]
-            cells += [*("–" if value is None else f"{value:.2f}" for value in values), exponent]
-        rows.append((words, *cells))
-    header = ["exponent of N"]
-    for measure in ("time", "memory"):
-        header += [*(f"{measure}, C = {channels}" for channels in all_channels), f"{measure}, expected"]
-    return table(header, rows)
+    """Return the operations' exponents, then those of the blocks."""
+    _, blocks, *of_operations = tables_of("table1", record)
+    if not of_operations:
+        parts = ["The operations alone are not measured yet: `cgnl benchmark table1 --out studies/results`."]
+    else:
+        operations = record["operations"]
+        pairs = [row for row in operations["rows"] if row["operation"] == "gnl_pairs" and "bytes" in row]
+        most = max(pairs, key=lambda row: row["bytes"])
+        elements = most["channels"] * most["positions"]
+        parts = [
+            of_operations[0].markdown(),
+            f"GNL by explicit pairs holds {most['bytes'] / 1e9:.2f} GB for M = {elements} elements.",
+        ]
+        if "commit" in operations:
+            parts.append(f"`{operations['command']}`, {operations['date']}, commit {operations['commit']}.")
+    return "\n\n".join([*parts, "Whole blocks:", blocks.markdown()])
 
 
 def table1() -> str:
@@ -249,88 +193,29 @@ def table1_gpu() -> str:
     return _if_measured("table1", "cuda", _exponents)
 
 
-_CANDIDATES = {
-    "convolutions": "its four bare convolutions",
-    "cgnl_eager": "CGNL, eager",
-    "cgnl_eager_memory_efficient": "CGNL, eager, memory-efficient",
-    "cgnl_compiled": "CGNL, torch.compile",
-    "cgnl_fused": "CGNL, fused",
-    "cgnl_fused_cuda_graph": "CGNL, fused, CUDA graph",
-    "published": "CGNL as published",
-    "cgnl_eager_rbf": "CGNL, RBF, eager",
-    "published_rbf": "CGNL, RBF, as published",
-    "nl_softmax": "NL, softmax",
-    "nl_dot_product": "NL, dot product",
-    "global_context": "global context",
-    "squeeze_excitation": "squeeze and excitation",
-}
-
-
-def _blocks(record: dict[str, Any]) -> str:
-    parts = {}
-    for row in record["rows"]:
-        parts.setdefault(f"**x {shape(row['shape'])}, {row['dtype']}**", []).append(row)
-    header = ("block", "forward", "/ floor", "forward + backward", "/ floor", "kept", "peak")
-    tables = []
-    for title, of_part in parts.items():
-        rows = []
-        for name, words in _CANDIDATES.items():
-            for row in of_part:
-                if row["candidate"] == name:
-                    layout = ", channels last" if row["memory_format"] == "channels_last" else ""
-                    rows.append((words + layout, *_cost_of_block(row)))
-        tables.append(f"{title}\n\n{table(header, rows)}")
-    return "\n\n".join(tables)
-
-
-def _cost_of_block(row: dict[str, Any]) -> tuple[str, ...]:
-    if "failed" in row:
-        return ("cannot run", *[""] * 5)
-    cells = []
-    for mode in ("forward", "training"):
-        cells += [f"{row[mode]['seconds']['median'] * 1000:.3g} ms", f"{row[mode]['over_floor']['median']:.2f}"]
-    peak = f"{row['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in row else "–"
-    return (*cells, f"{row['bytes_kept_without_parameters'] / 1e6:.0f} MB", peak)
+def _tables(record: dict[str, Any], kind: str) -> str:
+    """Return the tables that `cgnl benchmark` prints, each with its title."""
+    return "\n\n".join(f"**{part.title}**\n\n{part.markdown()}" for part in tables_of(kind, record))
 
 
 def block_costs() -> str:
     """One block beside others, on a CPU."""
-    return _if_measured("block", "cpu", _blocks)
+    return _if_measured("block", "cpu", partial(_tables, kind="block"))
 
 
 def block_costs_gpu() -> str:
     """The same on a GPU."""
-    return _if_measured("block", "cuda", _blocks)
-
-
-def _networks(record: dict[str, Any]) -> str:
-    measured = {(row["network"], row["num_blocks"], row["mode"]): row for row in record["rows"]}
-    words = {"resnet50": "ResNet-50", "c2d_resnet50": "C2D-ResNet-50", "maskrcnn_resnet50": "Mask R-CNN"}
-    rows = []
-    for network, num_blocks in dict.fromkeys(key[:2] for key in measured if key[1]):
-        cells = []
-        for mode in ("training", "inference"):
-            row = measured[network, num_blocks, mode]
-            cells += [
-                times(row["time_over_plain"]) if "time_over_plain" in row else "cannot run",
-                f"{row['multiplications_over_plain']:.3f}" if "multiplications_over_plain" in row else "–",
-                f"{row['peak_over_plain']:.3f}" if "peak_over_plain" in row else "–",
-            ]
-        rows.append((f"{words[network]} + {num_blocks}", *cells))
-    header = ["network and CGNL blocks, over the plain network"]
-    for mode in ("training", "inference"):
-        header += [f"{mode}: time", "multiplications", "peak memory"]
-    return table(header, rows)
+    return _if_measured("block", "cuda", partial(_tables, kind="block"))
 
 
 def networks() -> str:
     """Networks with 0, 1 and 5 blocks, on a CPU."""
-    return _if_measured("networks", "cpu", _networks)
+    return _if_measured("networks", "cpu", partial(_tables, kind="networks"))
 
 
 def networks_gpu() -> str:
     """The same on a GPU."""
-    return _if_measured("networks", "cuda", _networks)
+    return _if_measured("networks", "cuda", partial(_tables, kind="networks"))
 
 
 def _accuracies_of_backends(record: dict[str, Any]) -> str:
@@ -379,7 +264,7 @@ def accuracy_gpu() -> str:
 def non_local() -> str:
     """The dot-product non-local operation in two orders."""
     timing, *memory = result("non_local")["rows"]
-    ratio = times(timing["map_over_cheaper_order"])
+    ratio = times_with_quartiles(timing["map_over_cheaper_order"])
     head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {ratio} times as long."
     rows = [
         (
@@ -404,7 +289,7 @@ def reading() -> str:
             f"{row['transform']}, {row['size']} px",
             f"{row['images_per_second']['cgnl']['median']:.0f}",
             f"{row['images_per_second']['ImageFolder']['median']:.0f}",
-            times(row["times_as_fast_as_ImageFolder"]),
+            times_with_quartiles(row["times_as_fast_as_ImageFolder"]),
         )
         for row in result("reading")["rows"]
     ]
@@ -466,13 +351,13 @@ def video_network() -> str:
             rows.append(
                 (
                     f"+ {number} {_VIDEO_NETWORKS[name]}",
-                    times(row["time_over_plain"]),
+                    times_with_quartiles(row["time_over_plain"]),
                     f"{row['multiplications_over_plain']:.3f}",
                     f"{row['peak_over_plain']:.3f}",
                 )
             )
     folding = {
-        row["folding_against_3d_convolutions"]: times(row["folded_over_conv3d"])
+        row["folding_against_3d_convolutions"]: times_with_quartiles(row["folded_over_conv3d"])
         for row in record["rows"]
         if "folded_over_conv3d" in row
     }
@@ -490,7 +375,7 @@ def detection() -> str:
     rows = [
         (
             f"{row['neck'].upper()}, {row['mode']}, + {row['block'].upper()}",
-            times(row["time_over_plain"]),
+            times_with_quartiles(row["time_over_plain"]),
             f"{row['peak_over_plain']:.3f}",
         )
         for row in result("detection")["rows"]
@@ -545,7 +430,7 @@ def video_reading() -> str:
                     f"{row['format']}, {reader}" + ("" if row["gives_the_right_frames"][reader] else " (wrong frames)"),
                     f"{per_second['cgnl']['median']:.1f}",
                     f"{per_second[reader]['median']:.1f}",
-                    times(ratio),
+                    times_with_quartiles(ratio),
                 )
             )
     header = ("format, other reader", "cgnl, clips/s", "other, clips/s", "cgnl / other")

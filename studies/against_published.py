@@ -7,29 +7,23 @@ processes, as the ratios of one differ from those of the next. Run on a machine 
     python studies/against_published.py
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import cgnl
-from cgnl.measure.memory import bytes_kept
-from cgnl.measure.record import write_result
+from cgnl.measure.memory import bytes_kept, call_in_a_fresh_process
 from cgnl.measure.rivals import BareConvolutions, PublishedCGNL
-from cgnl.measure.timing import forward_only, ratios, side_by_side, spread, training_step
-from script import common_arguments
+from cgnl.measure.timing import forward_only, in_memory_format, ratios, side_by_side, spread, training_step
+from script import begin, study, write
 
 SHAPES = ((4, 1024, 28, 28), (8, 512, 28, 28), (2, 512, 16, 28, 28))
 GROUPS = 8
 ORDER = 3
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
-CASES = tuple(product(SHAPES, ("dot", "rbf"), ("contiguous", "channels_last")))
 
 
 def candidates(channels: int, num_axes: int, kernel: str) -> dict[str, nn.Module]:
@@ -46,8 +40,13 @@ def candidates(channels: int, num_axes: int, kernel: str) -> dict[str, nn.Module
     return made
 
 
-def seconds_and_bytes(x: Tensor, kernel: str, repeats: int) -> dict[str, Any]:
-    """Seconds of every turn by mode and candidate, and the bytes that each keeps, without weights and with them."""
+def seconds_and_bytes(
+    shape: Sequence[int], kernel: str, memory_format: str, repeats: int, threads: int, seed: int
+) -> dict[str, Any]:
+    """Return each turn's seconds by mode and candidate, and the bytes that each keeps, with and without weights."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    x = in_memory_format(torch.randn(*shape), memory_format).requires_grad_()
     modules = candidates(x.shape[1], x.dim() - 2, kernel)
     measured: dict[str, Any] = {
         "kept": {name: bytes_kept(partial(module, x), without=module.parameters()) for name, module in modules.items()},
@@ -89,30 +88,18 @@ def rows_of(processes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measures every shape, kernel function and memory format and writes the record."""
-    parser = common_arguments(__doc__, default_out="against_published.json")
-    parser.set_defaults(repeats=5)
+    """Measure every shape, kernel function and memory format and write the record."""
+    parser = study(__file__, __doc__, repeats=5)
     parser.add_argument("--processes", type=int, default=3, help="processes, each with so many turns")
-    parser.add_argument("--only", type=int, help="print the raw measurements of the case with this number as JSON")
-    arguments = parser.parse_args()
+    arguments = begin(parser)
     if arguments.repeats < 2:
         parser.error(f"--repeats ({arguments.repeats}) must be at least 2: one turn has no spread")
-    torch.set_num_threads(arguments.threads)
-    if arguments.only is not None:
-        shape, kernel, layout = CASES[arguments.only]
-        torch.manual_seed(arguments.seed)
-        x = torch.randn(shape)
-        if layout == "channels_last":
-            x = x.contiguous(memory_format=LAYOUTS[len(shape)])
-        print(json.dumps(seconds_and_bytes(x.requires_grad_(), kernel, arguments.repeats)))
-        return
-    options = [f"--{name}={getattr(arguments, name)}" for name in ("repeats", "threads", "seed")]
+    options = {name: getattr(arguments, name) for name in ("repeats", "threads", "seed")}
     rows = []
-    for number, (shape, kernel, layout) in enumerate(CASES):
-        command = [sys.executable, __file__, f"--only={number}", *options]
+    for shape, kernel, layout in product(SHAPES, ("dot", "rbf"), ("contiguous", "channels_last")):
+        case = {"shape": shape, "kernel": kernel, "memory_format": layout, **options}
         processes = [
-            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-            for _ in range(arguments.processes)
+            call_in_a_fresh_process(seconds_and_bytes, mapped=False, **case) for _ in range(arguments.processes)
         ]
         for row in rows_of(processes):
             rows.append({"shape": shape, "kernel": kernel, "memory_format": layout, **row})
@@ -122,18 +109,8 @@ def main() -> None:
                 f"keeps {row['kept_over_published']:.2f}",
                 flush=True,
             )
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={
-            "groups": GROUPS,
-            "rbf_order": ORDER,
-            "repeats": arguments.repeats,
-            "processes": arguments.processes,
-            "dtype": "float32",
-        },
-        rows=rows,
-    )
+    counts = {"repeats": arguments.repeats, "processes": arguments.processes}
+    write(arguments, rows, groups=GROUPS, rbf_order=ORDER, **counts, dtype="float32")
 
 
 if __name__ == "__main__":

@@ -8,18 +8,17 @@ block it is forward and backward, else what its name says. Run on a machine that
 
 import copy
 from collections.abc import Callable
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import cgnl
 from cgnl.measure.forms import gram_form as taking_gram_form
-from cgnl.measure.record import write_result
+from cgnl.measure.forms import replaced
 from cgnl.measure.timing import forward_only, ratios, side_by_side, spread, training_step
 from cgnl.ops import maps
 from cgnl.ops.eager import gram
-from script import common_arguments, within
+from script import begin, study, write
 
 SHAPES = ((4, 1024, 14, 14), (4, 1024, 28, 28), (8, 512, 28, 28), (8, 256, 28, 28), (2, 512, 16, 28, 28))
 GROUPS = 8
@@ -39,13 +38,13 @@ def block_for(x: Tensor) -> nn.Module:
 def gram_form(x: Tensor) -> Candidates:
     """The sums of the dot product from K = X X^T, beside phi and g."""
     step = training_step(block_for(x), x)
-    return {"new": within(taking_gram_form(True), step), "old": within(taking_gram_form(False), step)}
+    return {"new": taking_gram_form(True)(step), "old": taking_gram_form(False)(step)}
 
 
 def gram_form_in_inference(x: Tensor) -> Candidates:
     """The same without gradients, where K serves the sums alone."""
     run = forward_only(block_for(x).eval(), x)
-    return {"new": within(taking_gram_form(True), run), "old": within(taking_gram_form(False), run)}
+    return {"new": taking_gram_form(True)(run), "old": taking_gram_form(False)(run)}
 
 
 def half_of_k(x: Tensor) -> Candidates:
@@ -102,7 +101,7 @@ def norm_inside(x: Tensor) -> Candidates:
 def parts_of_the_batch(x: Tensor) -> Candidates:
     """A part of the batch after the other, beside the whole batch at once."""
     step = training_step(block_for(x), x)
-    return {"new": step, "old": within(mock.patch.object(maps, _PARTS, x.numel()), step)}
+    return {"new": step, "old": replaced(maps, _PARTS, x.numel())(step)}
 
 
 def fuse(x: Tensor) -> Candidates:
@@ -126,9 +125,8 @@ REWRITINGS = (
 
 
 def main() -> None:
-    """Measures every rewriting at every shape and writes the record."""
-    arguments = common_arguments(__doc__, default_out="algebra.json").parse_args()
-    torch.set_num_threads(arguments.threads)
+    """Measure every rewriting at every shape and write the record."""
+    arguments = begin(study(__file__, __doc__))
     rows = []
     for rewriting in REWRITINGS:
         for shape in SHAPES:
@@ -144,12 +142,7 @@ def main() -> None:
             }
             rows.append(row)
             print(f"{row['rewriting']} {list(shape)}: {row['times_as_fast']['median']:.2f} times as fast", flush=True)
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"groups": GROUPS, "repeats": arguments.repeats, "dtype": "float32"},
-        rows=rows,
-    )
+    write(arguments, rows, groups=GROUPS, repeats=arguments.repeats, dtype="float32")
 
 
 if __name__ == "__main__":

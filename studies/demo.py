@@ -13,17 +13,16 @@ from cgnl.cli.demo import run_demo
 from cgnl.cli.demo.actions import actions
 from cgnl.cli.demo.birds import birds
 from cgnl.cli.demo.flock import run_flock_demo
-from cgnl.measure.record import write_result
-from script import common_arguments
+from script import begin, study, write
 
 
 def main() -> None:
-    """Runs the demo and writes what it ended with."""
-    parser = common_arguments(__doc__, default_out="demo.json")
+    """Run the demo and write the record."""
+    parser = study(__file__, __doc__)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--video", action="store_true", help="drawn actions instead of drawn birds")
     kind.add_argument("--detection", action="store_true", help="drawn flocks instead of drawn birds")
-    arguments = parser.parse_args()
+    arguments = begin(parser)
     suffix = "_video" * arguments.video + "_detection" * arguments.detection
     if arguments.out == parser.get_default("out"):
         arguments.out = arguments.out.with_name(f"demo{suffix}.json")
@@ -37,7 +36,7 @@ def main() -> None:
             ended = json.loads((out / "accuracies.json").read_text())
     kept = ("box", "mask", "count") if arguments.detection else ("top1", "top1_interval", "top5", "count")
     rows = [{"network": name, **{key: values[key] for key in kept}} for name, values in ended["networks"].items()]
-    write_result(arguments.out, seed=arguments.seed, settings={"seconds": ended["seconds"]}, rows=rows)
+    write(arguments, rows, seconds=ended["seconds"])
 
 
 if __name__ == "__main__":

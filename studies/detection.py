@@ -15,91 +15,51 @@ the block's share smaller. Run on a machine that does nothing else:
 """
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args
 
 import torch
-from torchvision.models.detection import MaskRCNN
 
-from cgnl.measure.memory import peak_bytes, resident_bytes
-from cgnl.measure.networks import Batch, detector_inference, detector_training_step, images_with_objects
-from cgnl.measure.record import write_result
+from cgnl.measure.memory import PEAK_IS, call_in_a_fresh_process, peak
+from cgnl.measure.networks import MODES, SETTINGS, Neck, Setting, detector_run
 from cgnl.measure.timing import ratios, side_by_side, spread
-from cgnl.networks.detection import maskrcnn_resnet50
-from script import common_arguments, number_from_a_fresh_process
+from script import begin, study, write
 
 BLOCKS = {"plain": None, "nl": "nl", "cgnl": "cgnl"}
-NECKS = ("c4", "fpn")
-MODES = ("training", "inference")
-NUM_CLASSES = 81
+NECKS = get_args(Neck)
+SIZES = ("batch_size", "size", "rois", "proposals")
 # what CGNL may cost in training over the plain network
 TIME_LIMIT = 1.065
 MEMORY_LIMIT = 1.04
 
 
-def network_of(name: str, neck: str, arguments: argparse.Namespace) -> MaskRCNN:
-    """The network of that name; what is outside the block has the same weights in each."""
-    torch.manual_seed(arguments.seed)
-    network = maskrcnn_resnet50(
-        BLOCKS[name],
-        neck=neck,
-        num_classes=NUM_CLASSES,
-        size=arguments.size,
-        max_size=2 * arguments.size,
-        rois=arguments.rois,
-        proposals=arguments.proposals,
-    )
-    for stage in ("conv1", "layer1"):
-        network.backbone.body[stage].requires_grad_(False)
-    return network.to(arguments.device)
+def peak_of(name: str, neck: Neck, mode: str, setting: dict[str, Any], device: str, threads: int, seed: int) -> int:
+    """Return how far memory rises while a network is made and runs twice (bytes)."""
+    torch.set_num_threads(threads)
+
+    def make_and_run() -> None:
+        _, run = detector_run(Setting(**setting), mode, BLOCKS[name], 1, device, seed, neck)
+        # the optimizer has its momentum from the second step on
+        for _ in range(2):
+            run()
+
+    return peak(make_and_run, device)
 
 
-def batch_of(arguments: argparse.Namespace) -> Batch:
-    """The images and their objects."""
-    return images_with_objects(
-        arguments.batch_size,
-        arguments.size,
-        seed=arguments.seed,
-        device=arguments.device,
-        num_classes=NUM_CLASSES,
-    )
-
-
-def run_of(mode: str, network: MaskRCNN, batch: Batch, seed: int) -> Callable[[], object]:
-    """One turn of a network."""
-    if mode == "training":
-        return detector_training_step(network, batch, seed)
-    return detector_inference(network, batch)
-
-
-def measure_peak(arguments: argparse.Namespace) -> None:
-    """Print the peak of memory of two turns."""
-    name, neck, mode = arguments.peak_of.split(",")
-    batch = batch_of(arguments)
-    before = resident_bytes()
-    run = run_of(mode, network_of(name, neck, arguments), batch, arguments.seed)
-    # the optimizer has its momentum from the second step on
-    for _ in range(2):
-        run()
-    print(torch.cuda.max_memory_allocated() if arguments.device == "cuda" else peak_bytes() - before)
-
-
-def rows_of(neck: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time and memory of the networks with this neck, and what they are to the plain one's."""
-    batch = batch_of(arguments)
-    names = ("batch_size", "size", "rois", "proposals", "threads", "seed", "device")
-    options = {name: getattr(arguments, name) for name in names}
+def rows_of(neck: Neck, setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return time and memory of the networks with this neck, and their ratios to the plain one's."""
+    options = {name: getattr(arguments, name) for name in ("device", "threads", "seed")}
     rows = []
     for mode in MODES:
+        case = {"neck": neck, "mode": mode, "setting": asdict(setting), **options}
         peaks = {
-            name: min(
-                number_from_a_fresh_process(__file__, {"peak_of": f"{name},{neck},{mode}", **options})
-                for _ in range(arguments.peaks)
-            )
+            name: min(call_in_a_fresh_process(peak_of, name=name, **case) for _ in range(arguments.peaks))
             for name in BLOCKS
         }
-        networks = {name: network_of(name, neck, arguments) for name in BLOCKS}
-        runs = {name: run_of(mode, network, batch, arguments.seed) for name, network in networks.items()}
+        runs = {
+            name: detector_run(setting, mode, block, 1, arguments.device, arguments.seed, neck)[1]
+            for name, block in BLOCKS.items()
+        }
         seconds = side_by_side(runs, repeats=arguments.repeats, warmup=1)
         for name in BLOCKS:
             row: dict[str, Any] = {
@@ -112,8 +72,7 @@ def rows_of(neck: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "peak_over_plain": round(peaks[name] / peaks["plain"], 4),
             }
             if mode == "inference":
-                found = detector_inference(networks[name], batch)()
-                row["objects"] = [len(of_image["boxes"]) for of_image in found]
+                row["objects"] = [len(of_image["boxes"]) for of_image in runs[name]()]
             elif name == "cgnl":
                 time = row["time_over_plain"]["median"]
                 row["time_limit"] = {"at_most": TIME_LIMIT, "met": time <= TIME_LIMIT}
@@ -129,44 +88,24 @@ def rows_of(neck: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure everything and write the record."""
-    parser = common_arguments(__doc__, default_out="detection.json")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = study(__file__, __doc__)
+    parser.add_argument("--device", choices=tuple(SETTINGS), default="cpu")
     parser.add_argument("--batch-size", type=int, help="images; 1 on a CPU, 2 on a GPU")
     parser.add_argument("--size", type=int, help="pixels of the shorter side; 480 on a CPU, 800 on a GPU")
     parser.add_argument("--rois", type=int, help="regions an image that the heads train on; 128 on a CPU, 512 on a GPU")
     parser.add_argument("--proposals", type=int, help="regions an image in inference; 250 on a CPU, 1000 on a GPU")
     parser.add_argument("--necks", nargs="+", choices=NECKS, default=list(NECKS))
     parser.add_argument("--peaks", type=int, default=2, help="processes a network whose peaks are measured")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    on_gpu = arguments.device == "cuda"
-    arguments.batch_size = arguments.batch_size or (2 if on_gpu else 1)
-    arguments.size = arguments.size or (800 if on_gpu else 480)
-    arguments.rois = arguments.rois or (512 if on_gpu else 128)
-    arguments.proposals = arguments.proposals or (1000 if on_gpu else 250)
-    torch.set_num_threads(arguments.threads)
-    if arguments.peak_of:
-        measure_peak(arguments)
-        return
-    rows = [row for neck in arguments.necks for row in rows_of(neck, arguments)]
-    settings = ("device", "batch_size", "size", "rois", "proposals", "repeats", "peaks")
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={
-            **{name: getattr(arguments, name) for name in settings},
-            "dtype": "float32",
-            "norm": "sync_batch",
-            "peak": "least of the peaks of fresh processes: "
-            + (
-                "bytes allocated by PyTorch at the highest"
-                if on_gpu
-                else "resident set at its highest in two turns, less what it was before the network was made; tensors "
-                "are mapped and unmapped one by one"
-            ),
-        },
-        rows=rows,
+    arguments = begin(parser)
+    default = SETTINGS[arguments.device]["maskrcnn_resnet50"]
+    sizes = {name: getattr(arguments, name) or getattr(default, name) for name in SIZES}
+    setting = Setting(**sizes)
+    rows = [row for neck in arguments.necks for row in rows_of(neck, setting, arguments)]
+    counts = {name: getattr(arguments, name) for name in ("device", "repeats", "peaks")}
+    peak_is = (
+        f"the lowest of {arguments.peaks} peaks, while a network is made and runs twice: {PEAK_IS[arguments.device]}"
     )
+    write(arguments, rows, **sizes, **counts, dtype="float32", norm="sync_batch", peak=peak_is)
 
 
 if __name__ == "__main__":

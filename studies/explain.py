@@ -10,7 +10,6 @@ pass, which holds a map of all pairs. Run on a machine that does nothing else:
     python studies/explain.py
 """
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -21,12 +20,11 @@ from cgnl import CGNL2d, NonLocal2d
 from cgnl.explain.effect import effect
 from cgnl.explain.maps import affinity, affinity_group, evidence, reference_channel
 from cgnl.explain.trace import BlockTrace, trace_blocks
-from cgnl.measure.memory import forget_peak, peak_bytes, resident_bytes
-from cgnl.measure.record import write_result
-from cgnl.measure.timing import side_by_side, spread
+from cgnl.measure.memory import call_in_a_fresh_process, peak_resident
+from cgnl.measure.timing import forward_only, side_by_side, spread
 from cgnl.networks.image import resnet50
 from cgnl.networks.video import c2d_resnet50
-from script import common_arguments, number_from_a_fresh_process
+from script import begin, study, write
 
 PATH = "layer3.4"
 # Name, network, input, seconds that the maps may take beyond the forward pass.
@@ -76,22 +74,12 @@ def maps_of_one_reference(block: BlockTrace) -> list[Tensor]:
     ]
 
 
-def forward(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """The forward pass alone."""
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return network(x)
-
-    return run
-
-
 def time_maps(name: str, network: nn.Module, x: Tensor, bound: float, repeats: int) -> dict[str, object]:
     """Seconds of the forward pass, of the trace, of the maps, and of the maps and trace beyond the forward pass."""
     block = trace_blocks(network, x).blocks[PATH]
     seconds = side_by_side(
         {
-            "forward": forward(network, x),
+            "forward": forward_only(network, x),
             "trace": lambda: trace_blocks(network, x),
             "maps": lambda: maps_of_one_reference(block),
         },
@@ -117,18 +105,13 @@ def bytes_needed(block: str, side: int) -> int:
     network = BLOCKS[block](CHANNELS).eval()
     maps_of_one_reference(trace_blocks(network, torch.randn(1, CHANNELS, 8, 8)).blocks[""])  # loads what is needed
     x = torch.randn(1, CHANNELS, side, side)
-    forget_peak()
-    before = resident_bytes()
-    maps = maps_of_one_reference(trace_blocks(network, x).blocks[""])
-    needed = peak_bytes() - before
-    del maps
-    return needed
+    return peak_resident(lambda: maps_of_one_reference(trace_blocks(network, x).blocks[""]))
 
 
 def fit_memory(block: str) -> dict[str, object]:
     """Bytes that a trace and its maps need at several numbers of positions, and the line through them."""
     positions = [side * side for side in SIDES]
-    needed = [number_from_a_fresh_process(__file__, {"block": block, "side": side}) for side in SIDES]
+    needed = [call_in_a_fresh_process(bytes_needed, block=block, side=side) for side in SIDES]
     slope, intercept = np.polyfit(positions, needed, 1)
     residual = np.abs(np.polyval((slope, intercept), positions) - needed).max() / max(needed)
     per_number = slope / (CHANNELS // 2)
@@ -148,29 +131,16 @@ def fit_memory(block: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Times the maps for an image and videos, fits the memory, and writes the record."""
-    parser = common_arguments(__doc__, default_out="explain.json")
+    """Time the maps for an image and videos, fit the memory, and write the record."""
+    parser = study(__file__, __doc__)
     parser.add_argument("--small", action="store_true", help="small inputs, to try the script")
-    # with both of these, prints bytes alone
-    parser.add_argument("--block", choices=tuple(BLOCKS), help=argparse.SUPPRESS)
-    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    if arguments.block is not None:
-        print(bytes_needed(arguments.block, arguments.side))
-        return
+    arguments = begin(parser)
     rows = [
         time_maps(name, awake(make()), torch.randn(shape), bound, arguments.repeats)
         for name, make, shape, bound in (SMALL_CASES if arguments.small else CASES)
     ]
     rows += [fit_memory(block) for block in ("nl", "cgnl")]
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"repeats": arguments.repeats, "small": arguments.small, "dtype": "float32"},
-        rows=rows,
-    )
+    write(arguments, rows, repeats=arguments.repeats, small=arguments.small, dtype="float32")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ products' magnitudes; the largest over samples, groups and draws:
 import torch
 from torch import Tensor
 
-from cgnl.measure.record import write_result
 from cgnl.measure.timing import rounded
 from cgnl.ops.eager import gram
-from script import common_arguments
+from script import begin, study, write
 
 BATCH, GROUPS = 2, 8
 SIZES = ((256, 784), (512, 784), (1024, 784), (512, 12544))
@@ -67,10 +66,8 @@ def ways(x: Tensor, phi_weight: Tensor, g_weight: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Measures every way on every kind of map and writes the record."""
-    arguments = common_arguments(__doc__, default_out="gram_digits.json", repeats="draws of x and weights").parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    """Measure every way on every kind of map and write the record."""
+    arguments = begin(study(__file__, __doc__, repeats_are="draws of x and weights"))
     rows = []
     for kind in MAPS:
         for channels, positions in SIZES:
@@ -87,12 +84,7 @@ def main() -> None:
                 | {"units": {way: rounded(lost) for way, lost in units.items()}}
             )
             print(kind, channels, positions, rows[-1]["units"], flush=True)
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"batch": BATCH, "groups": GROUPS, "draws": arguments.repeats, "maps": MAPS},
-        rows=rows,
-    )
+    write(arguments, rows, batch=BATCH, groups=GROUPS, draws=arguments.repeats, maps=MAPS)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ from torch import nn
 
 import cgnl
 from cgnl.measure.forms import gram_form
-from cgnl.measure.record import write_result
 from cgnl.measure.timing import forward_only, ratios, side_by_side, spread, training_step
 from cgnl.ops.eager import gram
-from script import common_arguments, within
+from script import begin, study, write
 
 CHANNELS = (64, 128, 256, 512, 1024, 2048)
 SIDES = (7, 14, 28, 56, 112)
@@ -27,9 +26,8 @@ LEAST_ELEMENTS, MOST_ELEMENTS = 2**17, 2**24
 
 
 def main() -> None:
-    """Measures every size and writes the record."""
-    arguments = common_arguments(__doc__, default_out="gram_form.json").parse_args()
-    torch.set_num_threads(arguments.threads)
+    """Measure every size and write the record."""
+    arguments = begin(study(__file__, __doc__))
     rows = []
     for channels, side, batch in product(CHANNELS, SIDES, BATCHES):
         shape = (batch, channels, side, side)
@@ -42,7 +40,7 @@ def main() -> None:
         nn.init.ones_(block.norm.weight)
         for training in (True, False):
             run = training_step(block.train(), x) if training else forward_only(block.eval(), x)
-            forms = {"gram": within(gram_form(True), run), "features": within(gram_form(False), run)}
+            forms = {"gram": gram_form(True)(run), "features": gram_form(False)(run)}
             seconds = side_by_side(forms, repeats=arguments.repeats, warmup=2, least_seconds=0.02)
             row = {
                 "shape": shape,
@@ -57,12 +55,7 @@ def main() -> None:
                 f"{'Gram form' if row['takes_gram_form'] else 'phi and g'}",
                 flush=True,
             )
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"groups": GROUPS, "repeats": arguments.repeats, "dtype": "float32"},
-        rows=rows,
-    )
+    write(arguments, rows, groups=GROUPS, repeats=arguments.repeats, dtype="float32")
 
 
 if __name__ == "__main__":

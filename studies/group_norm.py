@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import cgnl
-from cgnl.measure.record import write_result
-from script import common_arguments
+from script import begin, study, write
 
 CHANNELS, GROUPS = 512, 8
 SHAPE = (8, CHANNELS, 14, 14)
@@ -65,10 +64,8 @@ def measure(norm: str, weight_scale: float, seed: int, *, batch: int = SHAPE[0])
 
 
 def main() -> None:
-    """Measures both norms and BatchNorm with one sample; writes the record."""
-    parser = common_arguments(__doc__, default_out="group_norm.json")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    """Measure both norms, and BatchNorm with one sample, and write the record."""
+    arguments = begin(study(__file__, __doc__))
     rows: list[dict[str, Any]] = []
     for name, norm, batch in (
         ("group", "group", SHAPE[0]),
@@ -86,12 +83,7 @@ def main() -> None:
             }
             rows.append(row)
             print(row)
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"shape": SHAPE, "groups": GROUPS, "seeds": SEEDS, "values": "lowest, median, highest"},
-        rows=rows,
-    )
+    write(arguments, rows, shape=SHAPE, groups=GROUPS, seeds=SEEDS, values="lowest, median, highest")
 
 
 if __name__ == "__main__":

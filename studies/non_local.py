@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgnl.measure.record import write_result
 from cgnl.measure.timing import ratios, side_by_side, spread
 from cgnl.ops import non_local
-from script import common_arguments
+from script import begin, study, write
 
 SHAPE = (2, 512, 16, 28, 28)
 FRAMES = (2, 4, 8, 16, 32)
@@ -71,12 +70,8 @@ def largest_bytes(operation: Callable[..., Tensor], frames: int) -> int:
 
 
 def main() -> None:
-    """Measures time at the shape of the task and memory over the number of frames; writes the record."""
-    parser = common_arguments(__doc__, default_out="non_local.json")
-    parser.set_defaults(repeats=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    """Measure time at the shape of the task and memory over the number of frames, and write the record."""
+    arguments = begin(study(__file__, __doc__, repeats=5))
     operations = {"cheaper_order": cheaper_order, "through_the_map": through_the_map}
 
     features = [torch.randn(SHAPE, requires_grad=True) for _ in range(3)]
@@ -102,12 +97,7 @@ def main() -> None:
     print(f"{SHAPE}: the N x N map takes {timing['map_over_cheaper_order']['median']:.1f} times as long")
     for row in memory:
         print(row)
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"repeats": arguments.repeats, "dtype": "float32"},
-        rows=[timing, *memory],
-    )
+    write(arguments, [timing, *memory], repeats=arguments.repeats, dtype="float32")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from cgnl.explain.figures import save_figure
 from cgnl.explain.score import scores_figure, scores_table
-from cgnl.measure.record import write_result
 from cgnl.recipes import RECIPES
 from cgnl.settings.image import Recipe
 from cgnl.tasks import load_trained, score_parts, train
 from cgnl.toy.birds import draw_birds
-from script import common_arguments
+from script import begin, study, write
 
 BLOCKS = {"NL": "nl", "CGNL": "cgnl"}
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "part_scores.svg"
@@ -36,11 +35,11 @@ def recipe_of(block: str, root: Path, weights: Path | None, epochs: int, seed: i
 
 
 def main() -> None:
-    """Trains, scores, and writes the record and the plot."""
-    parser = common_arguments(__doc__, default_out="part_scores.json")
+    """Train, score, and write the record and the plot."""
+    parser = study(__file__, __doc__)
     parser.add_argument("--epochs", type=int, nargs=2, default=(12, 8), help="of the base and of each copy")
     parser.add_argument("--limit", type=int, default=400, help="test images that are scored")
-    arguments = parser.parse_args()
+    arguments = begin(parser)
     base_epochs, copy_epochs = arguments.epochs
     scores = []
     with tempfile.TemporaryDirectory() as folder:
@@ -55,12 +54,8 @@ def main() -> None:
             scores.append((name, score_parts(trained, root, limit=arguments.limit, seed=arguments.seed)))
     print(scores_table(scores))
     save_figure(scores_figure(scores), FIGURE)
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"epochs": list(arguments.epochs), "limit": arguments.limit},
-        rows=[{"network": name, **score.as_dict()} for name, score in scores],
-    )
+    rows = [{"network": name, **score.as_dict()} for name, score in scores]
+    write(arguments, rows, epochs=list(arguments.epochs), limit=arguments.limit)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,17 @@ from torchvision.transforms import v2
 
 from cgnl.data.images import ImageDataset, collate, read_images
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
-from cgnl.measure.record import write_result
 from cgnl.measure.timing import ratios, side_by_side, spread
-from script import common_arguments
+from script import begin, study, write
 
 HEIGHT, WIDTH = 375, 500
 
 
 def draw_jpegs(root: Path, number: int, seed: int) -> int:
-    """Draws JPEGs of photographic detail (clouds of all sizes, and grain) of CUB's usual size.
+    """Draw JPEGs of photographic detail (clouds of all sizes, and grain) of CUB's usual size.
 
     Returns:
-        Bytes of all files.
+        The bytes of all files.
     """
     rng = np.random.default_rng(seed)
     folder = root / "train" / "bird"
@@ -54,13 +53,10 @@ def pillow_transform(size: int, resize: int, *, training: bool) -> v2.Compose:
 
 
 def main() -> None:
-    """Times reading batches and writes studies/results/reading.json."""
-    parser = common_arguments(__doc__, default_out="reading.json")
-    parser.set_defaults(threads=1)
+    """Time reading batches and write the record."""
+    parser = study(__file__, __doc__, threads=1)
     parser.add_argument("--batch-size", type=int, default=32)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    arguments = begin(parser)
     keys = range(arguments.batch_size)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -95,12 +91,8 @@ def main() -> None:
                 )
                 print(f"{rows[-1]['transform']} {size}: {per_second['cgnl']['median']:.0f} images/s,", end=" ")
                 print(f"ImageFolder {per_second['ImageFolder']['median']:.0f}; {ratio['median']:.2f} times as fast")
-    settings = {
-        "batch_size": arguments.batch_size,
-        "repeats": arguments.repeats,
-        "jpeg": {"height": HEIGHT, "width": WIDTH, "quality": 90, "mean_bytes": num_bytes // arguments.batch_size},
-    }
-    write_result(arguments.out, seed=arguments.seed, settings=settings, rows=rows)
+    jpeg = {"height": HEIGHT, "width": WIDTH, "quality": 90, "mean_bytes": num_bytes // arguments.batch_size}
+    write(arguments, rows, batch_size=arguments.batch_size, repeats=arguments.repeats, jpeg=jpeg)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,57 @@
-"""What every script of this folder takes, and where it writes."""
+"""What the scripts of this folder share: their options, their start, and the record that they write."""
 
 import argparse
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from cgnl.measure.memory import output_of_a_fresh_process
+import torch
+
+from cgnl.measure.record import write_result
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def common_arguments(
-    description: str | None, *, default_out: str, repeats: str = "turns that count"
+def study(
+    file: str,
+    description: str | None,
+    *,
+    repeats: int = 15,
+    repeats_are: str = "turns that count",
+    threads: int = 2,
 ) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: where to write, turns (or what else is repeated), threads, seed."""
+    """Return a parser with the options of every study.
+
+    Args:
+        file: The script; its record has the same name.
+        description: What ``--help`` prints first.
+        repeats: Default of ``--repeats``.
+        repeats_are: What is repeated.
+        threads: Default of ``--threads``.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / default_out, help="the JSON file to write")
-    parser.add_argument("--repeats", type=int, default=15, help=repeats)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    out = RESULTS / f"{Path(file).stem}.json"
+    parser.add_argument("--out", type=Path, default=out, help=f"the JSON file to write; results/{out.name} by default")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"{repeats_are}; {repeats} by default")
+    parser.add_argument("--threads", type=int, default=threads, help=f"CPU threads; {threads} by default")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def within(context: AbstractContextManager[object], run: Callable[[], object]) -> Callable[[], None]:
-    """The function, run within the context each time; the context can be entered again, as a patch can."""
-
-    def run_within() -> None:
-        with context:
-            run()
-
-    return run_within
+def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, and set threads and seed as it says."""
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    return arguments
 
 
-def number_from_a_fresh_process(script: str, options: Mapping[str, object]) -> int:
-    """The number that a script prints when it is run with these options in a process of its own.
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], **settings: Any) -> None:
+    """Write the record of a study.
 
     Args:
-        script: path of the script.
-        options: values by the options' names, with underscores.
+        arguments: As `begin` returned them.
+        rows: The measurements.
+        settings: What was measured, and how.
     """
-    arguments = [script]
-    for name, value in options.items():
-        arguments += [f"--{name.replace('_', '-')}", str(value)]
-    return int(output_of_a_fresh_process(arguments))
+    device = getattr(arguments, "device", "cpu")
+    write_result(arguments.out, seed=arguments.seed, device=device, settings=settings, rows=rows)

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import cgnl
-from cgnl.measure.record import write_result
-from script import common_arguments
+from script import begin, study, write
 
 KERNELS = ("dot", "embedded_gaussian", "rbf")
 SCALES = (None, "sqrt", "mean")
@@ -93,11 +92,8 @@ def _measured(
 
 
 def main() -> None:
-    """Trains all blocks; writes the record."""
-    parser = common_arguments(__doc__, default_out="start.json", repeats="seeds, one training each")
-    parser.set_defaults(repeats=3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    """Train all blocks and write the record."""
+    arguments = begin(study(__file__, __doc__, repeats=3, repeats_are="seeds, one training each"))
     seeds = range(arguments.seed, arguments.seed + arguments.repeats)
     rows = []
     for kernel, scale in itertools.product(KERNELS, SCALES):
@@ -113,12 +109,7 @@ def main() -> None:
         for (kernel, scale), block in {("nl", None): partial(cgnl.NonLocal2d, norm=norm), **blocks}.items():
             row = {"what": "rate", "kernel": kernel, "scale": scale, "norm": norm}
             rows += [_measured(dict(row), block, seeds, lr, 200) for lr in RATES]
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={"shape": SHAPE, "momentum": 0.9, "losses": "one a seed, ascending"},
-        rows=rows,
-    )
+    write(arguments, rows, shape=SHAPE, momentum=0.9, losses="one a seed, ascending")
 
 
 if __name__ == "__main__":

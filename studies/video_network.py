@@ -10,21 +10,21 @@ convolutions of the same weights. Run on a machine that does nothing else:
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cgnl.insertion import inserted_blocks
-from cgnl.measure.memory import peak_bytes, resident_bytes
-from cgnl.measure.networks import training_step
-from cgnl.measure.record import write_result
-from cgnl.measure.timing import ratios, side_by_side, spread
+from cgnl.measure.memory import PEAK_IS, call_in_a_fresh_process, peak
+from cgnl.measure.networks import classifier_training_step
+from cgnl.measure.timing import in_memory_format, ratios, side_by_side, spread
 from cgnl.networks.cost import network_cost
 from cgnl.networks.video import STRIDES_32_FRAMES, c2d_resnet50
 from conv3d_network import Conv3dResNet
-from script import common_arguments, number_from_a_fresh_process
+from script import begin, study, write
 
 FRAMES = 32
 NUM_CLASSES = 200
@@ -46,10 +46,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 # Peaks over the plain network's that CGNL must not exceed; the limit of its time is its multiplications.
 MEMORY_LIMITS = {"1_cgnl": 1.05, "5_cgnl": 1.20}
-MEMORY_FORMATS = {
-    "channels_last": (torch.channels_last, torch.channels_last_3d),
-    "contiguous": (torch.contiguous_format, torch.contiguous_format),
-}
+MEMORY_FORMATS = ("channels_last", "contiguous")
 
 
 def network_of(name: str) -> nn.Module:
@@ -67,44 +64,40 @@ def network_of_3d_convolutions() -> nn.Module:
     return network
 
 
-def clips(arguments: argparse.Namespace, memory_format: str) -> tuple[Tensor, Tensor]:
-    """Noise of a clip's shape, and labels."""
-    shape = (arguments.batch_size, 3, FRAMES, arguments.size, arguments.size)
-    video = torch.randn(shape).contiguous(memory_format=MEMORY_FORMATS[memory_format][1])
-    return video, torch.randint(NUM_CLASSES, (arguments.batch_size,))
+def step_of(network: nn.Module, memory_format: str, batch_size: int, size: int) -> Callable[[], None]:
+    """Return a function that runs a training step of the network on clips of noise."""
+    for parameter in network.parameters():
+        if parameter.dim() > 3:
+            parameter.data = in_memory_format(parameter.data, memory_format)
+    video = in_memory_format(torch.randn(batch_size, 3, FRAMES, size, size), memory_format)
+    return classifier_training_step(network, video, torch.randint(NUM_CLASSES, (batch_size,)))
 
 
-def measure_peak(arguments: argparse.Namespace) -> None:
-    """Print the peak of memory of training steps, over what the process had before it made the network."""
-    video, labels = clips(arguments, arguments.memory_format)
-    before = resident_bytes()
-    network = network_of(arguments.peak_of).to(memory_format=MEMORY_FORMATS[arguments.memory_format][0])
-    step = training_step(network, video, labels)
-    # the optimizer has its momentum from the second step on
-    for _ in range(2):
-        step()
-    print(peak_bytes() - before)
+def peak_of(name: str, memory_format: str, batch_size: int, size: int, threads: int, seed: int) -> int:
+    """Return how far memory rises while a network is made and trains for two steps (bytes)."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
 
+    def make_and_run() -> None:
+        step = step_of(network_of(name), memory_format, batch_size, size)
+        # the optimizer has its momentum from the second step on
+        for _ in range(2):
+            step()
 
-def peak_in_a_fresh_process(name: str, arguments: argparse.Namespace) -> int:
-    """Bytes that `measure_peak` finds."""
-    names = ("batch_size", "size", "threads", "seed", "memory_format")
-    options = {"peak_of": name, **{option: getattr(arguments, option) for option in names}}
-    return number_from_a_fresh_process(__file__, options)
+    return peak(make_and_run, "cpu")
 
 
 def rows_of_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time, memory and multiplications of each network, and what they are to the plain one's."""
+    """Return time, memory and multiplications of each network, and their ratios to the plain one's."""
     shape = (1, 3, FRAMES, arguments.size, arguments.size)
+    clips = {name: getattr(arguments, name) for name in ("memory_format", "batch_size", "size")}
+    case = {**clips, "threads": arguments.threads, "seed": arguments.seed}
     costs = {name: network_cost(partial(network_of, name), shape) for name in arguments.networks}
     peaks = {
-        name: [peak_in_a_fresh_process(name, arguments) for _ in range(arguments.peaks)] for name in arguments.networks
+        name: [call_in_a_fresh_process(peak_of, name=name, **case) for _ in range(arguments.peaks)]
+        for name in arguments.networks
     }
-    video, labels = clips(arguments, arguments.memory_format)
-    steps = {}
-    for name in arguments.networks:
-        network = network_of(name).to(memory_format=MEMORY_FORMATS[arguments.memory_format][0])
-        steps[name] = training_step(network, video, labels)
+    steps = {name: step_of(network_of(name), **clips) for name in arguments.networks}
     seconds = side_by_side(steps, repeats=arguments.repeats, warmup=1)
     rows = []
     for name in arguments.networks:
@@ -115,7 +108,7 @@ def rows_of_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "multiplications_over_plain": round(costs[name].multiplications / costs["plain"].multiplications, 4),
             "seconds": spread(seconds[name]),
             "time_over_plain": ratios(seconds[name], seconds["plain"]),
-            "peak_mebibytes": [round(peak / 2**20, 1) for peak in peaks[name]],
+            "peak_mebibytes": [round(of_process / 2**20, 1) for of_process in peaks[name]],
             "peak_over_plain": round(min(peaks[name]) / min(peaks["plain"]), 4),
         }
         if name in MEMORY_LIMITS:
@@ -131,13 +124,10 @@ def rows_of_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def row_of_folding(arguments: argparse.Namespace, memory_format: str) -> dict[str, Any]:
-    """A step of the plain network beside one of real 3d convolutions."""
-    video, labels = clips(arguments, memory_format)
-    format_2d, format_3d = MEMORY_FORMATS[memory_format]
-    steps = {
-        "folded": training_step(network_of("plain").to(memory_format=format_2d), video, labels),
-        "conv3d": training_step(network_of_3d_convolutions().to(memory_format=format_3d), video, labels),
-    }
+    """Return the time of the plain network's step beside that of the same step with real 3d convolutions."""
+    networks = {"folded": network_of("plain"), "conv3d": network_of_3d_convolutions()}
+    sizes = (arguments.batch_size, arguments.size)
+    steps = {name: step_of(network, memory_format, *sizes) for name, network in networks.items()}
     seconds = side_by_side(steps, repeats=arguments.repeats, warmup=1)
     row = {
         "folding_against_3d_convolutions": memory_format,
@@ -150,36 +140,21 @@ def row_of_folding(arguments: argparse.Namespace, memory_format: str) -> dict[st
 
 def main() -> None:
     """Measure everything and write the record."""
-    parser = common_arguments(__doc__, default_out="video_network.json")
+    parser = study(__file__, __doc__)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--memory-format", choices=MEMORY_FORMATS, default="channels_last")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="with 'plain'")
     parser.add_argument("--peaks", type=int, default=2, help="processes a network whose peaks are measured")
-    parser.add_argument("--peak-of", choices=NETWORKS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    if arguments.peak_of:
-        measure_peak(arguments)
-        return
+    arguments = begin(parser)
     if "plain" not in arguments.networks:
         parser.error("--networks must have plain among them")
     rows = rows_of_networks(arguments)
     rows += [row_of_folding(arguments, memory_format) for memory_format in MEMORY_FORMATS]
-    settings = ("batch_size", "size", "repeats", "memory_format", "peaks")
-    write_result(
-        arguments.out,
-        seed=arguments.seed,
-        settings={
-            "frames": FRAMES,
-            **{name: getattr(arguments, name) for name in settings},
-            "dtype": "float32",
-            "peak": "resident set at its highest in two training steps of a fresh process, less what it was before "
-            "the network was made (clips and libraries); tensors are mapped and unmapped one by one",
-        },
-        rows=rows,
-    )
+    names = ("batch_size", "size", "repeats", "memory_format", "peaks")
+    settings = {name: getattr(arguments, name) for name in names}
+    peak_is = f"while a network is made and trains for two steps: {PEAK_IS['cpu']}"
+    write(arguments, rows, frames=FRAMES, **settings, dtype="float32", peak=peak_is)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cgnl.data.transforms import clip_train_transform
 from cgnl.data.videos import GuardedReader
-from cgnl.measure.record import write_result
 from cgnl.measure.timing import ratios, side_by_side, spread
-from script import common_arguments
+from script import begin, study, write
 
 WORKERS = 2
 LENGTH, STEP = 32, 2
@@ -129,13 +128,11 @@ class Clips(Dataset[Tensor]):
 
 
 def main() -> None:
-    """Times reading clips and writes studies/results/video_reading.json."""
-    parser = common_arguments(__doc__, default_out="video_reading.json")
-    parser.set_defaults(threads=1, repeats=11)
+    """Time reading clips and write the record."""
+    parser = study(__file__, __doc__, repeats=11, threads=1)
     parser.add_argument("--clips", type=int, default=24, help="clips of each reader in each turn")
     parser.add_argument("--files", type=int, default=4, help="files of each format")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = begin(parser)
     cv2.setNumThreads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -179,16 +176,17 @@ def main() -> None:
             print(", ".join(f"{ratio['median']:.2f} times as fast as {other}" for other, ratio in faster.items()))
             if not all(exact.values()):
                 print("  not exact:", ", ".join(reader for reader, right in exact.items() if not right))
-    settings = {
-        "workers": WORKERS,
-        "decoder_threads": 1,
-        "clips": arguments.clips,
-        "repeats": arguments.repeats,
-        "frames": f"{LENGTH} of {LENGTH * STEP}",
-        "video_seconds": SECONDS,
-        "versions": {"av": av.__version__, "decord": decord.__version__, "opencv": cv2.__version__},
-    }
-    write_result(arguments.out, seed=arguments.seed, settings=settings, rows=rows)
+    write(
+        arguments,
+        rows,
+        workers=WORKERS,
+        decoder_threads=1,
+        clips=arguments.clips,
+        repeats=arguments.repeats,
+        frames=f"{LENGTH} of {LENGTH * STEP}",
+        video_seconds=SECONDS,
+        versions={"av": av.__version__, "decord": decord.__version__, "opencv": cv2.__version__},
+    )
 
 
 def cgnl_reader() -> Reader:

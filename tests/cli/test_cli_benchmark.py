@@ -149,7 +149,7 @@ def test_block(capsys, tmp_path):
                 assert 0 < row["bytes_kept_without_parameters"] < row["bytes_kept"]
                 assert row["peak_bytes"] >= 0
     assert rows["nl_softmax", "float32", "contiguous"]["attention"] == "FLASH_ATTENTION"
-    assert "squeeze_excitation" in printed
+    assert "squeeze and excitation" in printed
 
 
 @pytest.mark.slow

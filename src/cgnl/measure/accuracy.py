@@ -8,16 +8,15 @@ Legend: B batch, C channels, C' inner channels, S spatial axes, G groups.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from cgnl import ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, KernelFunction
+from cgnl.measure import varying_part
 from cgnl.measure.forms import gram_form
 from cgnl.measure.timing import reason_of_failure, rounded
 from cgnl.ops import fused
@@ -126,8 +125,8 @@ def results_of(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, bac
     return dict(zip(TENSORS, (output.detach(), *torch.autograd.grad(output, wanted, d_output)), strict=True))
 
 
-def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measures every backend, type, case and kernel function.
+def measure(device: str, *, seed: int, smallest: bool) -> dict[str, Any]:
+    """Measure every backend, type, case and kernel function.
 
     Args:
         device: "cpu" or "cuda".
@@ -135,7 +134,8 @@ def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], 
         smallest: tiny inputs, to see that all parts work.
 
     Returns:
-        Settings and rows; a row of a backend that cannot run, or whose results are not finite, says so.
+        Settings, rows and the varying part of the record; a row of a backend that cannot run, or whose results are not
+        finite, says so.
     """
     cases = SMALLEST_CASES if smallest else CASES
     rows = []
@@ -157,7 +157,8 @@ def measure(device: str, *, seed: int, smallest: bool) -> tuple[dict[str, Any], 
         "errors": "max |result - reference| / (eps · max |reference|) with the type's eps; the reference is the naive "
         "form in float64 on the same rounded inputs",
     }
-    return settings, rows
+    varying = varying_part.measure(device, seed=seed, smallest=smallest)
+    return {"settings": settings, "varying_part": varying, "rows": rows}
 
 
 def _errors(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, backend: ops.Backend) -> dict[str, Any]:
@@ -180,25 +181,26 @@ def compared(results: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtyp
     return {"errors": errors} | ({"not_finite": not_finite} if not_finite else {})
 
 
-def print_self_test(device: str, *, smallest: bool) -> None:
-    """Prints how the fused operators pass the test that ``backend="auto"`` makes before it takes them on a device.
+def self_test(device: str, *, smallest: bool) -> Iterator[tuple[Kind, float, float, str]]:
+    """Yield how the fused operators pass the test that ``backend="auto"`` makes before it takes them on a device.
 
     Args:
         device: "cpu" or "cuda".
-        smallest: in float32, with channels first and the dot product alone.
+        smallest: Whether to test in float32, with channels first and the dot product alone.
+
+    Yields:
+        For each kind of call the largest difference, the largest that passes, and "passed" or why it did not.
+
+    Raises:
+        ValueError: The fused operators cannot run here; the message says why.
     """
     where = torch.device(device)
     obstacle = fused.obstacle(torch.ones(1, 1, 1, device=where), kernel=DotProduct())
     if obstacle is not None:
-        print(f"no self-test of the fused operators: {obstacle}")
-        return
-    table = Table(title="self-test of the fused operators against the eager form", title_justify="left")
-    for column in ("kind of call", "largest difference", "at most", "result"):
-        table.add_column(column, justify="right" if column in ("largest difference", "at most") else "left")
+        raise ValueError(obstacle)
     for kind in _kinds_for_self_test(where, smallest):
         error, reason = outcome_of(kind, where)
-        table.add_row(str(kind), f"{error:.1e}", f"{tolerance_of(kind):.0e}", reason or "passed")
-    (Console() if Console().is_terminal else Console(width=160)).print(table)
+        yield kind, error, tolerance_of(kind), reason or "passed"
 
 
 def _kinds_for_self_test(device: torch.device, smallest: bool) -> list[Kind]:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import cgnl
-from cgnl.measure.memory import bytes_kept, call_in_a_fresh_process, peak_allocated, peak_resident
+from cgnl.measure.memory import PEAK_IS, add_peaks, bytes_kept, peak
 from cgnl.measure.rivals import BareConvolutions, GlobalContext, NonLocal, PublishedCGNL, SqueezeExcitation
 from cgnl.measure.rooflines import Rooflines, block_work, measure_rooflines
 from cgnl.measure.timing import (
     forward_only,
     in_cuda_graph,
+    in_memory_format,
     ratios,
     reason_of_failure,
     rounded,
@@ -92,10 +93,8 @@ def candidates(device: str, memory_format: str, *, compiled: bool) -> dict[str, 
     return made
 
 
-def measure(
-    device: str, *, repeats: int | None, seed: int, smallest: bool, compiled: bool
-) -> tuple[dict[str, Any], Rooflines, list[dict[str, Any]]]:
-    """Measures every block at every shape, type and memory format.
+def measure(device: str, *, repeats: int | None, seed: int, smallest: bool, compiled: bool) -> dict[str, Any]:
+    """Measure every block at every shape, type and memory format.
 
     Args:
         device: "cpu" or "cuda".
@@ -105,7 +104,7 @@ def measure(
         compiled: whether the compiled block is measured.
 
     Returns:
-        Settings, rooflines and rows.
+        Settings, rooflines and rows of the record.
     """
     shapes, dtypes = CASES[device]
     shapes = SMALLEST if smallest else shapes
@@ -130,22 +129,15 @@ def measure(
         "read and z written (in training also x and dz read and dx written) at the bandwidth of copies",
         "bytes_kept": "distinct storages that forward keeps for backward, the input included",
         "peak_bytes": "how far memory rises in a training step, the input, the weights and dz being there before: "
-        + (
-            "what PyTorch allocated at the highest"
-            if device == "cuda"
-            else "the resident set of a fresh process, whose tensors are mapped and unmapped one by one"
-        ),
+        + PEAK_IS[device],
     }
-    return settings, rooflines, rows
+    return {"settings": settings, "rooflines": rooflines.as_json(), "rows": rows}
 
 
 def _input(shape: Sequence[int], dtype: str, memory_format: str, device: str, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    layout = torch.contiguous_format
-    if memory_format == "channels_last":
-        layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     x = torch.randn(*shape, device=device).to(getattr(torch, dtype))
-    return x.contiguous(memory_format=layout).requires_grad_()
+    return in_memory_format(x, memory_format).requires_grad_()
 
 
 def _module(make: Make, x: Tensor) -> nn.Module:
@@ -199,19 +191,9 @@ def _rows(
 
 
 def _add_peaks(rows: list[dict[str, Any]], device: str, seed: int) -> None:
-    """Writes the peaks into the rows of candidates that can run; on a CPU they are measured in a fresh process."""
     # a graph's memory is its own for good, and no peak
     measured = [row for row in rows if "failed" not in row and row["candidate"] != _IN_CUDA_GRAPH]
-    cases = [{key: row[key] for key in ("candidate", "shape", "dtype", "memory_format")} for row in measured]
-    call = partial(call_in_a_fresh_process, peaks) if device == "cpu" else peaks
-    try:
-        found = call(cases=cases, device=device, seed=seed, threads=torch.get_num_threads())
-    except RuntimeError as error:  # the system may end a process that wants too much memory
-        for row in measured:
-            row["peak_failed"] = str(error)
-        return
-    for row, peak in zip(measured, found, strict=True):
-        row["peak_bytes"] = peak
+    add_peaks(measured, ("candidate", "shape", "dtype", "memory_format"), peaks, device, seed=seed)
 
 
 def _prepare(
@@ -249,7 +231,7 @@ def peaks(cases: Sequence[Mapping[str, Any]], device: str, seed: int, threads: i
         make = candidates(device, case["memory_format"], compiled=True)[case["candidate"]]
         step = training_step(_module(make, x).train(), x)
         step()  # loads what is needed
-        found.append(peak_resident(step) if device == "cpu" else peak_allocated(step, device))
+        found.append(peak(step, device))
         del x, step
         gc.collect()
     return found

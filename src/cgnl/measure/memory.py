@@ -1,23 +1,33 @@
 """Memory: what a forward pass keeps, and how high memory rises.
 
-Three measures. `bytes_kept` counts storages. `peak_allocated` counts what PyTorch's allocator holds, exactly and the
-same in each run, but on a CPU not what libraries take for themselves. `peak_resident` sees everything, in whole pages,
-and wants a process whose allocator returns every freed tensor to the system: `call_in_a_fresh_process`.
+There are three measures. `bytes_kept` counts storages. `peak_allocated` counts what PyTorch's allocator holds: it gives
+the same number in each run, but on a CPU it does not see what libraries take for themselves. `peak_resident` sees
+everything, in whole pages, and needs a process whose allocator returns every freed tensor to the system:
+`call_in_a_fresh_process`.
 """
 
 import gc
+import inspect
 import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+PEAK_IS = {
+    "cpu": "the resident set of a fresh process, whose tensors are mapped and unmapped one by one",
+    "cuda": "what PyTorch allocated at the highest",
+}
+"""What `peak` measures on a device, as records say it."""
+_EASILY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 
 
 def bytes_kept(forward: Callable[[], object], *, without: Iterable[Tensor] = ()) -> int:
@@ -94,16 +104,48 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def output_of_a_fresh_process(arguments: Sequence[str]) -> str:
-    """What Python prints when it is started with these arguments.
+def peak(run: Callable[[], object], device: str) -> int:
+    """Return how far memory rises while something runs (bytes): `peak_resident` on a CPU, else `peak_allocated`."""
+    return peak_resident(run) if device == "cpu" else peak_allocated(run, device)
 
-    Its allocator returns every freed tensor to the system, so that its resident set is what it needs.
+
+def add_peaks(
+    rows: Sequence[dict[str, Any]], case: Sequence[str], peaks: Callable[..., list[int]], device: str, **arguments: Any
+) -> None:
+    """Write the peak of each row into it as ``peak_bytes``, or why there is none as ``peak_failed``.
+
+    Args:
+        rows: Rows of a record.
+        case: The keys of a row that say what runs.
+        peaks: A module's function that returns the peaks for ``cases``, which are those keys and values of each row;
+            it also takes ``device``, ``threads`` and the other arguments. On a CPU it runs in a fresh process.
+        device: "cpu" or "cuda".
+        arguments: The function's other arguments.
+    """
+    cases = [{key: row[key] for key in case} for row in rows]
+    call = partial(call_in_a_fresh_process, peaks) if device == "cpu" else peaks
+    try:
+        found = call(cases=cases, device=device, threads=torch.get_num_threads(), **arguments)
+    except RuntimeError as error:  # the system may end a process that wants too much memory
+        for row in rows:
+            row["peak_failed"] = str(error)
+        return
+    for row, of_row in zip(rows, found, strict=True):
+        row["peak_bytes"] = of_row
+
+
+def output_of_a_fresh_process(arguments: Sequence[str], *, mapped: bool = True) -> str:
+    """Return what Python prints when it is started with these arguments.
+
+    Args:
+        arguments: Options, script and its arguments.
+        mapped: Whether every tensor has its own mapping, which goes back to the system with it, so that the resident
+            set is what the process needs. It costs time.
 
     Raises:
-        RuntimeError: the process failed; the last line of its errors is in the message.
+        RuntimeError: The process failed; the last line of its errors is in the message.
     """
-    # every tensor gets its own mapping, which goes back to the system with it
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
+    environment = os.environ | (_EASILY_MAPPED if mapped else {})
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it printed no error"])[-1]
@@ -111,15 +153,20 @@ def output_of_a_fresh_process(arguments: Sequence[str]) -> str:
     return done.stdout
 
 
-def call_in_a_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
-    """The result of a module's function, called in a process of `output_of_a_fresh_process`.
+def call_in_a_fresh_process(function: Callable[..., Any], *, mapped: bool = True, **arguments: Any) -> Any:
+    """Return the result of a function, called in a process of its own.
 
     Args:
-        function: of a module that can be imported.
-        arguments: its arguments; they and the result go through JSON.
+        function: Of a module that can be imported, or of the script that runs.
+        mapped: As in `output_of_a_fresh_process`.
+        arguments: The function's arguments; they and the result go through JSON.
     """
+    module, setup = function.__module__, "import json, sys"
+    if module == "__main__":
+        script = Path(inspect.getfile(function)).resolve()
+        module, setup = script.stem, f"{setup}; sys.path.insert(0, {str(script.parent)!r})"
     code = (
-        f"import json, sys; from {function.__module__} import {function.__name__} as function; "
+        f"{setup}; from {module} import {function.__name__} as function; "
         "print(json.dumps(function(**json.loads(sys.argv[1]))))"
     )
-    return json.loads(output_of_a_fresh_process(["-c", code, json.dumps(arguments)]).splitlines()[-1])
+    return json.loads(output_of_a_fresh_process(["-c", code, json.dumps(arguments)], mapped=mapped).splitlines()[-1])

@@ -19,7 +19,7 @@ from torchvision.models.detection import MaskRCNN
 
 from cgnl.blocks.grouped import GroupedBlock
 from cgnl.insertion import inserted_blocks
-from cgnl.measure.memory import call_in_a_fresh_process, peak_allocated, peak_resident
+from cgnl.measure.memory import PEAK_IS, add_peaks, peak
 from cgnl.measure.rooflines import Rooflines, measure_rooflines
 from cgnl.measure.timing import forward_only, ratios, reason_of_failure, rounded, side_by_side, spread
 from cgnl.networks.detection import maskrcnn
@@ -27,6 +27,7 @@ from cgnl.networks.image import resnet
 from cgnl.networks.video import c2d_resnet
 
 NetworkName = Literal["resnet50", "c2d_resnet50", "maskrcnn_resnet50"]
+Neck = Literal["c4", "fpn"]
 MODES = ("training", "inference")
 BLOCKS = (0, 1, 5)
 # Of all scores of an image, in inference; what is left of them after suppression is mostly cut to 100.
@@ -154,8 +155,8 @@ def detector_inference(network: MaskRCNN, batch: Batch) -> Callable[[], list[dic
 
 def measure(
     device: str, *, networks: Sequence[NetworkName], repeats: int | None, seed: int, smallest: bool
-) -> tuple[dict[str, Any], Rooflines, list[dict[str, Any]]]:
-    """Measures every network with every number of blocks in both modes.
+) -> dict[str, Any]:
+    """Measure every network with every number of blocks in both modes.
 
     Args:
         device: "cpu" or "cuda".
@@ -165,7 +166,7 @@ def measure(
         smallest: ResNet-18 and small inputs, to see that all parts work.
 
     Returns:
-        Settings, rooflines and rows.
+        Settings, rooflines and rows of the record.
     """
     settings = SMALLEST if smallest else SETTINGS[device]
     repeats = repeats or (2 if smallest else 7)
@@ -181,14 +182,9 @@ def measure(
         "memory_format": "channels_last",
         "networks": {name: asdict(settings[name]) for name in networks},
         "floor": "the step's multiplications at the rate of matrix products",
-        "peak_bytes": "how far memory rises while the network is made and runs twice: "
-        + (
-            "what PyTorch allocated at the highest"
-            if device == "cuda"
-            else "the resident set of a fresh process, whose tensors are mapped and unmapped one by one"
-        ),
+        "peak_bytes": "how far memory rises while the network is made and runs twice: " + PEAK_IS[device],
     }
-    return described, rooflines, rows
+    return {"settings": described, "rooflines": rooflines.as_json(), "rows": rows}
 
 
 def _dtype(device: str) -> str:
@@ -207,10 +203,10 @@ def run_of(
     name: NetworkName, setting: Setting, mode: str, num_blocks: int, device: str, seed: int
 ) -> tuple[nn.Module, Run]:
     """A network and a function that runs one turn of it; what is outside the blocks has the same weights for all."""
-    torch.manual_seed(seed)
     if name == "maskrcnn_resnet50":
-        network, run = _detector_run(setting, mode, num_blocks, device, seed)
+        network, run = detector_run(setting, mode, "cgnl" if num_blocks else None, num_blocks, device, seed)
     else:
+        torch.manual_seed(seed)
         network, run = _classifier_run(name, setting, mode, num_blocks, device)
     return network, _with_autocast(run) if device == "cuda" else run
 
@@ -231,13 +227,29 @@ def _classifier_run(
     return network, classifier_training_step(network, x, torch.randint(1000, (setting.batch_size,), device=device))
 
 
-def _detector_run(setting: Setting, mode: str, num_blocks: int, device: str, seed: int) -> tuple[nn.Module, Run]:
+def detector_run(
+    setting: Setting, mode: str, block: str | None, num_blocks: int, device: str, seed: int, neck: Neck = "c4"
+) -> tuple[nn.Module, Run]:
+    """Return a Mask R-CNN and a function that runs one turn of it.
+
+    The weights outside the blocks are the same for all blocks. Stem and layer1 are frozen, as in the recipes.
+
+    Args:
+        setting: What it is measured on.
+        mode: "training" or "inference".
+        block: "cgnl", "nl", or None.
+        num_blocks: Number of blocks.
+        device: "cpu" or "cuda".
+        seed: Seed of weights, images and objects.
+        neck: "c4" or "fpn".
+    """
+    torch.manual_seed(seed)
     num_classes = 81
     network = maskrcnn(
         setting.arch,
-        "cgnl" if num_blocks else None,
+        block,
         num_blocks or 1,
-        neck="c4",
+        neck=neck,
         num_classes=num_classes,
         size=setting.size,
         max_size=2 * setting.size,
@@ -311,25 +323,16 @@ def _prepare(row: dict[str, Any], runs: dict[str, Run], setting: Setting, device
 
 
 def _add_peaks(rows: list[dict[str, Any]], device: str, seed: int, smallest: bool) -> None:
-    """Writes the peaks of one network into its rows; on a CPU they are measured in a fresh process."""
     measured = [row for row in rows if "failed" not in row]
-    cases = [{key: row[key] for key in ("network", "mode", "num_blocks")} for row in measured]
-    call = partial(call_in_a_fresh_process, peaks) if device == "cpu" else peaks
-    try:
-        found = call(cases=cases, device=device, seed=seed, smallest=smallest, threads=torch.get_num_threads())
-    except RuntimeError as error:  # the system may end a process that wants too much memory
-        for row in measured:
-            row["peak_failed"] = str(error)
-        return
-    plain = {row["mode"]: peak for row, peak in zip(measured, found, strict=True) if row["num_blocks"] == 0}
-    for row, peak in zip(measured, found, strict=True):
-        row["peak_bytes"] = peak
+    add_peaks(measured, ("network", "mode", "num_blocks"), peaks, device, seed=seed, smallest=smallest)
+    plain = {row["mode"]: row["peak_bytes"] for row in measured if row["num_blocks"] == 0 and "peak_bytes" in row}
+    for row in measured:
         if row["mode"] in plain:
-            row["peak_over_plain"] = round(peak / plain[row["mode"]], 4)
+            row["peak_over_plain"] = round(row["peak_bytes"] / plain[row["mode"]], 4)
 
 
 def peaks(cases: Sequence[Mapping[str, Any]], device: str, seed: int, smallest: bool, threads: int) -> list[int]:
-    """How far memory rises while each case's network is made and runs twice (bytes).
+    """Return how far memory rises while each case's network is made and runs twice (bytes).
 
     The second step is the first one that has the optimizer's momentum.
     """
@@ -346,6 +349,5 @@ def peaks(cases: Sequence[Mapping[str, Any]], device: str, seed: int, smallest: 
     found = []
     for case in cases:
         gc.collect()
-        run = partial(make_and_run, case)
-        found.append(peak_resident(run) if device == "cpu" else peak_allocated(run, device))
+        found.append(peak(partial(make_and_run, case), device))
     return found

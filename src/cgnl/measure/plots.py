@@ -10,20 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from cgnl.files import whole_file
-
-Record = Mapping[str, Any]
+from cgnl.measure.tables import CANDIDATES, METHODS, Record, Spread
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in print.
 _COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_METHODS = {
-    "nl_attention": "NL, fused attention",
-    "nl_map": "NL, N × N map",
-    "gnl": "GNL, exact",
-    "cgnl_dot": "CGNL, dot product",
-    "cgnl_rbf": "CGNL, RBF of order 3",
-    "cgnl_dot_features": "CGNL, dot product, through φ and g",
-}
 
 
 def draw(kind: str, record: Record, path: Path) -> bool:
@@ -55,7 +46,7 @@ def _table1(record: Record) -> Figure | None:
     figure = Figure(figsize=(3.6 * len(all_channels) + 0.6, 6.6), layout="constrained")
     axes = figure.subplots(2, len(all_channels), sharex=True, sharey="row", squeeze=False)
     for column, channels in enumerate(all_channels):
-        for line, (method, label) in enumerate(_METHODS.items()):
+        for line, (method, (label, *_)) in enumerate(METHODS.items()):
             points = [row for row in rows if (row["method"], row["channels"]) == (method, channels)]
             positions = [row["positions"] for row in points]
             style = {"color": _COLOURS[line], "marker": _MARKERS[line], "markersize": 5, "label": label}
@@ -104,7 +95,10 @@ def _block(record: Record) -> Figure | None:
             groups.setdefault(f"{row['shape']}\n{row['dtype']}, {layout}", []).append(row)
     return _bars(
         {
-            title: {row["candidate"]: (row["forward"]["over_floor"], row["training"]["over_floor"]) for row in rows}
+            title: {
+                CANDIDATES[row["candidate"]]: (row["forward"]["over_floor"], row["training"]["over_floor"])
+                for row in rows
+            }
             for title, rows in groups.items()
         },
         ("forward", "forward and backward"),
@@ -115,7 +109,7 @@ def _block(record: Record) -> Figure | None:
 
 def _networks(record: Record) -> Figure | None:
     """Time and peak memory over the plain network's, a row for each network."""
-    groups: dict[str, dict[str, tuple[Mapping[str, float], ...]]] = {}
+    groups: dict[str, dict[str, tuple[Spread, ...]]] = {}
     rows = {(row["network"], row["num_blocks"], row["mode"]): row for row in record["rows"] if row["num_blocks"]}
     for network, num_blocks in dict.fromkeys(key[:2] for key in rows):
         for what, of in (("time", "time_over_plain"), ("peak memory", "peak_over_plain")):
@@ -162,7 +156,7 @@ def _accuracy(record: Record) -> Figure | None:
 
 
 def _bars(
-    groups: Mapping[str, Mapping[str, tuple[Mapping[str, float], ...]]],
+    groups: Mapping[str, Mapping[str, tuple[Spread, ...]]],
     series: tuple[str, str],
     what: str,
     *,

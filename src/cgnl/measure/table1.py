@@ -150,10 +150,8 @@ def fit_exponent(positions: Sequence[float], values: Sequence[float]) -> float |
     return round(slope, 3)
 
 
-def measure(
-    device: str, *, repeats: int | None, seed: int, smallest: bool
-) -> tuple[dict[str, Any], Rooflines, list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Measures the operations against N, C and P, and a training step of every block at every N and C in the limits.
+def measure(device: str, *, repeats: int | None, seed: int, smallest: bool) -> dict[str, Any]:
+    """Measure the operations against N, C and P, and a training step of every block at every N and C in the limits.
 
     Args:
         device: "cpu" or "cuda".
@@ -162,7 +160,8 @@ def measure(
         smallest: few and small N and C, to see that all parts work.
 
     Returns:
-        Settings, rooflines, rows and exponents of the blocks, and rows and exponents of the operations.
+        Settings, rooflines, rows and exponents of the blocks, and rows and exponents of the operations: the record's
+        parts.
     """
     sides, all_channels = ((3, 6, 12), (16, 32)) if smallest else (SIDES, CHANNELS)
     least_positions = 9 if smallest else LEAST_POSITIONS
@@ -208,7 +207,14 @@ def measure(
             "bytes": "what PyTorch's allocator holds at the highest in the step, above what it held before",
         },
     }
-    return settings, rooflines, rows, exponents(rows, least_positions), operations
+    fitted = exponents(rows, least_positions)
+    return {
+        "settings": settings,
+        "rooflines": rooflines.as_json(),
+        "exponents": fitted,
+        "rows": rows,
+        "operations": operations,
+    }
 
 
 def sweeps(operation: str, device: str, *, smallest: bool) -> dict[str, list[tuple[int, int, int]]]:

@@ -91,6 +91,12 @@ def forward_only(module: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
+def in_memory_format(x: Tensor, name: str) -> Tensor:
+    """Return x, [B, C, *S], in the memory format "contiguous" or "channels_last", whatever its number of axes."""
+    channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=channels_last if name == "channels_last" else torch.contiguous_format)
+
+
 def training_step(module: nn.Module, x: Tensor) -> Callable[[], None]:
     """A function that runs forward and backward with random output gradients; every gradient is made anew.
 
