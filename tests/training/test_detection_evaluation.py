@@ -22,7 +22,6 @@ from cgnl.settings.reading import override
 from cgnl.tasks import detect, load_trained, train
 from cgnl.tasks import evaluate as evaluate_detection
 from cgnl.toy.flock import draw_flock
-from cgnl.training import average_precision
 from cgnl.training.trained import TrainedNetwork
 
 SPLIT = "annotations/instances_val.json"
@@ -228,11 +227,3 @@ def test_masks_are_pasted_of_what_is_kept_alone(trained, flock):
     hook.remove()
     assert pasted == [len(found["scores"])] == [3]
     assert trained.network.roi_heads.score_thresh == 0.0
-
-
-def test_tables_are_computed_once_for_each_kind(stand_in, monkeypatch):
-    calls = []
-    tables = average_precision._tables
-    monkeypatch.setattr(average_precision, "_tables", lambda *args: calls.append(args[2]) or tables(*args))
-    evaluate_detection(stand_in, stand_in.recipe.data)
-    assert calls == ["bbox", "segm"]

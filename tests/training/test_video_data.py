@@ -2,10 +2,11 @@
 
 import csv
 import dataclasses
-import sys
+import shutil
 
 import pytest
 import torch
+import yaml
 
 from cgnl.cli import main
 from cgnl.data.decoding import DataError
@@ -13,7 +14,7 @@ from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override
 from cgnl.tasks import build_network, load_trained, train
-from cgnl.training import VideoData, run
+from cgnl.training import VideoData
 
 
 @pytest.fixture(scope="module")
@@ -57,40 +58,24 @@ def test_a_checkpoint_of_the_first_format_can_be_used_but_not_resumed(class_fold
         load_trained(tmp_path / "last.ckpt")
 
 
-def test_a_decoder_that_is_not_installed_is_told_before_the_network_is_built(
-    finished, tiny_video, tmp_path, monkeypatch, capsys
-):
-    for name in {"torchcodec", *(name for name in sys.modules if name.startswith("torchcodec."))}:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "cgnl.data.videos.torchcodec_streams", raising=False)
-    monkeypatch.setattr(run, "make_module", lambda *_: pytest.fail("the network was built"))
-    root = tiny_video.data.root
-    for arguments in (
-        ["train", "actions-resnet18", f"--data.root={root}", f"--run={tmp_path / 'run'}", "--data.batch-size=4"],
-        ["evaluate", str(finished), f"--out={tmp_path / 'out'}"],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments, "--data.backend=torchcodec"])
-        assert ended.value.code == 2
-        err = capsys.readouterr().err
-        assert err.startswith("cgnl: ")
-        assert "torchcodec and the FFmpeg libraries" in err
-        assert err.count("\n") == 1
-
-
-def test_prediction_needs_no_decoder_but_pyav(finished, tiny_video, tmp_path, monkeypatch):
-    # trained with another one that is not here
-    checkpoint = torch.load(finished / "last.ckpt", weights_only=True)
-    checkpoint["cgnl"]["recipe"]["data"]["backend"] = "torchcodec"
-    torch.save(checkpoint, tmp_path / "last.ckpt")
+def test_a_run_that_names_its_decoder_predicts_tests_and_goes_on(finished, tiny_video, tmp_path):
+    """Earlier versions had the field data.backend."""
+    old = shutil.copytree(finished, tmp_path / "old")
+    for name in ("last.ckpt", "best.ckpt"):
+        checkpoint = torch.load(old / name, weights_only=True)
+        checkpoint["cgnl"]["recipe"]["data"]["backend"] = "torchcodec"
+        torch.save(checkpoint, old / name)
+    lines = yaml.safe_load((old / "recipe.yaml").read_text())
+    lines["data"]["backend"] = "torchcodec"
+    (old / "recipe.yaml").write_text(yaml.safe_dump(lines))
     video = next(tiny_video.data.root.rglob("*.avi"))
-    with monkeypatch.context() as patch:
-        # the process that decodes looks for modules here first
-        (tmp_path / "torchcodec").mkdir()
-        (tmp_path / "torchcodec" / "__init__.py").write_text("raise ImportError('not here')")
-        patch.syspath_prepend(tmp_path)
-        main(["predict", str(tmp_path / "last.ckpt"), str(video), "--timeline", str(tmp_path / "timeline.csv")])
+    main(["predict", str(old), str(video), "--timeline", str(tmp_path / "timeline.csv")])
     assert len((tmp_path / "timeline.csv").read_text().splitlines()) == 5
+    main(["evaluate", str(old), f"--out={tmp_path / 'out'}"])
+    assert (tmp_path / "out" / "predictions.csv").exists()
+    longer = str(lines["trainer"]["max_epochs"] + 1)
+    main(["train", str(old / "recipe.yaml"), "--run", str(old), "--resume", "--trainer.max-epochs", longer])
+    assert torch.load(old / "last.ckpt", weights_only=True)["cgnl"]["epoch"] == int(longer)
 
 
 def test_unreadable_and_damaged_videos_are_listed(actions, tiny_video, tmp_path, capsys):

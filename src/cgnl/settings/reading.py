@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
-from cgnl.settings.video import VideoRecipe
+from cgnl.settings.video import VideoDataConfig, VideoRecipe
 
 # Fields that had other names in earlier versions.
 _RENAMED = {"schedule.warmup_epochs": "warmup"}
+# Fields that earlier versions had: a file may name them, and they change nothing.
+_REMOVED = {(VideoDataConfig, "backend")}
 # Fields of every task's network that had been there before `g_std`: a file with all of them is a whole recipe.
 _FIELDS_BEFORE_G_STD = {
     *("arch", "block", "num_blocks", "groups", "kernel", "norm", "scale", "channel_reduction"),
@@ -86,6 +88,8 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
     fields = {field.name: hints[field.name] for field in dataclasses.fields(config)}
     changed = {}
     for given, value in values.items():
+        if (type(config), given) in _REMOVED:
+            continue
         name = _RENAMED.get(f"{prefix}{given}", given)
         if name not in fields:
             raise ValueError(f"{source}: {prefix}{name} is no field of a recipe; fields here: {', '.join(fields)}")

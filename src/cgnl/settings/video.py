@@ -67,8 +67,6 @@ class VideoDataConfig(DataConfig):
     """Crops of each of them along the longer side: 1 or 3."""
     views_per_step: int = 6
     """Views (clips x crops) that go through the network at once at test time."""
-    backend: Literal["pyav", "torchcodec"] = "pyav"
-    """Decoder: PyAV, or torchcodec where it is installed."""
     decode_timeout: int = 60
     """Seconds that reading a clip may take before its video counts as unreadable."""
     timeout: int = 600

@@ -19,7 +19,6 @@ from cgnl.data.videos import (
     test_videos,
     training_videos,
 )
-from cgnl.data.videos.decoding import import_backend
 from cgnl.settings.video import VideoDataConfig
 from cgnl.training.data import SampleData, Split
 from cgnl.training.processes import gathered, is_first_process
@@ -39,7 +38,6 @@ class VideoData(SampleData[VideoDataConfig]):
 
     def __init__(self, config: VideoDataConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        import_backend(config.backend)  # for the error: before anything is built
         # the most frames that were wanted at once and could not be decoded
         self._damaged: dict[Path, int] = {}
         # videos that have another number of frames than their container promises
@@ -92,7 +90,6 @@ class VideoData(SampleData[VideoDataConfig]):
             "length": config.num_frames,
             "step": config.frame_step,
             "size": config.size,
-            "backend": config.backend,
             "timeout": config.decode_timeout,
         }
         videos, index = (
@@ -135,7 +132,6 @@ class VideoData(SampleData[VideoDataConfig]):
             num_crops=config.test_crops,
             size=view_size(config),
             resize=config.resize,
-            backend=config.backend,
             timeout=config.decode_timeout,
         )
         # the frames of one video are as much as a training batch

@@ -111,8 +111,6 @@ def test_a_frame_much_longer_than_wide_is_refused(tmp_path, width, height):
     refused(encode(tmp_path / "a.mp4", frames=2, width=width, height=height), "one side more than 100 times the other")
     path = encode(tmp_path / "b.mp4", frames=2, width=width - 40 * (width > 40), height=height - 40 * (height > 40))
     assert read_frames(path, [0])[1] == 0
-    with pytest.raises(BadFileError, match="100 times"):
-        read_frames(tmp_path / "a.mp4", [0], backend="torchcodec")
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,9 @@ def folder(tmp_path, pictures) -> Path:
 def test_frames_in_natural_order_of_names(folder, pictures):
     assert probe(folder) == decode_all(folder) == VideoInfo(12, 0.0, 10, 6, None)
     indices = [10, 2, 11, 2, 0]
-    for backend in ("pyav", "torchcodec"):
-        frames, lost = read_frames(folder, indices, backend=backend)
-        np.testing.assert_array_equal(frames, pictures[indices])
-        assert lost == 0
+    frames, lost = read_frames(folder, indices)
+    np.testing.assert_array_equal(frames, pictures[indices])
+    assert lost == 0
     with GuardedReader() as reader:
         np.testing.assert_array_equal(reader.read(folder, indices)[0], pictures[indices])
         np.testing.assert_array_equal(reader.read(folder, range(12))[0], pictures)

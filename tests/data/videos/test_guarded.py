@@ -69,8 +69,6 @@ def test_errors_are_told_as_without_a_process(tmp_path, video):
         with pytest.raises(ValueError, match=r"\(-1\) must be at least 0"):
             reader.read(video, [-1])
         assert reader.read(video, [0])[1] == 0
-    with pytest.raises(ValueError, match="backend"):
-        GuardedReader(backend="opencv")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"timeout \(0\)"):
         GuardedReader(timeout=0)
 

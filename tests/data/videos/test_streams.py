@@ -159,7 +159,7 @@ def test_pieces_are_those_of_one_decode(tmp_path, decoded, rotation):
         places.append(place)
         pieces.append(frames.copy())
 
-    assert read_pieces(path, wanted, "pyav", streams.Pieces(6, lambda shape: np.empty(shape, np.uint8), take)) == [77]
+    assert read_pieces(path, wanted, streams.Pieces(6, lambda shape: np.empty(shape, np.uint8), take)) == [77]
     assert places == [0, 6, 12, 18]
     assert len(decoded) == len(set(decoded)) == 40
     np.testing.assert_array_equal(np.concatenate(pieces), read_frames(path, wanted)[0])
@@ -302,8 +302,6 @@ def test_numbers_past_the_end_are_counted_and_get_the_last_frame(tmp_path):
 def test_wrong_numbers(tmp_path, indices, rule):
     with pytest.raises(ValueError, match=rule):
         read_frames(tmp_path / "a.mp4", indices)
-    with pytest.raises(ValueError, match=r"backend \('opencv'\) must be one of 'pyav', 'torchcodec'"):
-        read_frames(tmp_path / "a.mp4", [0], backend="opencv")
 
 
 def test_one_thread_decodes(tmp_path):

@@ -21,7 +21,7 @@ from cgnl.data.lists import SampleList
 from cgnl.data.records import FileDataset, sort_out
 from cgnl.data.transforms import clip_test_transform, clip_train_transform, crop_offsets
 from cgnl.data.videos.clips import centre_clip, test_clips, training_clip
-from cgnl.data.videos.decoding import Backend, VideoInfo
+from cgnl.data.videos.decoding import VideoInfo
 from cgnl.data.videos.guarded import GuardedReader
 
 # Decoded frames that are held at once while a video's test frames are read (bytes); 500 of 340 x 256 fit.
@@ -50,7 +50,6 @@ class VideoDataset(FileDataset):
             [num_clips, T].
         transform: from frames, uint8 [T, H, W, 3], to uint8 [3, T, H', W'].
         seed: of the random draws.
-        backend: what decodes.
         timeout: seconds that reading one clip, or a video's test frames, may take.
 
     Raises:
@@ -65,13 +64,12 @@ class VideoDataset(FileDataset):
         transform: Callable[[np.ndarray], Tensor],
         *,
         seed: int = 0,
-        backend: Backend = "pyav",
         timeout: float = 60.0,
     ) -> None:
         super().__init__(videos, seed=seed)
         self.clips, self.transform = clips, transform
         # It starts a process of its own in each worker.
-        self._reader = GuardedReader(backend=backend, timeout=timeout)
+        self._reader = GuardedReader(timeout=timeout)
         unknown = next((sample.path for sample in videos.samples if sample.path not in infos), None)
         if unknown is not None:
             raise ValueError(f"infos must name every video, but lacks {unknown}")
@@ -107,7 +105,6 @@ def training_videos(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     seed: int = 0,
-    backend: Backend = "pyav",
     timeout: float = 60.0,
 ) -> VideoDataset:
     """Return a data set of one random clip of each video, with one random crop and flip for all its frames.
@@ -122,7 +119,6 @@ def training_videos(
         aspect: range of the crop's width over its height.
         flip: probability of the flip.
         seed: of the random draws.
-        backend: what decodes.
         timeout: seconds that reading one clip may take.
 
     Raises:
@@ -131,7 +127,7 @@ def training_videos(
     transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
     centre_clip(1, length, step)  # called for what it refuses, which should show before a video is read
     clips = partial(training_clip, length=length, step=step)
-    return VideoDataset(videos, infos, clips, transform, seed=seed, backend=backend, timeout=timeout)
+    return VideoDataset(videos, infos, clips, transform, seed=seed, timeout=timeout)
 
 
 def test_videos(
@@ -144,7 +140,6 @@ def test_videos(
     num_crops: int = 3,  # noqa: PT028
     size: int = 256,  # noqa: PT028
     resize: int = 256,  # noqa: PT028
-    backend: Backend = "pyav",  # noqa: PT028
     timeout: float = 60.0,  # noqa: PT028
 ) -> VideoDataset:
     """Return a data set of what testing each video needs.
@@ -161,7 +156,6 @@ def test_videos(
         num_crops: crops of each clip, 1 or 3.
         size: height and width of a crop (pixels).
         resize: length of the shorter side before the crop (pixels).
-        backend: what decodes.
         timeout: seconds that reading one video may take.
 
     Raises:
@@ -173,9 +167,9 @@ def test_videos(
     test_clips(1, num_clips, length, step)
     if (num_clips, num_crops) == (1, 1):
         clips: Callable[[int], np.ndarray] = partial(centre_clip, length=length, step=step)
-        return VideoDataset(videos, infos, clips, cropped, backend=backend, timeout=timeout)
+        return VideoDataset(videos, infos, clips, cropped, timeout=timeout)
     clips = partial(test_clips, num_clips=num_clips, length=length, step=step)
-    return VideoDataset(videos, infos, clips, whole, backend=backend, timeout=timeout)
+    return VideoDataset(videos, infos, clips, whole, timeout=timeout)
 
 
 test_videos.__test__ = False  # type: ignore[attr-defined]  # no test, though pytest would take the name for one

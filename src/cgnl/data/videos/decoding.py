@@ -8,18 +8,13 @@ Shapes: T frames wanted, H height, W width.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, get_args
 
 import numpy as np
 
 from cgnl.data.videos import streams
 from cgnl.data.videos.frame_folders import probe_folder, read_folder
 from cgnl.data.videos.streams import Pieces
-
-Backend = Literal["pyav", "torchcodec"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +72,7 @@ def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
     return VideoInfo(*streams.probe_stream(path, decode_all=True))
 
 
-def read_frames(
-    path: str | os.PathLike[str], indices: Sequence[int], *, backend: Backend = "pyav"
-) -> tuple[np.ndarray, int]:
+def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[np.ndarray, int]:
     """Read frames of a video by number, decoding only the stretches that are wanted.
 
     Frame i is the i-th that a decode of the whole first video stream shows; in a damaged file those that cannot be
@@ -88,7 +81,6 @@ def read_frames(
     Args:
         path: a video file, or a folder of frames.
         indices: T numbers of frames, from 0, in any order; repeats are allowed.
-        backend: what decodes video files.
 
     Returns:
         uint8 [T, H, W, 3] RGB, upright; and the number of wanted frames that could not be decoded or lie past the
@@ -96,15 +88,14 @@ def read_frames(
 
     Raises:
         BadFileError: the path is no video that is opened, or none of its frames can be decoded.
-        ValueError: no index, a negative one, an unknown backend, or one that is not installed or does not work.
+        ValueError: no index, or a negative one.
     """
-    return read_into(path, indices, checked_backend(backend), lambda shape: np.empty(shape, np.uint8))
+    return read_into(path, indices, lambda shape: np.empty(shape, np.uint8))
 
 
 def read_into(
     path: str | os.PathLike[str],
     indices: Sequence[int],
-    backend: Backend,
     allocate: Callable[[tuple[int, ...]], np.ndarray],
 ) -> tuple[np.ndarray, int]:
     """Read frames as :func:`read_frames` does, into memory of one's own.
@@ -112,7 +103,6 @@ def read_into(
     Args:
         path: a video file, or a folder of frames.
         indices: T numbers of frames.
-        backend: what decodes video files.
         allocate: makes a uint8 array of a shape. The frames need not end up in such an array, as where they are to be
             turned or repeated.
 
@@ -122,7 +112,7 @@ def read_into(
     numbers = checked_indices(indices)
     wanted = sorted(set(numbers))
     read: list[np.ndarray] = []
-    lost = set(read_pieces(path, wanted, backend, Pieces(len(wanted), allocate, lambda _, frames: read.append(frames))))
+    lost = set(read_pieces(path, wanted, Pieces(len(wanted), allocate, lambda _, frames: read.append(frames))))
     frames = read[-1]
     if numbers != wanted:
         row = {number: row for row, number in enumerate(wanted)}
@@ -130,13 +120,12 @@ def read_into(
     return frames, sum(number in lost for number in numbers)
 
 
-def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], backend: Backend, pieces: Pieces) -> list[int]:
+def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pieces) -> list[int]:
     """Read frames of a video by number in one go, of which some at a time are in memory.
 
     Args:
         path: a video file, or a folder of frames.
         wanted: numbers of frames, ascending, without repeats.
-        backend: what decodes video files.
         pieces: where the frames go.
 
     Returns:
@@ -144,11 +133,9 @@ def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], backend: Ba
 
     Raises:
         BadFileError: as :func:`read_frames`.
-        ValueError: the backend is not installed or does not work.
     """
     if not Path(path).is_dir():
-        lost: list[int] = import_backend(backend).read_stream(path, wanted, pieces)
-        return lost
+        return streams.read_stream(path, wanted, pieces)
     lost = []
     for first in range(0, len(wanted), pieces.size):
         frames, past = read_folder(path, wanted[first : first + pieces.size], pieces.allocate)
@@ -165,23 +152,3 @@ def checked_indices(indices: Sequence[int]) -> list[int]:
     if min(numbers) < 0:
         raise ValueError(f"indices ({min(numbers)}) must be at least 0")
     return numbers
-
-
-def checked_backend(backend: str) -> Backend:
-    """Return the name of a backend; raise ValueError if there is no such backend."""
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
-    return backend  # type: ignore[return-value]
-
-
-def import_backend(backend: Backend) -> ModuleType:
-    """Return the module that reads video files; raise ValueError if what it needs is not installed."""
-    if backend == "pyav":
-        return streams
-    try:
-        return import_module("cgnl.data.videos.torchcodec_streams")
-    except (ImportError, RuntimeError, OSError) as error:  # without a fitting FFmpeg it is a RuntimeError
-        raise ValueError(
-            "backend ('torchcodec') needs the package torchcodec and the FFmpeg libraries it is made for, and one of "
-            f"them cannot be loaded here ({type(error).__name__}); backend='pyav' needs neither"
-        ) from error

@@ -26,11 +26,8 @@ import numpy as np
 
 from cgnl.data.decoding import BadFileError
 from cgnl.data.videos.decoding import (
-    Backend,
     VideoInfo,
-    checked_backend,
     checked_indices,
-    import_backend,
     probe,
     read_into,
     read_pieces,
@@ -53,18 +50,15 @@ class GuardedReader:
     through it. After a fork or in a copy the reader starts a process of its own. One thread may use it at a time.
 
     Args:
-        backend: what decodes video files.
         timeout: seconds that one call may take.
 
     Raises:
-        ValueError: an unknown backend, or a timeout that is not positive.
+        ValueError: a timeout that is not positive.
     """
 
-    def __init__(self, *, backend: Backend = "pyav", timeout: float = 60.0) -> None:
-        checked_backend(backend)
+    def __init__(self, *, timeout: float = 60.0) -> None:
         if timeout <= 0:
             raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
-        self.backend = backend
         self.timeout = timeout
         self._child: _Child | None = None
 
@@ -80,7 +74,7 @@ class GuardedReader:
 
         Raises:
             BadFileError: as :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
-            ValueError: no index, a negative one, or a backend that is not installed or does not work.
+            ValueError: no index, or a negative one.
             RuntimeError: the process does not start.
         """
         numbers = checked_indices(indices)
@@ -107,8 +101,7 @@ class GuardedReader:
 
         Raises:
             BadFileError: as :meth:`read`; what was handed over before is to be forgotten.
-            ValueError: a size below 1; numbers that do not ascend, a negative one or none; or a backend that is not
-                installed or does not work.
+            ValueError: a size below 1; numbers that do not ascend, a negative one or none.
             RuntimeError: the process does not start.
         """
         numbers = checked_indices(wanted)
@@ -137,7 +130,7 @@ class GuardedReader:
         if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
             self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
-            self._child = _Child(self.backend, self.timeout)
+            self._child = _Child(self.timeout)
         try:
             return ask(self._child)
         except BadFileError:
@@ -176,7 +169,7 @@ class _EndedError(Exception):
 class _Child:
     """A process that reads videos, and what is shared with it."""
 
-    def __init__(self, backend: str, timeout: float) -> None:
+    def __init__(self, timeout: float) -> None:
         self.owner = os.getpid()
         self.timeout = timeout
         self._frames = _Slots(_memory_file())
@@ -185,7 +178,7 @@ class _Child:
         # -P: a file in the working folder must not stand in for a module. A session of its own: Ctrl-C in the terminal
         # is for the process that reads through this one.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self._frames.file), backend, repr(timeout)],
+            [sys.executable, "-P", "-m", __name__, str(self._frames.file), repr(timeout)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -194,13 +187,10 @@ class _Child:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
         )
         try:
-            ready = self._reply(_START_SECONDS)
+            self._reply(_START_SECONDS)
         except _EndedError as error:
             self.stop()
             raise RuntimeError(f"the process that reads videos does not start: it {error}") from None
-        if "lacks" in ready:
-            self.stop()
-            raise ValueError(str(ready["lacks"]))
 
     def read(self, path: str | os.PathLike[str], numbers: list[int]) -> tuple[np.ndarray, int]:
         # The first slot is for when the caller holds on to the frames of all others.
@@ -377,23 +367,17 @@ class _Server:
 
     Args:
         frames_file: where the frames go.
-        backend: what decodes video files.
         timeout: seconds after which the answer is no longer waited for.
     """
 
-    def __init__(self, frames_file: int, backend: Backend, timeout: float) -> None:
+    def __init__(self, frames_file: int, timeout: float) -> None:
         self._requests, self._replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
         # What libraries print must not get among the replies.
         os.dup2(2, 1)
         self._slots = _Slots(frames_file)
-        self._backend, self._timeout = backend, timeout
+        self._timeout = timeout
 
     def run(self) -> None:
-        try:
-            import_backend(self._backend)
-        except ValueError as error:
-            self._reply({"lacks": str(error)})
-            return
         self._reply({})
         while request := self._next():
             try:
@@ -419,7 +403,7 @@ class _Server:
         wanted, slot = request["indices"], request["slot"]
         allocate = partial(self._slots.array, slot)
         if "size" not in request:
-            frames, lost = read_into(path, wanted, self._backend, allocate)
+            frames, lost = read_into(path, wanted, allocate)
             return {**self._shown(frames, slot), "lost": lost}
 
         def take(first: int, frames: np.ndarray) -> None:
@@ -427,7 +411,7 @@ class _Server:
             if self._next() is None:
                 raise SystemExit
 
-        return {"lost": len(read_pieces(path, wanted, self._backend, Pieces(request["size"], allocate, take)))}
+        return {"lost": len(read_pieces(path, wanted, Pieces(request["size"], allocate, take)))}
 
     def _shown(self, frames: np.ndarray, slot: int) -> dict[str, Any]:
         shown = self._slots.array(slot, frames.shape)
@@ -437,4 +421,4 @@ class _Server:
 
 
 if __name__ == "__main__":
-    _Server(int(sys.argv[1]), checked_backend(sys.argv[2]), float(sys.argv[3])).run()
+    _Server(int(sys.argv[1]), float(sys.argv[2])).run()
