@@ -1,14 +1,15 @@
-"""Pictures of detected objects: boxes, translucent masks and names."""
+"""Pictures of detected objects: boxes, translucent masks and names, drawn by torchvision."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 # Okabe and Ito 2008, "Color universal design": told apart without colour vision too; all of theirs but black.
 _PALETTE = (
@@ -20,7 +21,9 @@ _PALETTE = (
     (204, 121, 167),
     (0, 114, 178),
 )
-_OPACITY = 102  # of 255
+_OPACITY = 0.4
+# matplotlib's own: the same on every machine, with Greek and Cyrillic
+_FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def draw_objects(
@@ -35,7 +38,8 @@ def draw_objects(
 ) -> Image.Image:
     """Return a picture of an image with its objects: their boxes, masks and names; the rest stays as it is.
 
-    Lines and letters grow with the picture. Seven colours, told apart without colour vision too, take turns by label.
+    Lines and letters grow with the picture. Each object has a colour of its own, up to 21 of them; the first
+    seven can be told apart without colour vision too.
 
     Args:
         image: W x H pixels; it is not changed.
@@ -56,7 +60,7 @@ def draw_objects(
         >>> draw_objects(Image.new("L", (64, 48)), [[10, 10, 30, 40]], [1], ["robin"], scores=[0.9], min_side=96).size
         (128, 96)
     """
-    boxes = torch.as_tensor(boxes, dtype=torch.float64, device="cpu").detach().reshape(-1, 4).numpy()
+    boxes = torch.as_tensor(boxes, dtype=torch.float64, device="cpu").detach().reshape(-1, 4)
     labels = torch.as_tensor(labels).tolist()
     scores = None if scores is None else torch.as_tensor(scores).tolist()
     if len(labels) != len(boxes) or (scores is not None and len(scores) != len(boxes)):
@@ -73,94 +77,60 @@ def draw_objects(
 
     factor = max(1, -(-min_side // min(image.size)))
     picture = image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-    boxes = boxes * factor
-    width = max(1, round(min(picture.size) / 240))
-    colours = [_PALETTE[(label - 1) % len(_PALETTE)] for label in labels]
-    corners = [_corners(box, picture.size) for box in boxes]
-    # the surest object is drawn last, over the others, but its name finds its place first
-    order = sorted(range(len(boxes)), key=lambda k: scores[k] if scores is not None else -k)
+    if not labels:
+        return picture
+    # the surest object is drawn last, over the others
+    order = sorted(range(len(labels)), key=lambda k: scores[k] if scores is not None else -k)
+    colours = [_colour(place) for place in reversed(range(len(order)))]
+    drawn = pil_to_tensor(picture)
     if masks is not None:
-        for k in order:
-            inside = (masks[k] >= 0.5).reshape(image.height, image.width).cpu().numpy()
-            _paint(picture, inside.repeat(factor, 0).repeat(factor, 1), colours[k], width)
-    canvas = ImageDraw.Draw(picture)
-    for k in order:
-        canvas.rectangle(corners[k], outline=colours[k], width=width)
-    places: list[tuple[int, int, int, int]] = []
-    for k in reversed(order):
-        score = "" if scores is None else f" {scores[k]:.2f}"
-        places.append(_write_name(canvas, corners[k], names[labels[k] - 1], score, colours[k], places))
-    return picture
+        inside = (masks.reshape(-1, image.height, image.width) >= 0.5).cpu()[order]
+        drawn = draw_segmentation_masks(drawn, _apart(inside, factor), _OPACITY, colours)
+    width = max(1, round(min(picture.size) / 240))
+    corners = _corners(boxes[order] * factor, picture.size)
+    drawn = draw_bounding_boxes(drawn, corners, colors=colours, width=width)
+    texts = [names[labels[k] - 1] + ("" if scores is None else f" {scores[k]:.2f}") for k in order]
+    size = max(10, round(min(picture.size) / 30))
+    drawn = draw_bounding_boxes(
+        drawn,
+        _places(corners, texts, size, picture.size),
+        texts,
+        colours,
+        font=str(_FONT),
+        font_size=size,
+        label_colors=["black" if sum(colour) > 330 else "white" for colour in colours],
+        fill_labels=True,
+    )
+    return to_pil_image(drawn)
 
 
-def _corners(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the first and last column and row of a box, at least one pixel of it inside the picture."""
-    first = [min(max(round(low), 0), side - 1) for low, side in zip(box[:2], size, strict=True)]
-    last = [min(max(round(high) - 1, low), side - 1) for high, low, side in zip(box[2:], first, size, strict=True)]
-    return first[0], first[1], last[0], last[1]
+def _colour(place: int) -> tuple[int, int, int]:
+    """Return the colour of an object: seven colours, then darker ones."""
+    red, green, blue = (round(part * 0.7 ** (place // len(_PALETTE) % 3)) for part in _PALETTE[place % len(_PALETTE)])
+    return red, green, blue
 
 
-def _paint(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
-    """Lay a colour over the pixels of a mask [H, W], and its full strength on the mask's rim."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return
-    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    opacity = mask * np.where(_eroded(mask, width), np.uint8(_OPACITY), np.uint8(255))
-    picture.paste(colour, (int(columns[0]), int(rows[0])), Image.fromarray(opacity))
+def _apart(masks: Tensor, factor: int) -> Tensor:
+    """Give each pixel of masks [D, H, W] to the last alone, and enlarge them: torchvision blackens what is shared."""
+    taken = torch.zeros_like(masks[0])
+    for k in reversed(range(len(masks))):
+        masks[k] &= ~taken
+        taken |= masks[k]
+    return masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return the pixels of a mask [H, W] whose neighbours in a square of 2 width + 1 all belong to it."""
-    core = np.pad(mask, width)
-    for _ in range(2):  # columns, then rows
-        length = 1  # core tells of so many pixels in a row
-        while length < 2 * width + 1:
-            step = min(length, 2 * width + 1 - length)
-            core = core[:-step] & core[step:]
-            length += step
-        core = core.T
-    return core
+def _corners(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the first and last column and row of boxes [D, 4], at least one pixel of each inside the picture."""
+    last = torch.tensor(size) - 1
+    first = torch.minimum(boxes[:, :2].round().clamp(min=0), last)
+    return torch.cat([first, torch.minimum(torch.maximum(boxes[:, 2:].round() - 1, first), last)], dim=1).long()
 
 
-def _write_name(
-    canvas: ImageDraw.ImageDraw,
-    box: tuple[int, int, int, int],
-    name: str,
-    score: str,
-    colour: tuple[int, int, int],
-    places: Sequence[tuple[int, int, int, int]],
-) -> tuple[int, int, int, int]:
-    """Write a name where it hides the least of other names and of its own box; return where: x0, y0, x1, y1."""
-    width, height = canvas.im.size
-    font = _font(max(10, round(min(width, height) / 30)))
-    margin = max(1, font.size // 4)
-    text = name + score
-    while canvas.textlength(text, font) + 2 * margin > width and name:
-        name = name[:-1]
-        text = f"{name}…{score}"
-    ascent, descent = font.getmetrics()
-    across, down = round(canvas.textlength(text, font)) + 2 * margin, ascent + descent
-    x0, y0, x1, y1 = box
-    tags = []
-    for x in (x0, x1 + 1 - across):
-        for y in (y0 - down, y1 + 1, *range(y0, y1, down)):
-            x, y = max(0, min(x, width - across)), max(0, min(y, height - down))
-            tags.append((x, y, x + across, y + down))
-    own = (x0, y0, x1 + 1, y1 + 1)
-    tag = min(tags, key=lambda tag: (sum(_shared(tag, place) for place in places), _shared(tag, own)))
-    canvas.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
-    light = np.dot(colour, (0.299, 0.587, 0.114)) > 100
-    canvas.text((tag[0] + margin, tag[1]), text, font=font, fill="black" if light else "white")
-    return tag
-
-
-def _shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
-    """Return how many pixels two rectangles have in common."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib's own: the same on every machine, with Greek and Cyrillic
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _places(corners: Tensor, texts: Sequence[str], font_size: int, size: tuple[int, int]) -> Tensor:
+    """Return a point for each text, as a box [D, 4]: above its own box, or below its upper edge, inside the picture."""
+    font = ImageFont.truetype(_FONT, font_size)
+    margin = 4
+    x = torch.minimum(corners[:, 0], torch.tensor([size[0] - margin - int(font.getlength(text)) for text in texts]))
+    y = corners[:, 1] - sum(font.getmetrics())
+    points = torch.stack([x.clamp(min=0), torch.where(y < 0, corners[:, 1], y)], dim=1)
+    return points.repeat(1, 2)
