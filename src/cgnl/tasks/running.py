@@ -71,8 +71,7 @@ def evaluate(
 def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:
     """Return the most probable classes of one image or video and their probabilities.
 
-    Those of a video are the mean over its views, ``test_clips`` x ``test_crops`` of the recipe. PyAV decodes it,
-    whatever decoded the training videos: the frames are the same up to rounding. What is damaged in it is logged.
+    Those of a video are the mean over its views, ``test_clips`` x ``test_crops`` of the recipe. Damage in it is logged.
 
     Args:
         trained: The network; it is moved to the GPU where there is one.
@@ -96,7 +95,7 @@ def predict_timeline(
 
     Args:
         trained: The network; it is moved to the GPU where there is one.
-        path: The video file, which PyAV decodes.
+        path: The video file.
         top: Number of classes.
 
     Yields:
