@@ -30,22 +30,22 @@ def check_data(
     """Decode every file of a data set, and list what is bad; what it holds is found out.
 
     Args:
-        root: the data set, in any layout of :func:`cgnl.data.images.read_images`,
+        root: The data set, in any layout of :func:`cgnl.data.images.read_images`,
             :func:`cgnl.data.detection.read_coco` or :func:`cgnl.data.videos.layouts.read_videos`.
-        list_file: lines ``path label``, or ``folder frames label`` of folders of frames; only these are checked then.
-        annotations: where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
-        fold: which of the three splits of UCF101; each of them holds all its videos.
-        num_classes: number of classes, where it must be just that.
-        workers: number of processes; by default one for each core.
-        timeout: seconds that one file may take; by default 60 for an image and 600 for a video.
-        out: a CSV file that is written anew with the path and reason of each bad file or annotation.
-        progress: whether a progress bar is shown on the standard error output.
+        list_file: Lines ``path label``, or ``folder frames label`` of folders of frames; only these are checked then.
+        annotations: Where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
+        fold: Which of the three splits of UCF101; each of them holds all its videos.
+        num_classes: Number of classes, where it must be just that.
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one file may take; by default 60 for an image and 600 for a video.
+        out: A CSV file that is written anew with the path and reason of each bad file or annotation.
+        progress: Whether a progress bar is shown on the standard error output.
 
     Returns:
         What the data set holds and what is bad in it; as a string, tables to read.
 
     Raises:
-        DataError: the layout or a list is wrong, so that the files are not known.
+        DataError: The layout or a list is wrong, so that the files are not known.
     """
     root = Path(root).expanduser()
     if not root.is_dir():

@@ -58,8 +58,8 @@ class BadFileError(DataError):
     """One file cannot be used.
 
     Args:
-        path: the file.
-        reason: what is wrong with it, as the rest of a sentence that begins with the path.
+        path: The file.
+        reason: What is wrong with it, as the rest of a sentence that begins with the path.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
@@ -75,13 +75,13 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular local file for reading; a pipe, socket or device is refused instead of waited for.
 
     Args:
-        path: the file; a symbolic link is followed.
+        path: The file; a symbolic link is followed.
 
     Returns:
         The opened file, to be closed by the caller.
 
     Raises:
-        BadFileError: the path does not exist, is no regular file or cannot be read.
+        BadFileError: The path does not exist, is no regular file or cannot be read.
     """
     try:
         # Looked at before it is opened, as opening a device can already act on it; and once more when open,
@@ -106,15 +106,15 @@ def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = N
     animation the first frame is taken.
 
     Args:
-        path: a JPEG, PNG, WebP or BMP file, whatever its name.
-        size: width and height (pixels) of the image that annotations were made for. Where the pixels have it as they
-            are stored, they stay so: whoever made the annotations did not look at the EXIF orientation.
+        path: A JPEG, PNG, WebP or BMP file, whatever its name.
+        size: Width and height (pixels) of the image that annotations were made for. Where the pixels have it as they
+            are stored, they stay so: Whoever made the annotations did not look at the EXIF orientation.
 
     Returns:
         An image of mode ``RGB``, loaded; the file is closed.
 
     Raises:
-        BadFileError: the file is missing, empty, of another format, over 100 megapixels (seen in the header,
+        BadFileError: The file is missing, empty, of another format, over 100 megapixels (seen in the header,
             before any pixel is decoded), truncated or otherwise broken, or of another size than ``size``.
     """
     with open_regular(path) as file:
@@ -157,14 +157,14 @@ def decoded_size(path: Path, *, sizes: Mapping[Path, tuple[int, int]] | None = N
     """Decode an image file fully, as :func:`open_image` does, and return only its size.
 
     Args:
-        path: the file.
-        sizes: width and height (pixels) that files must have.
+        path: The file.
+        sizes: Width and height (pixels) that files must have.
 
     Returns:
         Width and height (pixels, upright unless ``sizes`` says otherwise).
 
     Raises:
-        BadFileError: as :func:`open_image`.
+        BadFileError: As :func:`open_image`.
     """
     return open_image(path, size=None if sizes is None else sizes[path]).size
 
@@ -209,16 +209,16 @@ def resolve_inside(
     Nothing is opened, and the file need not exist.
 
     Args:
-        root: the folder that must hold the file; it may itself be a symbolic link.
-        relative: the path as it was read, with ``/`` between its parts.
-        source: the file (or folder) the path was read from, for the message.
-        line: its line number there, from 1.
+        root: The folder that must hold the file; it may itself be a symbolic link.
+        relative: The path as it was read, with ``/`` between its parts.
+        source: The file (or folder) the path was read from, for the message.
+        line: Its line number there, from 1.
 
     Returns:
         ``root / relative``.
 
     Raises:
-        DataError: the path is empty, a URL, absolute, holds ``..`` or a NUL character, or leads out of the
+        DataError: The path is empty, a URL, absolute, holds ``..`` or a NUL character, or leads out of the
             root through a symbolic link.
     """
     where = os.fspath(source) if line is None else f"{os.fspath(source)}, line {line}"

@@ -33,8 +33,8 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
     order, in any worker and after a resume. Both generators are left as they were.
 
     Args:
-        samples: what to read.
-        seed: of the random draws.
+        samples: Samples to read.
+        seed: Of the random draws.
     """
 
     def __init__(self, samples: SampleList, *, seed: int = 0) -> None:
@@ -55,7 +55,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         """Return what a sample's record holds besides ``label`` and ``index``.
 
         Raises:
-            BadFileError: the file cannot be read.
+            BadFileError: The file cannot be read.
         """
 
     def __len__(self) -> int:
@@ -92,10 +92,10 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
 
 
 def describe_in_flight(error: BaseException | None = None) -> str:
-    """Say which files the data loaders' workers are reading, or were when they died; each is told once.
+    """Say which files the data loaders' workers are reading, or were when they died; each is named once.
 
     Args:
-        error: what the data loader raised; if it names dead processes, only their files are given.
+        error: What the data loader raised; if it names dead processes, only their files are given.
 
     Returns:
         One sentence.
@@ -130,7 +130,7 @@ def sort_out(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], d
     """Take the samples that could be read, and begin a batch of them.
 
     Args:
-        records: samples of a :class:`FileDataset`, B of which could be read.
+        records: Samples of a :class:`FileDataset`, B of which could be read.
 
     Returns:
         The records that could be read, and ``label`` [B], ``index`` [B] and ``bad``, a list of (index, path, reason)

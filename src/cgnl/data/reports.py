@@ -19,10 +19,10 @@ class SplitReport:
     """What one split of a data set holds.
 
     Args:
-        name: of the split.
+        name: Of the split.
         per_class: (name, number of files that can be read) of each class.
-        unreadable: number of files that cannot be read.
-        missing: number of files that are named but do not exist.
+        unreadable: Number of files that cannot be read.
+        missing: Number of files that are named but do not exist.
     """
 
     name: str
@@ -37,9 +37,9 @@ def read_splits(
     """Read all splits that a data set has: one alone, where the annotations are those of one.
 
     Args:
-        read: from a split to its samples.
-        root: the data set.
-        list_file: a list that is read instead.
+        read: From a split to its samples.
+        root: The data set.
+        list_file: A list that is read instead.
 
     Returns:
         The samples by the name of their split, or of the list.
@@ -73,9 +73,9 @@ def report_of(name: str, samples: SampleList, bad: Mapping[Path, str]) -> SplitR
     """Count what a split holds.
 
     Args:
-        name: of the split.
-        samples: the files.
-        bad: those that cannot be read.
+        name: Of the split.
+        samples: The files.
+        bad: Those that cannot be read.
 
     Returns:
         The counts.
@@ -109,13 +109,13 @@ def printed(
     """Return what a check has found, to read.
 
     Args:
-        title: the data set.
-        noun: what it holds, in the plural.
-        splits: the counts of each split.
-        contents: what the files are like.
-        bad: path and reason of each bad file; of very many only the first are shown.
-        damaged: the same of files that can be read, but not as a whole.
-        bad_noun: what the rows of ``bad`` are.
+        title: The data set.
+        noun: What it holds, in the plural.
+        splits: The counts of each split.
+        contents: What the files are like.
+        bad: Path and reason of each bad file; of very many only the first are shown.
+        damaged: The same of files that can be read, but not as a whole.
+        bad_noun: What the rows of ``bad`` are.
 
     Returns:
         Lines of text.

@@ -26,9 +26,9 @@ class Scanned(Generic[T]):
     """What became of one file.
 
     Args:
-        path: the file.
-        value: what the function returned; None if it failed.
-        error: why it failed, as the rest of a sentence that begins with the path; None if it did not.
+        path: The file.
+        value: What the function returned; None if it failed.
+        error: Why it failed, as the rest of a sentence that begins with the path; None if it did not.
         answered: False if the process died or took too long, so that the function itself said nothing.
     """
 
@@ -76,17 +76,17 @@ def scan(
     """Call a function on each file, in several processes.
 
     Args:
-        function: importable by name; it may raise :class:`cgnl.data.decoding.BadFileError`.
-        paths: the files.
-        workers: number of processes; by default one for each core.
-        timeout: seconds that one file may take.
+        function: Importable by name; it may raise :class:`cgnl.data.decoding.BadFileError`.
+        paths: The files.
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one file may take.
 
     Yields:
         What became of each file, in the order in which they are done.
 
     Raises:
-        ValueError: fewer than one worker, or a timeout that is not positive.
-        RuntimeError: the processes do not start.
+        ValueError: Fewer than one worker, or a timeout that is not positive.
+        RuntimeError: The processes do not start.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -136,12 +136,12 @@ def scan_with_bar(
     """Call a function on each file as :func:`scan` does, behind a progress bar on the standard error output.
 
     Args:
-        function: as for :func:`scan`.
-        paths: the files.
-        description: what is done, in front of the bar.
-        workers: as for :func:`scan`.
-        timeout: seconds that one file may take.
-        progress: whether the bar is shown.
+        function: As for :func:`scan`.
+        paths: The files.
+        description: What is done, in front of the bar.
+        workers: As for :func:`scan`.
+        timeout: Seconds that one file may take.
+        progress: Whether the bar is shown.
 
     Yields:
         What became of each file, in the order in which they are done.

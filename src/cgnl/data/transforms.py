@@ -38,18 +38,18 @@ def train_transform(
     generator.
 
     Args:
-        size: height and width of the output (pixels).
-        area: range of the crop's area, as a part of the image's.
-        aspect: range of the crop's width over its height.
-        flip: probability of the flip.
-        mean: of each channel (RGB, values from 0 to 1), subtracted.
-        std: of each channel, divided by.
+        size: Height and width of the output (pixels).
+        area: Range of the crop's area, as a part of the image's.
+        aspect: Range of the crop's width over its height.
+        flip: Probability of the flip.
+        mean: Of each channel (RGB, values from 0 to 1), subtracted.
+        std: Of each channel, divided by.
 
     Returns:
         A transform from an RGB image of Pillow to a float32 tensor [3, size, size].
 
     Raises:
-        ValueError: a size below 1, or a range that is empty or not positive.
+        ValueError: A size below 1, or a range that is empty or not positive.
     """
     return v2.Compose([v2.PILToTensor(), *_random_crop(size, area, aspect, flip), *_normalise(mean, std)])
 
@@ -64,16 +64,16 @@ def test_transform(
     """Resize the shorter side, then crop a square from the middle (CUB: 448 of 512; ImageNet: 224 of 256).
 
     Args:
-        size: height and width of the output (pixels).
-        resize: length of the shorter side before the crop (pixels).
-        mean: of each channel (RGB, values from 0 to 1), subtracted.
-        std: of each channel, divided by.
+        size: Height and width of the output (pixels).
+        resize: Length of the shorter side before the crop (pixels).
+        mean: Of each channel (RGB, values from 0 to 1), subtracted.
+        std: Of each channel, divided by.
 
     Returns:
         A transform from an RGB image of Pillow to a float32 tensor [3, size, size].
 
     Raises:
-        ValueError: a size below 1, or a crop larger than the resized image.
+        ValueError: A size below 1, or a crop larger than the resized image.
     """
     _check_crop(size, resize)
     return v2.Compose(
@@ -106,16 +106,16 @@ def test_geometry(height: int, width: int, size: int, resize: int) -> Geometry:
     """Return where :func:`test_transform` takes each point of an image.
 
     Args:
-        height: of the image (pixels, upright).
-        width: of the image (pixels, upright).
-        size: height and width of the transform's output (pixels).
-        resize: length of the shorter side before the crop (pixels).
+        height: Of the image (pixels, upright).
+        width: Of the image (pixels, upright).
+        size: Height and width of the transform's output (pixels).
+        resize: Length of the shorter side before the crop (pixels).
 
     Returns:
         Scale and offset of each axis.
 
     Raises:
-        ValueError: a size below 1, or a crop larger than the resized image.
+        ValueError: A size below 1, or a crop larger than the resized image.
 
     Example:
         >>> test_geometry(375, 500, size=448, resize=512)
@@ -148,16 +148,16 @@ def clip_train_transform(
     """Random crop, resized to a square, and random flip as in :func:`train_transform`, the same for all frames.
 
     Args:
-        size: height and width of the output (pixels).
-        area: range of the crop's area, as a part of the frame's.
-        aspect: range of the crop's width over its height.
-        flip: probability of the flip.
+        size: Height and width of the output (pixels).
+        area: Range of the crop's area, as a part of the frame's.
+        aspect: Range of the crop's width over its height.
+        flip: Probability of the flip.
 
     Returns:
         A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, size, size].
 
     Raises:
-        ValueError: a size below 1, or a range that is empty or not positive.
+        ValueError: A size below 1, or a range that is empty or not positive.
 
     Example:
         >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -170,14 +170,14 @@ def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:
     """Resize the shorter side, then crop a square from the middle if a size is given.
 
     Args:
-        resize: length of the shorter side (pixels).
-        size: height and width of the crop (pixels); None leaves the whole frames, for :func:`crop_offsets`.
+        resize: Length of the shorter side (pixels).
+        size: Height and width of the crop (pixels); None leaves the whole frames, for :func:`crop_offsets`.
 
     Returns:
         A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, H', W'].
 
     Raises:
-        ValueError: a size below 1, or a crop larger than the resized frame.
+        ValueError: A size below 1, or a crop larger than the resized frame.
 
     Example:
         >>> clip_test_transform(128)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -194,9 +194,9 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
     """Return where square test crops begin: one in the middle, or three along the longer side.
 
     Args:
-        height: of the frames (pixels).
-        width: of the frames (pixels).
-        size: height and width of a crop (pixels).
+        height: Of the frames (pixels).
+        width: Of the frames (pixels).
+        size: Height and width of a crop (pixels).
         num_crops: 1 or 3.
 
     Returns:
@@ -204,7 +204,7 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
         middle of the other.
 
     Raises:
-        ValueError: another number of crops, or one larger than the frames.
+        ValueError: Another number of crops, or one larger than the frames.
 
     Example:
         >>> crop_offsets(256, 340, size=256, num_crops=3)
@@ -233,14 +233,14 @@ def normalise_clip(
 
     Args:
         clip: uint8 [..., 3, T, H, W].
-        mean: of each channel (RGB, values from 0 to 1), subtracted.
-        std: of each channel, divided by.
+        mean: Of each channel (RGB, values from 0 to 1), subtracted.
+        std: Of each channel, divided by.
 
     Returns:
         float32 [..., 3, T, H, W] on the same device, in the same order in memory.
 
     Raises:
-        ValueError: another dtype than uint8.
+        ValueError: Another dtype than uint8.
 
     Example:
         >>> normalise_clip(torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)).flatten()

@@ -14,13 +14,13 @@ def replacing(root: Path, what: str, settings_file: str, contents: Collection[st
     """Give a folder beside root to write into; it takes root's place if all went well and vanishes if not.
 
     Args:
-        root: folder to write: new, empty, or an earlier set of the same kind.
-        what: the plural noun of what is drawn, for errors.
-        settings_file: name of the file that marks a whole set.
-        contents: names of all the files and folders that a set has, the settings file among them.
+        root: Folder to write: new, empty, or an earlier set of the same kind.
+        what: The plural noun of what is drawn, for errors.
+        settings_file: Name of the file that marks a whole set.
+        contents: Names of all the files and folders that a set has, the settings file among them.
 
     Raises:
-        DataError: if root is a file or a link, or a folder that holds anything else.
+        DataError: If root is a file or a link, or a folder that holds anything else.
     """
     _refuse_foreign(root, what, settings_file, contents)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def count_workers(workers: int | None) -> int:
     """Return the number of processes to use: as many as there are usable cores if None.
 
     Raises:
-        ValueError: if it is below 1.
+        ValueError: If it is below 1.
     """
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

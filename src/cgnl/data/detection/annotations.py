@@ -17,10 +17,10 @@ class ImageEntry:
     """What a json says of an image.
 
     Args:
-        name: its file's name.
-        width: in pixels.
-        height: in pixels.
-        exists: whether the file can be used.
+        name: Its file's name.
+        width: In pixels.
+        height: In pixels.
+        exists: Whether the file can be used.
     """
 
     name: str
@@ -38,9 +38,9 @@ def clipped_box(bbox: Sequence[float], width: int, height: int) -> tuple[float, 
     """Return the part of a box that lies in the image.
 
     Args:
-        bbox: x, y, width and height (pixels).
-        width: of the image (pixels).
-        height: of the image (pixels).
+        bbox: X, y, width and height (pixels).
+        width: Of the image (pixels).
+        height: Of the image (pixels).
 
     Returns:
         Left, top, right and bottom (pixels); of a box outside, right or bottom are not beyond left or top.
@@ -59,9 +59,9 @@ def sort_annotations(
     """Tell the annotations that can be used from the others.
 
     Args:
-        rows: the json's ``annotations``.
-        images: what it says of the images, by their ids.
-        category_ids: the ids of its categories.
+        rows: The json's ``annotations``.
+        images: What it says of the images, by their ids.
+        category_ids: The ids of its categories.
 
     Returns:
         The annotations that can be used by their image's id, each with the fields that

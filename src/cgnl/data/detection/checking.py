@@ -20,10 +20,10 @@ class DetectionReport:
     """What a data set holds and what is bad in it; as a string, tables to read.
 
     Args:
-        root: the data set.
-        kind: its layout.
-        splits: what each split holds; the numbers of its categories are those of objects in images that can be read.
-        contents: a sentence on each split.
+        root: The data set.
+        kind: Its layout.
+        splits: What each split holds; the numbers of its categories are those of objects in images that can be read.
+        contents: A sentence on each split.
         bad: (path, reason) of each file that is missing or cannot be read, and of each annotation that cannot be
             used; the path of an annotation is that of its json, a comma, and what names it.
     """
@@ -52,19 +52,19 @@ def check_detection(
     """Decode every image of a data set in COCO's form, in several processes, and list what is bad.
 
     Args:
-        root: the data set, as for :func:`cgnl.data.detection.read_coco`.
-        annotations: a json file that is checked alone.
-        num_classes: number of categories, where it must be just that.
-        workers: number of processes; by default one for each core.
-        timeout: seconds that one file may take.
-        out: a CSV file that is written anew with the path and reason of each bad file and annotation.
-        progress: whether a progress bar is shown on the standard error output.
+        root: The data set, as for :func:`cgnl.data.detection.read_coco`.
+        annotations: A json file that is checked alone.
+        num_classes: Number of categories, where it must be just that.
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one file may take.
+        out: A CSV file that is written anew with the path and reason of each bad file and annotation.
+        progress: Whether a progress bar is shown on the standard error output.
 
     Returns:
         Counts of images, objects and categories for each split, and what is bad.
 
     Raises:
-        DataError: a json is not in COCO's form, so that the files are not known; or the splits differ in their
+        DataError: A json is not in COCO's form, so that the files are not known; or the splits differ in their
             categories.
     """
     root = Path(root).expanduser()

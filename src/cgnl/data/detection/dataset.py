@@ -28,9 +28,9 @@ class DetectionDataset(FileDataset):
     those of the json, as far as they lie in the image.
 
     Args:
-        images: what to read.
-        flip: probability of a horizontal flip.
-        seed: of the random draws.
+        images: Images to read.
+        flip: Probability of a horizontal flip.
+        seed: Of the random draws.
     """
 
     def __init__(self, images: DetectionList, flip: float = 0.0, *, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ class DetectionDataset(FileDataset):
         """Return ``image`` and ``target``.
 
         Raises:
-            BadFileError: the file cannot be read, or is not of the size that the json says.
+            BadFileError: The file cannot be read, or is not of the size that the json says.
         """
         width, height = self._sizes[index].tolist()
         image = open_image(self.path(index), size=(width, height))
@@ -73,7 +73,7 @@ def collate(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of the samples that could be read, and list the others.
 
     Args:
-        records: samples of :class:`DetectionDataset`, B of which could be read.
+        records: Samples of :class:`DetectionDataset`, B of which could be read.
 
     Returns:
         ``image``, a list of B images [3, H, W], each with its own size; ``target``, a list of as many; ``label`` [B],

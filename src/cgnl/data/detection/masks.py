@@ -23,10 +23,10 @@ def why_bad_mask(segmentation: Any, width: int, height: int) -> str | None:
     """Tell what is wrong with a segmentation.
 
     Args:
-        segmentation: as the json holds it: polygons ``[[x0, y0, x1, y1, ...], ...]`` or a run-length encoding
+        segmentation: As the json holds it: polygons ``[[x0, y0, x1, y1, ...], ...]`` or a run-length encoding
             ``{"size": [height, width], "counts": ...}`` with a list of counts or a compressed string.
-        width: of the image (pixels).
-        height: of the image (pixels).
+        width: Of the image (pixels).
+        height: Of the image (pixels).
 
     Returns:
         The reason, as the rest of a sentence that begins with the annotation; None if nothing is wrong.
@@ -128,9 +128,9 @@ def encode(segmentation: Any, width: int, height: int) -> dict[str, Any]:
     """Return a segmentation as one compressed run-length encoding.
 
     Args:
-        segmentation: one that :func:`why_bad_mask` finds nothing wrong with.
-        width: of the image (pixels).
-        height: of the image (pixels).
+        segmentation: One that :func:`why_bad_mask` finds nothing wrong with.
+        width: Of the image (pixels).
+        height: Of the image (pixels).
 
     Returns:
         ``{"size": [height, width], "counts": ...}``; several polygons are united.
@@ -152,8 +152,8 @@ def decode(segmentations: Sequence[Any], width: int, height: int) -> np.ndarray:
 
     Args:
         segmentations: N of them that :func:`why_bad_mask` finds nothing wrong with.
-        width: of the image (pixels).
-        height: of the image (pixels).
+        width: Of the image (pixels).
+        height: Of the image (pixels).
 
     Returns:
         Array [N, H, W] of 0 and 1 (uint8).

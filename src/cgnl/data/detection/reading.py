@@ -25,12 +25,12 @@ def read_coco(
     """Read one split of a data set in COCO's form: its images, and the objects in them.
 
     Args:
-        root: a folder with ``annotations/instances_train2017.json`` and ``train2017/`` (or without the year, or
+        root: A folder with ``annotations/instances_train2017.json`` and ``train2017/`` (or without the year, or
             with ``images/train2017/``), and the same of ``val``; or one with ``train/_annotations.coco.json`` among
             the images, and the same in ``valid/``, ``val/`` or ``test/``.
         split: ``train``, or ``test`` (``val`` means the same).
-        annotations: the json file, where it is another one; ``root`` may then be None.
-        images: the folder that the images' names start from, where it is another one; by default the folder that
+        annotations: The json file, where it is another one; ``root`` may then be None.
+        images: The folder that the images' names start from, where it is another one; by default the folder that
             belongs to the json in ``root``, or else the json's own.
 
     Returns:
@@ -38,10 +38,10 @@ def read_coco(
         can be used, and what is wrong with the others.
 
     Raises:
-        NoSplitError: the folder has no json for the split.
-        DataError: there is no such folder, the json or something in it is not in COCO's form, or the name of an
+        NoSplitError: The folder has no json for the split.
+        DataError: There is no such folder, the json or something in it is not in COCO's form, or the name of an
             image leads out of its folder.
-        ValueError: neither a root nor annotations.
+        ValueError: Neither a root nor annotations.
 
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#format-data
     """

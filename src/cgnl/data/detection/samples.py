@@ -19,9 +19,9 @@ class BadAnnotation:
     """An annotation that is not used.
 
     Args:
-        id: its id; if it has none, where it stands in the json.
-        image: name of its image's file, or what is known of the image.
-        reason: what is wrong, as the rest of a sentence that begins with the annotation.
+        id: Its id; if it has none, where it stands in the json.
+        image: Name of its image's file, or what is known of the image.
+        reason: What is wrong, as the rest of a sentence that begins with the annotation.
     """
 
     id: int | str
@@ -39,7 +39,7 @@ class Packed:
     its reference count.
 
     Args:
-        rows: the lists.
+        rows: The lists.
 
     Example:
         >>> packed = Packed([[1, 2], [], ["three"]])
@@ -77,14 +77,14 @@ class DetectionList(SampleList):
     """The images of one split and the objects in them; the samples have label 0.
 
     Args:
-        category_ids: the json's id of label k (from 1) is ``category_ids[k - 1]``; its name is ``classes[k - 1]``.
-        image_ids: the json's id of each sample.
-        sizes: width and height (pixels) of each sample according to the json.
-        source: the json file.
-        bad_annotations: those that are not used.
-        num_objects: number of objects in each sample.
-        num_crowds: number of annotations of each sample that stand for a crowd of objects.
-        annotations: those of each sample that are used, crowds among them.
+        category_ids: The json's id of label k (from 1) is ``category_ids[k - 1]``; its name is ``classes[k - 1]``.
+        image_ids: The json's id of each sample.
+        sizes: Width and height (pixels) of each sample according to the json.
+        source: The json file.
+        bad_annotations: Those that are not used.
+        num_objects: Number of objects in each sample.
+        num_crowds: Number of annotations of each sample that stand for a crowd of objects.
+        annotations: Those of each sample that are used, crowds among them.
     """
 
     category_ids: tuple[int, ...] = ()
@@ -100,7 +100,7 @@ class DetectionList(SampleList):
         """Return the annotations of an image that are used.
 
         Args:
-            index: number of the sample.
+            index: Number of the sample.
 
         Returns:
             Of each ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels, as the json has
@@ -148,11 +148,11 @@ def check_categories(first: DetectionList, other: DetectionList) -> None:
     """Refuse two splits of a data set whose categories differ.
 
     Args:
-        first: one split.
-        other: another one.
+        first: One split.
+        other: Another one.
 
     Raises:
-        DataError: an id or a name occurs in one of them only; the message names the first.
+        DataError: An id or a name occurs in one of them only; the message names the first.
     """
     ours, theirs = (set(zip(images.category_ids, images.classes, strict=True)) for images in (first, other))
     if ours != theirs:
@@ -168,11 +168,11 @@ def check_annotations(images: DetectionList, limit: float) -> None:
     """Refuse a data set with too many bad annotations.
 
     Args:
-        images: the data set, as it was read.
-        limit: part of the annotations that may be bad.
+        images: The data set, as it was read.
+        limit: Part of the annotations that may be bad.
 
     Raises:
-        DataError: more are bad; the message counts them and names the first.
+        DataError: More are bad; the message counts them and names the first.
     """
     bad = images.bad_annotations
     total = len(bad) + sum(images.num_objects) + sum(images.num_crowds)
@@ -188,8 +188,8 @@ def write_bad_annotations(folder: str | os.PathLike[str], lists: Iterable[Detect
     """List the bad annotations of data sets in ``bad_annotations.csv``, if there are any.
 
     Args:
-        folder: the run's folder; a list that is there already is replaced.
-        lists: the data sets.
+        folder: The run's folder; a list that is there already is replaced.
+        lists: The data sets.
     """
     rows = [
         (readable(str(images.source)), bad.id, bad.image, bad.reason)

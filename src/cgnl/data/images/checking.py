@@ -17,9 +17,9 @@ class ImageReport:
     """What a data set holds and what is bad in it; as a string, tables to read.
 
     Args:
-        root: the data set.
-        kind: its layout.
-        splits: what each split holds.
+        root: The data set.
+        kind: Its layout.
+        splits: What each split holds.
         bad: (path, reason) of each file that is missing or cannot be read.
         sizes: (width, height) in pixels of each image that can be read, upright.
     """
@@ -57,20 +57,20 @@ def check_images(
     A file that crashes its decoder or holds it up is named like any other, and the check goes on.
 
     Args:
-        root: the data set, as for :func:`cgnl.data.images.read_images`.
-        format: its layout.
-        list_file: lines ``path label``; only these files are checked then.
-        num_classes: number of classes, where it must be just that.
-        workers: number of processes; by default one for each core.
-        timeout: seconds that one file may take.
-        out: a CSV file that is written anew with the path and reason of each bad file.
-        progress: whether a progress bar is shown on the standard error output of a terminal.
+        root: The data set, as for :func:`cgnl.data.images.read_images`.
+        format: Its layout.
+        list_file: Lines ``path label``; only these files are checked then.
+        num_classes: Number of classes, where it must be just that.
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one file may take.
+        out: A CSV file that is written anew with the path and reason of each bad file.
+        progress: Whether a progress bar is shown on the standard error output of a terminal.
 
     Returns:
         Counts for each split and class, sizes, and the bad files.
 
     Raises:
-        DataError: the layout or a list is wrong, so that the files are not known.
+        DataError: The layout or a list is wrong, so that the files are not known.
     """
     root = Path(root).expanduser()
 

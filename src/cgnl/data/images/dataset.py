@@ -21,9 +21,9 @@ class ImageDataset(FileDataset):
     ``image`` [3, H, W], ``label`` and ``index``.
 
     Args:
-        images: what to read.
-        transform: from an upright RGB image to a tensor [3, H, W].
-        seed: of the random draws.
+        images: Images to read.
+        transform: From an upright RGB image to a tensor [3, H, W].
+        seed: Of the random draws.
 
     Example:
         >>> from pathlib import Path
@@ -46,7 +46,7 @@ def collate(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of the samples that could be read, and list the others.
 
     Args:
-        records: samples of :class:`ImageDataset`.
+        records: Samples of :class:`ImageDataset`.
 
     Returns:
         ``image`` [B, 3, H, W], ``label`` [B], ``index`` [B], and ``bad``, a list of (index, path, reason). If

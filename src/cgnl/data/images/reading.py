@@ -42,21 +42,21 @@ def read_images(
     """Read one split of an image data set in any of the known layouts.
 
     Args:
-        root: a ``CUB_200_2011`` folder, one with ``train/`` and ``val/`` (or ``test/``) of class folders, or
+        root: A ``CUB_200_2011`` folder, one with ``train/`` and ``val/`` (or ``test/``) of class folders, or
             the folder that the paths of a list file start from.
         split: ``train``, ``test`` or ``val``; where a data set has only one of the last two, either means it.
-        format: the layout; ``auto`` takes ``list`` with a list file, else looks into ``root``.
-        list_file: lines ``path label``, labels from 0; the split is then whatever the file lists.
-        num_classes: number of classes K, where the data set must have just that many.
-        missing_limit: part of the named files that may be missing.
+        format: The layout; ``auto`` takes ``list`` with a list file, else looks into ``root``.
+        list_file: Lines ``path label``, labels from 0; the split is then whatever the file lists.
+        num_classes: Number of classes K, where the data set must have just that many.
+        missing_limit: Part of the named files that may be missing.
 
     Returns:
         Samples whose files exist, and the names of the missing ones.
 
     Raises:
-        DataError: the layout is not recognised, a line or label is wrong, a path leads out of the root, or
+        DataError: The layout is not recognised, a line or label is wrong, a path leads out of the root, or
             more files are missing than allowed.
-        ValueError: a list file with a format other than ``list``, or none with it.
+        ValueError: A list file with a format other than ``list``, or none with it.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -100,7 +100,7 @@ def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList
     """Read a folder in the layout of CUB-200-2011.
 
     Args:
-        root: the folder with ``images.txt``, ``image_class_labels.txt`` (labels from 1), ``classes.txt``,
+        root: The folder with ``images.txt``, ``image_class_labels.txt`` (labels from 1), ``classes.txt``,
             ``train_test_split.txt`` and ``images/``.
         split: ``train``, or ``test`` (``val`` means the same).
 
@@ -108,7 +108,7 @@ def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList
         Samples in the order of ``images.txt``, labels from 0.
 
     Raises:
-        DataError: a line is malformed, an id or label unknown or given twice, or a path leads out of
+        DataError: A line is malformed, an id or label unknown or given twice, or a path leads out of
             ``images/``.
 
     Source: Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
@@ -144,13 +144,13 @@ def read_cub_boxes(root: str | os.PathLike[str]) -> dict[Path, tuple[float, floa
     """Read the bounding boxes of a folder in the layout of CUB-200-2011.
 
     Args:
-        root: the folder with ``images.txt`` and ``bounding_boxes.txt``.
+        root: The folder with ``images.txt`` and ``bounding_boxes.txt``.
 
     Returns:
         ``(x, y, width, height)`` in pixels for each image file.
 
     Raises:
-        DataError: a line is malformed or names an unknown image.
+        DataError: A line is malformed or names an unknown image.
     """
     paths = _cub_paths(Path(root))
     file = Path(root, "bounding_boxes.txt")
@@ -166,13 +166,13 @@ def read_cub_parts(
     """Read the part locations of a folder in the layout of CUB-200-2011.
 
     Args:
-        root: the folder with ``images.txt``, ``parts/parts.txt`` and ``parts/part_locs.txt``.
+        root: The folder with ``images.txt``, ``parts/parts.txt`` and ``parts/part_locs.txt``.
 
     Returns:
         The names of all parts, and for each image file the ``(x, y)`` in pixels of its visible parts.
 
     Raises:
-        DataError: a line is malformed or names an unknown image or part.
+        DataError: A line is malformed or names an unknown image or part.
     """
     paths = _cub_paths(Path(root))
     names = read_table(Path(root, "parts", "parts.txt"), "<part id> <name>", readable)
@@ -211,17 +211,17 @@ def read_image_list(
     """Read a list file of the released code: lines ``path label`` by white space, labels from 0.
 
     Args:
-        list_file: the file; a path may hold spaces, as the label is what follows the last one.
-        image_root: the folder that the paths start from.
-        classes: a name for each label; by default the name of the folder where that tells the labels apart,
+        list_file: The file; a path may hold spaces, as the label is what follows the last one.
+        image_root: The folder that the paths start from.
+        classes: A name for each label; by default the name of the folder where that tells the labels apart,
             else the label itself.
-        num_classes: number of classes K; by default one more than the largest label.
+        num_classes: Number of classes K; by default one more than the largest label.
 
     Returns:
         Samples in the order of the file.
 
     Raises:
-        DataError: a line has no label, or one that is no whole number or not from 0 to K - 1; labels count
+        DataError: A line has no label, or one that is no whole number or not from 0 to K - 1; labels count
             from 1; or a path leads out of the root.
     """
     list_file, image_root = Path(list_file), Path(image_root)
@@ -237,14 +237,14 @@ def read_class_folders(root: str | os.PathLike[str], split: Split = "train") -> 
     folder belong to the class.
 
     Args:
-        root: the folder with ``train/`` and ``val/`` or ``test/``.
-        split: which of them; where there is only one of the last two, either means it.
+        root: The folder with ``train/`` and ``val/`` or ``test/``.
+        split: Which of them; where there is only one of the last two, either means it.
 
     Returns:
         Samples sorted by class and path.
 
     Raises:
-        DataError: there is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
+        DataError: There is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
             symbolic link leads out of the root.
     """
     return class_folders(Path(root), split, IMAGE_SUFFIXES | {""})
@@ -257,7 +257,7 @@ def _flag(text: str) -> bool:
 
 
 def _numbers(file: Path, expected: str, count: int) -> Iterator[tuple[int, list[float]]]:
-    """Lines of ``count`` finite numbers, with their line numbers."""
+    """Read lines of ``count`` finite numbers, with their line numbers."""
     for line, text in text_lines(file):
         try:
             numbers = [float(word) for word in text.split()]

@@ -14,10 +14,10 @@ class BadFiles:
     """Counts the files of one data set that cannot be read, and names each once in ``bad_files.csv``.
 
     Args:
-        samples: the data set.
-        folder: where ``bad_files.csv`` is kept; what it names already is not written again. None writes
+        samples: The data set.
+        folder: Where ``bad_files.csv`` is kept; what it names already is not written again. None writes
             nothing.
-        limit: part of the data set that may be bad.
+        limit: Part of the data set that may be bad.
     """
 
     def __init__(self, samples: SampleList, folder: str | os.PathLike[str] | None, *, limit: float = 0.05) -> None:
@@ -36,7 +36,7 @@ class BadFiles:
             bad: (index, path, reason) of each, as a batch's ``bad`` lists them.
 
         Raises:
-            DataError: more files are bad than the limit allows.
+            DataError: More files are bad than the limit allows.
         """
         new = [row for row in bad if row[0] not in self._bad]
         if not new:
@@ -57,8 +57,8 @@ def write_missing(folder: str | os.PathLike[str], lists: Iterable[SampleList]) -
     """List the missing files of data sets in ``missing_files.csv``, if there are any.
 
     Args:
-        folder: the run's folder.
-        lists: the data sets.
+        folder: The run's folder.
+        lists: The data sets.
     """
     rows = [(path, samples.why_missing(path)) for samples in lists for path in samples.missing]
     if rows:

@@ -17,16 +17,16 @@ def labelled_lines(
     """Read lines that end with a label.
 
     Args:
-        list_file: the file; what comes before the label may hold separators.
-        separators: characters that may stand before the label.
-        expected: the form of a line, for the message.
-        first: the lowest label, for the message.
+        list_file: The file; what comes before the label may hold separators.
+        separators: Characters that may stand before the label.
+        expected: The form of a line, for the message.
+        first: The lowest label, for the message.
 
     Yields:
         Line number from 1, the text before the label, and the label.
 
     Raises:
-        DataError: a line has no label, or one that is no whole number.
+        DataError: A line has no label, or one that is no whole number.
     """
     for line, text in text_lines(list_file):
         row = re.fullmatch(rf"(.+?)[{separators}]+([^{separators}]+)", text)
@@ -53,19 +53,19 @@ def listed(
     """Check the labels of a list and tell which of its files exist.
 
     Args:
-        list_file: the list.
-        root: the folder that its paths start from.
-        rows: line number, path and label of each line.
-        classes: a name for each label; by default the name of the folder where that tells the labels apart,
+        list_file: The list.
+        root: The folder that its paths start from.
+        rows: Line number, path and label of each line.
+        classes: A name for each label; by default the name of the folder where that tells the labels apart,
             else the label itself.
-        num_classes: number of classes K; by default one more than the largest label.
-        kind: name of the layout.
+        num_classes: Number of classes K; by default one more than the largest label.
+        kind: Name of the layout.
 
     Returns:
         Samples in the order of the file.
 
     Raises:
-        DataError: a label is not from 0 to K - 1, or the labels count from 1.
+        DataError: A label is not from 0 to K - 1, or the labels count from 1.
     """
     if classes is not None:
         num_classes = len(classes)
@@ -121,13 +121,13 @@ def read_classes(class_file: Path) -> tuple[str, ...]:
     """Read lines ``<class id> <name>``, ids from 1.
 
     Args:
-        class_file: the file.
+        class_file: The file.
 
     Returns:
         The names in the order of their ids.
 
     Raises:
-        DataError: a line is malformed, or the ids are not 1 to their number once each.
+        DataError: A line is malformed, or the ids are not 1 to their number once each.
     """
     names = read_table(class_file, "<class id> <name>", readable)
     expected = range(1, len(names) + 1)
@@ -143,15 +143,15 @@ def class_folders(root: Path, split: Split, suffixes: Collection[str]) -> Sample
     Hidden files are left out; folders inside a class folder belong to the class.
 
     Args:
-        root: the folder with ``train/`` and ``val/`` or ``test/``.
-        split: which of them; where there is only one of the last two, either means it.
-        suffixes: of the files that are taken, in lower case.
+        root: The folder with ``train/`` and ``val/`` or ``test/``.
+        split: Which of them; where there is only one of the last two, either means it.
+        suffixes: Of the files that are taken, in lower case.
 
     Returns:
         Samples sorted by class and path.
 
     Raises:
-        DataError: there is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
+        DataError: There is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
             symbolic link leads out of the root.
     """
     folder = root / split
@@ -183,15 +183,15 @@ def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator
     """Walk a folder and those in it, by sorted name.
 
     Args:
-        root: the folder that nothing may lead out of.
-        folder: where the walk begins; in ``root``.
-        suffixes: of the files that are given, in lower case.
+        root: The folder that nothing may lead out of.
+        folder: Where the walk begins; in ``root``.
+        suffixes: Of the files that are given, in lower case.
 
     Yields:
         The files that are not hidden, and links to folders in their place: these are not followed.
 
     Raises:
-        DataError: a symbolic link leads out of the root.
+        DataError: A symbolic link leads out of the root.
     """
     if folder.is_symlink():
         resolve_inside(root, str(folder.relative_to(root)), source=folder.parent)

@@ -15,8 +15,8 @@ class Sample:
     """One image or video and its class.
 
     Args:
-        path: the image file, the video file or the folder of a video's frames; nothing is known of its contents.
-        label: number of the class, from 0.
+        path: The image file, the video file or the folder of a video's frames; nothing is known of its contents.
+        label: Number of the class, from 0.
     """
 
     path: Path
@@ -28,13 +28,13 @@ class SampleList:
     """The images or videos of one split of a data set.
 
     Args:
-        root: the folder that holds all files.
-        samples: the files that exist, with their labels.
-        classes: a name for each label.
-        kind: the layout it was read from, ``list`` or ``cub`` for example.
-        missing: files that the data set names but that cannot be used: they do not exist, if ``reasons`` says
+        root: The folder that holds all files.
+        samples: The files that exist, with their labels.
+        classes: A name for each label.
+        kind: The layout it was read from, ``list`` or ``cub`` for example.
+        missing: Files that the data set names but that cannot be used: they do not exist, if ``reasons`` says
             nothing else.
-        reasons: what else is wrong with a missing file, as the rest of a sentence that begins with its path.
+        reasons: What else is wrong with a missing file, as the rest of a sentence that begins with its path.
     """
 
     root: Path
@@ -61,11 +61,11 @@ def check_missing(samples: SampleList, limit: float) -> None:
     """Refuse a data set that lacks too many of its files.
 
     Args:
-        samples: the data set.
-        limit: part of the named files that may be missing.
+        samples: The data set.
+        limit: Part of the named files that may be missing.
 
     Raises:
-        DataError: more are missing; the message counts them and names the first.
+        DataError: More are missing; the message counts them and names the first.
     """
     total = len(samples.samples) + len(samples.missing)
     if len(samples.missing) > limit * total:

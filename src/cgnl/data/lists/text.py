@@ -76,7 +76,7 @@ def shown(text: str) -> str:
 
 
 def read_table(file: Path, expected: str, convert: Callable[[str], T]) -> dict[int, tuple[int, T]]:
-    """Lines ``<id> <value>`` as id -> (line number, value)."""
+    """Read lines ``<id> <value>`` as id -> (line number, value)."""
     rows: dict[int, tuple[int, T]] = {}
     for line, text in text_lines(file):
         row = re.fullmatch(r"([0-9]{1,18})[ \t]+(.+)", text)

@@ -24,13 +24,13 @@ class VideoReport:
     """What a data set holds and what is bad in it; as a string, tables to read.
 
     Args:
-        root: the data set.
-        kind: its layout.
-        splits: what each split holds.
+        root: The data set.
+        kind: Its layout.
+        splits: What each split holds.
         bad: (path, reason) of each video that is missing or cannot be read.
         damaged: (path, reason) of each video that can be read, but gives another number of frames than its container
             promises.
-        infos: of each video that can be read, damaged or not; ``frames`` are those that were decoded.
+        infos: Of each video that can be read, damaged or not; ``frames`` are those that were decoded.
     """
 
     root: Path
@@ -75,22 +75,22 @@ def check_videos(
     A video that crashes its decoder or holds it up is named like any other, and the check goes on.
 
     Args:
-        root: the data set, as for :func:`cgnl.data.videos.layouts.read_videos`.
-        format: its layout.
-        annotations: where its lists are.
-        fold: which of the three splits of UCF101.
-        list_file: lines ``path label`` or ``folder frames label``; only these videos are checked then.
-        num_classes: number of classes, where it must be just that.
-        workers: number of processes; by default one for each core.
-        timeout: seconds that one video may take.
-        out: a CSV file that is written anew with the path and reason of each bad or damaged video.
-        progress: whether a progress bar is shown on the standard error output.
+        root: The data set, as for :func:`cgnl.data.videos.layouts.read_videos`.
+        format: Its layout.
+        annotations: Where its lists are.
+        fold: Which of the three splits of UCF101.
+        list_file: Lines ``path label`` or ``folder frames label``; only these videos are checked then.
+        num_classes: Number of classes, where it must be just that.
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one video may take.
+        out: A CSV file that is written anew with the path and reason of each bad or damaged video.
+        progress: Whether a progress bar is shown on the standard error output.
 
     Returns:
         Counts for each split and class, lengths, rates and sizes, the bad videos and the damaged ones.
 
     Raises:
-        DataError: the layout or a list is wrong, so that the videos are not known.
+        DataError: The layout or a list is wrong, so that the videos are not known.
     """
     root = Path(root).expanduser()
 

@@ -16,16 +16,16 @@ def clip_from(frames: int, length: int, step: int, start: int) -> np.ndarray:
     """Return the frames of the clip that starts at a frame.
 
     Args:
-        frames: number of frames of the video.
-        length: number of frames of the clip, T.
-        step: distance between two of them.
-        start: the first one.
+        frames: Number of frames of the video.
+        length: Number of frames of the clip, T.
+        step: Distance between two of them.
+        start: The first one.
 
     Returns:
         Numbers of frames, int64 [T], from 0 to ``frames - 1``.
 
     Raises:
-        ValueError: a number below 1, or a start that is no frame of the video.
+        ValueError: A number below 1, or a start that is no frame of the video.
 
     Example:
         >>> clip_from(10, length=4, step=2, start=5)
@@ -43,15 +43,15 @@ def training_clip(frames: int, length: int, step: int) -> np.ndarray:
     The start is drawn from torch's global generator.
 
     Args:
-        frames: number of frames of the video.
-        length: number of frames of the clip, T.
-        step: distance between two of them.
+        frames: Number of frames of the video.
+        length: Number of frames of the clip, T.
+        step: Distance between two of them.
 
     Returns:
         Numbers of frames, int64 [T].
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: A number below 1.
 
     Example:
         >>> training_clip(3, length=4, step=2)
@@ -66,15 +66,15 @@ def centre_clip(frames: int, length: int, step: int) -> np.ndarray:
     """Return the clip in the middle: from floor((frames - length * step) / 2), or from 0 where the video is shorter.
 
     Args:
-        frames: number of frames of the video.
-        length: number of frames of the clip, T.
-        step: distance between two of them.
+        frames: Number of frames of the video.
+        length: Number of frames of the clip, T.
+        step: Distance between two of them.
 
     Returns:
         Numbers of frames, int64 [T].
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: A number below 1.
 
     Example:
         >>> centre_clip(9, length=3, step=2)
@@ -91,16 +91,16 @@ def test_clips(frames: int, num_clips: int, length: int, step: int) -> np.ndarra
     instead.
 
     Args:
-        frames: number of frames of the video.
-        num_clips: number of clips.
-        length: number of frames of a clip, T.
-        step: distance between two of them.
+        frames: Number of frames of the video.
+        num_clips: Number of clips.
+        length: Number of frames of a clip, T.
+        step: Distance between two of them.
 
     Returns:
         Numbers of frames, int64 [num_clips, T].
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: A number below 1.
 
     Example:
         >>> test_clips(9, num_clips=2, length=3, step=2)
@@ -123,16 +123,16 @@ def timeline_clips(frames: int, fps: float, length: int, step: int) -> np.ndarra
     with the beginning; only a video shorter than a clip loops.
 
     Args:
-        frames: number of frames of the video.
-        fps: frames per second.
-        length: number of frames of a clip, T.
-        step: distance between two of them.
+        frames: Number of frames of the video.
+        fps: Frames per second.
+        length: Number of frames of a clip, T.
+        step: Distance between two of them.
 
     Returns:
         Numbers of frames, int64 [seconds, T]; a part of a second at the end counts as one.
 
     Raises:
-        ValueError: a number below 1, or an fps that is not above 0 (a folder of frames does not tell it).
+        ValueError: A number below 1, or an fps that is not above 0 (a folder of frames does not tell it).
 
     Example:
         >>> timeline_clips(11, fps=4, length=2, step=2)

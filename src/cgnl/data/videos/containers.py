@@ -52,14 +52,14 @@ def container_format(path: str | os.PathLike[str], head: bytes) -> str:
     """Name the container that a video file's first bytes belong to.
 
     Args:
-        path: the file, for the message.
-        head: its first kilobyte.
+        path: The file, for the message.
+        head: Its first kilobyte.
 
     Returns:
         FFmpeg's name of the demuxer.
 
     Raises:
-        BadFileError: the file is empty or of another format.
+        BadFileError: The file is empty or of another format.
 
     Example:
         >>> container_format("a.mp4", bytes(4) + b"ftypisom")
@@ -83,13 +83,13 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
     """Open a video file and find its first video stream; no other file or address is ever opened.
 
     Args:
-        path: a regular local file.
+        path: A regular local file.
 
     Yields:
         The container, and its first video stream that is no cover picture, to be decoded with one thread.
 
     Raises:
-        BadFileError: the file is missing, empty, of another format, broken, without a video stream, of a codec that
+        BadFileError: The file is missing, empty, of another format, broken, without a video stream, of a codec that
             cannot be decoded, or of frames over 100 megapixels or over 100 times as long one way as the other.
     """
     with open_regular(path) as file:
@@ -134,8 +134,8 @@ def broken_limit(width: int, height: int) -> str | None:
     """Tell which limit a frame's size is over.
 
     Args:
-        width: in pixels.
-        height: in pixels.
+        width: In pixels.
+        height: In pixels.
 
     Returns:
         The end of a sentence, or None.

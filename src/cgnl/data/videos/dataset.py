@@ -43,17 +43,17 @@ class VideoDataset(FileDataset):
     :func:`training_videos` and :func:`test_videos` make the two that are usually wanted.
 
     Args:
-        videos: what to read.
-        infos: of each video what :func:`cgnl.data.videos.index.index_videos` found out: its length, or why it cannot
+        videos: Videos to read.
+        infos: Of each video what :func:`cgnl.data.videos.index.index_videos` found out: its length, or why it cannot
             be read.
-        clips: from the number of frames of a video to the numbers of the wanted frames, [T] for one clip or
+        clips: From the number of frames of a video to the numbers of the wanted frames, [T] for one clip or
             [num_clips, T].
-        transform: from frames, uint8 [T, H, W, 3], to uint8 [3, T, H', W'].
-        seed: of the random draws.
-        timeout: seconds that reading one clip, or a video's test frames, may take.
+        transform: From frames, uint8 [T, H, W, 3], to uint8 [3, T, H', W'].
+        seed: Of the random draws.
+        timeout: Seconds that reading one clip, or a video's test frames, may take.
 
     Raises:
-        ValueError: a video is not in ``infos``.
+        ValueError: A video is not in ``infos``.
     """
 
     def __init__(
@@ -110,19 +110,19 @@ def training_videos(
     """Return a data set of one random clip of each video, with one random crop and flip for all its frames.
 
     Args:
-        videos: what to read.
-        infos: of each video its length, or why it cannot be read.
-        length: number of frames of a clip, T.
-        step: distance between two of them.
-        size: height and width of a clip (pixels).
-        area: range of the crop's area, as a part of the frame's.
-        aspect: range of the crop's width over its height.
-        flip: probability of the flip.
-        seed: of the random draws.
-        timeout: seconds that reading one clip may take.
+        videos: Videos to read.
+        infos: Of each video its length, or why it cannot be read.
+        length: Number of frames of a clip, T.
+        step: Distance between two of them.
+        size: Height and width of a clip (pixels).
+        area: Range of the crop's area, as a part of the frame's.
+        aspect: Range of the crop's width over its height.
+        flip: Probability of the flip.
+        seed: Of the random draws.
+        timeout: Seconds that reading one clip may take.
 
     Raises:
-        ValueError: a number or range that makes no sense.
+        ValueError: A number or range that makes no sense.
     """
     transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
     centre_clip(1, length, step)  # called for what it refuses, which should show before a video is read
@@ -148,18 +148,18 @@ def test_videos(
     cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` and ``size``.
 
     Args:
-        videos: what to read.
-        infos: of each video its length, or why it cannot be read.
-        length: number of frames of a clip, T.
-        step: distance between two of them.
-        num_clips: clips of each video.
-        num_crops: crops of each clip, 1 or 3.
-        size: height and width of a crop (pixels).
-        resize: length of the shorter side before the crop (pixels).
-        timeout: seconds that reading one video may take.
+        videos: Videos to read.
+        infos: Of each video its length, or why it cannot be read.
+        length: Number of frames of a clip, T.
+        step: Distance between two of them.
+        num_clips: Clips of each video.
+        num_crops: Crops of each clip, 1 or 3.
+        size: Height and width of a crop (pixels).
+        resize: Length of the shorter side before the crop (pixels).
+        timeout: Seconds that reading one video may take.
 
     Raises:
-        ValueError: a number that makes no sense.
+        ValueError: A number that makes no sense.
     """
     whole, cropped = clip_test_transform(resize), clip_test_transform(resize, size)
     # called for what they refuse, which should show before a video is read
@@ -186,18 +186,18 @@ def read_clips(
     """Read the frames of several clips of one video, each of them once.
 
     Args:
-        reader: what decodes them.
-        path: the video.
-        numbers: of the clips' frames, int64 [num_clips, T].
-        transform: from frames, uint8 [U, H, W, 3], to uint8 [3, U, H', W'].
-        frame_bytes: size of a decoded frame; of large ones some at a time are decoded and resized.
+        reader: What decodes them.
+        path: The video.
+        numbers: Of the clips' frames, int64 [num_clips, T].
+        transform: From frames, uint8 [U, H, W, 3], to uint8 [3, U, H', W'].
+        frame_bytes: Size of a decoded frame; of large ones some at a time are decoded and resized.
 
     Returns:
         ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in
         ``frames``; ``lost``, the number of them that could not be decoded.
 
     Raises:
-        BadFileError: the video cannot be read.
+        BadFileError: The video cannot be read.
     """
     wanted, places = np.unique(numbers, return_inverse=True)
     frames = torch.empty(0)
@@ -219,16 +219,16 @@ def views(frames: Tensor, clips: Tensor, *, num_crops: int, size: int, chunk: in
 
     Args:
         frames: uint8 [3, U, H, W], on any device.
-        clips: int64 [num_clips, T], places in ``frames``.
-        num_crops: crops of each clip, as :func:`cgnl.data.transforms.crop_offsets` says.
-        size: height and width of a crop (pixels).
-        chunk: number of views at a time; the last chunk may be smaller.
+        clips: Int64 [num_clips, T], places in ``frames``.
+        num_crops: Crops of each clip, as :func:`cgnl.data.transforms.crop_offsets` says.
+        size: Height and width of a crop (pixels).
+        chunk: Number of views at a time; the last chunk may be smaller.
 
     Yields:
         uint8 [V, 3, T, size, size], where V is at most ``chunk``.
 
     Raises:
-        ValueError: a chunk below 1, or crops that the frames do not hold.
+        ValueError: A chunk below 1, or crops that the frames do not hold.
 
     Example:
         >>> clips = torch.tensor([[0, 1], [1, 2]])
@@ -255,7 +255,7 @@ def collate_videos(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of the videos that could be read, and list the others.
 
     Args:
-        records: samples of one :class:`VideoDataset`.
+        records: Samples of one :class:`VideoDataset`.
 
     Returns:
         ``label`` [B], ``index`` [B], ``lost`` [B], ``bad``, a list of (index, path, reason), and

@@ -22,11 +22,11 @@ class VideoInfo:
     """What is known of a video.
 
     Args:
-        frames: number of frames, as counted.
-        fps: frames per second on average; 0 if unknown, as it is for a folder of frames.
-        width: in pixels, upright.
-        height: in pixels, upright.
-        promised: number of frames that the container announces; None if it announces none.
+        frames: Number of frames, as counted.
+        fps: Frames per second on average; 0 if unknown, as it is for a folder of frames.
+        width: In pixels, upright.
+        height: In pixels, upright.
+        promised: Number of frames that the container announces; None if it announces none.
     """
 
     frames: int
@@ -42,13 +42,13 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     The frames are counted by their packets, without decoding them, wherever the packets tell; else all are decoded.
 
     Args:
-        path: a video file, or a folder of frames.
+        path: A video file, or a folder of frames.
 
     Returns:
         What is known of it.
 
     Raises:
-        BadFileError: the path is no video that is opened, or holds no frame that can be decoded.
+        BadFileError: The path is no video that is opened, or holds no frame that can be decoded.
     """
     return VideoInfo(*(probe_folder(path) if Path(path).is_dir() else streams.probe_stream(path, decode_all=False)))
 
@@ -57,13 +57,13 @@ def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
     """Decode a whole video and count the frames that come out.
 
     Args:
-        path: a video file, or a folder of frames.
+        path: A video file, or a folder of frames.
 
     Returns:
         What is known of it; ``frames`` is less than for :func:`probe` where frames are damaged.
 
     Raises:
-        BadFileError: as for :func:`probe`; and a picture in a folder of frames cannot be decoded.
+        BadFileError: As for :func:`probe`; and a picture in a folder of frames cannot be decoded.
     """
     if Path(path).is_dir():
         info = probe(path)
@@ -79,7 +79,7 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[n
     decoded keep their numbers.
 
     Args:
-        path: a video file, or a folder of frames.
+        path: A video file, or a folder of frames.
         indices: T numbers of frames, from 0, in any order; repeats are allowed.
 
     Returns:
@@ -87,8 +87,8 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[n
         end, each of which is replaced by the nearest one that could.
 
     Raises:
-        BadFileError: the path is no video that is opened, or none of its frames can be decoded.
-        ValueError: no index, or a negative one.
+        BadFileError: The path is no video that is opened, or none of its frames can be decoded.
+        ValueError: No index, or a negative one.
     """
     return read_into(path, indices, lambda shape: np.empty(shape, np.uint8))
 
@@ -101,9 +101,9 @@ def read_into(
     """Read frames as :func:`read_frames` does, into memory of one's own.
 
     Args:
-        path: a video file, or a folder of frames.
+        path: A video file, or a folder of frames.
         indices: T numbers of frames.
-        allocate: makes a uint8 array of a shape. The frames need not end up in such an array, as where they are to be
+        allocate: Makes a uint8 array of a shape. The frames need not end up in such an array, as where they are to be
             turned or repeated.
 
     Returns:
@@ -124,15 +124,15 @@ def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pie
     """Read frames of a video by number in one go, of which some at a time are in memory.
 
     Args:
-        path: a video file, or a folder of frames.
-        wanted: numbers of frames, ascending, without repeats.
-        pieces: where the frames go.
+        path: A video file, or a folder of frames.
+        wanted: Numbers of frames, ascending, without repeats.
+        pieces: Where the frames go.
 
     Returns:
         The wanted numbers that could not be decoded, for which it is the nearest frame.
 
     Raises:
-        BadFileError: as :func:`read_frames`.
+        BadFileError: As :func:`read_frames`.
     """
     if not Path(path).is_dir():
         return streams.read_stream(path, wanted, pieces)

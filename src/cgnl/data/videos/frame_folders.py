@@ -19,13 +19,13 @@ def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     """List the pictures of a folder in natural order of names: ``img_2`` comes before ``img_10``.
 
     Args:
-        folder: the folder; what it holds besides JPEG, PNG, WebP and BMP files is passed over.
+        folder: The folder; what it holds besides JPEG, PNG, WebP and BMP files is passed over.
 
     Returns:
         The files.
 
     Raises:
-        BadFileError: the folder cannot be read or holds no picture.
+        BadFileError: The folder cannot be read or holds no picture.
     """
     try:
         files = [path for path in Path(folder).iterdir() if path.suffix.lower() in _SUFFIXES]
@@ -46,13 +46,13 @@ def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, 
     """Count the frames of a folder and look at the first.
 
     Args:
-        folder: the folder.
+        folder: The folder.
 
     Returns:
         Frames, frames per second (0: unknown), width and height (pixels), and the number promised (None).
 
     Raises:
-        BadFileError: the folder holds no picture, or the first cannot be decoded.
+        BadFileError: The folder holds no picture, or the first cannot be decoded.
     """
     files = frame_files(folder)
     return len(files), 0.0, *open_image(files[0]).size, None
@@ -64,15 +64,15 @@ def read_folder(
     """Read frames of a folder.
 
     Args:
-        folder: the folder.
-        wanted: numbers of frames, ascending, without repeats.
-        allocate: makes the uint8 array of a shape that the frames are decoded to; None: they are decoded, not kept.
+        folder: The folder.
+        wanted: Numbers of frames, ascending, without repeats.
+        allocate: Makes the uint8 array of a shape that the frames are decoded to; None: they are decoded, not kept.
 
     Returns:
         The frames [T, H, W, 3] (RGB, uint8), and the numbers past the end, for which it is the last frame.
 
     Raises:
-        BadFileError: a picture cannot be decoded, or is of another size than the first of the folder.
+        BadFileError: A picture cannot be decoded, or is of another size than the first of the folder.
     """
     files = frame_files(folder)
     first = open_image(files[0])

@@ -50,10 +50,10 @@ class GuardedReader:
     through it. After a fork or in a copy the reader starts a process of its own. One thread may use it at a time.
 
     Args:
-        timeout: seconds that one call may take.
+        timeout: Seconds that one call may take.
 
     Raises:
-        ValueError: a timeout that is not positive.
+        ValueError: A timeout that is not positive.
     """
 
     def __init__(self, *, timeout: float = 60.0) -> None:
@@ -66,16 +66,16 @@ class GuardedReader:
         """Read frames of a video by number.
 
         Args:
-            path: a video file, or a folder of frames.
+            path: A video file, or a folder of frames.
             indices: T numbers of frames, from 0, in any order; repeats are allowed.
 
         Returns:
             uint8 [T, H, W, 3] RGB, upright; and the number of wanted frames that could not be decoded.
 
         Raises:
-            BadFileError: as :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
-            ValueError: no index, or a negative one.
-            RuntimeError: the process does not start.
+            BadFileError: As :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
+            ValueError: No index, or a negative one.
+            RuntimeError: The process does not start.
         """
         numbers = checked_indices(indices)
         return self._asked(path, lambda child: child.read(path, numbers))
@@ -90,19 +90,19 @@ class GuardedReader:
         """Read frames of a video in one go, of which some at a time are in memory.
 
         Args:
-            path: a video file, or a folder of frames.
+            path: A video file, or a folder of frames.
             wanted: T numbers of frames, ascending, without repeats.
-            size: number of frames at a time, P; the last time they may be fewer.
-            take: is called with the place of the first of some frames among the wanted ones and the frames, uint8
+            size: Number of frames at a time, P; the last time they may be fewer.
+            take: Is called with the place of the first of some frames among the wanted ones and the frames, uint8
                 [P, H, W, 3], which are there until it returns; from place 0 again, should decoding have to begin anew.
 
         Returns:
             The number of wanted frames that could not be decoded.
 
         Raises:
-            BadFileError: as :meth:`read`; what was handed over before is to be forgotten.
-            ValueError: a size below 1; numbers that do not ascend, a negative one or none.
-            RuntimeError: the process does not start.
+            BadFileError: As :meth:`read`; what was handed over before is to be forgotten.
+            ValueError: A size below 1; numbers that do not ascend, a negative one or none.
+            RuntimeError: The process does not start.
         """
         numbers = checked_indices(wanted)
         if any(after <= before for before, after in pairwise(numbers)):
@@ -115,14 +115,14 @@ class GuardedReader:
         """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
 
         Args:
-            path: a video file, or a folder of frames.
+            path: A video file, or a folder of frames.
 
         Returns:
             What is known of it.
 
         Raises:
-            BadFileError: as :func:`cgnl.data.videos.probe`; and the file crashes its decoder or holds it up.
-            RuntimeError: the process does not start.
+            BadFileError: As :func:`cgnl.data.videos.probe`; and the file crashes its decoder or holds it up.
+            RuntimeError: The process does not start.
         """
         return self._asked(path, lambda child: child.probe(path))
 
@@ -366,8 +366,8 @@ class _Server:
     """The other side: answers requests until there are no more.
 
     Args:
-        frames_file: where the frames go.
-        timeout: seconds after which the answer is no longer waited for.
+        frames_file: Where the frames go.
+        timeout: Seconds after which the answer is no longer waited for.
     """
 
     def __init__(self, frames_file: int, timeout: float) -> None:

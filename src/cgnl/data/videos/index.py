@@ -57,20 +57,20 @@ def index_videos(
     do, one looks and the others wait for it. A video is looked into again only if its size or time of change differs.
 
     Args:
-        videos: video files and folders of frames, all below the root.
-        root: the folder of the data set.
-        file: where the index is kept; by default ``video_index.csv`` in the root.
-        otherwise: where it is kept if that place cannot be written to; None keeps none then.
-        workers: number of processes; by default one for each core.
-        timeout: seconds that one video may take.
-        progress: whether a progress bar is shown on the standard error output.
+        videos: Video files and folders of frames, all below the root.
+        root: The folder of the data set.
+        file: Where the index is kept; by default ``video_index.csv`` in the root.
+        otherwise: Where it is kept if that place cannot be written to; None keeps none then.
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one video may take.
+        progress: Whether a progress bar is shown on the standard error output.
 
     Returns:
         For each video what is known of it, or why it cannot be read, as the rest of a sentence that begins with its
         path.
 
     Raises:
-        ValueError: a video that is not below the root.
+        ValueError: A video that is not below the root.
     """
     root = Path(root)
     names = {path: _name(path, root) for path in videos}
@@ -112,7 +112,7 @@ def _known(
     *,
     quiet: bool = False,
 ) -> dict[Path, VideoInfo | str]:
-    """What the indexes tell of the files as they are now."""
+    """Return what the indexes say of the files as they are now."""
     found = {}
     for index in (_read(place, quiet=quiet) for place in places):
         for path, state in states.items():

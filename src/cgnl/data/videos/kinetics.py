@@ -27,10 +27,10 @@ class Clip:
     """One line of a csv file.
 
     Args:
-        label: name of the class; empty where it is held back, as in some test files.
-        id: of the YouTube video.
-        start: where the clip begins in it (seconds).
-        end: where it ends (seconds).
+        label: Name of the class; empty where it is held back, as in some test files.
+        id: Of the YouTube video.
+        start: Where the clip begins in it (seconds).
+        end: Where it ends (seconds).
         split: ``train``, ``val`` or ``test``.
     """
 
@@ -42,7 +42,7 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """The name of its file, without the suffix."""
+        """Return the name of its file, without the suffix."""
         return f"{self.id}_{self.start:06d}_{self.end:06d}"
 
 
@@ -55,7 +55,7 @@ def csv_files(folder: Path) -> list[Path]:
     """Find the csv files of a folder that begin with the columns of Kinetics.
 
     Args:
-        folder: need not exist.
+        folder: Need not exist.
 
     Returns:
         Files by sorted name, whatever it is; other csv files are left out.
@@ -64,7 +64,7 @@ def csv_files(folder: Path) -> list[Path]:
 
 
 def _lacking(file: Path) -> list[str]:
-    """Columns of Kinetics that a file's first line does not have."""
+    """Return the columns of Kinetics that a file's first line lacks."""
     with open_regular(file) as opened:
         head = opened.read(_HEAD).decode("utf-8-sig", "surrogateescape").partition("\n")[0]
     return [name for name in COLUMNS if name not in (word.strip(' "\r').lower() for word in head.split(","))]
@@ -74,13 +74,13 @@ def read_csv(files: Sequence[Path]) -> tuple[Clip, ...]:
     """Read csv files ``label,youtube_id,time_start,time_end,split`` (their order is that of the header).
 
     Args:
-        files: the files; a clip that is given twice alike counts once.
+        files: The files; a clip that is given twice alike counts once.
 
     Returns:
         The clips in the order of the files.
 
     Raises:
-        DataError: the header lacks a column, a line is malformed, has no label, or contradicts an earlier one.
+        DataError: The header lacks a column, a line is malformed, has no label, or contradicts an earlier one.
     """
     clips: dict[str, tuple[Clip, str]] = {}
     for file in files:
@@ -141,16 +141,16 @@ def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList
     occurs once, anywhere below the root.
 
     Args:
-        root: the folder that is searched for the videos.
+        root: The folder that is searched for the videos.
         split: ``train``; ``val`` or ``test``, which both mean the clips of ``val``, or of ``test`` if there are none.
-        files: the csv files.
+        files: The csv files.
 
     Returns:
         Samples in the order of the csv files.
 
     Raises:
-        NoSplitError: the csv files have no clip of that split.
-        DataError: as :func:`read_csv`.
+        NoSplitError: The csv files have no clip of that split.
+        DataError: As :func:`read_csv`.
     """
     clips = [clip for clip in read_csv(files) if clip.label]
     classes = sorted({clip.label for clip in clips})
@@ -175,16 +175,16 @@ def read_mini_kinetics(root: Path, split: Split, folder: Path) -> SampleList:
     """Read a split of Mini-Kinetics; its classes are those that its two lists need, by sorted name.
 
     Args:
-        root: the folder that is searched for the videos, named as for :func:`read_kinetics`.
+        root: The folder that is searched for the videos, named as for :func:`read_kinetics`.
         split: ``train``, or ``val`` (``test`` means the same).
-        folder: the folder with ``train_ytid_list.txt``, ``val_ytid_list.txt`` (an id a line) and the csv files of
+        folder: The folder with ``train_ytid_list.txt``, ``val_ytid_list.txt`` (an id a line) and the csv files of
             Kinetics-400, which have the labels.
 
     Returns:
         Samples in the order of the list; an id that no csv file has counts as missing.
 
     Raises:
-        DataError: a list or csv file is missing or malformed, an id is given twice, or its label is not the same
+        DataError: A list or csv file is missing or malformed, an id is given twice, or its label is not the same
             everywhere.
     """
     lists = id_lists(folder)

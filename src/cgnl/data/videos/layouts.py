@@ -49,25 +49,25 @@ def read_videos(
     """Read one split of a video data set in any of the known layouts.
 
     Args:
-        root: the folder that holds the videos, and whose paths those of lists start from.
+        root: The folder that holds the videos, and whose paths those of lists start from.
         split: ``train``, ``test`` or ``val``; where a data set has only one of the last two, either means it.
-        format: the layout; ``auto`` takes a list with a list file, else looks into ``annotations`` and ``root``.
-        list_file: lines ``path label`` (``list``: of files, or of folders of frames) or ``folder frames label``
+        format: The layout; ``auto`` takes a list with a list file, else looks into ``annotations`` and ``root``.
+        list_file: Lines ``path label`` (``list``: of files, or of folders of frames) or ``folder frames label``
             (``frame_list``), labels from 0; the split is then whatever the file lists.
         annotations: UCF101: the folder of its lists. Kinetics: a csv file, or a folder of them. Mini-Kinetics: the
             folder of the id lists and csv files. By default they are looked for in ``root``; those of UCF101 also in
             ``ucfTrainTestlist`` beside a root with the name ``UCF-101``.
-        fold: which of the three splits of UCF101.
-        num_classes: number of classes K, where the data set must have just that many.
-        missing_limit: part of the named videos that may be missing.
+        fold: Which of the three splits of UCF101.
+        num_classes: Number of classes K, where the data set must have just that many.
+        missing_limit: Part of the named videos that may be missing.
 
     Returns:
         Samples whose files exist, and the names of the missing ones.
 
     Raises:
-        DataError: the layout is not recognised, a line or label is wrong, a path leads out of the root, or
+        DataError: The layout is not recognised, a line or label is wrong, a path leads out of the root, or
             more videos are missing than allowed.
-        ValueError: a list file with a format that has none or the other way round, or a fold that does not exist.
+        ValueError: A list file with a format that has none or the other way round, or a fold that does not exist.
     """
     if fold not in (1, 2, 3):
         raise ValueError(f"fold ({fold}) must be 1, 2 or 3")
@@ -178,9 +178,9 @@ def read_ucf101(
     HandstandPushups begin with ``v_HandStandPushups``.
 
     Args:
-        root: the folder with the class folders, in itself or in ``UCF-101/`` or ``UCF101/``.
+        root: The folder with the class folders, in itself or in ``UCF-101/`` or ``UCF101/``.
         split: ``train``, or ``test`` (``val`` means the same).
-        lists: the folder with ``classInd.txt``, ``trainlist01.txt`` (``path label``, labels from 1), ``testlist01.txt``
+        lists: The folder with ``classInd.txt``, ``trainlist01.txt`` (``path label``, labels from 1), ``testlist01.txt``
             (the path alone) and so on.
         fold: 1, 2 or 3.
 
@@ -189,7 +189,7 @@ def read_ucf101(
         frames of that name without its suffix is, it is taken for the same, converted.
 
     Raises:
-        DataError: a line is malformed, names an unknown class or a label other than that of its folder, or a path
+        DataError: A line is malformed, names an unknown class or a label other than that of its folder, or a path
             leads out of the root.
 
     Source: Soomro et al., "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", 2012.
@@ -235,7 +235,7 @@ def _ucf101_videos(root: Path) -> Path:
 
 
 def _videos_by_stem(folder: Path) -> dict[str, list[str]]:
-    """The names of the videos in a folder, files or folders of frames, by their names without suffix."""
+    """Return the names of the videos in a folder, files or folders of frames, by their names without suffix."""
     names = defaultdict(list)
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
@@ -264,16 +264,16 @@ def read_video_list(
     """Read a list file with lines ``path label``, separated by spaces, a comma or a tab; labels from 0.
 
     Args:
-        list_file: the file; a path is that of a video file or of a folder of frames, and may hold spaces and commas,
+        list_file: The file; a path is that of a video file or of a folder of frames, and may hold spaces and commas,
             as the label is what follows the last one.
-        video_root: the folder that the paths start from.
-        num_classes: number of classes K; by default one more than the largest label.
+        video_root: The folder that the paths start from.
+        num_classes: Number of classes K; by default one more than the largest label.
 
     Returns:
         Samples in the order of the file.
 
     Raises:
-        DataError: a line has no label, or one that is no whole number or not from 0 to K - 1; labels count
+        DataError: A line has no label, or one that is no whole number or not from 0 to K - 1; labels count
             from 1; or a path leads out of the root.
     """
     list_file, video_root = Path(list_file), Path(video_root)
@@ -288,16 +288,16 @@ def read_frame_list(
     """Read a list file with lines ``folder frames label`` of folders with a picture for each frame.
 
     Args:
-        list_file: the file; separators and labels as for :func:`read_video_list`.
-        video_root: the folder that the paths start from.
-        num_classes: number of classes K; by default one more than the largest label.
+        list_file: The file; separators and labels as for :func:`read_video_list`.
+        video_root: The folder that the paths start from.
+        num_classes: Number of classes K; by default one more than the largest label.
 
     Returns:
         Samples in the order of the file; a folder with another number of pictures than the list says counts as
         missing, and ``reasons`` tells both.
 
     Raises:
-        DataError: as :func:`read_video_list`; or the number of frames is none.
+        DataError: As :func:`read_video_list`; or the number of frames is none.
     """
     list_file, video_root = Path(list_file), Path(video_root)
     inside = Inside(video_root, list_file)

@@ -50,10 +50,10 @@ class Pieces:
     """Where wanted frames go: some at a time, in their order.
 
     Args:
-        size: number of frames of a piece, P; the last may be smaller.
-        allocate: makes the uint8 array of a shape that the frames of a piece are decoded to, if they need not be
+        size: Number of frames of a piece, P; the last may be smaller.
+        allocate: Makes the uint8 array of a shape that the frames of a piece are decoded to, if they need not be
             turned.
-        take: is called with the place of a piece's first frame among the wanted ones and the frames, contiguous uint8
+        take: Is called with the place of a piece's first frame among the wanted ones and the frames, contiguous uint8
             [P, H, W, 3]; beginning anew with the first piece where decoding has to.
     """
 
@@ -71,12 +71,12 @@ class PacketIndex:
     """Which packets hold which frames.
 
     Args:
-        packets: those that are kept, in the order in which they are decoded; None if they would be too many.
-        start: place of the first of them in the stream.
-        times: pts of the frames in the order in which they are shown; frame i has ``times[i]``.
+        packets: Those that are kept, in the order in which they are decoded; None if they would be too many.
+        start: Place of the first of them in the stream.
+        times: Pts of the frames in the order in which they are shown; frame i has ``times[i]``.
         keys: (pts, place among the packets) of the key frames, both ascending.
-        regular: whether the packets tell the number and order of the frames reliably.
-        hidden: number of packets that are decoded but not shown, as the container says.
+        regular: Whether the packets tell the number and order of the frames reliably.
+        hidden: Number of packets that are decoded but not shown, as the container says.
     """
 
     packets: list[Packet] | None
@@ -91,10 +91,10 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
     """Work out from its packets which frames a stream has.
 
     Args:
-        packets: packets of the stream, from its start; all, or so many that those which are missing are shown later
+        packets: Packets of the stream, from its start; all, or so many that those which are missing are shown later
             than the frames of interest.
-        stream: the stream.
-        first: number of the first frame of interest; packets are kept from the last key frame on that is sure not to
+        stream: The stream.
+        first: Number of the first frame of interest; packets are kept from the last key frame on that is sure not to
             be shown after it. None keeps none.
 
     Returns:
@@ -165,8 +165,8 @@ def decode(packets: Iterable[Packet], stream: VideoStream) -> Iterator[VideoFram
     """Decode packets one after the other, passing over those that cannot be decoded.
 
     Args:
-        packets: from a key frame on.
-        stream: the stream they belong to.
+        packets: From a key frame on.
+        stream: The stream they belong to.
 
     Yields:
         All frames, in the order in which they are shown.
@@ -193,18 +193,18 @@ def read_stretches(
     """Decode the wanted frames of a regular stream, and little more.
 
     Args:
-        stream: the stream, just opened.
-        index: of its packets.
-        packets: its packets with their places, from ``index.start`` or an earlier place on.
-        wanted: numbers of frames, ascending, without repeats.
-        take: is called with the number of each wanted frame and the frame, in their order; past the end it is the
+        stream: The stream, just opened.
+        index: Of its packets.
+        packets: Its packets with their places, from ``index.start`` or an earlier place on.
+        wanted: Numbers of frames, ascending, without repeats.
+        take: Is called with the number of each wanted frame and the frame, in their order; past the end it is the
             last frame.
 
     Returns:
         The numbers past the end.
 
     Raises:
-        UnexpectedFrameError: the frames that come out are not those that the index announces.
+        UnexpectedFrameError: The frames that come out are not those that the index announces.
     """
     context = stream.codec_context
     last = len(index.times) - 1
@@ -262,9 +262,9 @@ def read_from_start(
     """Take the wanted frames out of a decode of the whole stream, and the nearest one for each that is not there.
 
     Args:
-        numbered: frames with their numbers.
-        wanted: numbers of frames, ascending, without repeats.
-        take: is called with each wanted number, in their order, and its frame or the nearest; never if there is no
+        numbered: Frames with their numbers.
+        wanted: Numbers of frames, ascending, without repeats.
+        take: Is called with each wanted number, in their order, and its frame or the nearest; never if there is no
             frame at all.
 
     Returns:
@@ -296,9 +296,9 @@ class Canvas:
     """The wanted frames of one video, brought to upright RGB pixels piece by piece.
 
     Args:
-        stream: where the frames come from; all are brought to its size, should some differ.
-        number: of wanted frames.
-        pieces: where they go.
+        stream: Where the frames come from; all are brought to its size, should some differ.
+        number: Of wanted frames.
+        pieces: Where they go.
     """
 
     def __init__(self, stream: VideoStream, number: int, pieces: Pieces) -> None:
@@ -310,7 +310,7 @@ class Canvas:
 
     @property
     def empty(self) -> bool:
-        """Whether there was no frame yet."""
+        """Tell whether there was no frame yet."""
         return self._taken == 0
 
     def take(self, number: int, frame: VideoFrame) -> None:
@@ -343,7 +343,7 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
     Args:
         pixels: [T, H, W, 3].
-        matrix: signs [2, 2] of the matrix M in (x', y') = (x, y) M, with y pointing down. One that is no quarter turn
+        matrix: Signs [2, 2] of the matrix M in (x', y') = (x, y) M, with y pointing down. One that is no quarter turn
             and no mirror leaves the frames as they are.
 
     Returns:
@@ -365,15 +365,15 @@ def read_stream(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pie
     """Read frames of a video file, decoding none of them twice unless something is wrong with it.
 
     Args:
-        path: the file.
-        wanted: numbers of frames, ascending, without repeats.
-        pieces: where the frames go.
+        path: The file.
+        wanted: Numbers of frames, ascending, without repeats.
+        pieces: Where the frames go.
 
     Returns:
         The wanted numbers for which it is the nearest frame.
 
     Raises:
-        BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
+        BadFileError: The file is none of the videos that are opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         enough = _beginning(demux(container, stream), wanted[-1] + 1 + _REORDERED)
@@ -418,8 +418,8 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
     """Count the frames of a video file, and see what else its container tells.
 
     Args:
-        path: the file.
-        decode_all: decode every frame, instead of trusting the packets where they can be trusted.
+        path: The file.
+        decode_all: Decode every frame, instead of trusting the packets where they can be trusted.
 
     Returns:
         Frames, frames per second, width and height (pixels, upright), and the frames that the container promises: as
@@ -427,7 +427,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
         what the frames last; else None.
 
     Raises:
-        BadFileError: the file is none of the videos that are opened, or none of its frames can be decoded.
+        BadFileError: The file is none of the videos that are opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
@@ -453,7 +453,7 @@ def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int
 
 
 def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """The duration of the stream that its container stores, or of the whole file; 0 if none is stored."""
+    """Return the duration of the stream that its container stores, or of the whole file; 0 if none is stored."""
     if container.format.name in _STORE_NO_DURATION:
         return 0.0
     if tag := _DURATION_TAG.match(stream.metadata.get("DURATION", "")):

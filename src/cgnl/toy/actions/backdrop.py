@@ -24,9 +24,9 @@ def paint_landscape(aspect: float, height: int, rng: np.random.Generator) -> Ima
     """Paint what stands still.
 
     Args:
-        aspect: width of the frame over its height.
-        height: number of pixels for one height of the frame.
-        rng: state of the drawing.
+        aspect: Width of the frame over its height.
+        height: Number of pixels for one height of the frame.
+        rng: State of the drawing.
 
     Returns:
         RGB image from x = -aspect / 2 - BESIDE to aspect / 2 + BESIDE and from y = BOTTOM to TOP.

@@ -21,9 +21,9 @@ class View:
     Places in the scene are counted in heights of the frame from the middle of the ground, y upwards.
 
     Args:
-        x: place in the scene that lies in the middle of the picture.
-        y: the same.
-        zoom: size of things in the picture, 1 as they are.
+        x: Place in the scene that lies in the middle of the picture.
+        y: The same.
+        zoom: Size of things in the picture, 1 as they are.
     """
 
     x: float
@@ -36,9 +36,9 @@ class Canvas:
 
     Args:
         image: RGB image; it is drawn into.
-        view: what the camera shows.
-        origin: place in the scene from which places are counted.
-        unit: length that they are counted in, in heights of the frame.
+        view: What the camera shows.
+        origin: Place in the scene from which places are counted.
+        unit: Length that they are counted in, in heights of the frame.
     """
 
     def __init__(

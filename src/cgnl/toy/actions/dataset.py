@@ -88,21 +88,21 @@ def draw_actions(
     frames, with any number of workers. An earlier set is replaced once the new one is whole.
 
     Args:
-        root: folder to write: new, empty, or an earlier drawn set.
-        num_classes: an even number, 2 to 10; the first classes of the ten.
-        groups: number of groups, 3 to 99.
-        clips_per_group: videos of each class in each group; even numbers show both plays of a class equally often.
-        frames: length of the longest video, at 25 frames a second; the shortest is 8 frames shorter. At least 80;
+        root: Folder to write: new, empty, or an earlier drawn set.
+        num_classes: An even number, 2 to 10; the first classes of the ten.
+        groups: Number of groups, 3 to 99.
+        clips_per_group: Videos of each class in each group; even numbers show both plays of a class equally often.
+        frames: Length of the longest video, at 25 frames a second; the shortest is 8 frames shorter. At least 80;
             in longer videos a stretch of 64 frames may miss an event.
-        size: width and height in pixels, even numbers; 1 to 3 times as wide as high.
-        seed: random state of the whole set.
+        size: Width and height in pixels, even numbers; 1 to 3 times as wide as high.
+        seed: Random state of the whole set.
         container: "avi" (mpeg4), "mp4" (h264 with B-frames), or "both", which change every other group. The largest
             distance of intra frames is 12 in some videos and 250 in others.
-        workers: number of processes; as many as there are usable cores if None.
+        workers: Number of processes; as many as there are usable cores if None.
 
     Raises:
-        DataError: if root is a file or a folder that holds anything else.
-        ValueError: if a number is out of range.
+        DataError: If root is a file or a folder that holds anything else.
+        ValueError: If a number is out of range.
     """
     settings = _Settings(num_classes, groups, clips_per_group, frames, size, seed, container)
     actions = catalogue(num_classes)
@@ -143,13 +143,13 @@ def render(
     """Return one video of a set, drawn in memory: uint8 [T, H, W, 3], before it is encoded.
 
     Args:
-        class_id: number of the class, from 1 as in ``classInd.txt``.
-        group: number of the group, from 1 as in file names.
-        clip: number within the group, from 1.
-        frames: length of the longest video; this one has up to 8 frames fewer.
-        size: width and height in pixels.
-        seed: random state of the whole set.
-        every: draw the frames 0, every, 2 every, ... only.
+        class_id: Number of the class, from 1 as in ``classInd.txt``.
+        group: Number of the group, from 1 as in file names.
+        clip: Number within the group, from 1.
+        frames: Length of the longest video; this one has up to 8 frames fewer.
+        size: Width and height in pixels.
+        seed: Random state of the whole set.
+        every: Draw the frames 0, every, 2 every, ... only.
 
     >>> render(1, 1, 1, size=(64, 48), every=40).shape
     (2, 48, 64, 3)
@@ -171,11 +171,11 @@ def contact_strip(
     """Return a picture of a set in UCF101's layout: frames of the first videos of each class, under its name.
 
     Args:
-        root: folder of the set.
-        videos_per_class: how many videos to show of each; the first two of a drawn class show both of its plays.
-        frames: how many frames to show of each, evenly spaced.
-        height: of each frame, in pixels.
-        columns: number of classes side by side.
+        root: Folder of the set.
+        videos_per_class: How many videos to show of each; the first two of a drawn class show both of its plays.
+        frames: How many frames to show of each, evenly spaced.
+        height: Of each frame, in pixels.
+        columns: Number of classes side by side.
     """
     from cgnl.data.videos.decoding import probe, read_frames
 

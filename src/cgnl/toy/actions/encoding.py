@@ -23,9 +23,9 @@ def write_video(path: Path, frames: np.ndarray, keyframe_interval: int) -> None:
     """Write a video file: mpeg4 for .avi, h264 with B-frames for .mp4.
 
     Args:
-        path: file to write.
+        path: File to write.
         frames: uint8 [T, H, W, 3]; H and W are even.
-        keyframe_interval: largest number of frames from one intra frame to the next.
+        keyframe_interval: Largest number of frames from one intra frame to the next.
     """
     codec, options = _OPTIONS[path.suffix]
     with av.open(path, "w") as container:

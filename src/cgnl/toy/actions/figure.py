@@ -22,11 +22,11 @@ class Posture:
     """How the limbs lie.
 
     Args:
-        turn: angle of the body from upright, clockwise.
-        arms: of the left and the right (in the image) upper arm and forearm, from straight down along the body,
+        turn: Angle of the body from upright, clockwise.
+        arms: Of the left and the right (in the image) upper arm and forearm, from straight down along the body,
             outwards: [[upper, forearm], [upper, forearm]].
-        legs: the same of thighs and shins.
-        hop: height of the lowest part above the ground.
+        legs: The same of thighs and shins.
+        hop: Height of the lowest part above the ground.
     """
 
     turn: float
@@ -106,7 +106,7 @@ class Bones:
     """The joints of a posture, in heights of the figure from the point on the ground below the pelvis.
 
     Args:
-        posture: how the limbs lie.
+        posture: How the limbs lie.
         mirror: 1, or -1 for the mirror image.
     """
 

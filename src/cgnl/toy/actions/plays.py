@@ -31,9 +31,9 @@ class Action:
     """One class.
 
     Args:
-        name: as in ``classInd.txt``.
-        pair: number of the pair, from 0.
-        plays: the two plays that its videos show equally often; they share no event.
+        name: As in ``classInd.txt``.
+        pair: Number of the pair, from 0.
+        plays: The two plays that its videos show equally often; they share no event.
     """
 
     name: str
@@ -54,10 +54,10 @@ def catalogue(num_classes: int) -> list[Action]:
     """Return the classes of a set of this size in alphabetical order; neighbours 1 and 2, 3 and 4, ... are pairs.
 
     Args:
-        num_classes: an even number, 2 to 10.
+        num_classes: An even number, 2 to 10.
 
     Raises:
-        ValueError: if the number is odd or out of range.
+        ValueError: If the number is odd or out of range.
 
     >>> [action.name for action in catalogue(2)]
     ['FlagHoldOrHandstandLob', 'FlagLobOrHandstandHold']
@@ -81,8 +81,8 @@ def sample_timeline(frames: int, rng: np.random.Generator) -> Timeline:
     stretch of 64 consecutive frames holds at least 9 frames of both.
 
     Args:
-        frames: length of the longest video.
-        rng: state of the drawing.
+        frames: Length of the longest video.
+        rng: State of the drawing.
     """
     length = frames - int(rng.integers(JITTER + 1))
     lead, tail = (int(rng.integers(3)) for _ in range(2))

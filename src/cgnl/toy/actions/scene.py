@@ -33,15 +33,15 @@ class _Setting:
 
     Args:
         mirror: 1, or -1 for the mirror image of figure and ball.
-        place: x of the figure in the middle of the video.
-        unit: height of the figure in heights of the frame.
-        drift: how far the figure wanders while it stands.
-        paces: of swaying, of the body event and of the ball event, in radians a frame.
-        phases: of the same.
-        flag: colour.
-        light: brightness of everything.
-        camera: amplitudes, paces and phases of moving along x, y and zooming, [3, 3].
-        shake: amplitude of the hand that holds the camera, in heights of the frame.
+        place: X of the figure in the middle of the video.
+        unit: Height of the figure in heights of the frame.
+        drift: How far the figure wanders while it stands.
+        paces: Of swaying, of the body event and of the ball event, in radians a frame.
+        phases: Of the same.
+        flag: Colour.
+        light: Brightness of everything.
+        camera: Amplitudes, paces and phases of moving along x, y and zooming, [3, 3].
+        shake: Amplitude of the hand that holds the camera, in heights of the frame.
     """
 
     mirror: int
@@ -80,12 +80,12 @@ def draw_video(
     """Draw one video.
 
     Args:
-        play: what body and ball do.
-        timeline: when.
-        size: width and height in pixels.
-        group_rng: state of the drawing of what all clips of a group share.
-        clip_rng: the same for this clip alone.
-        every: draw the frames 0, every, 2 every, ... only.
+        play: What body and ball do.
+        timeline: When.
+        size: Width and height in pixels.
+        group_rng: State of the drawing of what all clips of a group share.
+        clip_rng: The same for this clip alone.
+        every: Draw the frames 0, every, 2 every, ... only.
 
     Returns:
         Frames, uint8 [T, H, W, 3].

@@ -87,17 +87,17 @@ def draw_birds(
     leaf hides is written as CUB does, ``0.0 0.0 0``. An earlier set is replaced once the new one is whole.
 
     Args:
-        root: folder to write: new, empty, or an earlier drawn set.
-        num_species: number of classes, 2 to 200.
-        train_images: training images of each species.
-        test_images: test images of each species.
-        size: side of the square images, in pixels.
-        seed: random state of the whole set.
-        workers: number of processes; as many as there are usable cores if None.
+        root: Folder to write: new, empty, or an earlier drawn set.
+        num_species: Number of classes, 2 to 200.
+        train_images: Training images of each species.
+        test_images: Test images of each species.
+        size: Side of the square images, in pixels.
+        seed: Random state of the whole set.
+        workers: Number of processes; as many as there are usable cores if None.
 
     Raises:
-        DataError: if root is a file or a folder that holds anything else.
-        ValueError: if a number is out of range.
+        DataError: If root is a file or a folder that holds anything else.
+        ValueError: If a number is out of range.
     """
     settings = _Settings(num_species, train_images, test_images, size, seed)
     species = catalogue(num_species)
@@ -125,10 +125,10 @@ def contact_sheet(root: str | Path, *, images_per_species: int = 4, columns: int
     """Return a picture of a set in CUB's layout: the first images of each species, under its name.
 
     Args:
-        root: folder of the set.
-        images_per_species: how many images to show of each.
-        columns: number of species side by side.
-        size: side of each image, in pixels.
+        root: Folder of the set.
+        images_per_species: How many images to show of each.
+        columns: Number of species side by side.
+        size: Side of each image, in pixels.
     """
     root = Path(root)
     class_names = [line.split(maxsplit=1)[1] for line in (root / "classes.txt").read_text().splitlines()]

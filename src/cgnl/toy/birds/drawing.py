@@ -40,8 +40,8 @@ class BirdLayer:
         colour: float32 [S, S, 3] in 0..1, already multiplied with ``alpha``.
         alpha: float32 [S, S], share of each pixel that the bird covers.
         regions: uint8 [S, S], id of the part seen at each pixel: ``PART_IDS``, 16 for the rest of the bird, 0 outside.
-        locations: x, y of all parts in pixels, those on the far side too.
-        feet: x, y of the near and the far foot in pixels.
+        locations: X, y of all parts in pixels, those on the far side too.
+        feet: X, y of the near and the far foot in pixels.
     """
 
     colour: np.ndarray
@@ -52,7 +52,7 @@ class BirdLayer:
 
     @property
     def mask(self) -> np.ndarray:
-        """Pixels that belong to the bird, bool [S, S]."""
+        """Return the pixels that belong to the bird, bool [S, S]."""
         return self.alpha >= 0.5
 
     def over(self, canvas: np.ndarray) -> np.ndarray:
@@ -142,10 +142,10 @@ def draw_bird(size: int, look: Look, pose: Pose, light: float = -0.6) -> BirdLay
     """Draw one bird on an empty, square layer.
 
     Args:
-        size: side of the layer, in pixels.
-        look: colours and shape.
-        pose: place and posture.
-        light: where the light comes from: the angle from straight above, in radians, positive to the right.
+        size: Side of the layer, in pixels.
+        look: Colours and shape.
+        pose: Place and posture.
+        light: Where the light comes from: the angle from straight above, in radians, positive to the right.
 
     Returns:
         The layer with mask, regions and part locations. Parts that the bird itself hides have a location too;

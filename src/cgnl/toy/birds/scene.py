@@ -33,9 +33,9 @@ class Scene:
 
     Args:
         image: uint8 [S, S, 3].
-        mask: the bird's pixels that are seen, bool [S, S].
+        mask: The bird's pixels that are seen, bool [S, S].
         parts: x, y in pixels of each part that is seen, in CUB's order; a part that is hidden is missing.
-        look, pose: of the bird.
+        look, pose: Of the bird.
     """
 
     image: np.ndarray

@@ -39,21 +39,21 @@ class Look:
     """What a bird looks like: colours of its regions, shape of its body.
 
     Args:
-        colours: colour (0-255) of each region: every name in ``PART_NAMES`` (the legs: their upper half),
+        colours: Colour (0-255) of each region: every name in ``PART_NAMES`` (the legs: their upper half),
             "face", "feet" (the lower half of the legs) and "markings" (the marks below).
-        beak: shape of the beak; all shapes cover the same area.
-        wing_bars: number of bars across the wing, 0 or 2 to 4, of the same total area and spread.
-        belly_pattern: marks on breast and belly; spots and streaks cover the same area.
-        eye_mark: a ring around the eye or an almond through it, of the same area.
-        throat_mark: a stripe across the throat or along it, of the same area.
-        head_size: radius of the head, in body lengths.
-        plumpness: factor on the height of the body.
-        tail_length: in body lengths.
+        beak: Shape of the beak; all shapes cover the same area.
+        wing_bars: Number of bars across the wing, 0 or 2 to 4, of the same total area and spread.
+        belly_pattern: Marks on breast and belly; spots and streaks cover the same area.
+        eye_mark: A ring around the eye or an almond through it, of the same area.
+        throat_mark: A stripe across the throat or along it, of the same area.
+        head_size: Radius of the head, in body lengths.
+        plumpness: Factor on the height of the body.
+        tail_length: In body lengths.
         tail_fork: 0 ends square, above 0 forked, below 0 rounded or pointed.
-        crest: height of the crest, in radii of the head.
-        detail_size: factor on the size of the beak and of the mark around the eye.
-        eye_line: whether a dark line runs through the eye.
-        texture_seed: random state of the plumage's texture: one number gives the same feathers in every pose.
+        crest: Height of the crest, in radii of the head.
+        detail_size: Factor on the size of the beak and of the mark around the eye.
+        eye_line: Whether a dark line runs through the eye.
+        texture_seed: Random state of the plumage's texture: one number gives the same feathers in every pose.
     """
 
     colours: Mapping[str, RGB]
@@ -77,14 +77,14 @@ class Pose:
     """Where a bird is and how it holds itself.
 
     Args:
-        x, y: position of the middle of the body, in pixels.
-        scale: pixels for a body length.
-        facing: the side of the image the beak points to; a bird that faces left shows its left side.
-        tilt: how far the breast is raised, in radians.
-        head: how far the head is raised against the body, in radians.
-        tail: how far the tail is raised against the body, in radians.
-        wing: how far the near wing is lifted, in radians; the far one is seen above 0.3.
-        stride: distance of the feet, in body lengths.
+        x, y: Position of the middle of the body, in pixels.
+        scale: Pixels for a body length.
+        facing: The side of the image the beak points to; a bird that faces left shows its left side.
+        tilt: How far the breast is raised, in radians.
+        head: How far the head is raised against the body, in radians.
+        tail: How far the tail is raised against the body, in radians.
+        wing: How far the near wing is lifted, in radians; the far one is seen above 0.3.
+        stride: Distance of the feet, in body lengths.
     """
 
     x: float

@@ -32,11 +32,11 @@ class Species:
     """One class of the set.
 
     Args:
-        name: as in ``classes.txt``, without the number.
-        group: number of the sibling group.
-        part: the part its siblings differ in, or the two of a relation with a stroke between.
-        look: what all birds of the species have in common.
-        relation: for the species that are told apart by two parts only.
+        name: As in ``classes.txt``, without the number.
+        group: Number of the sibling group.
+        part: The part its siblings differ in, or the two of a relation with a stroke between.
+        look: What all birds of the species have in common.
+        relation: For the species that are told apart by two parts only.
     """
 
     name: str
@@ -192,7 +192,7 @@ def catalogue(num_species: int) -> list[Species]:
         num_species: 2 to 200.
 
     Raises:
-        ValueError: if the number is out of range.
+        ValueError: If the number is out of range.
     """
     if not 2 <= num_species <= MAX_SPECIES:
         raise ValueError(f"num_species ({num_species}) must lie between 2 and {MAX_SPECIES}")

@@ -66,17 +66,17 @@ def draw_flock(
     number of workers. An earlier set is replaced once the new one is whole.
 
     Args:
-        root: folder to write: new, empty, or an earlier drawn set.
-        num_species: number of categories, 1 to 8.
-        train_images: number of scenes to train on.
-        test_images: number of scenes to test on (``val``).
-        size: width and height of the images, in pixels.
-        seed: random state of the whole set.
-        workers: number of processes; as many as there are usable cores if None.
+        root: Folder to write: new, empty, or an earlier drawn set.
+        num_species: Number of categories, 1 to 8.
+        train_images: Number of scenes to train on.
+        test_images: Number of scenes to test on (``val``).
+        size: Width and height of the images, in pixels.
+        seed: Random state of the whole set.
+        workers: Number of processes; as many as there are usable cores if None.
 
     Raises:
-        DataError: if root is a file or a folder that holds anything else.
-        ValueError: if a number is out of range.
+        DataError: If root is a file or a folder that holds anything else.
+        ValueError: If a number is out of range.
     """
     settings = _Settings(num_species, train_images, test_images, size, seed)
     catalogue(num_species)
@@ -121,13 +121,13 @@ def contact_sheet(root: str | Path, *, split: str = "val", images: int = 8, colu
     """Return a picture of a set: its first scenes, each beside a copy with the true boxes and masks over it.
 
     Args:
-        root: folder of the set.
+        root: Folder of the set.
         split: "train" or "val".
-        images: how many scenes to show.
-        columns: number of scenes side by side.
+        images: How many scenes to show.
+        columns: Number of scenes side by side.
 
     Raises:
-        ImportError: if faster-coco-eval is not installed, which reads the masks.
+        ImportError: If faster-coco-eval is not installed, which reads the masks.
     """
     root = Path(root)
     truth = json.loads((root / "annotations" / f"instances_{split}.json").read_text())

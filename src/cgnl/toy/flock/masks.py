@@ -96,7 +96,7 @@ def segmentation(mask: np.ndarray, *, as_counts: bool = False) -> list[list[int]
 
     Args:
         mask: bool [H, W].
-        as_counts: write run lengths as a list; else polygons, or compressed run lengths if the mask has a hole.
+        as_counts: Write run lengths as a list; else polygons, or compressed run lengths if the mask has a hole.
     """
     polygons = None if as_counts else border_polygons(mask)
     if polygons is not None:

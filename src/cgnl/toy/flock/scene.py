@@ -28,9 +28,9 @@ class Layer:
     Args:
         colour: float32 [H, W, 3] in 0..1, already multiplied with ``alpha``.
         alpha: float32 [H, W], share of each pixel that the thing covers.
-        species: index of the species of a bird or a swarm, None for branches and leaves.
-        crowd: whether this is a swarm.
-        size: number of pixels of the whole thing, what lies beyond the image's edge included.
+        species: Index of the species of a bird or a swarm, None for branches and leaves.
+        crowd: Whether this is a swarm.
+        size: Number of pixels of the whole thing, what lies beyond the image's edge included.
     """
 
     colour: np.ndarray
@@ -46,8 +46,8 @@ class Stage:
 
     Args:
         backdrop: float32 [H, W, 3] in 0..1, what lies far behind.
-        layers: from back to front.
-        light: where the light comes from: the angle from straight above, in radians.
+        layers: From back to front.
+        light: Where the light comes from: the angle from straight above, in radians.
     """
 
     backdrop: np.ndarray

@@ -49,7 +49,7 @@ def catalogue(num_species: int) -> list[Species]:
     """Return the first species of the flock, in a fixed order.
 
     Raises:
-        ValueError: if the number is out of range.
+        ValueError: If the number is out of range.
 
     >>> [species.name for species in catalogue(3)]
     ['Cardinal', 'Bluejay', 'Canary']
