@@ -2,15 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import Unpack
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images.checking import ImageReport, check_images
+from cgnl.data.images.checking import check_images
 from cgnl.data.lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, text_lines
-
-if TYPE_CHECKING:
-    from cgnl.data.detection.checking import DetectionReport
-    from cgnl.data.videos.checking import VideoReport
+from cgnl.data.reports import Report
+from cgnl.data.scanning import Scanning
 
 _CUB = ("images.txt", "CUB_200_2011/images.txt")
 
@@ -22,11 +20,9 @@ def check_data(
     annotations: str | os.PathLike[str] | None = None,
     fold: int = 1,
     num_classes: int | None = None,
-    workers: int | None = None,
-    timeout: float | None = None,
     out: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> Union[ImageReport, "DetectionReport", "VideoReport"]:
+    **scanning: Unpack[Scanning],
+) -> Report:
     """Decode every file of a data set, and list what is bad; what it holds is found out.
 
     Args:
@@ -36,10 +32,9 @@ def check_data(
         annotations: Where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
         fold: Which of the three splits of UCF101; each of them holds all its videos.
         num_classes: Number of classes, where it must be just that.
-        workers: Number of processes; by default one for each core.
-        timeout: Seconds that one file may take; by default 60 for an image and 600 for a video.
         out: A CSV file that is written anew with the path and reason of each bad file or annotation.
-        progress: Whether a progress bar is shown on the standard error output.
+        scanning: ``workers``, ``timeout`` (by default 60 seconds for an image, 600 for a video) and ``progress`` of
+            :class:`cgnl.data.scanning.Scanning`.
 
     Returns:
         What the data set holds and what is bad in it; as a string, tables to read.
@@ -54,25 +49,9 @@ def check_data(
         # Imported here, as other data sets are checked where its packages are not installed too.
         from cgnl.data.detection.checking import check_detection
 
-        return check_detection(
-            root,
-            annotations=annotations,
-            num_classes=num_classes,
-            workers=workers,
-            timeout=timeout or 60.0,
-            out=out,
-            progress=progress,
-        )
+        return check_detection(root, annotations=annotations, num_classes=num_classes, out=out, **scanning)
     if annotations is None and _holds_images(root, None if list_file is None else Path(list_file)):
-        return check_images(
-            root,
-            list_file=list_file,
-            num_classes=num_classes,
-            workers=workers,
-            timeout=timeout or 60.0,
-            out=out,
-            progress=progress,
-        )
+        return check_images(root, list_file=list_file, num_classes=num_classes, out=out, **scanning)
     if list_file is None and annotations is None and next(files_below(root, root, VIDEO_SUFFIXES), None) is None:
         raise DataError(
             f"{root} is no known data set: it has no annotations/instances_*.json (COCO), no images.txt "
@@ -88,10 +67,8 @@ def check_data(
         annotations=annotations,
         fold=fold,
         num_classes=num_classes,
-        workers=workers,
-        timeout=timeout or 600.0,
         out=out,
-        progress=progress,
+        **scanning,
     )
 
 

@@ -1,15 +1,19 @@
-"""What checks of image and of video data sets have in common: their counts, and how they are printed."""
+"""What the checks of images, objects and videos share: decoding all files, counting, printing what was found."""
 
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar, Unpack
 
 from rich.console import Console
 from rich.table import Table
 
 from cgnl.data.lists import NoSplitError, SampleList, Split, readable, write_rows
+from cgnl.data.scanning import Scanning, scan_with_bar
+
+T = TypeVar("T")
 
 _SHOWN = 50
 
@@ -29,6 +33,72 @@ class SplitReport:
     per_class: tuple[tuple[str, int], ...]
     unreadable: int
     missing: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a data set holds and what is bad in it; as a string, tables to read.
+
+    Args:
+        root: The data set.
+        kind: Its layout.
+        splits: What each split holds.
+        bad: (path, reason) of each file that is missing or cannot be read.
+        damaged: The same of files that can be read, but not as a whole.
+    """
+
+    noun: ClassVar[str]
+    bad_noun: ClassVar[str] = "bad files"
+    root: Path
+    kind: str
+    splits: tuple[SplitReport, ...]
+    bad: tuple[tuple[Path, str], ...]
+    damaged: tuple[tuple[Path, str], ...] = ()
+
+    def describe(self) -> Iterable[str | Table]:
+        """Return what the files are like, in lines and tables."""
+        return ()
+
+    def __str__(self) -> str:
+        counts = Table("split", self.noun, "classes", f"{self.noun} per class", "unreadable", "missing")
+        for split in self.splits:
+            numbers = [number for _, number in split.per_class if number]
+            counts.add_row(
+                split.name,
+                str(sum(numbers)),
+                f"{len(numbers)} of {len(split.per_class)}",
+                f"{min(numbers)} to {max(numbers)}" if numbers else "",
+                str(split.unreadable),
+                str(split.missing),
+            )
+        console = Console(width=None if os.isatty(1) else 120)
+        plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+        with console.capture() as captured:
+            console.print(readable(f"{self.root} (layout: {self.kind})"), **plain)
+            console.print(counts)
+            for content in self.describe():
+                console.print(content, highlight=False)
+            for rows, what in ((self.damaged, "damaged files"), (self.bad, self.bad_noun)):
+                for path, reason in rows[:_SHOWN]:
+                    console.print(readable(f"{path} {reason}"), **plain)
+                if len(rows) > _SHOWN:
+                    console.print(f"... and {len(rows) - _SHOWN} more", highlight=False)
+                if rows:
+                    console.print(f"{len(rows)} {what}", highlight=False)
+            if not (self.bad or self.damaged):
+                console.print("nothing is bad", highlight=False)
+        return captured.get().rstrip()
+
+
+def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
+    """Return the smallest, largest and median of (width, height) in pixels."""
+    return (
+        "; ".join(
+            f"{side} {min(values)} to {max(values)}, median {statistics.median_low(values)}"
+            for side, values in zip(("width", "height"), zip(*sizes, strict=True), strict=True)
+        )
+        + " pixels"
+    )
 
 
 def read_splits(
@@ -59,14 +129,29 @@ def read_splits(
         return {"train": train}
 
 
-def paths_of(splits: Mapping[str, SampleList]) -> list[Path]:
-    """Return the files of all splits that exist, each once."""
-    return sorted({sample.path for samples in splits.values() for sample in samples.samples})
+def examined(
+    decode: Callable[[Path], T], splits: Mapping[str, SampleList], noun: str, **scanning: Unpack[Scanning]
+) -> tuple[dict[Path, T], dict[Path, str]]:
+    """Decode every file of all splits, each once.
 
+    Args:
+        decode: Decodes one file, as for :func:`cgnl.data.scanning.scan`.
+        splits: The files.
+        noun: What they are, in the plural, for the progress bar.
+        scanning: How they are scanned.
 
-def missing_of(splits: Mapping[str, SampleList]) -> dict[Path, str]:
-    """Return why each missing file of any split cannot be used."""
-    return {path: samples.why_missing(path) for samples in splits.values() for path in samples.missing}
+    Returns:
+        What ``decode`` returned for each good file; and why each missing or bad one cannot be used.
+    """
+    found: dict[Path, T] = {}
+    bad = {path: samples.why_missing(path) for samples in splits.values() for path in samples.missing}
+    paths = sorted({sample.path for samples in splits.values() for sample in samples.samples})
+    for result in scan_with_bar(decode, paths, f"checking {noun}", **scanning):
+        if result.value is None:
+            bad[result.path] = result.error or ""
+        else:
+            found[result.path] = result.value
+    return found, bad
 
 
 def report_of(name: str, samples: SampleList, bad: Mapping[Path, str]) -> SplitReport:
@@ -95,56 +180,3 @@ def write_anew(out: str | os.PathLike[str] | None, rows: Sequence[tuple[Path, st
     if out is not None:
         Path(out).unlink(missing_ok=True)
         write_rows(Path(out), rows)
-
-
-def printed(
-    title: str,
-    noun: str,
-    splits: Iterable[SplitReport],
-    contents: Iterable[str | Table],
-    bad: Sequence[tuple[Path, str]],
-    damaged: Sequence[tuple[Path, str]] = (),
-    bad_noun: str = "bad files",
-) -> str:
-    """Return what a check has found, to read.
-
-    Args:
-        title: The data set.
-        noun: What it holds, in the plural.
-        splits: The counts of each split.
-        contents: What the files are like.
-        bad: Path and reason of each bad file; of very many only the first are shown.
-        damaged: The same of files that can be read, but not as a whole.
-        bad_noun: What the rows of ``bad`` are.
-
-    Returns:
-        Lines of text.
-    """
-    counts = Table("split", noun, "classes", f"{noun} per class", "unreadable", "missing")
-    for split in splits:
-        numbers = [number for _, number in split.per_class if number]
-        counts.add_row(
-            split.name,
-            str(sum(numbers)),
-            f"{len(numbers)} of {len(split.per_class)}",
-            f"{min(numbers)} to {max(numbers)}" if numbers else "",
-            str(split.unreadable),
-            str(split.missing),
-        )
-    console = Console(width=None if os.isatty(1) else 120)
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    with console.capture() as captured:
-        console.print(readable(title), **plain)
-        console.print(counts)
-        for content in contents:
-            console.print(content, highlight=False)
-        for rows, what in ((damaged, "damaged files"), (bad, bad_noun)):
-            for path, reason in rows[:_SHOWN]:
-                console.print(readable(f"{path} {reason}"), **plain)
-            if len(rows) > _SHOWN:
-                console.print(f"... and {len(rows) - _SHOWN} more", highlight=False)
-            if rows:
-                console.print(f"{len(rows)} {what}", highlight=False)
-        if not (bad or damaged):
-            console.print("nothing is bad", highlight=False)
-    return captured.get().rstrip()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from cgnl.data.decoding import BadFileError
 
@@ -64,6 +64,20 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+class Scanning(TypedDict, total=False):
+    """How a check scans files.
+
+    Attributes:
+        workers: Number of processes; by default one for each core.
+        timeout: Seconds that one file may take.
+        progress: Whether a progress bar is shown on the standard error output.
+    """
+
+    workers: int | None
+    timeout: float
+    progress: bool
 
 
 def scan(
@@ -139,9 +153,7 @@ def scan_with_bar(
         function: As for :func:`scan`.
         paths: The files.
         description: What is done, in front of the bar.
-        workers: As for :func:`scan`.
-        timeout: Seconds that one file may take.
-        progress: Whether the bar is shown.
+        workers, timeout, progress: As :class:`Scanning` says.
 
     Yields:
         What became of each file, in the order in which they are done.

@@ -1,42 +1,38 @@
 """``cgnl data check`` for a data set in COCO's form: decode every image, and say what is bad and what there is."""
 
 import os
-import statistics
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar, Unpack
 
 from cgnl.data.decoding import DataError, decoded_size
 from cgnl.data.detection.reading import read_coco
 from cgnl.data.detection.samples import DetectionList, check_categories
 from cgnl.data.lists import SampleList, Split
-from cgnl.data.reports import SplitReport, missing_of, paths_of, printed, read_splits, write_anew
-from cgnl.data.scanning import scan_with_bar
+from cgnl.data.reports import Report, SplitReport, examined, read_splits, sizes_in_words, write_anew
+from cgnl.data.scanning import Scanning
 
 
-@dataclass(frozen=True)
-class DetectionReport:
-    """What a data set holds and what is bad in it; as a string, tables to read.
+@dataclass(frozen=True, kw_only=True)
+class DetectionReport(Report):
+    """What a data set in COCO's form holds and what is bad in it; as a string, tables to read.
+
+    The numbers of each class are those of objects in images that can be read. Bad are also the annotations that cannot
+    be used; their path is that of the json, a comma, and the annotation's id.
 
     Args:
-        root: The data set.
-        kind: Its layout.
-        splits: What each split holds; the numbers of its categories are those of objects in images that can be read.
         contents: A sentence on each split.
-        bad: (path, reason) of each file that is missing or cannot be read, and of each annotation that cannot be
-            used; the path of an annotation is that of its json, a comma, and what names it.
     """
 
-    root: Path
-    kind: str
-    splits: tuple[SplitReport, ...]
+    noun: ClassVar[str] = "objects"
+    bad_noun: ClassVar[str] = "bad files and annotations"
     contents: tuple[str, ...]
-    bad: tuple[tuple[Path, str], ...]
 
-    def __str__(self) -> str:
-        title = f"{self.root} (layout: {self.kind})"
-        return printed(title, "objects", self.splits, self.contents, self.bad, bad_noun="bad files and annotations")
+    def describe(self) -> tuple[str, ...]:
+        """Return the sentences on the splits."""
+        return self.contents
 
 
 def check_detection(
@@ -44,10 +40,8 @@ def check_detection(
     *,
     annotations: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
-    workers: int | None = None,
-    timeout: float = 60.0,
     out: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    **scanning: Unpack[Scanning],
 ) -> DetectionReport:
     """Decode every image of a data set in COCO's form, in several processes, and list what is bad.
 
@@ -55,10 +49,8 @@ def check_detection(
         root: The data set, as for :func:`cgnl.data.detection.read_coco`.
         annotations: A json file that is checked alone.
         num_classes: Number of categories, where it must be just that.
-        workers: Number of processes; by default one for each core.
-        timeout: Seconds that one file may take.
         out: A CSV file that is written anew with the path and reason of each bad file and annotation.
-        progress: Whether a progress bar is shown on the standard error output.
+        scanning: ``workers``, ``timeout`` and ``progress`` of :class:`cgnl.data.scanning.Scanning`.
 
     Returns:
         Counts of images, objects and categories for each split, and what is bad.
@@ -86,25 +78,15 @@ def check_detection(
         for images in lists.values()
         for sample, size in zip(images.samples, images.sizes, strict=True)
     }
-    bad = missing_of(splits)
-    for result in scan_with_bar(
-        partial(decoded_size, sizes=sizes),
-        paths_of(splits),
-        "checking images",
-        workers=workers,
-        timeout=timeout,
-        progress=progress,
-    ):
-        if result.value is None:
-            bad[result.path] = result.error or ""
+    _, bad = examined(partial(decoded_size, sizes=sizes), splits, "images", **scanning)
     rows = (*sorted(bad.items()), *(row for images in lists.values() for row in _bad_rows(images)))
     write_anew(out, rows)
     return DetectionReport(
-        root,
-        first.kind,
-        tuple(_report_of(name, images, bad) for name, images in lists.items()),
-        tuple(_describe(name, images) for name, images in lists.items()),
-        rows,
+        root=root,
+        kind=first.kind,
+        splits=tuple(_report_of(name, images, bad) for name, images in lists.items()),
+        bad=rows,
+        contents=tuple(_describe(name, images) for name, images in lists.items()),
     )
 
 
@@ -129,10 +111,8 @@ def _report_of(name: str, images: DetectionList, bad: dict[Path, str]) -> SplitR
 def _describe(name: str, images: DetectionList) -> str:
     if not images.samples:
         return f"{name}: no images"
-    widths, heights = zip(*images.sizes, strict=True)
     return (
         f"{name}: {len(images)} images, {images.num_objects.count(0)} of them without objects; "
         f"{sum(images.num_crowds)} crowds; {len(images.bad_annotations)} bad annotations; "
-        f"width {min(widths)} to {max(widths)}, median {statistics.median_low(widths)}, "
-        f"height {min(heights)} to {max(heights)}, median {statistics.median_low(heights)} pixels"
+        f"{sizes_in_words(images.sizes)}"
     )

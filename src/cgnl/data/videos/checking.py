@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Unpack
 
 from rich.table import Table
 
 from cgnl.data.lists import SampleList, Split
-from cgnl.data.reports import SplitReport, missing_of, paths_of, printed, read_splits, report_of, write_anew
-from cgnl.data.scanning import scan_with_bar
+from cgnl.data.reports import Report, examined, read_splits, report_of, write_anew
+from cgnl.data.scanning import Scanning
 from cgnl.data.videos.decoding import VideoInfo, decode_all
 from cgnl.data.videos.layouts import Format, read_videos
 
@@ -19,30 +20,23 @@ _ROWS = 10
 _BAR = 30
 
 
-@dataclass(frozen=True)
-class VideoReport:
-    """What a data set holds and what is bad in it; as a string, tables to read.
+@dataclass(frozen=True, kw_only=True)
+class VideoReport(Report):
+    """What a data set of videos holds and what is bad in it; as a string, tables to read.
+
+    A video is damaged if it gives another number of frames than its container promises.
 
     Args:
-        root: The data set.
-        kind: Its layout.
-        splits: What each split holds.
-        bad: (path, reason) of each video that is missing or cannot be read.
-        damaged: (path, reason) of each video that can be read, but gives another number of frames than its container
-            promises.
         infos: Of each video that can be read, damaged or not; ``frames`` are those that were decoded.
     """
 
-    root: Path
-    kind: str
-    splits: tuple[SplitReport, ...]
-    bad: tuple[tuple[Path, str], ...]
-    damaged: tuple[tuple[Path, str], ...]
+    noun: ClassVar[str] = "videos"
     infos: tuple[VideoInfo, ...]
 
-    def __str__(self) -> str:
+    def describe(self) -> list[Table]:
+        """Return tables of sizes, rates and lengths."""
         timed = [info for info in self.infos if info.fps]
-        contents: list[str | Table] = []
+        contents: list[Table] = []
         if self.infos:
             contents = [
                 _most_common("size (pixels)", (f"{info.width} x {info.height}" for info in self.infos)),
@@ -53,8 +47,7 @@ class VideoReport:
             ]
         if timed:
             contents.append(_doubling("length (seconds)", [info.frames / info.fps for info in timed], "{:g}".format))
-        title = f"{self.root} (layout: {self.kind})"
-        return printed(title, "videos", self.splits, contents, self.bad, self.damaged)
+        return contents
 
 
 def check_videos(
@@ -65,10 +58,8 @@ def check_videos(
     fold: int = 1,
     list_file: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
-    workers: int | None = None,
-    timeout: float = 600.0,
     out: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    **scanning: Unpack[Scanning],
 ) -> VideoReport:
     """Decode every frame of a video data set, in several processes, and list what is bad.
 
@@ -81,10 +72,9 @@ def check_videos(
         fold: Which of the three splits of UCF101.
         list_file: Lines ``path label`` or ``folder frames label``; only these videos are checked then.
         num_classes: Number of classes, where it must be just that.
-        workers: Number of processes; by default one for each core.
-        timeout: Seconds that one video may take.
         out: A CSV file that is written anew with the path and reason of each bad or damaged video.
-        progress: Whether a progress bar is shown on the standard error output.
+        scanning: ``workers``, ``timeout`` (here by default 600 seconds) and ``progress`` of
+            :class:`cgnl.data.scanning.Scanning`.
 
     Returns:
         Counts for each split and class, lengths, rates and sizes, the bad videos and the damaged ones.
@@ -107,15 +97,8 @@ def check_videos(
         )
 
     splits = read_splits(read, root, list_file)
-    infos: dict[Path, VideoInfo] = {}
-    bad = missing_of(splits)
-    for result in scan_with_bar(
-        decode_all, paths_of(splits), "checking videos", workers=workers, timeout=timeout, progress=progress
-    ):
-        if result.value is not None:
-            infos[result.path] = result.value
-        else:
-            bad[result.path] = result.error or ""
+    scanning.setdefault("timeout", 600.0)
+    infos, bad = examined(decode_all, splits, VideoReport.noun, **scanning)
     damaged = {
         path: f"gives {info.frames} frames, but promises {info.promised}"
         for path, info in infos.items()
@@ -123,12 +106,12 @@ def check_videos(
     }
     write_anew(out, sorted({**bad, **damaged}.items()))
     return VideoReport(
-        root,
-        next(iter(splits.values())).kind,
-        tuple(report_of(name, videos, bad) for name, videos in splits.items()),
-        tuple(sorted(bad.items())),
-        tuple(sorted(damaged.items())),
-        tuple(infos[path] for path in sorted(infos)),
+        root=root,
+        kind=next(iter(splits.values())).kind,
+        splits=tuple(report_of(name, videos, bad) for name, videos in splits.items()),
+        bad=tuple(sorted(bad.items())),
+        damaged=tuple(sorted(damaged.items())),
+        infos=tuple(infos[path] for path in sorted(infos)),
     )
 
 
