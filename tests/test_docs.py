@@ -39,18 +39,18 @@ def test_every_field_of_a_recipe_has_a_source():
     from cgnl.settings.detection import DetectionRecipe
     from cgnl.settings.image import Recipe
     from cgnl.settings.reading import to_dict
-    from cgnl.settings.video import VideoRecipe
+    from cgnl.settings.video import VideoNetworkConfig, VideoRecipe
 
     page = (ROOT / "docs" / "paper-tables.md").read_text()
     section = page[page.index("## Where every setting comes from") :]
     fields = {
         f"{part}.{name}"
-        for recipe in (Recipe(), VideoRecipe(), DetectionRecipe())
+        for recipe in (Recipe(), VideoRecipe(network=VideoNetworkConfig(block="nl")), DetectionRecipe())
         for part, values in to_dict(recipe).items()
         if part != "task"
         for name in values
     }
-    named = set(re.findall(r"`((?:network|data|optimizer|schedule|trainer)\.\w+)`", section))
+    named = set(re.findall(r"`((?:network|block|data|optimizer|schedule|trainer)\.\w+)`", section))
     assert fields - named == set()
     assert named - fields == set()
 

@@ -9,58 +9,29 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cgnl.settings.blocks import OPTIONS
+
 if TYPE_CHECKING:
     from cgnl import data, networks, ops, recipes, training
-    from cgnl.blocks import (
-        CGNL1d,
-        CGNL2d,
-        CGNL3d,
-        CGNLStream3d,
-        GeneralizedNonLocal1d,
-        GeneralizedNonLocal2d,
-        GeneralizedNonLocal3d,
-        NonLocal1d,
-        NonLocal2d,
-        NonLocal3d,
-        ResidualBlock1d,
-        ResidualBlock2d,
-        ResidualBlock3d,
-        fuse_blocks,
-    )
+    from cgnl.blocks import *  # noqa: F403 (the classes of every kind)
+    from cgnl.blocks import CGNLStream3d, fuse_blocks
     from cgnl.insertion import insert_blocks, remove_blocks
     from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
 
 __version__ = "0.1.0"
 
+_BLOCKS = sorted({f"{kind.public_name}{d}d" for kind in OPTIONS.values() if kind.public_name for d in (1, 2, 3)})
 _ROOM_OF_NAME = {
     **dict.fromkeys(["DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel"], "kernel_functions"),
-    **{
-        f"{kind}{d}d": "blocks"
-        for kind in ("CGNL", "NonLocal", "GeneralizedNonLocal", "ResidualBlock")
-        for d in (1, 2, 3)
-    },
-    **dict.fromkeys(["CGNLStream3d", "fuse_blocks"], "blocks"),
+    **dict.fromkeys(["CGNLStream3d", "fuse_blocks", *_BLOCKS], "blocks"),
     **dict.fromkeys(["insert_blocks", "remove_blocks"], "insertion"),
 }
 _ROOMS = ("data", "networks", "ops", "recipes", "training")
 
 __all__ = [
-    "CGNL1d",
-    "CGNL2d",
-    "CGNL3d",
-    "CGNLStream3d",
     "DotProduct",
     "EmbeddedGaussian",
     "GaussianRBF",
-    "GeneralizedNonLocal1d",
-    "GeneralizedNonLocal2d",
-    "GeneralizedNonLocal3d",
-    "NonLocal1d",
-    "NonLocal2d",
-    "NonLocal3d",
-    "ResidualBlock1d",
-    "ResidualBlock2d",
-    "ResidualBlock3d",
     "SeriesKernel",
     "data",
     "fuse_blocks",
@@ -71,6 +42,7 @@ __all__ = [
     "remove_blocks",
     "training",
 ]
+__all__ += ["CGNLStream3d", *_BLOCKS]
 
 
 def __getattr__(name: str) -> Any:

@@ -51,9 +51,7 @@ def test_golden_networks(name: str) -> None:
     network = image.resnet50(
         None if name == "base" else name,
         num_classes=len(golden["logits"][0]),
-        norm="batch" if name == "nl" else "group",
-        groups=8,
-        scale=True if name == "nl" else None,
+        **({"base": {}, "nl": {"scale": True}}.get(name, {"norm": "group", "groups": 8})),
     )
     network.double().eval().load_state_dict(from_released(released))
     x = torch.from_numpy(np.random.RandomState(golden["input_seed"]).standard_normal(golden["input_shape"]))
@@ -130,7 +128,7 @@ def test_block_options_reach_the_block() -> None:
     ("options", "same_as"),
     [
         ({"block": "cgnlx"}, {"block": "cgnl", "kernel": "rbf"}),
-        ({"block": "cgnlx", "kernel": "dot"}, {"block": "cgnl", "kernel": cgnl.GaussianRBF()}),
+        ({"block": "cgnlx", "order": 4}, {"block": "cgnl", "kernel": cgnl.GaussianRBF(order=4)}),
         (
             {"block": "cgnlx", "kernel": cgnl.GaussianRBF(gamma=0.3)},
             {"block": "cgnl", "kernel": cgnl.GaussianRBF(gamma=0.3)},
@@ -159,17 +157,18 @@ def test_names_that_mean_the_same_block(options: dict, same_as: dict) -> None:
             {"block": "cgln"},
             r"block \('cgln'\) must be None, one of nl, cgnl, cgnlx, residual, or a function",
         ),
-        ({"block": "nl", "g_std": 0.5}, r"g_std \(0\.5\) must be None for block 'nl': it is for CGNL blocks"),
-        ({"block": "residual", "g_std": 0.5}, r"g_std \(0\.5\) must be None for block 'residual'"),
-        ({"block": "none", "g_std": 0.5}, r"g_std \(0\.5\) must be None for block 'none'"),
-        ({"block": None, "g_std": 0.5}, r"g_std \(0\.5\) must be None for block None"),
-        ({"block": "nl", "scale": "sqrt"}, r"scale \('sqrt'\) must be None, True or False for block 'nl'"),
-        ({"block": "residual", "scale": "mean"}, r"scale \('mean'\) must be None for block 'residual'"),
-        ({"block": "cgnl", "scale": True}, r"scale \(True\) must be None, 'sqrt' or 'mean' for block 'cgnl'"),
+        ({"block": "nl", "g_std": 0.5}, r"g_std is no option of block nl, which has: channel_reduction, "),
+        ({"block": "residual", "g_std": 0.5}, "g_std is no option of block residual"),
+        ({"block": "none", "g_std": 0.5}, "g_std is no option of block none, which has: none"),
+        ({"block": None, "g_std": 0.5}, "g_std is no option of block none"),
+        ({"block": "nl", "scale": "sqrt"}, r"scale \('sqrt'\) must be one of True, False for block 'nl'"),
+        ({"block": "residual", "scale": "mean"}, "scale is no option of block residual"),
+        ({"block": "cgnl", "scale": True}, r"scale \(True\) must be one of None, 'sqrt', 'mean' for a CGNL block"),
         (
             {"block": "cgnl", "channel_reduction": 3},
             r"channels \(256\) must be divisible by channel_reduction \(3\)",
         ),
+        ({"block": "cgnlx", "kernel": "dot"}, r"kernel \('dot'\) must be 'rbf' for block 'cgnlx'"),
         ({"block": "cgnl", "groups": 3}, r"divisible by groups \(3\)"),
         ({"dropout": 1.5}, r"dropout \(1\.5\) must be between 0 and 1"),
         ({"num_classes": 0}, r"num_classes \(0\) must be at least 1"),
@@ -183,8 +182,14 @@ def test_wrong_arguments(options: dict, message: str) -> None:
 
 
 def test_a_misspelt_option_is_an_error() -> None:
-    with pytest.raises(TypeError, match="group"):
+    with pytest.raises(ValueError, match=r"group is no option of block cgnl, which has: .*groups"):
         image.resnet18("cgnl", group=4)
+
+
+@pytest.mark.parametrize("block", [None, "none", "nl", cgnl.CGNL2d])
+def test_an_option_that_the_block_does_not_have_is_refused_by_name(block) -> None:
+    with pytest.raises(ValueError, match="groups is no option of"):
+        image.resnet18(block, groups=8)
 
 
 def test_dropout_stands_before_the_classifier_in_training_only() -> None:

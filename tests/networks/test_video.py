@@ -191,7 +191,8 @@ def test_weights_of_images_and_videos(tmp_path: Path) -> None:
     for block in ("cgnl", "nl"):
         source = awake(image.resnet18(block, 2, num_classes=7)).eval()
         torch.save(source.state_dict(), path)
-        network = video.c2d_resnet18(block, 2, weights=path, bias=False, subsample=False).eval()
+        as_images = {"bias": False, "subsample": False} if block == "nl" else {}
+        network = video.c2d_resnet18(block, 2, weights=path, **as_images).eval()
         assert network.layer2[0].inserted_block.theta.weight.shape == (64, 128, 1, 1, 1)
         torch.testing.assert_close(network(x), source(x[:, :, 0]))
 
@@ -327,9 +328,12 @@ def test_blocks_are_listed_and_taken_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": "cgln"}, r"block \('cgln'\) must be None, one of nl, cgnl, cgnlx, residual, or a function"),
+        (
+            {"block": "cgln"},
+            r"block \('cgln'\) must be one of none, nl, cgnl, cgnlx, residual, .* or a class of your own",
+        ),
         ({"block": "nl", "num_blocks": 5}, r"num_blocks \(5\) must be 1 or 2 for resnet18"),
-        ({"block": "nl", "scale": "mean"}, r"scale \('mean'\) must be None, True or False"),
+        ({"block": "nl", "scale": "mean"}, r"scale \('mean'\) must be one of True, False for block 'nl'"),
         ({"block": "cgnl", "groups": 3}, r"channels \(256\) must be divisible by groups \(3\)"),
         ({"temporal_strides": (2, 2)}, r"temporal_strides \(\(2, 2\)\) must be three integers of at least 1"),
         ({"temporal_strides": (2, 0, 2)}, r"temporal_strides \(\(2, 0, 2\)\) must be three integers"),

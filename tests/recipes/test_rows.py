@@ -246,7 +246,7 @@ def test_a_docstring_says_what_the_recipe_is(entry: RecipeEntry) -> None:
 
 @pytest.mark.parametrize("entry", [RECIPES[name] for name in NAMES], ids=NAMES)
 def test_the_network_is_the_one_of_the_row(entry: RecipeEntry) -> None:
-    network = entry.make().network
+    network, block = entry.make().network, entry.make().block
     assert network.arch in entry.name
     for row in entry.rows:
         if match := re.search(r"R-(\d+)", row.row):
@@ -254,19 +254,20 @@ def test_the_network_is_the_one_of_the_row(entry: RecipeEntry) -> None:
         if match := re.search(r"\+ (\d) (\w+) block", row.row, re.IGNORECASE):
             assert (network.num_blocks, network.block) == (int(match[1]), match[2].lower())
         if match := re.search(r"(\d+) groups?$", row.row):
-            assert network.groups == int(match[1])
+            assert block.groups == int(match[1])
         elif "CGNL" in row.row:
-            assert network.groups == (1 if row.table == "2b" else 8)
+            assert block.groups == (1 if row.table == "2b" else 8)
         if match := re.search(r"inner channels C(?:/(\d))?", row.row):
-            assert network.channel_reduction == int(match[1] or 1)
+            assert block.channel_reduction == int(match[1] or 1)
 
 
 def test_kernel_functions_of_table_2a() -> None:
-    kernels = [(RECIPES[name].make().network.block, RECIPES[name].make().network.kernel) for name in NAMES]
+    recipes = [RECIPES[name].make() for name in NAMES]
+    kernels = [(recipe.network.block, getattr(recipe.block, "kernel", None)) for recipe in recipes]
     of_name = dict(zip(NAMES, kernels, strict=True))
     assert of_name["cub-resnet50-cgnl"] == ("cgnl", "dot")
     assert of_name["cub-resnet50-cgnl-embedded-gaussian"] == ("cgnl", "embedded_gaussian")
-    assert of_name["cub-resnet50-cgnlx"][0] == "cgnlx"
+    assert of_name["cub-resnet50-cgnlx"] == ("cgnlx", "rbf")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,7 @@ def test_videos_are_trained_and_tested_as_in_the_non_local_paper() -> None:
         assert (recipe.schedule.warmup, recipe.trainer.max_epochs) == (10, 110)
         assert (recipe.network.temporal_strides, recipe.network.dropout) == ((2, 2, 2), 0.5)
         assert recipe.network.head == "fully_convolutional"
-        assert (recipe.network.subsample, recipe.network.bias) == (True, True)
+        assert recipe.network.block != "nl" or (recipe.block.subsample, recipe.block.bias) == (True, True)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("coco")])
@@ -350,7 +351,8 @@ def test_detectors_are_trained_as_in_the_released_code(name: str) -> None:
     assert network.neck == ("fpn" if "fpn" in name else "c4")
     assert f"coco-maskrcnn-{network.arch}" == re.sub("(-fpn|-cgnlx?|-nl)", "", name)
     assert network.block == (re.findall("cgnlx?|nl", name) or ["none"])[0]
-    assert (network.norm, network.backbone_norm, network.backbone_weights) == ("sync_batch", "frozen", "IMAGENET1K_V1")
+    assert (network.backbone_norm, network.backbone_weights) == ("frozen", "IMAGENET1K_V1")
+    assert network.block == "none" or recipe.block.norm == "sync_batch"
     assert (network.rois, data.size, data.max_size, data.flip) == (512, 800, 1333, 0.5)
     assert (optimizer.lr, optimizer.lr_batch, data.batch_size, optimizer.momentum) == (0.01, 8, 8, 0.9)
     assert (optimizer.weight_decay, optimizer.bias_weight_decay, optimizer.bias_lr_factor) == (1e-4, 0, 2)

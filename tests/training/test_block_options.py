@@ -17,24 +17,48 @@ def first_block(network):
     return next(module for name, module in network.named_modules() if name.endswith("inserted_block"))
 
 
-def of_an_earlier_version(recipe):
+# what every network's settings held before the options of blocks had a part of their own
+BEFORE = {"groups": 8, "kernel": "dot", "norm": "batch", "scale": None, "g_std": None, "channel_reduction": 2}
+IN_VIDEOS = {"pairwise": "embedded_gaussian", "subsample": True, "bias": True}
+
+
+def of_an_earlier_version(recipe, *lacking):
+    """A recipe as an earlier version wrote it: every option of blocks, whether the block has it or not."""
     values = to_dict(recipe)
-    del values["network"]["g_std"]
+    every = {**BEFORE, **(IN_VIDEOS if recipe.task == "video" else {})}
+    every = {name: values["block"].get(name, value) for name, value in every.items() if name not in lacking}
+    values["network"] = {name: value for name, value in values["network"].items() if name != "places"} | every
+    del values["block"]
     return values
+
+
+@pytest.mark.parametrize("name", OF_EACH_TASK)
+@pytest.mark.parametrize("block", ["none", "nl", "cgnl", "cgnlx", "residual"])
+def test_a_whole_recipe_of_before_is_read_and_what_its_block_does_not_have_is_dropped(name, block, tmp_path):
+    recipe = override(RECIPES[name].make(), {"network": {"block": block}}, "test")
+    values = of_an_earlier_version(recipe)
+    assert values["network"]["kernel"] in ("dot", "rbf")
+    values["network"]["kernel"] = "dot"
+    if block == "nl":
+        values["network"] |= {"groups": 32, "scale": None}
+    assert from_dict(values, "a checkpoint") == recipe
+    for base in ("mine", name):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"recipe": base, **values}))
+        assert load_recipe(str(tmp_path)) == (base, recipe)
 
 
 @pytest.mark.parametrize("name", OF_EACH_TASK)
 def test_a_run_of_before_the_start_of_g_was_an_option_starts_as_it_did(name, tmp_path):
     scaled = override(RECIPES[name].make(), {"network": {"scale": "mean"}}, "test")
     before = override(scaled, {"network": {"g_std": 0.01}}, "test")
-    values = of_an_earlier_version(scaled)
+    values = of_an_earlier_version(scaled, "g_std")
     assert from_dict(values, "a checkpoint") == before
     for base in ("mine", name):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"recipe": base, **values}))
         assert load_recipe(str(tmp_path)) == (base, before)
     assert first_block(build_network(before, 3)).g.weight.std().item() == pytest.approx(0.01, rel=0.05)
     unscaled = RECIPES[name].make()
-    assert from_dict(of_an_earlier_version(unscaled), "a checkpoint") == unscaled
+    assert from_dict(of_an_earlier_version(unscaled, "g_std"), "a checkpoint") == unscaled
 
 
 @pytest.mark.parametrize("name", OF_EACH_TASK)
@@ -48,22 +72,23 @@ def test_a_recipe_with_a_scale_starts_as_the_block_does(name, tmp_path):
     path.write_text(yaml.safe_dump({"recipe": name, "network": {"g_std": 0.5}}))
     chosen = load_recipe(str(path))[1]
     assert first_block(build_network(chosen, 3)).g.weight.std().item() == pytest.approx(0.5, rel=0.05)
-    with pytest.raises(ValueError, match=r"network.g_std \(0.0\) must be above 0"):
+    with pytest.raises(ValueError, match=r"block.g_std \(0.0\) must be above 0"):
         override(chosen, {"network": {"g_std": 0.0}}, "test")
 
 
 @pytest.mark.parametrize("name", OF_EACH_TASK)
 @pytest.mark.parametrize("block", ["nl", "residual", "none"])
 def test_a_start_of_g_is_for_cgnl_blocks_alone(name, block):
-    recipe = override(RECIPES[name].make(), {"network": {"block": block, "g_std": 0.5}}, "test")
-    with pytest.raises(ValueError, match=rf"g_std \(0\.5\) must be None for block '{block}'"):
-        build_network(recipe, 3)
+    with pytest.raises(ValueError, match=rf"test: block.g_std is no option of block {block}, which has: "):
+        override(RECIPES[name].make(), {"network": {"block": block, "g_std": 0.5}}, "test")
 
 
 @pytest.mark.parametrize("name", OF_EACH_TASK)
 def test_a_plain_network_of_before_is_read_whatever_its_scale(name):
-    recipe = override(RECIPES[name].make(), {"network": {"block": "none", "scale": "mean"}}, "test")
-    assert from_dict(of_an_earlier_version(recipe), "a checkpoint") == recipe
+    recipe = override(RECIPES[name].make(), {"network": {"block": "none"}}, "test")
+    values = of_an_earlier_version(recipe, "g_std")
+    values["network"]["scale"] = "mean"
+    assert from_dict(values, "a checkpoint") == recipe
     build_network(recipe, 3)
 
 
@@ -73,9 +98,9 @@ def test_groups_of_a_recipe_fit_by_themselves(name):
     assert from_dict(to_dict(recipe), "a checkpoint") == recipe
     assert first_block(build_network(recipe, 3)).groups == 8
     for wrong in ("all", 2.5, [8]):
-        with pytest.raises(ValueError, match=r"network.groups must be auto or of type int, got"):
+        with pytest.raises(ValueError, match=r"block.groups must be auto or of type int, got"):
             override(recipe, {"network": {"groups": wrong}}, "test")
-    with pytest.raises(ValueError, match=r"network.groups \(0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"block.groups \(0\) must be at least 1"):
         override(recipe, {"network": {"groups": 0}}, "test")
 
 
@@ -91,10 +116,10 @@ def test_a_checkpoint_of_before_is_read_and_its_run_goes_on(class_folders, tmp_p
     train(recipe, tmp_path / "run", progress=False)
     path = tmp_path / "run" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=False)
-    del checkpoint["cgnl"]["recipe"]["network"]["g_std"]
+    checkpoint["cgnl"]["recipe"] = of_an_earlier_version(recipe, "g_std")
     torch.save(checkpoint, path)
     trained = load_trained(path)
-    assert trained.recipe.network.g_std == 0.01
+    assert trained.recipe.block.g_std == 0.01
     weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
     for key, value in trained.network.state_dict().items():
         assert torch.equal(value, weights[key]), key

@@ -11,34 +11,11 @@ for.
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 """
 
-from cgnl.blocks.compact import CGNL1d, CGNL2d, CGNL3d
-from cgnl.blocks.grouped import (
-    GeneralizedNonLocal1d,
-    GeneralizedNonLocal2d,
-    GeneralizedNonLocal3d,
-    SingleSampleWarning,
-)
-from cgnl.blocks.non_local import NonLocal1d, NonLocal2d, NonLocal3d
-from cgnl.blocks.residual import ResidualBlock1d, ResidualBlock2d, ResidualBlock3d
+from cgnl.blocks import kinds
+from cgnl.blocks.grouped import SingleSampleWarning
+from cgnl.blocks.kinds import *  # noqa: F403 (the classes of every kind)
 from cgnl.blocks.shell import Groups, Norm, fuse_blocks
 from cgnl.blocks.stream import CGNLStream3d
 
-__all__ = [
-    "CGNL1d",
-    "CGNL2d",
-    "CGNL3d",
-    "CGNLStream3d",
-    "GeneralizedNonLocal1d",
-    "GeneralizedNonLocal2d",
-    "GeneralizedNonLocal3d",
-    "Groups",
-    "NonLocal1d",
-    "NonLocal2d",
-    "NonLocal3d",
-    "Norm",
-    "ResidualBlock1d",
-    "ResidualBlock2d",
-    "ResidualBlock3d",
-    "SingleSampleWarning",
-    "fuse_blocks",
-]
+__all__ = ["CGNLStream3d", "Groups", "Norm", "SingleSampleWarning", "fuse_blocks"]
+__all__ += kinds.__all__

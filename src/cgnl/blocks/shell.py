@@ -149,12 +149,7 @@ class Block(nn.Module):
         return (x + (branch if self.norm is None else _run_norm(self.norm, branch))).to(x.dtype)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() != self.num_axes + 2:
-            raise ValueError(f"x {tuple(x.shape)} must be {_AXES_IN_WORDS[self.num_axes]} for {type(self).__name__}")
-        if x.shape[1] != self.channels:
-            raise ValueError(
-                f"x {tuple(x.shape)} has {x.shape[1]} channels, but the block has channels={self.channels}"
-            )
+        check_input(self, x, self.num_axes, self.channels)
 
     def fuse(self) -> Self:
         """Fold the norm into conv_z, in place: for inference, with the same output up to rounding.
@@ -360,6 +355,15 @@ def _is_pointwise(convolution: nn.Module) -> bool:
         and {*convolution.kernel_size, *convolution.stride} == {1}
         and convolution.padding in ((0,), (0, 0), (0, 0, 0))
     )
+
+
+def check_input(block: nn.Module, x: Tensor, num_axes: int, channels: int) -> None:
+    """Raise ValueError where x has another number of axes or channels than the block."""
+    name = type(block).__name__
+    if x.dim() != num_axes + 2:
+        raise ValueError(f"x {tuple(x.shape)} must be {_AXES_IN_WORDS[num_axes]} for {name}")
+    if x.shape[1] != channels:
+        raise ValueError(f"x {tuple(x.shape)} has {x.shape[1]} channels, but the block has channels={channels}")
 
 
 def check_positive(name: str, value: object, more: str = "") -> None:

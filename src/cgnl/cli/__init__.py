@@ -19,13 +19,14 @@ except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
 import cgnl
-from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
+from cgnl.cli.arguments import parse_fields, parts_of, take_recipe, take_trust
 from cgnl.cli.benchmark import benchmark
 from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
 from cgnl.cli.prediction import predict
 from cgnl.settings.image import Recipe
+from cgnl.settings.trust import trusting
 
 
 @dataclass(frozen=True)
@@ -266,17 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What stands behind ``cgnl``; by default that of this process.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments, trusted = take_trust(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = COMMANDS.get(arguments[0]) if arguments else None
-        if arguments == ["--version"]:
-            print(cgnl.__version__)
-        elif command is None:
-            _usage(arguments)
-        elif command in _PARSING_THEMSELVES:
-            command(arguments[1:])
-        else:
-            tyro.cli(command, prog=f"cgnl {arguments[0]}", args=arguments[1:])
+        with trusting(*trusted):
+            _run(arguments)
     except BrokenPipeError:
         # the reader of the output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -286,6 +280,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + number)
     except (ValueError, OSError, ImportError) as error:
         _fail(error)
+
+
+def _run(arguments: list[str]) -> None:
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if arguments == ["--version"]:
+        print(cgnl.__version__)
+    elif command is None:
+        _usage(arguments)
+    elif command in _PARSING_THEMSELVES:
+        command(arguments[1:])
+    else:
+        tyro.cli(command, prog=f"cgnl {arguments[0]}", args=arguments[1:])
 
 
 def _stops() -> tuple[type[BaseException], ...]:
@@ -303,6 +309,7 @@ def _usage(arguments: Sequence[str]) -> NoReturn:
     for name, function in COMMANDS.items():
         print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
     print("\nOptions of a command: cgnl COMMAND --help", file=stream)
+    print("--trust PACKAGE lets any of them run a block or network of your own package.", file=stream)
     sys.exit(0 if asked else 2)
 
 

@@ -1,20 +1,34 @@
 """Arguments of commands whose options are the fields of a recipe."""
 
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import field, fields, make_dataclass, replace
 from typing import Any
 
 import tyro
 
+from cgnl.settings.blocks import BLOCK_OPTIONS, check_names
 from cgnl.settings.image import Recipe
 
 
 def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:
-    """Parse options that are the fields of a recipe, whichever its kind, and those of ``more``."""
+    """Parse options that are the fields of a recipe, whichever its kind, and those of ``more``.
+
+    The kind of block comes first, as it decides which options of blocks there are. ``--network.groups`` and the like,
+    as earlier versions spelled the options of blocks, are read as ``--block.groups``.
+
+    Raises:
+        ValueError: An option of a block that its kind does not have.
+    """
+    if (block := _last_value("--network.block", arguments)) is not None:
+        recipe = replace(recipe, network=replace(recipe.network, block=block))
+    arguments = [_option_of_block(argument, recipe) for argument in arguments]
     about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[command.split()[0]]
     # the fields of a dataclass come from its last base first
-    kind = make_dataclass("Options", (), bases=(more, type(recipe)), frozen=True)
+    kind = make_dataclass(
+        "Options", [("block", type(recipe.block), field(default=recipe.block))], bases=(more, type(recipe)), frozen=True
+    )
     return tyro.cli(
         kind,
         prog=f"cgnl {command}",
@@ -24,9 +38,51 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     )
 
 
+def _last_value(option: str, arguments: Sequence[str]) -> str | None:
+    """Return the value of an option, None where it is not given."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if argument == option and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _option_of_block(argument: str, recipe: Recipe) -> str:
+    """Return an argument, an option of a block in its present spelling; refuse one that the kind does not have."""
+    match = re.fullmatch(r"--(network|block)\.(no-)?([\w-]+)(=.*)?", argument, re.DOTALL)
+    if match is None:
+        return argument
+    part, name = match[1], match[3].replace("-", "_")
+    if part == "network" and name in BLOCK_OPTIONS:
+        part = "block"
+    if part == "block":
+        check_names(recipe.network.block, [name], "block.")
+    return f"--{part}.{match[2] or ''}{match[3]}{match[4] or ''}"
+
+
+def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take ``--trust PACKAGE`` out of arguments; return the rest, and the names that this command line trusts.
+
+    These are the packages behind ``--trust``, and the classes and functions that it names itself.
+    """
+    rest, trusted = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--trust":
+            trusted.append(next(waiting, ""))
+        elif argument.startswith("--trust="):
+            trusted.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    named = (_last_value(option, rest) for option in ("--network.block", "--network.arch"))
+    return rest, [name for name in (*trusted, *named) if name]
+
+
 def parts_of(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's parts by name."""
-    return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+    return {part.name: getattr(recipe, part.name) for part in fields(Recipe)}
 
 
 def take_recipe(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, list[str]]:

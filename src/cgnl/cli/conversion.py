@@ -82,13 +82,16 @@ def _from_safetensors(source: Path) -> "tuple[nn.Module, Export]":
     from cgnl.networks.checkpoints import CheckpointError, block_settings, load_checkpoint_file
     from cgnl.networks.image import resnet
     from cgnl.training.task import Export
+    from cgnl.settings.blocks import fitting, options_class
 
     state_dict = load_checkpoint_file(source)
     with safe_open(source, "pt") as file:
         about = file.metadata() or {}
     if not {"arch", "block"} <= about.keys():
         raise CheckpointError(f"{source} does not say which network it holds: it was not written by `cgnl convert`.")
-    network = resnet(about["arch"], about["block"], **block_settings(state_dict), weights=source).eval()
+    settings = block_settings(state_dict)
+    options = fitting(options_class(about["block"]), settings)
+    network = resnet(about["arch"], about["block"], settings["num_blocks"], weights=source, **options).eval()
     metadata = {
         "arch": about["arch"],
         "block": about["block"],

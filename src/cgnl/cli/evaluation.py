@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
+from cgnl.settings.blocks import BlockOptions
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig
 from cgnl.settings.image import DataConfig, NetworkConfig
 from cgnl.settings.training import TrainerConfig
@@ -68,16 +69,16 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         start = dataclasses.replace(recipe, **parts_of(options))
         data = task_of(start).make_data(options.data)
         trained = from_start_weights(start, name, data.classes, len(data.named_classes))
-    elif options.network != recipe.network:
-        trained = _tested_as(trained, options.network)
+    elif (options.network, options.block) != (recipe.network, recipe.block):
+        trained = _tested_as(trained, options.network, options.block)
     return trained, options.data, options.trainer, options.out / part if options.out else out
 
 
-def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig) -> Any:
+def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig, block: BlockOptions) -> Any:
     """The network with another way to test it; what has weights cannot be changed."""
     names = {"video": ("head",), "detection": ("proposals", "detections", "score_threshold")}
     free = {name: getattr(network, name) for name in names.get(trained.recipe.task, ())}
-    if dataclasses.replace(trained.recipe.network, **free) != network:
+    if (dataclasses.replace(trained.recipe.network, **free), trained.recipe.block) != (network, block):
         options = [f"network.{name}" for name in free]
         raise ValueError(
             "network options are those of the checkpoint and cannot be changed"

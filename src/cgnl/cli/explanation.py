@@ -111,8 +111,9 @@ def _check_suffix(out: Path, *, page: bool) -> None:
 
 def _names(loaded: Sequence[tuple[Path, Any]]) -> list[str]:
     """What networks are called beside each other: by their blocks, and where that is not enough by their runs."""
-    words = {"none": "plain", "nl": "NL", "cgnl": "CGNL", "cgnlx": "CGNLx", "residual": "residual"}
-    blocks = [words[trained.recipe.network.block] for _, trained in loaded]
+    from cgnl.blocks.kinds import words_of
+
+    blocks = [words_of(trained.recipe.network.block) for _, trained in loaded]
     runs = [path.name if path.is_dir() else f"{path.absolute().parent.name}/{path.name}" for path, _ in loaded]
     whole = [str(path) for path, _ in loaded]
     for names in (blocks, _joined(blocks, runs), _joined(blocks, whole)):
@@ -206,7 +207,7 @@ def _block(trace: Any, block: str | None, name: str) -> str:
     if block not in trace.blocks:
         raise ValueError(f"block ({block}) must be one of {', '.join(trace.blocks)}")
     if trace.blocks[block].kind == "residual":
-        raise ValueError(f"the network {name} has a residual block after {block}, which relates nothing")
+        raise ValueError(f"the network {name} has a {trace.blocks[block].phrase} after {block}, which relates nothing")
     return block
 
 

@@ -91,20 +91,21 @@ def effect(
         known = ", ".join(map(repr, blocks)) or "none"
         raise ValueError(f"path ({path!r}) must be that of a block; the network's blocks: {known}")
     block = blocks[path]
+    num_groups = getattr(block, "groups", 1)
 
     def run() -> Tensor:
         return _logits(network(x), vector)
 
     def run_without(left_out: Iterable[int]) -> Tensor:
-        with block.register_forward_hook(_bypass(block.groups, left_out), with_kwargs=True):
+        with block.register_forward_hook(_bypass(num_groups, left_out), with_kwargs=True):
             return run()
 
     with undisturbed(network):
         logits = run()
-        bypassed = run_without(range(block.groups))
+        bypassed = run_without(range(num_groups))
         if not groups:
             return Effect(path, logits, bypassed, logits.new_zeros(0, len(logits)))
-        without = [bypassed] if block.groups == 1 else [run_without([group]) for group in range(block.groups)]
+        without = [bypassed] if num_groups == 1 else [run_without([group]) for group in range(num_groups)]
     return Effect(path, logits, bypassed, torch.stack(without))
 
 

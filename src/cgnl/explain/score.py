@@ -32,13 +32,14 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from cgnl.blocks.kinds import phrase_of, relates_positions
 from cgnl.data.decoding import BadFileError, DataError
 from cgnl.data.images import read_cub_boxes, read_cub_parts, read_images
 from cgnl.explain.coverage import COVERERS, SeenParts, measure, seen_parts
 from cgnl.explain.geometry import unpool
 from cgnl.explain.inputs import SeenInput, on
 from cgnl.explain.maps import affinity, strongest_channels
-from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, kind_of, trace_blocks
+from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, trace_blocks
 from cgnl.training.trained import TrainedNetwork, default_device
 
 CHANNELS = 5
@@ -199,8 +200,9 @@ def scored_block(trained: TrainedNetwork, path: str | None = None) -> str:
     path = paths[-1] if path is None else path
     if path not in paths:
         raise ValueError(f"path ({path!r}) must be where a block is: {', '.join(paths)}")
-    if kind_of(blocks[path]) == "residual":
-        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has a residual block at {path}")
+    if not relates_positions(blocks[path]):
+        phrase = phrase_of(blocks[path])
+        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has a {phrase} at {path}")
     return path
 
 

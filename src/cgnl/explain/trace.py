@@ -9,38 +9,14 @@ A trace holds theta, phi and g: memory grows with N·C', never with N^2.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cgnl.blocks import (
-    CGNL1d,
-    CGNL2d,
-    CGNL3d,
-    GeneralizedNonLocal1d,
-    GeneralizedNonLocal2d,
-    GeneralizedNonLocal3d,
-    NonLocal1d,
-    NonLocal2d,
-    NonLocal3d,
-    ResidualBlock1d,
-    ResidualBlock2d,
-    ResidualBlock3d,
-)
+from cgnl.blocks.kinds import Form, features, kind_of, phrase_of
 from cgnl.insertion import inserted_blocks, undisturbed
 from cgnl.kernel_functions import KernelFunction
-from cgnl.ops import scale_factor
-
-Kind = Literal["nl", "gnl", "cgnl", "residual"]
-
-_TYPES: dict[Kind, tuple[type[nn.Module], ...]] = {
-    "nl": (NonLocal1d, NonLocal2d, NonLocal3d),
-    "gnl": (GeneralizedNonLocal1d, GeneralizedNonLocal2d, GeneralizedNonLocal3d),
-    "cgnl": (CGNL1d, CGNL2d, CGNL3d),
-    "residual": (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d),
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +27,9 @@ class BlockTrace:
 
     Attributes:
         path: Module path that the block stands after; its own path where it was not inserted.
-        kind: ``"nl"``, ``"gnl"``, ``"cgnl"`` or ``"residual"``.
+        kind: How it relates positions: ``"nl"``, ``"gnl"``, ``"cgnl"``, or ``"residual"`` where it does not, or where
+            nothing is known of it.
+        phrase: What it is in words, where its pairwise or kernel function does not say it.
         pairwise: Pairwise function of a non-local block, None for others.
         kernel: Kernel function of a (compact) generalized non-local block, None for others.
         groups: G; 1 for a non-local block.
@@ -69,7 +47,7 @@ class BlockTrace:
     """
 
     path: str
-    kind: Kind
+    kind: Form
     pairwise: str | None
     kernel: KernelFunction | None
     groups: int
@@ -79,6 +57,7 @@ class BlockTrace:
     g: Tensor | None
     concat: Tensor | None
     samples: int = 1
+    phrase: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,8 +81,8 @@ class Trace:
 def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
     """Runs a network once, in eval mode and without gradients, and keeps what its blocks saw.
 
-    The network is left as it was, also after an error: flags, buffers, random state and hooks. Blocks of other types
-    than those of ``cgnl.blocks`` are left out, as are blocks that did not run. Of a block that sees several samples
+    The network is left as it was, also after an error: flags, buffers, random state and hooks. Blocks that did not run
+    are left out. Of a block that sees several samples
     for one input (the regions of a detector), in one run or several, the first is kept and all are counted.
 
     Args:
@@ -137,7 +116,7 @@ def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
 
 
 def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of ``cgnl.blocks`` in a network, inserted ones and the network's own.
+    """Return the blocks of a network: inserted ones, and those of ``cgnl.blocks`` among its own modules.
 
     Args:
         network: Any network.
@@ -146,7 +125,11 @@ def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
         The blocks, by the path they stand after (or, not inserted, by their own), in the order of ``named_modules()``.
     """
     inserted = {block: path for path, block in inserted_blocks(network).items()}
-    return {inserted.get(module, path): module for path, module in network.named_modules() if kind_of(module)}
+    return {
+        inserted.get(module, path): module
+        for path, module in network.named_modules()
+        if module in inserted or kind_of(module)
+    }
 
 
 def check_single(x: Tensor | list[Tensor]) -> None:
@@ -166,15 +149,10 @@ def check_drawable(block: BlockTrace, name: str) -> None:
         block: The trace.
         name: What the block or its network is called in the error.
     """
-    if block.kind == "residual":
-        raise ValueError(f"{name}: a residual block relates no positions to each other")
+    if block.phi is None:
+        raise ValueError(f"{name}: a {block.phrase} relates no positions to each other")
     if block.samples > 1:
         raise ValueError(f"{name}: a block that saw {block.samples} samples for one input has no place in it")
-
-
-def kind_of(block: nn.Module) -> Kind | None:
-    """Which kind of block a module is; None for other modules."""
-    return next((kind for kind, types in _TYPES.items() if isinstance(block, types)), None)
 
 
 def input_of(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
@@ -194,63 +172,20 @@ def _keep_in(traces: dict[str, BlockTrace], path: str) -> Callable[..., None]:
     return hook
 
 
-def _trace_block(path: str, block: Any, x: Tensor, samples: int) -> BlockTrace:
-    """The trace of a block from the first of its samples x, [1, C, *S]."""
-    kind = kind_of(block)
-    assert kind is not None
-    pairwise = kernel = phi = g = concat = None
-    factor = 1.0
-    if kind == "nl":
-        pairwise = block.pairwise
-        if pairwise == "gaussian":
-            theta = phi = x.clone(memory_format=torch.contiguous_format)  # the network may go on in place
-        else:
-            theta, phi = _convolved(block.theta, x), _convolved(block.phi, x)
-        g = _convolved(block.g, x)
-        if block.subsample:
-            phi, g = (_pooled(tensor) for tensor in (phi, g))
-        if pairwise in ("dot_product", "concatenation"):
-            factor = 1 / g[0, 0].numel()
-        elif block.scale and pairwise != "dot_product_sum":
-            factor = theta.shape[1] ** -0.5
-        if pairwise == "concatenation":
-            concat = block.concat.weight.detach().to("cpu", x.dtype, copy=True).flatten()
-    elif kind == "residual":
-        theta = _convolved(block.theta, x)
-    else:
-        kernel = block.kernel
-        theta, phi, g = (_convolved(convolution, x) for convolution in (block.theta, block.phi, block.g))
-        factor = scale_factor(block.scale, theta.numel() // block.groups)
-        if kernel.normalizes_features:
-            theta, phi = (_normalized(tensor, block.groups) for tensor in (theta, phi))
+def _trace_block(path: str, block: nn.Module, x: Tensor, samples: int) -> BlockTrace:
+    """Return the trace of a block from the first of its samples x, [1, C, *S]."""
+    found = features(block, x)
     return BlockTrace(
         path=path,
-        kind=kind,
-        pairwise=pairwise,
-        kernel=kernel,
-        groups=block.groups,
-        factor=factor,
-        theta=theta[0],
-        phi=None if phi is None else phi[0],
-        g=None if g is None else g[0],
-        concat=concat,
+        kind=found.form,
+        pairwise=found.pairwise,
+        kernel=found.kernel,
+        groups=found.groups,
+        factor=found.factor,
+        theta=found.theta[0],
+        phi=None if found.phi is None else found.phi[0],
+        g=None if found.g is None else found.g[0],
+        concat=found.concat,
         samples=samples,
+        phrase=phrase_of(block),
     )
-
-
-def _convolved(convolution: nn.Module, x: Tensor) -> Tensor:
-    """The convolution's output in x's type, on x's device."""
-    parameters = {name: parameter.to(x.device, x.dtype) for name, parameter in convolution.named_parameters()}
-    return torch.func.functional_call(convolution, parameters, (x,)).contiguous()
-
-
-def _pooled(features: Tensor) -> Tensor:
-    """The sub-sampling of a non-local block: by 2 along the spatial axes, and never along time."""
-    if features.dim() == 5:
-        return F.max_pool3d(features, (1, 2, 2))
-    return (F.max_pool1d if features.dim() == 3 else F.max_pool2d)(features, 2)
-
-
-def _normalized(features: Tensor, groups: int) -> Tensor:
-    """Features with l2 norm 1 in each group."""
-    return F.normalize(features.unflatten(1, (groups, -1)).flatten(2), dim=2).view_as(features)

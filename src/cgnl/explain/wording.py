@@ -17,8 +17,8 @@ _NON_LOCAL = {
 
 def kind_in_words(block: BlockTrace) -> str:
     """The kind of a block with its kernel function and groups."""
-    if block.kind == "residual":
-        return "simple residual block"
+    if block.phrase:
+        return block.phrase
     if block.kind == "nl":
         return f"non-local, {_NON_LOCAL[block.pairwise or '']}"
     name = "compact generalized non-local" if block.kind == "cgnl" else "generalized non-local"
@@ -49,6 +49,8 @@ def statement(block: BlockTrace, view: View = "row") -> str:
             against theta.
     """
     if block.kind == "residual":
+        if "your own" in block.phrase:
+            return "Nothing is known of how this block relates elements, so there is no affinity to show."
         return "This block has no attention: it relates no element to another, so there is no affinity to show."
     if block.kind == "nl":
         return _non_local_statement(block, view)

@@ -14,6 +14,7 @@ from cgnl.networks.checkpoints import (
     write_atomically,
 )
 from cgnl.networks.image import resnet
+from cgnl.settings.blocks import fitting, options_class
 
 
 def convert(
@@ -52,8 +53,9 @@ def convert(
         raise CheckpointError(
             f"Checkpoint {source} holds {settings['num_blocks']} blocks, but block is {block or 'none'}."
         )
+    options = fitting(options_class(block or "none"), settings)
     with torch.device("meta"):
-        network = resnet(arch, block, **settings)
+        network = resnet(arch, block, settings["num_blocks"], num_classes=settings["num_classes"], **options)
     expected = network.state_dict()
     wrong = mismatches(state_dict, expected)
     if wrong:

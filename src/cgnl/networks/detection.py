@@ -6,6 +6,7 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, secti
 ICCV 2017, for the two necks.
 """
 
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,13 +14,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cgnl.blocks import Groups, Norm
+from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import insert_blocks
-from cgnl.kernel_functions import KernelFunction
 from cgnl.networks.checkpoints import CheckpointError
-from cgnl.networks.image import MakeBlock, block_maker, block_places
+from cgnl.networks.image import block_places
 from cgnl.networks.weights import Checkpoint, Weights, load_checked, read_weights
-from cgnl.ops import Pairwise, Scale
+from cgnl.settings.detection import DetectionRecipe
 
 try:
     from torchvision import models
@@ -59,20 +59,15 @@ def maskrcnn(
     backbone_weights: Weights = None,
     new_classifier: bool = False,
     backbone_norm: BackboneNorm = "frozen",
-    groups: Groups = 8,
-    kernel: str | KernelFunction = "dot",
-    norm: Norm = "sync_batch",
-    scale: Scale | bool | None = None,
-    g_std: float | None = None,
-    channel_reduction: int = 2,
-    pairwise: Pairwise = "embedded_gaussian",
-    subsample: bool = False,
     size: int = 800,
     max_size: int = 1333,
     rois: int = 512,
     proposals: int = 1000,
     detections: int = 100,
     score_threshold: float = 0.05,
+    places: Sequence[str] = (),
+    trust: Collection[str] = (),
+    **options: Any,
 ) -> MaskRCNN:
     """Build a Mask R-CNN with blocks after the residual blocks that the paper names.
 
@@ -84,8 +79,7 @@ def maskrcnn(
 
     Args:
         arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        block: None or "none", "nl", "cgnl", "cgnlx" (CGNL with the Gaussian RBF kernel function), "residual", or
-            a function from the channel count to a module.
+        block: As in :func:`cgnl.networks.image.resnet`.
         num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`cgnl.networks.image.block_places`.
         neck: "fpn", torchvision's feature pyramid; or "c4", where regions of the res4 map go through res5, which
             the box head and the mask head share.
@@ -100,16 +94,6 @@ def maskrcnn(
         new_classifier: Leave the layers of ``weights`` that predict classes, boxes and masks out and start new ones.
         backbone_norm: "frozen" BatchNorm, for pre-trained weights, or "batch" for one that is trained. The feature
             pyramid has no norm.
-        groups: Groups G of a CGNL block; of a residual block's conv_z.
-        kernel: Kernel function of a "cgnl" block.
-        norm: Norm of the block, trained in either case: "sync_batch", "batch", "group", None, or a function of the
-            channel count. Plain BatchNorm with one image a process, and GroupNorm, cancel what a CGNL block
-            attends to.
-        scale: As in :func:`cgnl.networks.image.resnet`, like the next four.
-        g_std: Standard deviation of the first weights of g in a CGNL block; None: as the scale needs.
-        channel_reduction: C/C', channels of the stage over inner channels of the block.
-        pairwise: Pairwise function of an NL block.
-        subsample: Whether an NL block max-pools phi and g.
         size: Pixels that the shorter side of an image is resized to.
         max_size: Pixels that the longer side has at most; the shorter side is then shorter.
         rois: Regions of an image that the heads are trained on.
@@ -117,6 +101,11 @@ def maskrcnn(
             training.
         detections: Objects that are kept in an image at most.
         score_threshold: Minimum score of a detection, from 0 to 1.
+        places: Module paths in the residual network that the blocks follow, in place of the paper's.
+        trust: As in :func:`cgnl.networks.image.resnet`, like the next.
+        options: Options of that kind of block. The default ``norm`` is "sync_batch", and it is trained whatever
+            ``backbone_norm`` says; plain BatchNorm with one image in each process, and GroupNorm, cancel the attention
+            of a CGNL block.
 
     Returns:
         The network. Its state dict has the residual network under ``backbone.body``, also the blocks (in their keys
@@ -133,18 +122,8 @@ def maskrcnn(
     >>> network.backbone.body.layer3[0].inserted_block.theta.weight.shape
     torch.Size([128, 256, 1, 1])
     """
-    make_block = block_maker(
-        block,
-        groups=groups,
-        kernel=kernel,
-        norm=norm,
-        scale=scale,
-        g_std=g_std,
-        channel_reduction=channel_reduction,
-        pairwise=pairwise,
-        subsample=subsample,
-    )
-    places = [f"body.{place}" for place in block_places(arch, num_blocks if make_block else 1)]
+    make_block = block_maker(block, options, defaults=DetectionRecipe.block_defaults, trust=trust)
+    paths = [f"body.{place}" for place in places or block_places(arch, num_blocks if make_block else 1)]
     _check_choice("neck", neck, get_args(Neck))
     _check_choice("backbone_norm", backbone_norm, get_args(BackboneNorm))
     counts = {"size": size, "max_size": max_size, "rois": rois, "proposals": proposals, "detections": detections}
@@ -180,7 +159,7 @@ def maskrcnn(
         # The blocks lie in the backbone, and there is no need to run what comes after it. 64 pixels leave two
         # positions a side in the last stage.
         example = torch.zeros(1, 3, 64, 64, device=resnet.conv1.weight.device)
-        insert_blocks(network.backbone, dict.fromkeys(places, make_block), example_input=example)
+        insert_blocks(network.backbone, dict.fromkeys(paths, make_block), example_input=example)
     if checkpoint is not None and not checkpoint.by_name:
         _load_file(network, checkpoint, new_classifier)
     if backbone_checkpoint is not None:

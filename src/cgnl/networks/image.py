@@ -5,25 +5,22 @@ Shapes: B batch, K classes, H and W height and width of the input in pixels.
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, sections 4.2 and 4.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cgnl.blocks import CGNL2d, CGNL3d, Groups, NonLocal2d, NonLocal3d, Norm, ResidualBlock2d, ResidualBlock3d
+from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import insert_blocks
-from cgnl.kernel_functions import GaussianRBF, KernelFunction
 from cgnl.networks.weights import Checkpoint, Weights, load_weights, num_classes_of, read_weights
-from cgnl.ops import Pairwise, Scale
 
 try:
     from torchvision import models
 except ImportError as error:
     raise ImportError("cgnl.networks.image needs torchvision: pip install 'cgnl[train]'") from error
-
-MakeBlock = Callable[[int], nn.Module]
 
 # Residual blocks (from 0) that the blocks follow, by number of blocks. The paper says res4 for one block, and the
 # released code that it stands right before the last residual block there. For five the paper says "every other"
@@ -37,14 +34,6 @@ _PLACES = {
     "resnet152": {1: ["layer3.34"], 5: ["layer2.3", "layer2.7", "layer3.11", "layer3.23", "layer3.35"]},
 }
 ARCHITECTURES = tuple(_PLACES)
-# The classes behind the names, for images and for videos.
-_BLOCK_TYPES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "nl": (NonLocal2d, NonLocal3d),
-    "cgnl": (CGNL2d, CGNL3d),
-    "cgnlx": (CGNL2d, CGNL3d),
-    "residual": (ResidualBlock2d, ResidualBlock3d),
-}
-BLOCKS = tuple(_BLOCK_TYPES)
 
 
 class DropoutLinear(nn.Linear):
@@ -108,15 +97,10 @@ def resnet(
     num_classes: int | None = None,
     weights: Weights = None,
     new_classifier: bool = False,
-    groups: Groups = 8,
-    kernel: str | KernelFunction = "dot",
-    norm: Norm = "batch",
-    scale: Scale | bool | None = None,
-    g_std: float | None = None,
-    channel_reduction: int = 2,
-    pairwise: Pairwise = "embedded_gaussian",
-    subsample: bool = False,
     dropout: float = 0.5,
+    places: Sequence[str] = (),
+    trust: Collection[str] = (),
+    **options: Any,
 ) -> models.ResNet:
     """Build a ResNet with blocks after the residual blocks that the paper names.
 
@@ -125,27 +109,21 @@ def resnet(
 
     Args:
         arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        block: None or "none", "nl", "cgnl", "cgnlx" (CGNL with the Gaussian RBF kernel function), "residual"
-            (no attention, Table 3), or a function from the channel count to a module.
-        num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`block_places`; no block, no say.
+        block: None or "none", the name of a kind in ``cgnl.blocks.kinds`` ("nl", "cgnl", "cgnlx", "residual", ...), the
+            dotted name of a class of your own, or a function from the channel count to a module.
+        num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`block_places`; unused without a block.
         num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
         weights: None, the name of torchvision's weights ("IMAGENET1K_V1") or its enum member, or a file
             (``.pth``, ``.pth.tar``, ``.safetensors``), ours or released. A file without blocks leaves the new
             blocks as they start; one with blocks must have all of them.
         new_classifier: Leave the classifier of the weights out and start a new one. Without it a file with
             other classes is an error; named weights get a new classifier for other classes by themselves.
-        groups: Groups G of a CGNL block; of a residual block's conv_z; "auto" as in the blocks.
-        kernel: Kernel function of a "cgnl" block, "dot", "embedded_gaussian", "rbf" or an object of
-            ``cgnl.kernel_functions``. "cgnlx" is always the RBF; a GaussianRBF given here sets it.
-        norm: Norm of the block: "batch", "sync_batch", "group" (released CGNL checkpoints), None, or a
-            function of the channel count.
-        scale: Scale of a CGNL block's sums, None, "sqrt" or "mean"; whether an NL block divides its logits by
-            sqrt(C'), True (also None) or False.
-        g_std: Standard deviation of the first weights of g in a CGNL block; None: as the scale needs.
-        channel_reduction: C/C', channels of the stage over inner channels of the block.
-        pairwise: Pairwise function of an NL block.
-        subsample: Whether an NL block max-pools phi and g.
         dropout: Dropout probability between the average pool and the classifier.
+        places: Module paths that the blocks follow, in place of the paper's.
+        trust: Packages that ``block`` may name a class of; see :func:`cgnl.settings.trust.import_named`.
+        options: Options of that kind of block, such as ``groups`` or ``kernel``; ``cgnl.settings.blocks`` lists them.
+            A kernel function may also be an object of ``cgnl.kernel_functions``, and a norm None or a function of the
+            channel count.
 
     Returns:
         The network, from images [B, 3, H, W] to logits [B, K]. Its state dict is torchvision's and the keys
@@ -162,18 +140,8 @@ def resnet(
     >>> network.layer3[0].inserted_block.theta.weight.shape
     torch.Size([128, 256, 1, 1])
     """
-    make_block = block_maker(
-        block,
-        groups=groups,
-        kernel=kernel,
-        norm=norm,
-        scale=scale,
-        g_std=g_std,
-        channel_reduction=channel_reduction,
-        pairwise=pairwise,
-        subsample=subsample,
-    )
-    places = block_places(arch, num_blocks if make_block else 1)
+    make_block = block_maker(block, options, trust=trust)
+    places = [*places] or block_places(arch, num_blocks if make_block else 1)
     network, checkpoint = backbone(arch, num_classes, weights, dropout)
     if make_block:
         # Any size does to find the channel counts; 32 pixels leave one position in the last stage.
@@ -189,74 +157,6 @@ resnet34 = partial(resnet, "resnet34")
 resnet50 = partial(resnet, "resnet50")
 resnet101 = partial(resnet, "resnet101")
 resnet152 = partial(resnet, "resnet152")
-
-
-def block_maker(
-    block: str | MakeBlock | None,
-    *,
-    groups: Groups,
-    kernel: str | KernelFunction,
-    norm: Norm,
-    scale: Scale | bool | None,
-    g_std: float | None,
-    channel_reduction: int,
-    pairwise: Pairwise,
-    subsample: bool,
-    bias: bool = False,
-    of_videos: bool = False,
-) -> MakeBlock | None:
-    """Return the function from the channel count to a new block, or None for no block.
-
-    Args:
-        block: As in :func:`resnet`, like all that follow but the last two.
-        groups: Groups G of a CGNL block; of a residual block's conv_z.
-        kernel: Kernel function of a "cgnl" block.
-        norm: Norm of the block.
-        scale: Scale of a CGNL block's sums; whether an NL block divides its logits by sqrt(C').
-        g_std: Standard deviation of the first weights of g in a CGNL block.
-        channel_reduction: C/C'.
-        pairwise: Pairwise function of an NL block.
-        subsample: Whether an NL block max-pools phi and g.
-        bias: Whether an NL block's theta, phi and g have biases.
-        of_videos: Whether blocks take videos [B, C, T, H, W] and not images [B, C, H, W].
-
-    Returns:
-        The function; one that was given as ``block`` comes back as it is.
-
-    Raises:
-        ValueError: A name is unknown, or the scale or ``g_std`` is none of that block's.
-    """
-    if g_std is not None and block in (None, "none", "nl", "residual"):
-        raise ValueError(f"g_std ({g_std!r}) must be None for block {block!r}: it is for CGNL blocks")
-    if block is None or block == "none":
-        return None
-    if not isinstance(block, str):
-        return block
-    if block not in BLOCKS:
-        raise ValueError(f"block ({block!r}) must be None, one of {', '.join(BLOCKS)}, or a function")
-    block_type = _BLOCK_TYPES[block][of_videos]
-    block_of: Callable[..., nn.Module]
-    if block == "nl":
-        if isinstance(scale, str):
-            raise ValueError(f"scale ({scale!r}) must be None, True or False for block 'nl'")
-        block_of = partial(block_type, pairwise=pairwise, scale=scale is not False, subsample=subsample, bias=bias)
-    elif block == "residual":
-        if scale is not None:
-            raise ValueError(f"scale ({scale!r}) must be None for block 'residual', which has no sums")
-        block_of = partial(block_type, groups=groups)
-    else:
-        if isinstance(scale, bool):
-            raise ValueError(f"scale ({scale}) must be None, 'sqrt' or 'mean' for block {block!r}")
-        if block == "cgnlx" and not isinstance(kernel, GaussianRBF):
-            kernel = GaussianRBF()
-        block_of = partial(block_type, groups=groups, kernel=kernel, scale=scale, g_std=g_std)
-
-    def make(channels: int) -> nn.Module:
-        if channel_reduction < 1 or channels % channel_reduction:
-            raise ValueError(f"channels ({channels}) must be divisible by channel_reduction ({channel_reduction})")
-        return block_of(channels, inner_channels=channels // channel_reduction, norm=norm)
-
-    return make
 
 
 def backbone(

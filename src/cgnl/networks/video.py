@@ -10,6 +10,7 @@ Network", NeurIPS 2018, section 4.1.
 """
 
 import math
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, Literal, Self, get_args
 
@@ -18,13 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from cgnl.blocks import Groups, Norm
+from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import attach_without_hook, block_without_hook
 from cgnl.insertion.hook import RunsBlocksOfVideos
-from cgnl.kernel_functions import KernelFunction
-from cgnl.networks.image import MakeBlock, backbone, block_maker, block_places
+from cgnl.networks.image import backbone, block_places
 from cgnl.networks.weights import Weights, load_weights
-from cgnl.ops import Pairwise, Scale
+from cgnl.settings.video import VideoRecipe
 
 Head = Literal["average", "fully_convolutional"]
 
@@ -177,18 +177,12 @@ def c2d_resnet(
     num_classes: int | None = None,
     weights: Weights = None,
     new_classifier: bool = False,
-    groups: Groups = 8,
-    kernel: str | KernelFunction = "dot",
-    norm: Norm = "batch",
-    scale: Scale | bool | None = None,
-    g_std: float | None = None,
-    channel_reduction: int = 2,
-    pairwise: Pairwise = "embedded_gaussian",
-    subsample: bool = True,
-    bias: bool = True,
     dropout: float = 0.5,
     temporal_strides: tuple[int, int, int] = STRIDES_32_FRAMES,
     head: Head = "average",
+    places: Sequence[str] = (),
+    trust: Collection[str] = (),
+    **options: Any,
 ) -> C2DResNet:
     """Build a C2D ResNet with space-time blocks after the residual blocks that the paper names.
 
@@ -198,28 +192,22 @@ def c2d_resnet(
 
     Args:
         arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        block: None or "none", "nl", "cgnl", "cgnlx", "residual", or a function from the channel count to a module
-            that keeps the shape of [B, C, T, H, W].
-        num_blocks: 1 or 5 (ResNet-18: 1 or 2); no block, no say.
+        block: As in :func:`cgnl.networks.image.resnet`; its modules keep the shape of [B, C, T, H, W].
+        num_blocks: 1 or 5 (ResNet-18: 1 or 2); unused without a block.
         num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
         weights: None, the name of torchvision's weights of the image network, its enum member, or a file: of an
             image network with or without blocks, or of a video network. Blocks of images become blocks of videos.
         new_classifier: Leave the classifier of the weights out and start a new one.
-        groups: Groups G of a CGNL block; of a residual block's conv_z.
-        kernel: Kernel function of a "cgnl" block.
-        norm: Norm of the block.
-        scale: Scale of a CGNL block's sums; whether an NL block divides its logits by sqrt(C').
-        g_std: Standard deviation of the first weights of g in a CGNL block; None: as the scale needs.
-        channel_reduction: C/C', channels of the stage over inner channels of the block.
-        pairwise: Pairwise function of an NL block.
-        subsample: Whether an NL block max-pools phi and g by 2 in space, as the Non-local code does.
-        bias: Whether an NL block's theta, phi and g have biases, as in the Non-local code.
         dropout: Dropout probability before the classifier.
         temporal_strides: Strides of conv1, pool1 and pool2 along time: ``STRIDES_32_FRAMES``, ``STRIDES_8_FRAMES``
             or others.
         head: "average" for the average over time and space before the classifier. "fully_convolutional" for the
             classifier on each window of 7x7 positions (the average over it and over time), the mean of their softmax,
             and of that the logarithm: the softmax of the output is the mean.
+        places: As in :func:`cgnl.networks.image.resnet`, like the next two.
+        trust: Packages that ``block`` may name a class of.
+        options: Options of that kind of block. By default an NL block max-pools phi and g over space (``subsample``)
+            and has biases, as in the Non-local code.
 
     Returns:
         The network, from videos [B, 3, T, H, W] to logits [B, K]. Its state dict is torchvision's and the keys
@@ -237,20 +225,8 @@ def c2d_resnet(
     >>> logits.shape, network.layer3[0].inserted_block.theta.weight.shape
     (torch.Size([2, 200]), torch.Size([128, 256, 1, 1, 1]))
     """
-    make_block = block_maker(
-        block,
-        groups=groups,
-        kernel=kernel,
-        norm=norm,
-        scale=scale,
-        g_std=g_std,
-        channel_reduction=channel_reduction,
-        pairwise=pairwise,
-        subsample=subsample,
-        bias=bias,
-        of_videos=True,
-    )
-    places = block_places(arch, num_blocks if make_block else 1)
+    make_block = block_maker(block, options, num_axes=3, defaults=VideoRecipe.block_defaults, trust=trust)
+    places = [*places] or block_places(arch, num_blocks if make_block else 1)
     host, checkpoint = backbone(arch, num_classes, weights, dropout)
     network = C2DResNet(host, temporal_strides, head)
     if make_block:

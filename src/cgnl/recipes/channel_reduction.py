@@ -24,7 +24,7 @@ def mini_kinetics_resnet50_cgnl_g1_full() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet50-cgnl-g1-full --data.root kinetics``
     Cost: 28.1 M parameters, 23.7 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=1, channel_reduction=1))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl"), groups=1, channel_reduction=1)
 
 
 @register(
@@ -38,7 +38,7 @@ def mini_kinetics_resnet50_cgnl_g1_quarter() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet50-cgnl-g1-quarter --data.root kinetics``
     Cost: 25.0 M parameters, 21.3 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=1, channel_reduction=4))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl"), groups=1, channel_reduction=4)
 
 
 @register(
@@ -52,7 +52,7 @@ def cub_resnet50_cgnl_g1() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnl-g1 --data.root CUB_200_2011``
     Cost: 26.0 M parameters, 18.0 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnl", groups=1, channel_reduction=2))
+    return cub(NetworkConfig(arch="resnet50", block="cgnl"), groups=1, channel_reduction=2)
 
 
 @register(
@@ -66,7 +66,7 @@ def cub_resnet50_cgnl_g1_full() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnl-g1-full --data.root CUB_200_2011``
     Cost: 28.1 M parameters, 19.6 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnl", groups=1, channel_reduction=1))
+    return cub(NetworkConfig(arch="resnet50", block="cgnl"), groups=1, channel_reduction=1)
 
 
 @register(
@@ -80,4 +80,4 @@ def cub_resnet50_cgnl_g1_quarter() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnl-g1-quarter --data.root CUB_200_2011``
     Cost: 25.0 M parameters, 17.2 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnl", groups=1, channel_reduction=4))
+    return cub(NetworkConfig(arch="resnet50", block="cgnl"), groups=1, channel_reduction=4)

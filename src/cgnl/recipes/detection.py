@@ -8,8 +8,10 @@ docs/paper-tables.md has the source of every field.
 """
 
 import dataclasses
+from typing import Any, cast
 
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig, DetectionRecipe
+from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _LR = 0.01
@@ -21,6 +23,7 @@ def coco(
     steps: int = 180_000,
     milestones: tuple[int, ...] = (120_000, 160_000),
     warmup: int = 500,
+    **block: Any,
 ) -> DetectionRecipe:
     """Return the training of Mask R-CNN on COCO 2017 at 800 pixels, from a backbone with ImageNet weights.
 
@@ -31,11 +34,11 @@ def coco(
         steps: Length of the training (optimizer steps of 8 images).
         milestones: Steps at which the learning rate drops to a tenth.
         warmup: Length of the linear warm-up from a third of the learning rate (steps).
+        block: Options of the blocks.
     """
-    return DetectionRecipe(
+    recipe = DetectionRecipe(
         network=dataclasses.replace(
             network,
-            norm="sync_batch",
             backbone_norm="frozen",
             weights=None,
             backbone_weights="IMAGENET1K_V1",
@@ -62,3 +65,4 @@ def coco(
             freeze=("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1"),
         ),
     )
+    return cast(DetectionRecipe, override(recipe, {"block": block}, "recipes"))

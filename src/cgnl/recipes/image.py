@@ -5,8 +5,10 @@ so is the new classifier on CUB-200-2011. docs/paper-tables.md has the source of
 """
 
 import dataclasses
+from typing import Any
 
 from cgnl.settings.image import DataConfig, NetworkConfig, Recipe
+from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _WARMUP_EPOCHS = 10
@@ -15,16 +17,17 @@ _EPOCHS = 100
 _IMAGENET_CLASSES = 1000
 
 
-def cub(network: NetworkConfig) -> Recipe:
+def cub(network: NetworkConfig, **block: Any) -> Recipe:
     """Return the training of a network on CUB-200-2011 at 448 pixels, from ImageNet weights.
 
     Args:
         network: Architecture and blocks; its start weights are replaced.
+        block: Options of the blocks.
     """
-    return _recipe(network, DataConfig(format="cub", size=448, resize=512, batch_size=256))
+    return _recipe(network, block, DataConfig(format="cub", size=448, resize=512, batch_size=256))
 
 
-def cub_of_the_paper(network: NetworkConfig) -> Recipe:
+def cub_of_the_paper(network: NetworkConfig, **block: Any) -> Recipe:
     """Return the training on CUB-200-2011 of the paper's own runs, as the authors answered in their issue tracker.
 
     They kept the 1000-way classifier of the ImageNet weights, whose first 200 outputs became the species, and cropped
@@ -32,28 +35,30 @@ def cub_of_the_paper(network: NetworkConfig) -> Recipe:
 
     Args:
         network: Architecture and blocks; its start weights are replaced.
+        block: Options of the blocks.
 
     Source: https://github.com/KaiyuYue/cgnl-network.pytorch/issues/5
     """
-    recipe = cub(network)
+    recipe = cub(network, **block)
     return dataclasses.replace(
         recipe, data=dataclasses.replace(recipe.data, num_outputs=_IMAGENET_CLASSES, crop_area=(0.08, 1.0))
     )
 
 
-def imagenet(network: NetworkConfig) -> Recipe:
+def imagenet(network: NetworkConfig, **block: Any) -> Recipe:
     """Return the training of a network on ImageNet at 224 pixels, going on from ImageNet weights.
 
     Args:
         network: Architecture and blocks; its start weights are replaced.
+        block: Options of the blocks.
     """
-    return _recipe(network, DataConfig(size=224, resize=256, batch_size=256))
+    return _recipe(network, block, DataConfig(size=224, resize=256, batch_size=256))
 
 
-def _recipe(network: NetworkConfig, data: DataConfig) -> Recipe:
+def _recipe(network: NetworkConfig, block: dict[str, Any], data: DataConfig) -> Recipe:
     # The released code trains the baseline without a warm-up, and the others for its epochs more.
     warmup = 0 if network.block == "none" else _WARMUP_EPOCHS
-    return Recipe(
+    recipe = Recipe(
         network=dataclasses.replace(network, weights="IMAGENET1K_V1", dropout=0.5),
         data=data,
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4),
@@ -66,3 +71,4 @@ def _recipe(network: NetworkConfig, data: DataConfig) -> Recipe:
         ),
         trainer=TrainerConfig(max_epochs=warmup + _EPOCHS),
     )
+    return override(recipe, {"block": block}, "recipes")

@@ -1,10 +1,9 @@
 """The register of recipes by name, and recipes out of files."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 try:
     import yaml
@@ -12,7 +11,7 @@ except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
 from cgnl.settings.image import Recipe
-from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.settings.reading import from_dict, is_whole, override
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,6 @@ class RecipeEntry:
 
 RECIPES: dict[str, RecipeEntry] = {}
 
-# Fields that runs of earlier versions do not have under these names; their defaults are what was done then.
-_NEW_FIELDS = {
-    "data": {"num_outputs"},
-    "network": {"g_std"},
-    "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
-    "schedule": {"unit", "warmup"},
-}
-
 
 def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
     """Put a function that makes a recipe into :data:`RECIPES`, under its own name with dashes.
@@ -117,20 +108,10 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
         return path.stem, from_dict(values, str(path))
     if base in [*RECIPES]:
         return base, override(RECIPES[base].make(), values, str(path))
-    if _is_whole(values, str(path)):
+    if is_whole(values, str(path)):
         # a run of a YAML file keeps all fields, and that file's name
         return str(base), from_dict(values, str(path))
     raise ValueError(f"{path}: {_unknown(str(base))}")
-
-
-def _is_whole(values: Mapping[str, Any], source: str) -> bool:
-    """Whether the values leave no field to a default, except what an earlier version had not."""
-    defaults = from_dict({"task": values.get("task", Recipe.task)}, source)
-    return all(
-        isinstance(values.get(part), Mapping) and fields.keys() - _NEW_FIELDS.get(part, set()) <= values[part].keys()
-        for part, fields in to_dict(defaults).items()
-        if part != "task"
-    )
 
 
 def _unknown(name: str) -> str:

@@ -35,7 +35,7 @@ def cub_resnet50_cgnl() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnl --data.root CUB_200_2011``
     Cost: 25.6 M parameters, 17.6 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnl", groups=8))
+    return cub(NetworkConfig(arch="resnet50", block="cgnl"), groups=8)
 
 
 @register(
@@ -49,7 +49,7 @@ def cub_resnet50_cgnlx() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnlx --data.root CUB_200_2011``
     Cost: 25.6 M parameters, 17.6 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnlx", groups=8))
+    return cub(NetworkConfig(arch="resnet50", block="cgnlx"), groups=8)
 
 
 @register(
@@ -63,4 +63,4 @@ def cub_resnet50_cgnl_embedded_gaussian() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnl-embedded-gaussian --data.root CUB_200_2011``
     Cost: 25.6 M parameters, 17.6 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnl", kernel="embedded_gaussian", groups=8))
+    return cub(NetworkConfig(arch="resnet50", block="cgnl"), kernel="embedded_gaussian", groups=8)

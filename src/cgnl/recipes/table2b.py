@@ -44,4 +44,4 @@ def ucf101_resnet50_cgnl() -> VideoRecipe:
     Command: ``cgnl train ucf101-resnet50-cgnl --data.root UCF-101``
     Cost: 25.8 M parameters, 22.1 G multiplications a clip, 110 epochs of 9,537 videos.
     """
-    return ucf101(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=1))
+    return ucf101(VideoNetworkConfig(arch="resnet50", block="cgnl"), groups=1)

@@ -31,7 +31,7 @@ def cub_resnet101_cgnl_g1() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl-g1 --data.root CUB_200_2011``
     Cost: 45.0 M parameters, 32.8 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", groups=1))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl"), groups=1)
 
 
 @register(
@@ -45,7 +45,7 @@ def cub_resnet101_cgnl_g4() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl-g4 --data.root CUB_200_2011``
     Cost: 44.6 M parameters, 32.5 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", groups=4))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl"), groups=4)
 
 
 @register(
@@ -60,7 +60,7 @@ def cub_resnet101_cgnl() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl --data.root CUB_200_2011``
     Cost: 44.6 M parameters, 32.5 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", groups=8))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl"), groups=8)
 
 
 @register(
@@ -74,7 +74,7 @@ def cub_resnet101_cgnl_g16() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl-g16 --data.root CUB_200_2011``
     Cost: 44.5 M parameters, 32.5 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", groups=16))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl"), groups=16)
 
 
 @register(
@@ -88,7 +88,7 @@ def cub_resnet101_cgnl_g32() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl-g32 --data.root CUB_200_2011``
     Cost: 44.5 M parameters, 32.4 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", groups=32))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl"), groups=32)
 
 
 @register(
@@ -102,7 +102,7 @@ def cub_resnet101_cgnl5_g1() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl5-g1 --data.root CUB_200_2011``
     Cost: 50.3 M parameters, 39.4 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5, groups=1))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5), groups=1)
 
 
 @register(
@@ -116,7 +116,7 @@ def cub_resnet101_cgnl5_g4() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl5-g4 --data.root CUB_200_2011``
     Cost: 48.9 M parameters, 37.9 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5, groups=4))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5), groups=4)
 
 
 @register(
@@ -131,7 +131,7 @@ def cub_resnet101_cgnl5() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl5 --data.root CUB_200_2011``
     Cost: 48.7 M parameters, 37.6 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5, groups=8))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5), groups=8)
 
 
 @register(
@@ -145,7 +145,7 @@ def cub_resnet101_cgnl5_g16() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl5-g16 --data.root CUB_200_2011``
     Cost: 48.5 M parameters, 37.5 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5, groups=16))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5), groups=16)
 
 
 @register(
@@ -159,4 +159,4 @@ def cub_resnet101_cgnl5_g32() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnl5-g32 --data.root CUB_200_2011``
     Cost: 48.5 M parameters, 37.4 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5, groups=32))
+    return cub(NetworkConfig(arch="resnet101", block="cgnl", num_blocks=5), groups=32)

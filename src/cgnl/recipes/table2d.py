@@ -35,7 +35,7 @@ def mini_kinetics_resnet50_cgnl_g1() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet50-cgnl-g1 --data.root kinetics``
     Cost: 26.0 M parameters, 22.1 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=1))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl"), groups=1)
 
 
 @register(
@@ -49,7 +49,7 @@ def mini_kinetics_resnet50_cgnl_g4() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet50-cgnl-g4 --data.root kinetics``
     Cost: 25.6 M parameters, 21.8 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=4))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl"), groups=4)
 
 
 @register(
@@ -65,7 +65,7 @@ def mini_kinetics_resnet50_cgnl() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet50-cgnl --data.root kinetics``
     Cost: 25.6 M parameters, 21.7 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", groups=8))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl"), groups=8)
 
 
 @register(
@@ -94,7 +94,7 @@ def mini_kinetics_resnet101_cgnl_g1() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet101-cgnl-g1 --data.root kinetics``
     Cost: 45.0 M parameters, 36.9 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl", groups=1))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl"), groups=1)
 
 
 @register(
@@ -108,7 +108,7 @@ def mini_kinetics_resnet101_cgnl_g4() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet101-cgnl-g4 --data.root kinetics``
     Cost: 44.6 M parameters, 36.6 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl", groups=4))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl"), groups=4)
 
 
 @register(
@@ -123,4 +123,4 @@ def mini_kinetics_resnet101_cgnl() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet101-cgnl --data.root kinetics``
     Cost: 44.6 M parameters, 36.6 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl", groups=8))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl"), groups=8)

@@ -47,7 +47,7 @@ def mini_kinetics_resnet50_cgnl5() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet50-cgnl5 --data.root kinetics``
     Cost: 29.7 M parameters, 26.9 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", num_blocks=5, groups=8))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet50", block="cgnl", num_blocks=5), groups=8)
 
 
 @register(
@@ -89,4 +89,4 @@ def mini_kinetics_resnet101_cgnl5() -> VideoRecipe:
     Command: ``cgnl train mini-kinetics-resnet101-cgnl5 --data.root kinetics``
     Cost: 48.7 M parameters, 41.7 G multiplications a clip, 110 epochs of 78,265 videos.
     """
-    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl", num_blocks=5, groups=8))
+    return mini_kinetics(VideoNetworkConfig(arch="resnet101", block="cgnl", num_blocks=5), groups=8)

@@ -48,7 +48,7 @@ def cub_resnet50_cgnl5() -> Recipe:
     Command: ``cgnl train cub-resnet50-cgnl5 --data.root CUB_200_2011``
     Cost: 29.7 M parameters, 22.8 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet50", block="cgnl", num_blocks=5, groups=8))
+    return cub(NetworkConfig(arch="resnet50", block="cgnl", num_blocks=5), groups=8)
 
 
 @register(
@@ -90,4 +90,4 @@ def cub_resnet101_cgnlx() -> Recipe:
     Command: ``cgnl train cub-resnet101-cgnlx --data.root CUB_200_2011``
     Cost: 44.6 M parameters, 32.5 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub(NetworkConfig(arch="resnet101", block="cgnlx", groups=8))
+    return cub(NetworkConfig(arch="resnet101", block="cgnlx"), groups=8)

@@ -48,7 +48,7 @@ def cub_1000_way_resnet50_cgnl() -> Recipe:
     Command: ``cgnl train cub-1000-way-resnet50-cgnl --data.root CUB_200_2011``
     Cost: 27.2 M parameters, 17.6 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub_of_the_paper(NetworkConfig(arch="resnet50", block="cgnl", groups=8))
+    return cub_of_the_paper(NetworkConfig(arch="resnet50", block="cgnl"), groups=8)
 
 
 @register(
@@ -90,4 +90,4 @@ def cub_1000_way_resnet101_cgnl() -> Recipe:
     Command: ``cgnl train cub-1000-way-resnet101-cgnl --data.root CUB_200_2011``
     Cost: 46.2 M parameters, 32.5 G multiplications an image, 110 epochs of 5,994 images.
     """
-    return cub_of_the_paper(NetworkConfig(arch="resnet101", block="cgnl", groups=8))
+    return cub_of_the_paper(NetworkConfig(arch="resnet101", block="cgnl"), groups=8)

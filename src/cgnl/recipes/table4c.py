@@ -82,7 +82,7 @@ def coco_maskrcnn_resnet50_cgnl() -> DetectionRecipe:
     Cost: 37.6 M parameters, 62.4 G multiplications of the backbone for 800 x 1088 pixels,
     180,000 steps of 8 images.
     """
-    return coco(DetectionNetworkConfig(arch="resnet50", neck="c4", block="cgnl", groups=8))
+    return coco(DetectionNetworkConfig(arch="resnet50", neck="c4", block="cgnl"), groups=8)
 
 
 @register(
@@ -98,7 +98,8 @@ def coco_maskrcnn_resnet50_cgnlx() -> DetectionRecipe:
     200,000 steps of 8 images.
     """
     return coco(
-        DetectionNetworkConfig(arch="resnet50", neck="c4", block="cgnlx", groups=8),
+        DetectionNetworkConfig(arch="resnet50", neck="c4", block="cgnlx"),
+        groups=8,
         steps=200_000,
         milestones=(140_000, 180_000),
         warmup=20_000,
@@ -141,7 +142,7 @@ def coco_maskrcnn_resnet50_fpn_cgnl() -> DetectionRecipe:
     Cost: 46.0 M parameters, 125.8 G multiplications of the backbone for 800 x 1088 pixels,
     180,000 steps of 8 images.
     """
-    return coco(DetectionNetworkConfig(arch="resnet50", neck="fpn", block="cgnl", groups=8))
+    return coco(DetectionNetworkConfig(arch="resnet50", neck="fpn", block="cgnl"), groups=8)
 
 
 @register()
@@ -167,4 +168,4 @@ def coco_maskrcnn_resnet101_cgnl() -> DetectionRecipe:
     Cost: 56.5 M parameters, 126.8 G multiplications of the backbone for 800 x 1088 pixels,
     180,000 steps of 8 images.
     """
-    return coco(DetectionNetworkConfig(arch="resnet101", neck="c4", block="cgnl", groups=8))
+    return coco(DetectionNetworkConfig(arch="resnet101", neck="c4", block="cgnl"), groups=8)

@@ -35,7 +35,7 @@ def imagenet_resnet50_cgnl() -> Recipe:
     Command: ``cgnl train imagenet-resnet50-cgnl --data.root imagenet``
     Cost: 27.2 M parameters, 4.4 G multiplications an image, 110 epochs of 1,281,167 images.
     """
-    return imagenet(NetworkConfig(arch="resnet50", block="cgnl", groups=8))
+    return imagenet(NetworkConfig(arch="resnet50", block="cgnl"), groups=8)
 
 
 @register(
@@ -49,7 +49,7 @@ def imagenet_resnet50_cgnlx() -> Recipe:
     Command: ``cgnl train imagenet-resnet50-cgnlx --data.root imagenet``
     Cost: 27.2 M parameters, 4.4 G multiplications an image, 110 epochs of 1,281,167 images.
     """
-    return imagenet(NetworkConfig(arch="resnet50", block="cgnlx", groups=8))
+    return imagenet(NetworkConfig(arch="resnet50", block="cgnlx"), groups=8)
 
 
 @register(
@@ -77,7 +77,7 @@ def imagenet_resnet152_cgnl() -> Recipe:
     Command: ``cgnl train imagenet-resnet152-cgnl --data.root imagenet``
     Cost: 61.8 M parameters, 11.8 G multiplications an image, 110 epochs of 1,281,167 images.
     """
-    return imagenet(NetworkConfig(arch="resnet152", block="cgnl", groups=8))
+    return imagenet(NetworkConfig(arch="resnet152", block="cgnl"), groups=8)
 
 
 @register(
@@ -91,4 +91,4 @@ def imagenet_resnet152_cgnlx() -> Recipe:
     Command: ``cgnl train imagenet-resnet152-cgnlx --data.root imagenet``
     Cost: 61.8 M parameters, 11.8 G multiplications an image, 110 epochs of 1,281,167 images.
     """
-    return imagenet(NetworkConfig(arch="resnet152", block="cgnlx", groups=8))
+    return imagenet(NetworkConfig(arch="resnet152", block="cgnlx"), groups=8)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from cgnl.recipes.registry import register
+from cgnl.settings.blocks import CGNLOptions
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig, DetectionRecipe
 from cgnl.settings.image import DataConfig, NetworkConfig, Recipe
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -88,11 +89,10 @@ _FLOCK_STEPS = 300
 
 
 def _flock(network: DetectionNetworkConfig) -> DetectionRecipe:
-    return DetectionRecipe(
+    recipe = DetectionRecipe(
         network=dataclasses.replace(
             network,
             neck="fpn",
-            norm="batch",
             backbone_norm="batch",
             rois=16,
             proposals=50,
@@ -104,6 +104,9 @@ def _flock(network: DetectionNetworkConfig) -> DetectionRecipe:
         # no epoch is shorter than a step, so that it is the steps that end the run
         trainer=TrainerConfig(max_epochs=_FLOCK_STEPS, max_steps=_FLOCK_STEPS, test_every_n_epochs=4),
     )
+    if network.block == "none":
+        return recipe
+    return dataclasses.replace(recipe, block=CGNLOptions(norm="batch"))
 
 
 @register()

@@ -7,7 +7,9 @@ after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every 
 """
 
 import dataclasses
+from typing import Any, cast
 
+from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from cgnl.settings.video import VideoDataConfig, VideoNetworkConfig, VideoRecipe
 
@@ -16,26 +18,28 @@ _EPOCHS = 110
 _MILESTONES = (44, 88)
 
 
-def ucf101(network: VideoNetworkConfig) -> VideoRecipe:
+def ucf101(network: VideoNetworkConfig, **block: Any) -> VideoRecipe:
     """Return the training of a network on UCF101 (split 1), from ImageNet weights.
 
     Args:
         network: Architecture and blocks; its start weights are replaced.
+        block: Options of the blocks.
     """
-    return _recipe(network, VideoDataConfig(format="ucf101"))
+    return _recipe(network, block, VideoDataConfig(format="ucf101"))
 
 
-def mini_kinetics(network: VideoNetworkConfig) -> VideoRecipe:
+def mini_kinetics(network: VideoNetworkConfig, **block: Any) -> VideoRecipe:
     """Return the training of a network on Mini-Kinetics-200, from ImageNet weights.
 
     Args:
         network: Architecture and blocks; its start weights are replaced.
+        block: Options of the blocks.
     """
-    return _recipe(network, VideoDataConfig(format="mini_kinetics"))
+    return _recipe(network, block, VideoDataConfig(format="mini_kinetics"))
 
 
-def _recipe(network: VideoNetworkConfig, data: VideoDataConfig) -> VideoRecipe:
-    return VideoRecipe(
+def _recipe(network: VideoNetworkConfig, block: dict[str, Any], data: VideoDataConfig) -> VideoRecipe:
+    recipe = VideoRecipe(
         network=dataclasses.replace(network, weights="IMAGENET1K_V1", dropout=0.5, head="fully_convolutional"),
         data=data,
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0),
@@ -48,3 +52,4 @@ def _recipe(network: VideoNetworkConfig, data: VideoDataConfig) -> VideoRecipe:
         ),
         trainer=TrainerConfig(max_epochs=_EPOCHS),
     )
+    return cast(VideoRecipe, override(recipe, {"block": block}, "recipes"))

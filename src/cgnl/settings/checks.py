@@ -1,7 +1,11 @@
 """Checks of values that a user gives: one sentence that names the argument, the rule and the value."""
 
 import math
+import types
+import typing
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
 
 
 def within(name: str, value: float | None, low: float, high: float = math.inf) -> None:
@@ -41,3 +45,52 @@ def check_choice(name: str, value: object, choices: Iterable[object], more: str 
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
+
+
+def converted(kind: Any, value: Any, where: str) -> Any:
+    """Return a plain value in the type of a field.
+
+    Args:
+        kind: The field's type.
+        value: The value, as YAML or JSON gives it.
+        where: Where it stands, for the message.
+
+    Raises:
+        ValueError: The value is of another type; the message says which is expected.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        *literals, last = (arg for arg in args if arg is not type(None))
+        choices = [choice for literal in literals for choice in typing.get_args(literal)]
+        if value in choices:
+            return value
+        if choices and type(value) is not last:
+            raise ValueError(f"{where} must be {', '.join(choices)} or of type {last.__name__}, got {value!r}")
+        return converted(last, value, where)
+    if origin is Literal:
+        # YAML reads the precision 32 as a number
+        match = [choice for choice in args if value == choice or (not isinstance(value, bool) and str(value) == choice)]
+        if not match:
+            raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
+        return match[0]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise ValueError(
+                f"{where} must be a list{'' if args[-1] is Ellipsis else f' of {len(args)}'}, got {value!r}"
+            )
+        return tuple(converted(args[0], item, where) for item in value)
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is kind:
+        return value
+    raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")

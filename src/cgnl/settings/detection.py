@@ -1,10 +1,12 @@
 """The settings of a training run on images with boxes and masks: network, data, and the whole recipe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from cgnl.settings.checks import positive, within
+from cgnl.settings.blocks import check_blocks
+from cgnl.settings.checks import within
 from cgnl.settings.image import Recipe
 
 
@@ -16,23 +18,13 @@ class DetectionNetworkConfig:
     """Residual network of the backbone."""
     neck: Literal["c4", "fpn"] = "fpn"
     """c4: RoIs of the res4 map go through res5; fpn: torchvision's feature pyramid, with blocks inside the stages."""
-    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
-    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    block: str = "cgnl"
+    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention), gnl (exact CGNL),
+    gc (global context), se (squeeze-and-excitation), or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
-    groups: Literal["auto"] | int = 8
-    """Channel groups of a CGNL or residual block; auto is the largest number up to 8 that divides the channels."""
-    kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
-    """Kernel function of a CGNL block (cgnlx is always rbf)."""
-    norm: Literal["batch", "sync_batch", "group"] = "sync_batch"
-    """Norm at the block's end. sync_batch is over all processes; with one image in all it cancels the attention, as
-    batch does with one image a process, and group always."""
-    scale: Literal["sqrt", "mean"] | None = None
-    """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none."""
-    g_std: float | None = None
-    """Standard deviation of the first weights of g in a CGNL block; default: 0.01; 0.2 with scale sqrt, 2 with mean."""
-    channel_reduction: int = 2
-    """Channels of the map over the block's inner channels: 1, 2 or 4."""
+    places: tuple[str, ...] = ()
+    """Module paths in the residual network that the blocks follow, in place of the paper's, such as layer3.4."""
     weights: str | None = None
     """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or none."""
     backbone_weights: str | None = None
@@ -51,11 +43,9 @@ class DetectionNetworkConfig:
     """Minimum score of a detection."""
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "channel_reduction", "rois", "proposals", "detections"):
+        for name in ("rois", "proposals", "detections"):
             within(f"network.{name}", getattr(self, name), 1)
-        if self.groups != "auto":
-            within("network.groups", self.groups, 1)
-        positive("network.g_std", self.g_std)
+        check_blocks(self.block, self.num_blocks, self.places)
         within("network.score_threshold", self.score_threshold, 0, 1)
 
 
@@ -105,11 +95,13 @@ class DetectionRecipe(Recipe):
     """A training run on images with boxes and masks."""
 
     task: ClassVar[str] = "detection"
+    block_defaults: ClassVar[Mapping[str, Any]] = {"norm": "sync_batch"}
     # the fields of a classifier and its data would be options that do nothing here
     network: DetectionNetworkConfig = field(default_factory=DetectionNetworkConfig)  # type: ignore[assignment]
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.optimizer.label_smoothing:
             raise ValueError(
                 f"optimizer.label_smoothing ({self.optimizer.label_smoothing:g}) is for classifiers: the losses of a "

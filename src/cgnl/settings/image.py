@@ -1,10 +1,12 @@
 """The settings of a training run on images: network, data, and the whole recipe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from cgnl.settings.checks import positive, within
+from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, options_class
+from cgnl.settings.checks import within
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -16,22 +18,13 @@ class NetworkConfig:
 
     arch: Architecture = "resnet50"
     """Residual network of torchvision that the blocks go into."""
-    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] = "cgnl"
-    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention)."""
+    block: str = "cgnl"
+    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention), gnl (exact CGNL),
+    gc (global context), se (squeeze-and-excitation), or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
-    groups: Literal["auto"] | int = 8
-    """Channel groups of a CGNL or residual block; auto is the largest number up to 8 that divides the channels."""
-    kernel: Literal["dot", "embedded_gaussian", "rbf"] = "dot"
-    """Kernel function of a CGNL block (cgnlx is always rbf)."""
-    norm: Literal["batch", "sync_batch", "group"] = "batch"
-    """Norm at the block's end. group is for the authors' released checkpoints: it cancels the attention."""
-    scale: Literal["sqrt", "mean"] | None = None
-    """Scale of a CGNL block's sums: 1/sqrt(M), 1/M or none (the authors found none best)."""
-    g_std: float | None = None
-    """Standard deviation of the first weights of g in a CGNL block; default: 0.01; 0.2 with scale sqrt, 2 with mean."""
-    channel_reduction: int = 2
-    """Channels of the map over the block's inner channels: 1, 2 or 4."""
+    places: tuple[str, ...] = ()
+    """Module paths that the blocks follow, in place of the paper's, such as layer3.4 layer4.1."""
     dropout: float = 0.5
     """Probability of dropout between the average pool and the classifier."""
     weights: str | None = None
@@ -40,11 +33,7 @@ class NetworkConfig:
     """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
 
     def __post_init__(self) -> None:
-        within("network.num_blocks", self.num_blocks, 1)
-        if self.groups != "auto":
-            within("network.groups", self.groups, 1)
-        positive("network.g_std", self.g_std)
-        within("network.channel_reduction", self.channel_reduction, 1)
+        check_blocks(self.block, self.num_blocks, self.places)
         within("network.dropout", self.dropout, 0, 1)
 
 
@@ -109,8 +98,16 @@ class Recipe:
     """A training run."""
 
     task: ClassVar[str] = "image"
+    # options of blocks that differ in this task from the kinds' own defaults
+    block_defaults: ClassVar[Mapping[str, Any]] = {}
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    # the options of network.block; those of another kind are carried over as far as they fit
+    block: BlockOptions = field(default_factory=BlockOptions)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if type(self.block) is not options_class(self.network.block):
+            object.__setattr__(self, "block", carried_over(self.block, self.network.block, self.block_defaults))

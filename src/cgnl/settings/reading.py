@@ -1,12 +1,13 @@
 """Recipes as plain values, for YAML, JSON and checkpoints, and back."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from cgnl.settings.blocks import BLOCK_OPTIONS, check_names, fitting, options_class
+from cgnl.settings.checks import converted
 from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
 from cgnl.settings.video import VideoDataConfig, VideoRecipe
@@ -15,10 +16,18 @@ from cgnl.settings.video import VideoDataConfig, VideoRecipe
 _RENAMED = {"schedule.warmup_epochs": "warmup"}
 # Fields that earlier versions had: a file may name them, and they change nothing.
 _REMOVED = {(VideoDataConfig, "backend")}
-# Fields of every task's network that had been there before `g_std`: a file with all of them is a whole recipe.
-_FIELDS_BEFORE_G_STD = {
+# Fields of every task's network in runs of before the options of blocks had a part of their own, less `g_std`, which
+# was added later: a network with all of them is of a whole recipe.
+_OF_OLD_NETWORKS = {
     *("arch", "block", "num_blocks", "groups", "kernel", "norm", "scale", "channel_reduction"),
     *("weights", "new_classifier"),
+}
+# Fields that runs of earlier versions do not have under these names; their defaults are what was done then.
+_NEW_FIELDS = {
+    "data": {"num_outputs"},
+    "network": {"places"},
+    "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
+    "schedule": {"unit", "warmup"},
 }
 _TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
 
@@ -69,16 +78,55 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
         if values["task"] != recipe.task:
             raise ValueError(f"{source}: task must be {recipe.task} for this recipe, got {values['task']!r}")
         values = {key: value for key, value in values.items() if key != "task"}
-    return _override(recipe, _with_start_of_blocks(values), source, "")
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: the file must be a mapping of fields, got {values!r}")
+    rest, block = _apart(values)
+    recipe = _override(recipe, rest, source, "")
+    if isinstance(block, Mapping):
+        check_names(recipe.network.block, block, f"{source}: block.")
+    return dataclasses.replace(recipe, block=_override(recipe.block, block, source, "block."))
 
 
-def _with_start_of_blocks(values: Any) -> Any:
-    """The values with the start of g that blocks with a scale had in runs of before `g_std`, which name all fields."""
-    network = values.get("network") if isinstance(values, Mapping) else None
-    if not isinstance(network, Mapping) or "g_std" in network or not network.keys() >= _FIELDS_BEFORE_G_STD:
-        return values
-    scaled = network["block"] in ("cgnl", "cgnlx") and network["scale"]
-    return {**values, "network": {**network, "g_std": 0.01 if scaled else None}}
+def is_whole(values: Mapping[str, Any], source: str) -> bool:
+    """Return whether values leave no field to a default, except those that an earlier version did not have.
+
+    Args:
+        values: Nested mapping, as :func:`to_dict` returns it.
+        source: Where the values stand, for the message.
+    """
+    network = values.get("network")
+    named = {"block": network["block"]} if isinstance(network, Mapping) and "block" in network else {}
+    fields = to_dict(from_dict({"task": values.get("task", Recipe.task), "network": named}, source))
+    if _is_of_before(values):
+        del fields["block"]
+    return all(
+        isinstance(values.get(part), Mapping) and names.keys() - _NEW_FIELDS.get(part, set()) <= values[part].keys()
+        for part, names in fields.items()
+        if part != "task"
+    )
+
+
+def _apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return the values without the block's options, and these: earlier versions had them in the network's part."""
+    rest = {part: value for part, value in values.items() if part != "block"}
+    options, network = values.get("block", {}), values.get("network")
+    if not isinstance(network, Mapping) or not isinstance(options, Mapping):
+        return rest, options
+    old = {name: value for name, value in network.items() if name in BLOCK_OPTIONS}
+    rest["network"] = {name: value for name, value in network.items() if name not in old}
+    if _is_of_before(values):
+        # it names every option, whether the block has it or not
+        old = fitting(options_class(network["block"]), old)
+        if old.get("scale") in ("sqrt", "mean") and "g_std" not in network:
+            old["g_std"] = 0.01
+    return rest, {**old, **options}
+
+
+def _is_of_before(values: Mapping[str, Any]) -> bool:
+    """Whether values are a whole recipe of before the options of blocks had a part of their own."""
+    network = values.get("network")
+    named = isinstance(network, Mapping) and network.keys() >= _OF_OLD_NETWORKS
+    return named and "block" not in values and isinstance(network["block"], str)
 
 
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
@@ -96,45 +144,5 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
         if dataclasses.is_dataclass(getattr(config, name)):
             changed[name] = _override(getattr(config, name), value, source, f"{prefix}{name}.")
         else:
-            changed[name] = _checked(fields[name], value, f"{source}: {prefix}{name}")
+            changed[name] = converted(fields[name], value, f"{source}: {prefix}{name}")
     return dataclasses.replace(config, **changed)
-
-
-def _checked(kind: Any, value: Any, where: str) -> Any:
-    """Convert a plain value to the type of a field, or say what was expected."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        *literals, last = (arg for arg in args if arg is not type(None))
-        choices = [choice for literal in literals for choice in typing.get_args(literal)]
-        if value in choices:
-            return value
-        if choices and type(value) is not last:
-            raise ValueError(f"{where} must be {', '.join(choices)} or of type {last.__name__}, got {value!r}")
-        return _checked(last, value, where)
-    if origin is Literal:
-        # YAML reads the precision 32 as a number
-        match = [choice for choice in args if value == choice or (not isinstance(value, bool) and str(value) == choice)]
-        if not match:
-            raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
-        return match[0]
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            raise ValueError(
-                f"{where} must be a list{'' if args[-1] is Ellipsis else f' of {len(args)}'}, got {value!r}"
-            )
-        return tuple(_checked(args[0], item, where) for item in value)
-    if kind is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif type(value) is kind:
-        return value
-    raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")

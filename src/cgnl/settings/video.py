@@ -1,8 +1,9 @@
 """The settings of a training run on videos: network, data, and the whole recipe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cgnl.settings.checks import within
 from cgnl.settings.image import Architecture, DataConfig, NetworkConfig, Recipe
@@ -14,14 +15,6 @@ class VideoNetworkConfig(NetworkConfig):
 
     arch: Architecture = "resnet50"
     """Residual network of torchvision that each frame goes through."""
-    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"] = (
-        "embedded_gaussian"
-    )
-    """Pairwise function of an NL block. dot_product divides by the number of positions, dot_product_sum does not."""
-    subsample: bool = True
-    """Whether an NL block max-pools phi and g over space."""
-    bias: bool = True
-    """Whether the convolutions of an NL block have biases."""
     temporal_strides: tuple[int, int, int] = (2, 2, 2)
     """Strides in time of conv1, pool1 and pool2: 2 2 2 for 32 frames, 1 1 2 for 8 frames."""
     head: Literal["average", "fully_convolutional"] = "average"
@@ -86,5 +79,6 @@ class VideoRecipe(Recipe):
     """A training run on videos."""
 
     task: ClassVar[str] = "video"
+    block_defaults: ClassVar[Mapping[str, Any]] = {"subsample": True, "bias": True}
     network: VideoNetworkConfig = field(default_factory=VideoNetworkConfig)
     data: VideoDataConfig = field(default_factory=VideoDataConfig)

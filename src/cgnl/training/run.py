@@ -39,7 +39,7 @@ _FREE_TO_CHANGE = {
     "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
     "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
     "data.train_annotations", "data.test_annotations", "data.train_images", "data.test_images",
-    "network.weights", "network.new_classifier", "network.backbone_weights", "network.g_std",
+    "network.weights", "network.new_classifier", "network.backbone_weights", "block.g_std",
 }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def _check_can_run(recipe: Recipe) -> None:
     config = recipe.trainer
     synchronised = {
         "trainer.sync_batch_norm": config.sync_batch_norm,
-        "network.norm sync_batch": recipe.network.block != "none" and recipe.network.norm == "sync_batch",
+        "block.norm sync_batch": getattr(recipe.block, "norm", None) == "sync_batch",
     }
     *_, many = _processes(config)
     for name, used in synchronised.items():

@@ -106,10 +106,11 @@ class Task(ABC, Generic[RecipeT]):
         """
 
     def network_settings(self, recipe: RecipeT) -> dict[str, Any]:
-        """Return the network's settings by name."""
-        config = recipe.network
-        settings = {field.name: getattr(config, field.name) for field in fields(config)}
-        if config.weights is None:
+        """Return the settings of the network and its blocks by name."""
+        settings = {
+            field.name: getattr(part, field.name) for part in (recipe.network, recipe.block) for field in fields(part)
+        }
+        if recipe.network.weights is None:
             settings["new_classifier"] = False
         return settings
 

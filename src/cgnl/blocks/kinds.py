@@ -1,0 +1,275 @@
+"""The kinds of blocks, one entry each: options, classes, words for people, and the features that are explained.
+
+Legend: B batch, C channels, C' inner channels, G groups, S spatial or space-time axes, S' the axes of phi and g.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cgnl.blocks.compact import CGNL1d, CGNL2d, CGNL3d
+from cgnl.blocks.global_context import GlobalContext1d, GlobalContext2d, GlobalContext3d
+from cgnl.blocks.grouped import GeneralizedNonLocal1d, GeneralizedNonLocal2d, GeneralizedNonLocal3d
+from cgnl.blocks.non_local import NonLocal1d, NonLocal2d, NonLocal3d, sub_sampled
+from cgnl.blocks.residual import ResidualBlock1d, ResidualBlock2d, ResidualBlock3d
+from cgnl.blocks.squeeze_excitation import SqueezeExcitation1d, SqueezeExcitation2d, SqueezeExcitation3d
+from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF, KernelFunction, SeriesKernel, resolve_kernel_function
+from cgnl.ops import scale_factor
+from cgnl.settings.blocks import check_names, default_options
+from cgnl.settings.trust import import_named
+
+__all__ = [
+    "CGNL1d",
+    "CGNL2d",
+    "CGNL3d",
+    "GeneralizedNonLocal1d",
+    "GeneralizedNonLocal2d",
+    "GeneralizedNonLocal3d",
+    "GlobalContext1d",
+    "GlobalContext2d",
+    "GlobalContext3d",
+    "NonLocal1d",
+    "NonLocal2d",
+    "NonLocal3d",
+    "ResidualBlock1d",
+    "ResidualBlock2d",
+    "ResidualBlock3d",
+    "SqueezeExcitation1d",
+    "SqueezeExcitation2d",
+    "SqueezeExcitation3d",
+]
+MakeBlock = Callable[[int], nn.Module]
+Form = Literal["nl", "gnl", "cgnl", "residual"]
+"""How a block relates positions: by a pairwise function, a kernel function, its series, or (residual) not at all."""
+
+
+class Features(NamedTuple):
+    """What a block makes of its input before it relates positions; ``cgnl.explain`` draws its maps of them.
+
+    Attributes:
+        theta: [B, C', *S], as the kernel function sees it; the input where a block relates no positions.
+        phi: [B, C', *S'], likewise; None where a block relates no positions.
+        g: [B, C', *S'], None where a block relates no positions.
+        form: Which equation relates them.
+        factor: What the sums are multiplied by, or for the form "nl" the logits.
+        groups: G.
+        pairwise: Pairwise function of the form "nl".
+        kernel: Kernel function of the other forms.
+        concat: [2 C'], the weights of the pairwise function "concatenation", theta's first.
+    """
+
+    theta: Tensor
+    phi: Tensor | None = None
+    g: Tensor | None = None
+    form: Form = "residual"
+    factor: float = 1.0
+    groups: int = 1
+    pairwise: str | None = None
+    kernel: KernelFunction | None = None
+    concat: Tensor | None = None
+
+
+class Kind(NamedTuple):
+    """A kind of block; its options are in ``cgnl.settings.blocks``, under the same name.
+
+    Attributes:
+        classes: The classes for one, two and three axes.
+        words: What it is called beside other networks.
+        features: Returns the features of a block for an input [B, C, *S].
+        phrase: What it is in words, where its pairwise or kernel function does not say it.
+        relates: Whether it relates positions to each other, so that there are maps to draw.
+    """
+
+    classes: tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
+    words: str
+    features: Callable[[Any, Tensor], Features]
+    phrase: str = ""
+    relates: bool = True
+
+
+def _non_local(block: Any, x: Tensor) -> Features:
+    if block.pairwise == "gaussian":
+        theta = phi = x.clone(memory_format=torch.contiguous_format)  # the network may go on in place
+    else:
+        theta, phi = _convolved(block.theta, x), _convolved(block.phi, x)
+    g = _convolved(block.g, x)
+    if block.subsample:
+        phi, g = sub_sampled(phi), sub_sampled(g)
+    factor, concat = 1.0, None
+    if block.pairwise in ("dot_product", "concatenation"):
+        factor = 1 / g[0, 0].numel()
+    elif block.scale and block.pairwise != "dot_product_sum":
+        factor = theta.shape[1] ** -0.5
+    if block.pairwise == "concatenation":
+        concat = block.concat.weight.detach().to(x.device, x.dtype, copy=True).flatten()
+    return Features(theta, phi, g, "nl", factor, pairwise=block.pairwise, concat=concat)
+
+
+def _generalized(form: Form, block: Any, x: Tensor) -> Features:
+    theta, phi, g = (_convolved(convolution, x) for convolution in (block.theta, block.phi, block.g))
+    factor = scale_factor(block.scale, theta[0].numel() // block.groups)
+    if block.kernel.normalizes_features:
+        theta, phi = (
+            F.normalize(tensor.unflatten(1, (block.groups, -1)).flatten(2), dim=2).view_as(tensor)
+            for tensor in (theta, phi)
+        )
+    return Features(theta, phi, g, form, factor, block.groups, kernel=block.kernel)
+
+
+def _residual(block: Any, x: Tensor) -> Features:
+    return Features(_convolved(block.theta, x), groups=block.groups)
+
+
+def _global_context(block: Any, x: Tensor) -> Features:
+    logits = _applied(block.key, x.movedim(1, -1)).movedim(-1, 1)
+    g = x.clone(memory_format=torch.contiguous_format)
+    # every position asks the same question, so a softmax over one feature is the block's attention
+    return Features(torch.ones_like(logits), logits.contiguous(), g, "nl", pairwise="embedded_gaussian")
+
+
+def _relates_nothing(block: Any, x: Tensor) -> Features:
+    return Features(x.clone(memory_format=torch.contiguous_format))
+
+
+def _convolved(convolution: nn.Module, x: Tensor) -> Tensor:
+    return _applied(convolution, x).contiguous()
+
+
+def _applied(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output in x's type, on x's device."""
+    parameters = {name: parameter.to(x.device, x.dtype) for name, parameter in layer.named_parameters()}
+    return torch.func.functional_call(layer, parameters, (x,))
+
+
+_COMPACT = (CGNL1d, CGNL2d, CGNL3d)
+
+KINDS: dict[str, Kind] = {
+    "nl": Kind((NonLocal1d, NonLocal2d, NonLocal3d), "NL", _non_local),
+    "cgnl": Kind(_COMPACT, "CGNL", partial(_generalized, "cgnl")),
+    "cgnlx": Kind(_COMPACT, "CGNLx", partial(_generalized, "cgnl")),
+    "residual": Kind(
+        (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d), "residual", _residual, "residual block", relates=False
+    ),
+    "gnl": Kind(
+        (GeneralizedNonLocal1d, GeneralizedNonLocal2d, GeneralizedNonLocal3d), "GNL", partial(_generalized, "gnl")
+    ),
+    "gc": Kind(
+        (GlobalContext1d, GlobalContext2d, GlobalContext3d), "GC", _global_context, "global context, one map for all"
+    ),
+    "se": Kind(
+        (SqueezeExcitation1d, SqueezeExcitation2d, SqueezeExcitation3d),
+        "SE",
+        _relates_nothing,
+        "squeeze-and-excitation block",
+        relates=False,
+    ),
+}
+
+
+def kind_of(block: nn.Module) -> str | None:
+    """Return the name of the kind that a module is of, or None for other modules."""
+    return next((name for name, kind in KINDS.items() if isinstance(block, kind.classes)), None)
+
+
+def features(block: nn.Module, x: Tensor) -> Features:
+    """Return what a block makes of its input before it relates positions.
+
+    Args:
+        block: A block of any kind; of other modules nothing is known, so that theta is the input.
+        x: Its input, [B, C, *S], in the type and on the device of the result.
+    """
+    kind = kind_of(block)
+    return KINDS[kind].features(block, x) if kind else _relates_nothing(block, x)
+
+
+def relates_positions(block: nn.Module) -> bool:
+    """Return whether a module is a block that is known to relate positions to each other."""
+    kind = kind_of(block)
+    return kind is not None and KINDS[kind].relates
+
+
+def phrase_of(block: nn.Module) -> str:
+    """Return what a block is in words, empty where its pairwise or kernel function says it."""
+    kind = kind_of(block)
+    return KINDS[kind].phrase if kind else f"block of your own ({type(block).__name__})"
+
+
+def words_of(block: str) -> str:
+    """Return what a network with a kind of block is called beside others.
+
+    Args:
+        block: A name in ``KINDS``, "none", or the dotted name of a class of one's own.
+
+    >>> words_of("cgnlx"), words_of("none"), words_of("mypackage.MyBlock")
+    ('CGNLx', 'plain', 'MyBlock')
+    """
+    return KINDS[block].words if block in KINDS else "plain" if block == "none" else block.rpartition(".")[2]
+
+
+def block_maker(
+    block: str | MakeBlock | None,
+    options: Mapping[str, Any],
+    *,
+    num_axes: int = 2,
+    defaults: Mapping[str, Any] | None = None,
+    trust: Collection[str] = (),
+) -> MakeBlock | None:
+    """Return the function from the channel count to a new block, or None for no block.
+
+    Args:
+        block: None or "none", a name in ``KINDS``, the dotted name of a class of one's own, or a function, which comes
+            back as it is.
+        options: Options of that kind of block by name; see ``cgnl.settings.blocks``. A kernel function may be an object
+            of ``cgnl.kernel_functions``, and a norm None or a function of the channel count.
+        num_axes: Axes of the maps: 2 for images, 3 for videos.
+        defaults: Values of options in place of the kind's own defaults, where the kind has them.
+        trust: Packages whose classes may be imported; see :func:`cgnl.settings.trust.import_named`.
+
+    Raises:
+        ValueError: There is no such kind, or it has no such option or value.
+    """
+    if block is not None and not isinstance(block, str):
+        if options:
+            raise ValueError(f"{next(iter(options))} is no option of a function that makes the block")
+        return block
+    block = block or "none"
+    check_names(block, options)
+    settings = dataclasses.replace(default_options(block, defaults or {}), **options)
+    if block == "none":
+        return None
+    if block not in KINDS:
+        return import_named(block, trust)
+    arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    reduction, inner_channels = arguments.pop("channel_reduction"), arguments.pop("inner_channels")
+    if "kernel" in arguments:
+        of_kernel = {name: arguments.pop(name) for name in ("order", "gamma", "beta", "coefficients")}
+        arguments["kernel"] = _kernel_function(arguments["kernel"], of_kernel)
+
+    def make(channels: int) -> nn.Module:
+        if inner_channels is None and channels % reduction:
+            raise ValueError(f"channels ({channels}) must be divisible by channel_reduction ({reduction})")
+        inner = channels // reduction if inner_channels is None else inner_channels
+        return KINDS[block].classes[num_axes - 1](channels, inner_channels=inner, **arguments)
+
+    return make
+
+
+def _kernel_function(kernel: str | KernelFunction, options: Mapping[str, Any]) -> KernelFunction:
+    given = {name: value for name, value in options.items() if value is not None}
+    if kernel == "series":
+        coefficients = tuple(given["coefficients"])
+        return SeriesKernel(partial(_power_series, coefficients), coefficients)
+    named = {"embedded_gaussian": EmbeddedGaussian, "rbf": GaussianRBF}
+    return named[kernel](**given) if kernel in named and given else resolve_kernel_function(kernel)
+
+
+def _power_series(coefficients: tuple[float, ...], t: Tensor, u: Tensor) -> Tensor:
+    product, total = t * u, torch.zeros_like(t * u)
+    for a2 in reversed(coefficients):
+        total = total * product + a2
+    return total

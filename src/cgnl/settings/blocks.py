@@ -1,0 +1,296 @@
+"""The options of each kind of block. Adding a kind starts here: its dataclass, and its name in ``OPTIONS``."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from cgnl.settings.checks import check_choice, converted, positive, within
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """No options: those of no block, and of a class of one's own, which is called with the channel count alone."""
+
+    public_name: ClassVar[str] = ""
+    """Name of the kind's classes in ``cgnl``, without ``1d``, ``2d`` or ``3d``."""
+
+
+@dataclass(frozen=True)
+class SizedOptions(BlockOptions):
+    """The options of every block with inner channels."""
+
+    channel_reduction: int = 2
+    """Channels of the map over the block's inner channels."""
+    inner_channels: int | None = None
+    """Inner channels of the block, in place of channel_reduction."""
+
+    def __post_init__(self) -> None:
+        within("block.channel_reduction", self.channel_reduction, 1)
+        within("block.inner_channels", self.inner_channels, 1)
+
+
+@dataclass(frozen=True)
+class ShellOptions(SizedOptions):
+    """The options of every block Z = norm(conv_z(Y)) + X."""
+
+    norm: Literal["batch", "sync_batch", "group"] = "batch"
+    """Norm at the block's end. sync_batch works over all processes. group is for the authors' released checkpoints: it
+    cancels the attention of a CGNL block, as batch does with one image in each process."""
+
+
+@dataclass(frozen=True)
+class ResidualOptions(ShellOptions):
+    """The options of a residual block, which has no attention."""
+
+    public_name: ClassVar[str] = "ResidualBlock"
+    groups: Literal["auto"] | int = 8
+    """Groups of conv_z; auto is the largest number up to 8 that divides the channels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups != "auto":
+            within("block.groups", self.groups, 1)
+
+
+@dataclass(frozen=True)
+class NonLocalOptions(ShellOptions):
+    """The options of a non-local block."""
+
+    public_name: ClassVar[str] = "NonLocal"
+    pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"] = (
+        "embedded_gaussian"
+    )
+    """Pairwise function. dot_product divides by the number of positions, dot_product_sum does not."""
+    scale: bool = True
+    """Whether the softmax forms divide their logits by the square root of the inner channels."""
+    subsample: bool = False
+    """Whether phi and g are max-pooled by 2 over space."""
+    bias: bool = False
+    """Whether theta, phi and g have biases."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is None:
+            object.__setattr__(self, "scale", True)
+        check_choice("block.scale", self.scale, (True, False), " for block 'nl'")
+
+
+@dataclass(frozen=True)
+class CGNLOptions(ShellOptions):
+    """The options of a CGNL block."""
+
+    public_name: ClassVar[str] = "CGNL"
+    groups: Literal["auto"] | int = 8
+    """Channel groups; auto is the largest number up to 8 that divides the channels."""
+    kernel: Literal["dot", "embedded_gaussian", "rbf", "series"] = "dot"
+    """Kernel function. series is a power series of your own, with block.coefficients."""
+    order: int | None = None
+    """Highest power in the series of embedded_gaussian and rbf; by default 3."""
+    gamma: float | None = None
+    """Width of rbf; by default 1e-4."""
+    beta: Literal["constant", "normalized", "exact"] | None = None
+    """What becomes of the factors of theta alone and phi alone in rbf; by default constant."""
+    coefficients: tuple[float, ...] | None = None
+    """Coefficients of (theta phi)^0, (theta phi)^1, ... of series."""
+    scale: Literal["sqrt", "mean"] | None = None
+    """Scale of the sums: 1/sqrt(M), 1/M, or none, which the authors found best."""
+    g_std: float | None = None
+    """Standard deviation of the first weights of g; by default 0.01, with scale sqrt 0.2, and with mean 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups != "auto":
+            within("block.groups", self.groups, 1)
+        check_choice("block.scale", self.scale, (None, "sqrt", "mean"), f" for a {self.public_name} block")
+        positive("block.g_std", self.g_std)
+        within("block.order", self.order, 0)
+        positive("block.gamma", self.gamma)
+        self._check_kernel()
+
+    def _check_kernel(self) -> None:
+        # an object of cgnl.kernel_functions brings its own settings
+        name = self.kernel if isinstance(self.kernel, str) else type(self.kernel).__name__
+        if isinstance(self.kernel, str):
+            check_choice("block.kernel", name, KERNEL_OPTIONS)
+        has = KERNEL_OPTIONS.get(name, ())
+        for option in ("order", "gamma", "beta", "coefficients"):
+            if getattr(self, option) is not None and option not in has:
+                raise ValueError(
+                    f"block.{option} ({getattr(self, option)}) is no option of the kernel {name}, which has "
+                    f"{', '.join(has) or 'none'}"
+                )
+        if name == "series" and self.coefficients is None:
+            raise ValueError("block.coefficients is needed with the kernel series")
+
+
+@dataclass(frozen=True)
+class CGNLXOptions(CGNLOptions):
+    """The options of a CGNLx block: CGNL with the Gaussian RBF."""
+
+    kernel: Literal["rbf"] = "rbf"  # type: ignore[assignment]
+    """Kernel function, which is always rbf."""
+    coefficients: None = None  # type: ignore[assignment]
+    """None: rbf has its own series."""
+
+    def _check_kernel(self) -> None:
+        super()._check_kernel()
+        if isinstance(self.kernel, str) and self.kernel != "rbf":
+            raise ValueError(f"block.kernel ({self.kernel!r}) must be 'rbf' for block 'cgnlx'")
+
+
+@dataclass(frozen=True)
+class GeneralizedNonLocalOptions(CGNLOptions):
+    """The options of a generalized non-local block: the exact form of CGNL, at quadratic cost."""
+
+    public_name: ClassVar[str] = "GeneralizedNonLocal"
+
+
+@dataclass(frozen=True)
+class GlobalContextOptions(SizedOptions):
+    """The options of a global context block (GCNet)."""
+
+    public_name: ClassVar[str] = "GlobalContext"
+    channel_reduction: int = 16
+    """Channels of the map over the block's inner channels."""
+
+
+@dataclass(frozen=True)
+class SqueezeExcitationOptions(SizedOptions):
+    """The options of a squeeze-and-excitation block."""
+
+    public_name: ClassVar[str] = "SqueezeExcitation"
+    channel_reduction: int = 16
+    """Channels of the map over the block's inner channels."""
+
+
+KERNEL_OPTIONS: dict[str, tuple[str, ...]] = {
+    "dot": (),
+    "embedded_gaussian": ("order",),
+    "rbf": ("order", "gamma", "beta"),
+    "series": ("coefficients",),
+}
+"""The options that each kernel function has, by its name."""
+
+OPTIONS: dict[str, type[BlockOptions]] = {
+    "none": BlockOptions,
+    "nl": NonLocalOptions,
+    "cgnl": CGNLOptions,
+    "cgnlx": CGNLXOptions,
+    "residual": ResidualOptions,
+    "gnl": GeneralizedNonLocalOptions,
+    "gc": GlobalContextOptions,
+    "se": SqueezeExcitationOptions,
+}
+"""The options of each kind of block, by its name on the command line."""
+
+BLOCK_OPTIONS = frozenset(field.name for kind in OPTIONS.values() for field in dataclasses.fields(kind))
+"""The names of the options of all kinds."""
+
+
+def options_class(block: str) -> type[BlockOptions]:
+    """Return the class of the options of a kind of block.
+
+    Args:
+        block: A name in ``OPTIONS``, or the dotted name of a class of one's own.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    if block in OPTIONS:
+        return OPTIONS[block]
+    if "." in block and all(part.isidentifier() for part in block.split(".")):
+        return BlockOptions
+    raise ValueError(
+        f"block ({block!r}) must be one of {', '.join(OPTIONS)}, or a class of your own such as mypackage.MyBlock"
+    )
+
+
+def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
+    """Check what a network's settings say of its blocks.
+
+    Args:
+        block: The kind.
+        num_blocks: Number of blocks at the paper's places.
+        places: Module paths in place of those.
+
+    Raises:
+        ValueError: There is no such kind, or the numbers do not agree.
+    """
+    options_class(block)
+    within("network.num_blocks", num_blocks, 1)
+    if places and num_blocks not in (1, len(places)):
+        raise ValueError(
+            f"network.num_blocks ({num_blocks}) must be left out, or be the number of network.places ({len(places)})"
+        )
+
+
+def default_options(block: str, defaults: Mapping[str, Any]) -> BlockOptions:
+    """Return the options that a kind of block has where nothing else is said.
+
+    Args:
+        block: The kind.
+        defaults: Values that a task has in place of the dataclass's, for those options that the kind has.
+    """
+    kind = options_class(block)
+    return kind(**{name: value for name, value in defaults.items() if name in names_of(kind)})
+
+
+def names_of(kind: BlockOptions | type[BlockOptions]) -> tuple[str, ...]:
+    """Return the names of a kind's options."""
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def check_names(block: str, names: typing.Iterable[str], where: str = "") -> None:
+    """Refuse options that a kind of block does not have.
+
+    Args:
+        block: The kind.
+        names: Names of options.
+        where: Where they stand, for the message.
+
+    Raises:
+        ValueError: One of them is no option of the kind; the message lists those that are.
+    """
+    has = names_of(options_class(block))
+    for name in names:
+        if name not in has:
+            raise ValueError(
+                f"{where}{name} is no option of "
+                + (
+                    f"a block of the kind {block}, which has: {', '.join(has)}"
+                    if has
+                    else f"block {block}, which has none"
+                )
+            )
+
+
+def fitting(kind: type[BlockOptions], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some values that a kind of block has and whose type fits."""
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for name in names_of(kind):
+        if name in values:
+            try:
+                found[name] = converted(hints[name], values[name], name)
+            except ValueError:
+                continue
+    return found
+
+
+def carried_over(options: BlockOptions, block: str, defaults: Mapping[str, Any]) -> BlockOptions:
+    """Return the options of a kind of block that takes the place of another.
+
+    What the old options changed of their defaults stays, where the new kind has the option and the type fits.
+
+    Args:
+        options: The old options.
+        block: The new kind.
+        defaults: The task's defaults.
+    """
+    old = type(options)(**{name: value for name, value in defaults.items() if name in names_of(options)})
+    changed = {
+        name: getattr(options, name) for name in names_of(options) if getattr(options, name) != getattr(old, name)
+    }
+    return dataclasses.replace(default_options(block, defaults), **fitting(options_class(block), changed))
