@@ -1,5 +1,7 @@
 """Global context against its equation position by position, and its one map against explain's."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ def test_gradients_memory_formats_and_half_types():
     assert torch.autograd.gradcheck(block, (x,))
     last = x.detach().to(memory_format=torch.channels_last)
     torch.testing.assert_close(block(last), block(x.detach()))
-    half = trained(2).bfloat16()
+    half = copy.deepcopy(block).bfloat16()
     out = half(last.bfloat16())
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), block(last), rtol=0.05, atol=0.05)

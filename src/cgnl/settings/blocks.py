@@ -256,14 +256,7 @@ def check_names(block: str, names: typing.Iterable[str], where: str = "") -> Non
     has = names_of(options_class(block))
     for name in names:
         if name not in has:
-            raise ValueError(
-                f"{where}{name} is no option of "
-                + (
-                    f"a block of the kind {block}, which has: {', '.join(has)}"
-                    if has
-                    else f"block {block}, which has none"
-                )
-            )
+            raise ValueError(f"{where}{name} is no option of block {block}, which has: {', '.join(has) or 'none'}")
 
 
 def fitting(kind: type[BlockOptions], values: Mapping[str, Any]) -> dict[str, Any]:
