@@ -155,7 +155,7 @@ def test_names_that_mean_the_same_block(options: dict, same_as: dict) -> None:
     [
         (
             {"block": "cgln"},
-            r"block \('cgln'\) must be None, one of nl, cgnl, cgnlx, residual, or a function",
+            r"block \('cgln'\) must be one of none, nl, cgnl, cgnlx",
         ),
         ({"block": "nl", "g_std": 0.5}, r"g_std is no option of block nl, which has: channel_reduction, "),
         ({"block": "residual", "g_std": 0.5}, "g_std is no option of block residual"),

@@ -81,8 +81,8 @@ def _from_safetensors(source: Path) -> "tuple[nn.Module, Export]":
     from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
     from cgnl.networks.checkpoints import CheckpointError, block_settings, load_checkpoint_file
     from cgnl.networks.image import resnet
-    from cgnl.training.task import Export
     from cgnl.settings.blocks import fitting, options_class
+    from cgnl.training.task import Export
 
     state_dict = load_checkpoint_file(source)
     with safe_open(source, "pt") as file:

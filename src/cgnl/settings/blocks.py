@@ -129,9 +129,9 @@ class CGNLOptions(ShellOptions):
 class CGNLXOptions(CGNLOptions):
     """The options of a CGNLx block: CGNL with the Gaussian RBF."""
 
-    kernel: Literal["rbf"] = "rbf"  # type: ignore[assignment]
+    kernel: Literal["rbf"] = "rbf"
     """Kernel function, which is always rbf."""
-    coefficients: None = None  # type: ignore[assignment]
+    coefficients: None = None
     """None: rbf has its own series."""
 
     def _check_kernel(self) -> None:

@@ -125,8 +125,9 @@ def _apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 def _is_of_before(values: Mapping[str, Any]) -> bool:
     """Whether values are a whole recipe of before the options of blocks had a part of their own."""
     network = values.get("network")
-    named = isinstance(network, Mapping) and network.keys() >= _OF_OLD_NETWORKS
-    return named and "block" not in values and isinstance(network["block"], str)
+    if "block" in values or not isinstance(network, Mapping) or not network.keys() >= _OF_OLD_NETWORKS:
+        return False
+    return isinstance(network["block"], str)
 
 
 def _override(config: Any, values: Any, source: str, prefix: str) -> Any:

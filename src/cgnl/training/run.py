@@ -287,8 +287,8 @@ def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = ""
         field = f"{prefix}{key}"
         if isinstance(value, dict):
             found += _differences(value, given[key], f"{field}.")
-        elif value != given[key] and field not in _FREE_TO_CHANGE:
-            found.append(f"{field} was {value}, now {given[key]}")
+        elif value != given.get(key) and field not in _FREE_TO_CHANGE:
+            found.append(f"{field} was {value}, now {given.get(key)}")
     return found
 
 
