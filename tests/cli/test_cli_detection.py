@@ -175,7 +175,7 @@ MISTAKES = {
     ),
     "a norm over processes": (
         ["train", "flock-maskrcnn-resnet18-cgnl", "--data.root={other}", "--network.norm=sync_batch", *TWO_CPUS],
-        "network.norm sync_batch needs GPUs in several processes",
+        "block.norm sync_batch needs GPUs in several processes",
     ),
     "smoothed labels": (
         ["train", "flock-maskrcnn-resnet18", "--data.root={other}", "--optimizer.label-smoothing=0.1"],

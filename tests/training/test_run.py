@@ -181,7 +181,7 @@ def test_the_end_of_a_cosine_in_steps_cannot_move(class_folders, tmp_path):
 
 NORMS_OVER_PROCESSES = {
     "trainer.sync_batch_norm": {"trainer": {"sync_batch_norm": True}},
-    "network.norm sync_batch": {"network": {"norm": "sync_batch"}},
+    "block.norm sync_batch": {"network": {"norm": "sync_batch"}},
 }
 
 
