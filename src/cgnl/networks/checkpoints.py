@@ -144,7 +144,7 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     nested = state_dict.get("state_dict")
     tensors: Mapping[str, Tensor] = nested if isinstance(nested, Mapping) else state_dict
-    tensors = _without_wrapper(tensors)
+    tensors = without_wrapper(tensors)
     if any(_STAGE_ELEMENT.match(key) for key in tensors):
         names = _network_names(list(tensors))
     else:
@@ -154,7 +154,8 @@ def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return {names[key]: value for key, value in tensors.items()}
 
 
-def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the prefix of a DataParallel wrapper or of this project's training modules."""
     tensors = dict(state_dict)
     if any(key.startswith("network.") for key in tensors):
         # This project's training modules hold the network as `network`, beside the state of their metrics.

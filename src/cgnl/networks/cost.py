@@ -30,7 +30,7 @@ def network_cost(build: Callable[[], nn.Module], input_shape: tuple[int, ...]) -
     Counted are the multiply-adds of convolutions and matrix products, one each; elementwise work is not.
 
     Args:
-        build: Returns the network; called on the meta device.
+        build: Returns the network; called on the meta device, and on the CPU if it computes with numbers.
         input_shape: Shape of one input with its batch axis, for instance (1, 3, 224, 224).
 
     Returns:
@@ -40,8 +40,16 @@ def network_cost(build: Callable[[], nn.Module], input_shape: tuple[int, ...]) -
     NetworkCost(parameters=608, multiplications=60000)
     """
     with torch.device("meta"), torch.no_grad(), _SkippedBatchNorm():
-        network = build().eval()
+        network = _built(build).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(input_shape))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return NetworkCost(parameters, counter.get_total_flops() // 2)
+
+
+def _built(build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        with torch.device("cpu"):
+            return build().to("meta")

@@ -126,12 +126,7 @@ def maskrcnn(
     paths = [f"body.{place}" for place in places or block_places(arch, num_blocks if make_block else 1)]
     _check_choice("neck", neck, get_args(Neck))
     _check_choice("backbone_norm", backbone_norm, get_args(BackboneNorm))
-    counts = {"size": size, "max_size": max_size, "rois": rois, "proposals": proposals, "detections": detections}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} ({count}) must be at least 1")
-    if not 0 <= score_threshold <= 1:
-        raise ValueError(f"score_threshold ({score_threshold}) must be between 0 and 1")
+    options = limits(size, max_size, rois, proposals, detections, score_threshold)
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"num_classes ({num_classes}) must be at least 2: one class of objects and the background")
 
@@ -142,17 +137,10 @@ def maskrcnn(
     found = None if checkpoint is None else _num_classes(checkpoint)
     num_classes = num_classes or found or _DEFAULT_NUM_CLASSES
     resnet = models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm])
-    network = (_with_c4 if neck == "c4" else _with_fpn)(
-        resnet,
-        num_classes,
-        min_size=size,
-        max_size=max_size,
-        box_batch_size_per_image=rois,
-        rpn_post_nms_top_n_train=2 * proposals,
-        rpn_post_nms_top_n_test=proposals,
-        box_detections_per_img=detections,
-        box_score_thresh=score_threshold,
-    )
+    if neck == "c4":
+        network = _with_c4(resnet, num_classes, **options)
+    else:
+        network = with_pyramid(_resnet_fpn_extractor(resnet, trainable_layers=5), num_classes, **options)
     if checkpoint is not None and checkpoint.by_name:
         _load_named(network, checkpoint, num_classes, new_classifier)
     if make_block:
@@ -161,7 +149,7 @@ def maskrcnn(
         example = torch.zeros(1, 3, 64, 64, device=resnet.conv1.weight.device)
         insert_blocks(network.backbone, dict.fromkeys(paths, make_block), example_input=example)
     if checkpoint is not None and not checkpoint.by_name:
-        _load_file(network, checkpoint, new_classifier)
+        load_file(network, checkpoint, new_classifier)
     if backbone_checkpoint is not None:
         _load_backbone(network, backbone_checkpoint, _RES5[neck])
     return network
@@ -171,6 +159,36 @@ maskrcnn_resnet18 = partial(maskrcnn, "resnet18")
 maskrcnn_resnet34 = partial(maskrcnn, "resnet34")
 maskrcnn_resnet50 = partial(maskrcnn, "resnet50")
 maskrcnn_resnet101 = partial(maskrcnn, "resnet101")
+
+
+def limits(
+    size: int = 800,
+    max_size: int = 1333,
+    rois: int = 512,
+    proposals: int = 1000,
+    detections: int = 100,
+    score_threshold: float = 0.05,
+) -> dict[str, Any]:
+    """Return torchvision's arguments for the sizes and counts of :func:`maskrcnn`.
+
+    Raises:
+        ValueError: One of them has a value that it must not have.
+    """
+    counts = {"size": size, "max_size": max_size, "rois": rois, "proposals": proposals, "detections": detections}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} ({count}) must be at least 1")
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold ({score_threshold}) must be between 0 and 1")
+    return {
+        "min_size": size,
+        "max_size": max_size,
+        "box_batch_size_per_image": rois,
+        "rpn_post_nms_top_n_train": 2 * proposals,
+        "rpn_post_nms_top_n_test": proposals,
+        "box_detections_per_img": detections,
+        "box_score_thresh": score_threshold,
+    }
 
 
 def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score_threshold: float) -> None:
@@ -261,10 +279,16 @@ def _unrounded(x: Tensor) -> Tensor:
     return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
 
-def _with_fpn(resnet: models.ResNet, num_classes: int, **options: Any) -> MaskRCNN:
-    """torchvision's network; the region proposal network ranks its proposals a level."""
+def with_pyramid(backbone: nn.Module, num_classes: int, **options: Any) -> MaskRCNN:
+    """Return torchvision's Mask R-CNN on a feature pyramid; proposals are ranked on each of its levels.
+
+    Args:
+        backbone: From images to five maps of 256 channels, "0" to "3" and "pool".
+        num_classes: Number of classes K, the background among them.
+        options: What :func:`limits` returns.
+    """
     return _mask_rcnn(
-        _resnet_fpn_extractor(resnet, trainable_layers=5),
+        backbone,
         num_classes,
         box_channels=1024,
         mask_channels=256,
@@ -367,7 +391,8 @@ def _keep_without_eps(network: nn.Module) -> None:
             module.running_var.fill_(1 - module.eps)
 
 
-def _load_file(network: MaskRCNN, checkpoint: Checkpoint, new_classifier: bool) -> None:
+def load_file(network: MaskRCNN, checkpoint: Checkpoint, new_classifier: bool) -> None:
+    """Load a checkpoint file of such a detector; see :func:`maskrcnn` for what it may lack."""
     state_dict = checkpoint.state_dict
     if new_classifier:
         own = network.state_dict()

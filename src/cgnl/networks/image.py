@@ -113,7 +113,7 @@ def resnet(
             dotted name of a class of your own, or a function from the channel count to a module.
         num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`block_places`; unused without a block.
         num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
-        weights: None, the name of torchvision's weights ("IMAGENET1K_V1") or its enum member, or a file
+        weights: None, the name of torchvision's weights ("IMAGENET1K_V1"; "default") or its enum member, or a file
             (``.pth``, ``.pth.tar``, ``.safetensors``), ours or released. A file without blocks leaves the new
             blocks as they start; one with blocks must have all of them.
         new_classifier: Leave the classifier of the weights out and start a new one. Without it a file with

@@ -39,7 +39,7 @@ def read_weights(enum: type["WeightsEnum"], weights: Weights, network: str) -> C
 
     Args:
         enum: torchvision's weights of the network.
-        weights: A name, an enum member, a file, or None.
+        weights: A name ("default" for the newest), an enum member, a file, or None.
         network: The network's name, for messages.
 
     Returns:
@@ -52,14 +52,19 @@ def read_weights(enum: type["WeightsEnum"], weights: Weights, network: str) -> C
     if weights is None:
         return None
     if isinstance(weights, (str, os.PathLike)):
-        name = str(weights).removeprefix(f"{enum.__name__}.")
+        name = "DEFAULT" if weights == "default" else str(weights).removeprefix(f"{enum.__name__}.")
         if name in enum.__members__:
             weights = enum[name]
-        elif Path(weights).suffix or Path(weights).exists():
+        elif is_file(weights):
             return Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
     if not isinstance(weights, enum):
         raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {network}")
     return Checkpoint(_download(weights), str(weights), by_name=True)
+
+
+def is_file(weights: Weights) -> bool:
+    """Return whether weights are a file, or look like one that is missing, and no name."""
+    return isinstance(weights, (str, os.PathLike)) and bool(Path(weights).suffix or Path(weights).exists())
 
 
 def _download(weights: "WeightsEnum") -> dict[str, Tensor]:
