@@ -500,7 +500,7 @@ def test_settings_reach_the_network() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"neck": "c5"}, r"neck \('c5'\) must be 'c4' or 'fpn'"),
+        ({"neck": "c5"}, r"neck \('c5'\) must be one of 'c4', 'fpn'"),
         ({"backbone_norm": "sync"}, r"backbone_norm \('sync'\) must be 'frozen' or 'batch'"),
         ({"num_classes": 1}, r"num_classes \(1\) must be at least 2"),
         ({"size": 0}, r"size \(0\) must be at least 1"),

@@ -3,10 +3,12 @@
 Shapes: B batch, C channels, K classes with the background, H and W height and width of a feature map, R regions.
 
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, section 4.4; He et al., "Mask R-CNN",
-ICCV 2017, for the two necks.
+ICCV 2017, for the two necks. It differs from the paper in that strides are in the 3x3 convolutions, as in the weights
+that torchvision gives.
 """
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +21,7 @@ from cgnl.insertion import insert_blocks
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.networks.image import block_places
 from cgnl.networks.weights import Checkpoint, Weights, load_checked, read_weights
+from cgnl.settings.checks import check_choice
 from cgnl.settings.detection import DetectionRecipe
 
 try:
@@ -59,12 +62,6 @@ def maskrcnn(
     backbone_weights: Weights = None,
     new_classifier: bool = False,
     backbone_norm: BackboneNorm = "frozen",
-    size: int = 800,
-    max_size: int = 1333,
-    rois: int = 512,
-    proposals: int = 1000,
-    detections: int = 100,
-    score_threshold: float = 0.05,
     places: Sequence[str] = (),
     trust: Collection[str] = (),
     **options: Any,
@@ -74,13 +71,12 @@ def maskrcnn(
     ``maskrcnn_resnet18``, ``maskrcnn_resnet34``, ``maskrcnn_resnet50`` and ``maskrcnn_resnet101`` are this
     function with ``arch`` given. A new block is the identity, so the network's output is that of its weights
     until it is trained. The network is torchvision's: in training it takes images and targets and returns its
-    losses, in eval mode it takes images and returns boxes, labels, scores and masks. Every parameter is trainable;
-    which stages stay frozen is for the training to say.
+    losses, in eval mode it takes images and returns boxes, labels, scores and masks. Every parameter is trainable.
 
     Args:
         arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        block: As in :func:`cgnl.networks.image.resnet`.
-        num_blocks: 1 or 5 (ResNet-18: 1 or 2), at the places of :func:`cgnl.networks.image.block_places`.
+        block: As in :func:`cgnl.networks.image.resnet`, like ``num_blocks``, ``places`` and ``trust``.
+        num_blocks: Number of blocks.
         neck: "fpn", torchvision's feature pyramid; or "c4", where regions of the res4 map go through res5, which
             the box head and the mask head share.
         num_classes: Number of classes K, the background among them: one more than there are kinds of objects. By
@@ -92,20 +88,12 @@ def maskrcnn(
             an image network, whose blocks, if it has any, must be those asked for here. Not read if ``weights`` are
             given, as in torchvision.
         new_classifier: Leave the layers of ``weights`` that predict classes, boxes and masks out and start new ones.
-        backbone_norm: "frozen" BatchNorm, for pre-trained weights, or "batch" for one that is trained. The feature
-            pyramid has no norm.
-        size: Pixels that the shorter side of an image is resized to.
-        max_size: Pixels that the longer side has at most; the shorter side is then shorter.
-        rois: Regions of an image that the heads are trained on.
-        proposals: Regions of an image that the region proposal network hands on in eval mode; twice as many in
-            training.
-        detections: Objects that are kept in an image at most.
-        score_threshold: Minimum score of a detection, from 0 to 1.
-        places: Module paths in the residual network that the blocks follow, in place of the paper's.
-        trust: As in :func:`cgnl.networks.image.resnet`, like the next.
-        options: Options of that kind of block. The default ``norm`` is "sync_batch", and it is trained whatever
-            ``backbone_norm`` says; plain BatchNorm with one image in each process, and GroupNorm, cancel the attention
-            of a CGNL block.
+        backbone_norm: "frozen" BatchNorm, for pre-trained weights, or "batch" for one that is trained.
+        places: Module paths in the residual network.
+        trust: Packages that ``block`` may name a class of.
+        options: Sizes and counts, see :func:`limits`; and options of that kind of block. A block's default ``norm`` is
+            "sync_batch", and it is trained whatever ``backbone_norm`` says; plain BatchNorm with one image in each
+            process, and GroupNorm, cancel the attention of a CGNL block.
 
     Returns:
         The network. Its state dict has the residual network under ``backbone.body``, also the blocks (in their keys
@@ -115,43 +103,28 @@ def maskrcnn(
         ValueError: An argument has a value that it must not have.
         CheckpointError: The weights cannot be had, or do not fit; every key that does not is listed.
 
-    Differs from the paper: strides are in the 3x3 convolutions, as in the weights that torchvision gives.
-
     >>> with torch.device("meta"):
     ...     network = maskrcnn_resnet18("cgnl", neck="c4", num_classes=5)
     >>> network.backbone.body.layer3[0].inserted_block.theta.weight.shape
     torch.Size([128, 256, 1, 1])
     """
+    sizes = limits(**{name: options.pop(name) for name in LIMITS if name in options})
     make_block = block_maker(block, options, defaults=DetectionRecipe.block_defaults, trust=trust)
     paths = [f"body.{place}" for place in places or block_places(arch, num_blocks if make_block else 1)]
-    _check_choice("neck", neck, get_args(Neck))
-    _check_choice("backbone_norm", backbone_norm, get_args(BackboneNorm))
-    options = limits(size, max_size, rois, proposals, detections, score_threshold)
-    if num_classes is not None and num_classes < 2:
-        raise ValueError(f"num_classes ({num_classes}) must be at least 2: one class of objects and the background")
-
+    check_choice("neck", neck, get_args(Neck))
+    check_choice("backbone_norm", backbone_norm, get_args(BackboneNorm))
     checkpoint = _read_weights(arch, neck, weights)
-    backbone_checkpoint = None
-    if checkpoint is None:
-        backbone_checkpoint = read_weights(models.get_model_weights(arch), backbone_weights, arch)
-    found = None if checkpoint is None else _num_classes(checkpoint)
-    num_classes = num_classes or found or _DEFAULT_NUM_CLASSES
-    resnet = models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm])
-    if neck == "c4":
-        network = _with_c4(resnet, num_classes, **options)
-    else:
-        network = with_pyramid(_resnet_fpn_extractor(resnet, trainable_layers=5), num_classes, **options)
+    if num_classes is None:
+        num_classes = _DEFAULT_NUM_CLASSES if checkpoint is None else _num_classes(checkpoint)
+    network = _WITH_NECK[neck](models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm]), num_classes, **sizes)
     if checkpoint is not None and checkpoint.by_name:
         _load_named(network, checkpoint, num_classes, new_classifier)
     if make_block:
-        # The blocks lie in the backbone, and there is no need to run what comes after it. 64 pixels leave two
-        # positions a side in the last stage.
-        example = torch.zeros(1, 3, 64, 64, device=resnet.conv1.weight.device)
-        insert_blocks(network.backbone, dict.fromkeys(paths, make_block), example_input=example)
+        _insert(network, dict.fromkeys(paths, make_block))
     if checkpoint is not None and not checkpoint.by_name:
         load_file(network, checkpoint, new_classifier)
-    if backbone_checkpoint is not None:
-        _load_backbone(network, backbone_checkpoint, _RES5[neck])
+    if checkpoint is None and backbone_weights is not None:
+        _load_backbone(network, arch, backbone_weights, _RES5[neck])
     return network
 
 
@@ -169,7 +142,16 @@ def limits(
     detections: int = 100,
     score_threshold: float = 0.05,
 ) -> dict[str, Any]:
-    """Return torchvision's arguments for the sizes and counts of :func:`maskrcnn`.
+    """Return torchvision's arguments for a detector's sizes and counts.
+
+    Args:
+        size: Pixels that the shorter side of an image is resized to.
+        max_size: Pixels that the longer side has at most; the shorter side is then shorter.
+        rois: Regions of an image that the heads are trained on.
+        proposals: Regions of an image that the region proposal network hands on in eval mode; twice as many in
+            training.
+        detections: Objects that are kept in an image at most.
+        score_threshold: Minimum score of a detection, from 0 to 1.
 
     Raises:
         ValueError: One of them has a value that it must not have.
@@ -191,12 +173,16 @@ def limits(
     }
 
 
+LIMITS = tuple(inspect.signature(limits).parameters)
+"""The names of a detector's sizes and counts."""
+
+
 def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score_threshold: float) -> None:
     """Change how many objects a network looks for in eval mode; no weights hang on it.
 
     Args:
         network: A network of :func:`maskrcnn`.
-        proposals: As in :func:`maskrcnn`, like the next two; training is left as it is.
+        proposals: As in :func:`limits`, like the next two; training is left as it is.
         detections: Objects that are kept in an image at most.
         score_threshold: Minimum score of a detection, from 0 to 1.
     """
@@ -205,11 +191,6 @@ def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score
     network.rpn._post_nms_top_n["testing"] = proposals
     network.roi_heads.detections_per_img = detections
     network.roi_heads.score_thresh = score_threshold
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} ({value!r}) must be {' or '.join(map(repr, choices))}")
 
 
 class _Res4Backbone(nn.Module):
@@ -323,6 +304,8 @@ def _mask_rcnn(
     backbone: nn.Module, num_classes: int, *, box_channels: int, mask_channels: int, **options: Any
 ) -> MaskRCNN:
     """torchvision's Mask R-CNN whose boxes, scores and masks are float32 under autocast, too."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes ({num_classes}) must be at least 2: one class of objects and the background")
     anchors_per_position = options["rpn_anchor_generator"].num_anchors_per_location()[0]
     return MaskRCNN(
         backbone,
@@ -331,6 +314,20 @@ def _mask_rcnn(
         mask_predictor=_MaskPredictor(mask_channels, 256, num_classes),
         **options,
     )
+
+
+def _with_fpn(resnet: models.ResNet, num_classes: int, **options: Any) -> MaskRCNN:
+    return with_pyramid(_resnet_fpn_extractor(resnet, trainable_layers=5), num_classes, **options)
+
+
+_WITH_NECK: dict[str, Callable[..., MaskRCNN]] = {"c4": _with_c4, "fpn": _with_fpn}
+
+
+def _insert(network: MaskRCNN, blocks: dict[str, MakeBlock]) -> None:
+    # The blocks lie in the backbone, and there is no need to run what comes after it. 64 pixels leave two
+    # positions a side in the last stage.
+    device = next(network.parameters()).device
+    insert_blocks(network.backbone, blocks, example_input=torch.zeros(1, 3, 64, 64, device=device))
 
 
 def _read_weights(arch: str, neck: str, weights: Weights) -> Checkpoint | None:
@@ -403,8 +400,10 @@ def load_file(network: MaskRCNN, checkpoint: Checkpoint, new_classifier: bool) -
     load_checked(network, state_dict, checkpoint.source, _PREDICTORS)
 
 
-def _load_backbone(network: MaskRCNN, checkpoint: Checkpoint, res5: str) -> None:
+def _load_backbone(network: MaskRCNN, arch: str, weights: Weights, res5: str) -> None:
     """Load an image network's weights; what they have no part in stays as it is."""
+    checkpoint = read_weights(models.get_model_weights(arch), weights, arch)
+    assert checkpoint is not None
     if "conv1.weight" not in checkpoint.state_dict:
         raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: conv1.weight is missing.")
     own = network.state_dict()

@@ -104,7 +104,7 @@ def named_detector(
             trained. Other norms stay as they are.
         trust: Packages and modules that may be imported for a dotted name.
         sizes: ``size``, ``max_size``, ``rois``, ``proposals``, ``detections`` and ``score_threshold`` as in
-            :func:`cgnl.networks.detection.maskrcnn`.
+            :func:`cgnl.networks.detection.limits`.
 
     Returns:
         The detector, its predictors and the blocks' places; the classifier's weights are under ``backbone.body``.
