@@ -30,9 +30,9 @@ from cgnl.measure.timing import in_turns, ratios, spread
 from cgnl.networks.image import resnet
 from cgnl.settings.image import DataConfig, NetworkConfig, Recipe
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+from cgnl.tasks import train
 from cgnl.toy.birds import draw_birds
 from cgnl.training import ImageData
-from cgnl.training.run import train
 from script import begin, study, write
 
 WARMUP = 3
