@@ -8,36 +8,49 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Measured = TypeVar("Measured")
 
 
 def side_by_side(
     candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 3, least_seconds: float = 0.0
 ) -> dict[str, list[float]]:
-    """Times each candidate once a turn, in turns.
+    """Time each candidate once a turn, in turns.
 
     Args:
-        candidates: functions without arguments, by name.
-        repeats: number of turns that count.
-        warmup: number of turns before them.
-        least_seconds: how long a candidate's turn lasts at least: it is called so many times in a row, and the
-            turn's time is that of one call. Above 0 the warm-up must have a turn.
+        candidates: Functions without arguments, by name.
+        repeats: Number of turns that count.
+        warmup: Number of turns before them.
+        least_seconds: Minimum length of a candidate's turn: it is called several times in a row, and the turn's time
+            is that of one call. Above 0 the warm-up must have a turn.
 
     Returns:
         Seconds of one call in every turn, by name.
     """
     calls = dict.fromkeys(candidates, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(-warmup, repeats):
+
+    def timed(name: str) -> float:
+        return _seconds_of_a_call(candidates[name], calls[name])
+
+    turns = {name: partial(timed, name) for name in candidates}
+    for name, seconds in in_turns(turns, repeats=warmup).items():
+        if seconds:
+            calls[name] = max(1, math.ceil(least_seconds / seconds[-1]))
+    return in_turns(turns, repeats=repeats)
+
+
+def in_turns(candidates: Mapping[str, Callable[[], Measured]], *, repeats: int) -> dict[str, list[Measured]]:
+    """Call each candidate once a turn, in turns, and return its results, by name."""
+    measured: dict[str, list[Measured]] = {name: [] for name in candidates}
+    for _ in range(repeats):
         for name, run in candidates.items():
-            elapsed = _seconds_of_a_call(run, calls[name])
-            if turn == -1:
-                calls[name] = max(1, math.ceil(least_seconds / elapsed))
-            if turn >= 0:
-                seconds[name].append(elapsed)
-    return seconds
+            measured[name].append(run())
+    return measured
 
 
 def _seconds_of_a_call(run: Callable[[], object], calls: int) -> float:
