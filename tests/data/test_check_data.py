@@ -85,7 +85,7 @@ def test_coco(tmp_path):
 def test_what_is_no_data_set(tmp_path):
     with pytest.raises(DataError, match="none is not a folder"):
         check(tmp_path / "none")
-    with pytest.raises(DataError, match="is no known data set: it has no annotations"):
+    with pytest.raises(DataError, match="is not a data set in a known layout: it has no annotations"):
         check(tmp_path)
     make_empty(tmp_path, "CUB_200_2011/images.txt")
     with pytest.raises(DataError, match=r"Did you mean .*CUB_200_2011\?"):

@@ -54,9 +54,9 @@ def check_data(
         return check_images(root, list_file=list_file, num_classes=num_classes, out=out, **scanning)
     if list_file is None and annotations is None and next(files_below(root, root, VIDEO_SUFFIXES), None) is None:
         raise DataError(
-            f"{root} is no known data set: it has no annotations/instances_*.json (COCO), no images.txt "
-            "(CUB-200-2011), no train/ with class folders of images or videos, and no videos. Lists and annotations "
-            "elsewhere are given with --list-file and --annotations."
+            f"{root} is not a data set in a known layout: it has no annotations/instances_*.json (COCO), no images.txt "
+            "(CUB-200-2011), no train/ with class folders of images or videos, and no videos. Give lists and "
+            "annotations that are elsewhere with --list-file and --annotations."
         )
     # Imported here, as images are checked where PyAV is not installed too.
     from cgnl.data.videos.checking import check_videos

@@ -95,7 +95,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise BadFileError(path, "does not exist") from None
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from None
-    raise BadFileError(path, "is not a regular file, and only regular files are opened")
+    raise BadFileError(path, "is not a regular file")
 
 
 def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = None) -> Image.Image:
@@ -148,7 +148,7 @@ def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = N
         except (BadFileError, MemoryError):
             raise
         except Image.DecompressionBombError:
-            raise BadFileError(path, f"is of more than {MAX_PIXELS // 10**6} megapixels") from None
+            raise BadFileError(path, f"has more than {MAX_PIXELS // 10**6} megapixels") from None
         except Exception as error:  # broken files make Pillow's decoders raise nearly anything
             raise BadFileError(path, f"cannot be decoded: {error}") from error
 

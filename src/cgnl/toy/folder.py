@@ -49,7 +49,7 @@ def count_workers(workers: int | None) -> int:
 
 def _refuse_foreign(root: Path, what: str, settings_file: str, contents: Collection[str]) -> None:
     if root.is_symlink() or (root.exists() and not root.is_dir()):
-        raise DataError(f"{root} must be a folder to draw the {what} into, and it is a file or a link.")
+        raise DataError(f"{root} is a file or a link; it must be a folder to draw the {what} into.")
     names = {path.name for path in root.iterdir()} if root.exists() else set()
     if names and not (settings_file in names and names <= set(contents)):
         raise DataError(

@@ -70,7 +70,7 @@ def test_files_that_are_given(tmp_path):
     beside = make_image(file.parent / "a.png")
     for root in (tmp_path, None):
         assert read_coco(root, annotations=str(file)).samples == (Sample(beside, 0),)
-    with pytest.raises(DataError, match="nowhere is not a folder, but the images of"):
+    with pytest.raises(DataError, match="nowhere, where the images of"):
         read_coco(None, annotations=file, images=tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"none\.json does not exist"):
         read_coco(tmp_path, annotations=tmp_path / "none.json", images=tmp_path)
@@ -198,7 +198,7 @@ GOOD_IMAGE, GOOD_CATEGORY = image_row(1, "a.png"), {"id": 1, "name": "a"}
         ({"images": [GOOD_IMAGE, 5]}, "image number 2: read 5, expected an id"),
         ({"images": [{**GOOD_IMAGE, "id": "1"}]}, "image number 1: read {'id': '1'"),
         ({"images": [{**GOOD_IMAGE, "id": 2**63}]}, "image number 1: read {'id': 9223372036854775808"),
-        ({"images": [{**GOOD_IMAGE, "file_name": 3}]}, "image 1: read the file_name 3, expected a text"),
+        ({"images": [{**GOOD_IMAGE, "file_name": 3}]}, "image 1: read the file_name 3, expected text"),
         ({"images": [{**GOOD_IMAGE, "file_name": "\ud800"}]}, r"image 1: read the file_name '\ud800'"),
         ({"images": [{**GOOD_IMAGE, "width": None}]}, "image 1: read the width None, expected a whole number from 1"),
         ({"images": [{**GOOD_IMAGE, "height": 0}]}, "image 1: read the height 0"),

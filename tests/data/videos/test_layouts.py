@@ -60,7 +60,7 @@ def test_ucf101(tmp_path, videos, lists, newline):
 def test_ucf101_with_its_lists_elsewhere(tmp_path):
     root = make_ucf101(tmp_path / "data", videos=".", lists="../lists")
     assert len(read_videos(root, annotations=tmp_path / "lists")) == 2
-    with pytest.raises(DataError, match="is no known video data set"):
+    with pytest.raises(DataError, match="is not a video data set in a known layout"):
         read_videos(root)
     with pytest.raises(DataError, match=r"classInd.txt \(UCF101\): not found in .*data, .*--data.annotations"):
         read_videos(root, format="ucf101")
@@ -107,7 +107,7 @@ def test_converted_videos_of_ucf101(tmp_path):
         ({"trainlist01": ["BalanceBeam/v.avi"]}, "trainlist01.txt, line 1: read 'BalanceBeam/v.avi', expected `path l"),
         ({"trainlist01": ["BalanceBeam/v.avi 0"]}, "trainlist01.txt, line 1: read label 0, but classInd.txt numbers"),
         ({"trainlist01": ["BalanceBeam/v.avi x"]}, "line 1: read the label 'x', expected a whole number from 1."),
-        ({"trainlist01": ["", "Nothing/v.avi 1"]}, "trainlist01.txt, line 2: the folder 'Nothing' is no class of"),
+        ({"trainlist01": ["", "Nothing/v.avi 1"]}, "trainlist01.txt, line 2: the folder 'Nothing' is not a class of"),
         ({"trainlist01": ["../v.avi 1"]}, "trainlist01.txt, line 1: the path '../v.avi' holds '..'"),
         ({"trainlist01": ["/etc/passwd 1"]}, "trainlist01.txt, line 1: the path '/etc/passwd' is absolute"),
         ({"trainlist01": ["rtsp://a.b/c.avi 1"]}, "trainlist01.txt, line 1: the path 'rtsp://a.b/c.avi' is a URL"),

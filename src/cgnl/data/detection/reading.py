@@ -56,7 +56,7 @@ def read_coco(
         raise ValueError(f"annotations ({annotations}) must be given where root is None")
     folder = _find_images(base, source) if images is None else Path(images).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder, but the images of {source} are to be found there.")
+        raise DataError(f"{folder}, where the images of {source} should be, is not a folder.")
     return _read(source, folder)
 
 
@@ -81,7 +81,7 @@ def _find_annotations(root: Path, split: Split) -> Path:
     if len(files) > 1:
         raise DataError(
             f"{root} has several json files for the {split} split: {', '.join(file.name for file in files)}. "
-            "Give the one that is meant as annotations."
+            "Name one of them as annotations."
         )
     return resolve_inside(root, files[0].relative_to(root).as_posix(), source=root)
 
@@ -196,7 +196,7 @@ def _read_image(source: Path, number: int, row: Any) -> tuple[int, str, int, int
         raise DataError(f"{where}: read {row!r:.80}, expected an id that is a whole number.")
     where = f"{source}, image {row['id']}"
     if not _is_text(row.get("file_name")):
-        raise DataError(f"{where}: read the file_name {row.get('file_name')!r:.80}, expected a text.")
+        raise DataError(f"{where}: read the file_name {row.get('file_name')!r:.80}, expected text.")
     for name in ("width", "height"):
         if not is_id(row.get(name)) or row[name] < 1:
             raise DataError(f"{where}: read the {name} {row.get(name)!r:.80}, expected a whole number from 1.")

@@ -118,7 +118,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
                 raise BadFileError(path, "holds no video stream")
             context = stream.codec_context
             if context is None:
-                raise BadFileError(path, "is of a codec that cannot be decoded")
+                raise BadFileError(path, "uses a codec that cannot be decoded")
             if rule := broken_limit(context.width, context.height):
                 raise BadFileError(path, f"is {context.width} x {context.height} pixels, {rule}")
             for other in container.streams:

@@ -150,7 +150,7 @@ def _recognise(root: Path, annotations: Path | None) -> Format:
     if annotations is None and (root / "train").is_dir():
         return "folders"
     raise DataError(
-        f"{root} is no known video data set: no list file is given, and none of these is there: "
+        f"{root} is not a video data set in a known layout: no list file is given, and none of these is there: "
         f"{'; '.join(_LOOKED_FOR.values())} in {', '.join(map(str, folders))}"
         + (f"; {root / 'train'} (folders of classes)." if annotations is None else ".")
     )
@@ -208,7 +208,7 @@ def read_ucf101(
         folder = relative.split("/")[0]
         if folder not in labels:
             raise DataError(
-                f"{list_file}, line {line}: the folder {shown(folder)} is no class of {class_file}, "
+                f"{list_file}, line {line}: the folder {shown(folder)} is not a class of {class_file}, "
                 "expected `<class>/<video>`."
             )
         if given not in (None, labels[folder] + 1):
