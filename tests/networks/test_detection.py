@@ -501,7 +501,7 @@ def test_settings_reach_the_network() -> None:
     ("options", "message"),
     [
         ({"neck": "c5"}, r"neck \('c5'\) must be one of 'c4', 'fpn'"),
-        ({"backbone_norm": "sync"}, r"backbone_norm \('sync'\) must be 'frozen' or 'batch'"),
+        ({"backbone_norm": "sync"}, r"backbone_norm \('sync'\) must be one of 'frozen', 'batch'"),
         ({"num_classes": 1}, r"num_classes \(1\) must be at least 2"),
         ({"size": 0}, r"size \(0\) must be at least 1"),
         ({"max_size": 0}, r"max_size \(0\) must be"),
@@ -509,7 +509,7 @@ def test_settings_reach_the_network() -> None:
         ({"proposals": -1}, r"proposals \(-1\) must be"),
         ({"detections": 0}, r"detections \(0\) must be"),
         ({"score_threshold": 1.5}, r"score_threshold \(1\.5\) must be between 0 and 1"),
-        ({"block": "cgln"}, r"block \('cgln'\) must be None, one of"),
+        ({"block": "cgln"}, r"block \('cgln'\) must be one of"),
         ({"block": "nl", "num_blocks": 5}, r"num_blocks \(5\) must be 1 or 2 for resnet18"),
         ({"weights": "COCO_V9"}, r"weights \(COCO_V9\) must be a file or one of COCO_V1, DEFAULT for Mask R-CNN"),
         ({"backbone_weights": "COCO_V1"}, r"must be a file or one of IMAGENET1K_V1, DEFAULT for resnet18"),

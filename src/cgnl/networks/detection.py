@@ -114,8 +114,8 @@ def maskrcnn(
     check_choice("neck", neck, get_args(Neck))
     check_choice("backbone_norm", backbone_norm, get_args(BackboneNorm))
     checkpoint = _read_weights(arch, neck, weights)
-    if num_classes is None:
-        num_classes = _DEFAULT_NUM_CLASSES if checkpoint is None else _num_classes(checkpoint)
+    found = _DEFAULT_NUM_CLASSES if checkpoint is None else _num_classes(checkpoint)
+    num_classes = found if num_classes is None else num_classes
     network = _WITH_NECK[neck](models.get_model(arch, norm_layer=_BACKBONE_NORMS[backbone_norm]), num_classes, **sizes)
     if checkpoint is not None and checkpoint.by_name:
         _load_named(network, checkpoint, num_classes, new_classifier)
