@@ -16,23 +16,20 @@ if TYPE_CHECKING:
     from cgnl.blocks import *  # noqa: F403 (the classes of every kind)
     from cgnl.blocks import CGNLStream3d, fuse_blocks
     from cgnl.insertion import insert_blocks, remove_blocks
-    from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
+    from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel  # noqa: F401 (in _KERNELS)
 
 __version__ = "0.1.0"
 
 _BLOCKS = sorted({f"{kind.public_name}{d}d" for kind in OPTIONS.values() if kind.public_name for d in (1, 2, 3)})
+_KERNELS = ("DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel")
 _ROOM_OF_NAME = {
-    **dict.fromkeys(["DotProduct", "EmbeddedGaussian", "GaussianRBF", "SeriesKernel"], "kernel_functions"),
+    **dict.fromkeys(_KERNELS, "kernel_functions"),
     **dict.fromkeys(["CGNLStream3d", "fuse_blocks", *_BLOCKS], "blocks"),
     **dict.fromkeys(["insert_blocks", "remove_blocks"], "insertion"),
 }
 _ROOMS = ("data", "networks", "ops", "recipes", "training")
 
 __all__ = [
-    "DotProduct",
-    "EmbeddedGaussian",
-    "GaussianRBF",
-    "SeriesKernel",
     "data",
     "fuse_blocks",
     "insert_blocks",
@@ -42,7 +39,7 @@ __all__ = [
     "remove_blocks",
     "training",
 ]
-__all__ += ["CGNLStream3d", *_BLOCKS]
+__all__ += ["CGNLStream3d", *_BLOCKS, *_KERNELS]
 
 
 def __getattr__(name: str) -> Any:

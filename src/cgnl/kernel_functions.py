@@ -8,7 +8,8 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, Eq. 9
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +29,11 @@ class KernelFunction:
 
         @property
         def coefficients(self) -> Sequence[float]: ...
+
+    @property
+    def words(self) -> str:
+        """The name for people, with its settings but without the order."""
+        return "kernel function of your own"
 
     def exact(self, t: Tensor, u: Tensor) -> Tensor:
         """Return the kernel function itself, elementwise on tensors that broadcast."""
@@ -68,6 +74,10 @@ class DotProduct(KernelFunction):
     """
 
     @property
+    def words(self) -> str:
+        return "dot product"
+
+    @property
     def coefficients(self) -> tuple[float, ...]:
         return (0.0, 1.0)
 
@@ -94,6 +104,10 @@ class EmbeddedGaussian(KernelFunction):
 
     def __post_init__(self) -> None:
         _check_order(self.order)
+
+    @property
+    def words(self) -> str:
+        return "embedded Gaussian"
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -143,6 +157,10 @@ class GaussianRBF(KernelFunction):
         if not isinstance(self.gamma, int | float) or not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma ({self.gamma!r}) must be a finite number above 0")
         check_choice("beta", self.beta, get_args(RBFBeta))
+
+    @property
+    def words(self) -> str:
+        return f"Gaussian RBF (gamma {self.gamma:g}, {self.beta} beta)"
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -202,34 +220,52 @@ class SeriesKernel(KernelFunction):
         return self.function(t, u)
 
 
-_BY_NAME: dict[str, Callable[[], KernelFunction]] = {
+def _own_series(coefficients: Sequence[float]) -> SeriesKernel:
+    """Return the kernel function that is a power series of t u, exactly."""
+    return SeriesKernel(partial(_power_series, coefficients), coefficients)
+
+
+def _power_series(coefficients: Sequence[float], t: Tensor, u: Tensor) -> Tensor:
+    product, total = t * u, torch.zeros_like(t * u)
+    for a2 in reversed(coefficients):
+        total = total * product + a2
+    return total
+
+
+_BY_NAME: dict[str, Callable[..., KernelFunction]] = {
     "dot": DotProduct,
     "embedded_gaussian": EmbeddedGaussian,
     "rbf": GaussianRBF,
+    "series": _own_series,
 }
 
 
-def resolve_kernel_function(kernel: str | KernelFunction) -> KernelFunction:
+def resolve_kernel_function(kernel: str | KernelFunction, **options: Any) -> KernelFunction:
     """Return the kernel function that a ``kernel`` argument means.
 
     Args:
-        kernel: ``"dot"``, ``"embedded_gaussian"`` or ``"rbf"`` (the paper's settings), or a kernel function.
+        kernel: ``"dot"``, ``"embedded_gaussian"`` or ``"rbf"`` (the paper's settings), ``"series"`` with
+            ``coefficients``, or a kernel function.
+        options: Settings of a kernel function given by name, such as ``order``; None for its own.
 
     Returns:
         The kernel function.
 
     Raises:
-        ValueError: The name is unknown, or ``kernel`` is neither a name nor a kernel function.
+        ValueError: The name is unknown, a setting is outside its range, or ``kernel`` is neither a name nor a kernel
+            function.
 
     Example:
-        >>> resolve_kernel_function("rbf")
-        GaussianRBF(gamma=0.0001, order=3, beta='constant')
+        >>> resolve_kernel_function("rbf", order=2)
+        GaussianRBF(gamma=0.0001, order=2, beta='constant')
     """
     if isinstance(kernel, KernelFunction):
         return kernel
-    if isinstance(kernel, str) and kernel in _BY_NAME:
-        return _BY_NAME[kernel]()
-    raise ValueError(f"kernel ({kernel!r}) must be one of {', '.join(map(repr, _BY_NAME))} or a kernel function")
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(kernel, str) and kernel in _BY_NAME and (kernel != "series" or given):
+        return _BY_NAME[kernel](**given)
+    names = ", ".join(repr(name) for name in _BY_NAME if name != "series")
+    raise ValueError(f"kernel ({kernel!r}) must be one of {names} or a kernel function")
 
 
 def _check_order(order: int) -> None:

@@ -18,7 +18,7 @@ from cgnl.blocks.grouped import GeneralizedNonLocal1d, GeneralizedNonLocal2d, Ge
 from cgnl.blocks.non_local import NonLocal1d, NonLocal2d, NonLocal3d, sub_sampled
 from cgnl.blocks.residual import ResidualBlock1d, ResidualBlock2d, ResidualBlock3d
 from cgnl.blocks.squeeze_excitation import SqueezeExcitation1d, SqueezeExcitation2d, SqueezeExcitation3d
-from cgnl.kernel_functions import EmbeddedGaussian, GaussianRBF, KernelFunction, SeriesKernel, resolve_kernel_function
+from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import scale_factor
 from cgnl.settings.blocks import check_names, default_options
 from cgnl.settings.trust import import_named
@@ -248,7 +248,7 @@ def block_maker(
     reduction, inner_channels = arguments.pop("channel_reduction"), arguments.pop("inner_channels")
     if "kernel" in arguments:
         of_kernel = {name: arguments.pop(name) for name in ("order", "gamma", "beta", "coefficients")}
-        arguments["kernel"] = _kernel_function(arguments["kernel"], of_kernel)
+        arguments["kernel"] = resolve_kernel_function(arguments["kernel"], **of_kernel)
 
     def make(channels: int) -> nn.Module:
         if inner_channels is None and channels % reduction:
@@ -257,19 +257,3 @@ def block_maker(
         return KINDS[block].classes[num_axes - 1](channels, inner_channels=inner, **arguments)
 
     return make
-
-
-def _kernel_function(kernel: str | KernelFunction, options: Mapping[str, Any]) -> KernelFunction:
-    given = {name: value for name, value in options.items() if value is not None}
-    if kernel == "series":
-        coefficients = tuple(given["coefficients"])
-        return SeriesKernel(partial(_power_series, coefficients), coefficients)
-    named = {"embedded_gaussian": EmbeddedGaussian, "rbf": GaussianRBF}
-    return named[kernel](**given) if kernel in named and given else resolve_kernel_function(kernel)
-
-
-def _power_series(coefficients: tuple[float, ...], t: Tensor, u: Tensor) -> Tensor:
-    product, total = t * u, torch.zeros_like(t * u)
-    for a2 in reversed(coefficients):
-        total = total * product + a2
-    return total

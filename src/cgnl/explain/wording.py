@@ -28,16 +28,10 @@ def kind_in_words(block: BlockTrace) -> str:
 
 def _kernel_in_words(block: BlockTrace) -> str:
     kernel = block.kernel
-    if isinstance(kernel, DotProduct):
-        return "dot product"
-    if isinstance(kernel, EmbeddedGaussian):
-        name = "embedded Gaussian"
-    elif isinstance(kernel, GaussianRBF):
-        name = f"Gaussian RBF (gamma {kernel.gamma:g}, {kernel.beta} beta)"
-    else:
-        name = "kernel function of your own"
     assert kernel is not None
-    return name if block.kind == "gnl" else f"{name} to order {len(kernel.coefficients) - 1}"
+    # the series of the dot product is the dot product
+    whole = block.kind == "gnl" or isinstance(kernel, DotProduct)
+    return kernel.words if whole else f"{kernel.words} to order {len(kernel.coefficients) - 1}"
 
 
 def statement(block: BlockTrace, view: View = "row") -> str:
