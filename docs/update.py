@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.measure.tables import Table, shape, tables_of, times_with_quartiles
-from cgnl.recipes import RECIPES
-from cgnl.recipes.registry import PaperRow
+from cgnl.recipes.registry import RECIPES, listed
+from cgnl.recipes.rows import COSTS, pair
 from cgnl.tasks import recipe_cost
 
 ROOT = Path(__file__).parent.parent
@@ -442,25 +442,25 @@ _AVERAGE_PRECISIONS = ("paper AP", "paper AP50", "paper AP75", "released code AP
 
 
 def recipes() -> str:
-    """Every row of the paper that has a recipe."""
-    tables: dict[str, list[tuple[PaperRow, str]]] = {}
-    for entry in RECIPES.values():
-        for row in entry.rows:
-            tables.setdefault(row.table, []).append((row, entry.name))
+    """Return every row of the paper that has a recipe."""
     parts = []
-    for name in sorted(tables):
-        detection = any(row.box_ap is not None for row, _ in tables[name])
+    for name, lines in listed().items():
+        if name is None:
+            continue
+        detection = any(entry.base.backbone_alone for _, entry in lines)
         rows = []
-        for row, recipe_name in tables[name]:
-            cost = recipe_cost(RECIPES[recipe_name].make())
+        for row, entry in lines:
+            assert row is not None
+            paper = [pair(row.paper[k::3]) for k in range(3)] if detection else [pair(row.paper)]
             rows.append(
                 (
                     row.row,
-                    f"`{recipe_name}`",
-                    *(_average_precisions(row) if detection else _accuracies(row)),
+                    f"`{entry.name}`",
+                    *paper,
+                    pair(row.released, 1 if detection else 2),
                     "not run",
-                    f"{cost.parameters / 1e6:.1f} M",
-                    f"{cost.multiplications / 1e9:.1f} G",
+                    f"{entry.cost.parameters / 1e6:.1f} M",
+                    f"{entry.cost.multiplications / 1e9:.1f} G",
                 )
             )
         numbers = _AVERAGE_PRECISIONS if detection else _ACCURACIES
@@ -469,21 +469,12 @@ def recipes() -> str:
     return "\n\n".join(parts)
 
 
-def _accuracies(row: PaperRow) -> tuple[str, ...]:
-    return _pair(row.top1, row.top5), _pair(row.released_top1, row.released_top5)
-
-
-def _average_precisions(row: PaperRow) -> tuple[str, ...]:
-    return (
-        _pair(row.box_ap, row.mask_ap),
-        _pair(row.box_ap50, row.mask_ap50),
-        _pair(row.box_ap75, row.mask_ap75),
-        _pair(row.released_box_ap, row.released_mask_ap, digits=1),
+def write_costs() -> None:
+    """Count what every recipe's network costs, and write the file that is read everywhere else."""
+    lines = (
+        f"  {json.dumps(name)}: {json.dumps(recipe_cost(entry.make())._asdict())}" for name, entry in RECIPES.items()
     )
-
-
-def _pair(first: float | None, second: float | None, digits: int = 2) -> str:
-    return " / ".join(f"{value:.{digits}f}" for value in (first, second) if value is not None)
+    COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 MADE: dict[str, Callable[[], str]] = {
@@ -524,5 +515,6 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
+    write_costs()
     for page in PAGES:
         page.write_text(updated(page.read_text()))

@@ -13,7 +13,7 @@ from cgnl.explain.coverage import COVERERS, measure, seen_parts
 from cgnl.explain.geometry import view_of
 from cgnl.explain.score import scores_figure, scores_table
 from cgnl.networks.image import resnet18
-from cgnl.recipes.toy import actions_resnet18_cgnl, birds_resnet18_cgnl, flock_maskrcnn_resnet18_cgnl
+from cgnl.recipes import RECIPES
 from cgnl.settings.image import NetworkConfig
 from cgnl.tasks import TrainedNetwork, score_parts
 from cgnl.toy.birds import draw_birds
@@ -160,7 +160,7 @@ def birds(tmp_path_factory):
 def untrained(block="cgnl", **options):
     """An untrained network on 112 x 112 pixels, whose block has 7 x 7 positions: one more than the pooling takes."""
     torch.manual_seed(0)
-    recipe = birds_resnet18_cgnl()
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
     recipe = dataclasses.replace(recipe, network=NetworkConfig(arch="resnet18", block=block))
     network = resnet18(block, num_classes=4, **options).eval()
     return TrainedNetwork(network, recipe, "birds", tuple("abcd"), (0.5,) * 3, (0.25,) * 3, 0, 0)
@@ -251,8 +251,8 @@ def test_an_unreadable_image_is_counted(birds, tmp_path):
 def test_what_cannot_be_scored_is_refused(birds, tmp_path):
     trained = untrained()
     for recipe, kind in (
-        (actions_resnet18_cgnl(), "a network of videos"),
-        (flock_maskrcnn_resnet18_cgnl(), "a detector"),
+        (RECIPES["actions-resnet18-cgnl"].make(), "a network of videos"),
+        (RECIPES["flock-maskrcnn-resnet18-cgnl"].make(), "a detector"),
     ):
         with pytest.raises(ValueError, match=f"birds is {kind}"):
             score_parts(dataclasses.replace(trained, recipe=recipe), birds)

@@ -71,7 +71,7 @@ def test_a_smoke_variant_shrinks_only_pixels_images_and_steps(name, tmp_path):
     assert (small.task, small.schedule) == (full.task, full.schedule)
     changed = {
         f"{part}.{field.name}"
-        for part in ("network", "data", "optimizer", "trainer")
+        for part in ("network", "block", "data", "optimizer", "trainer")
         for field in dataclasses.fields(getattr(full, part))
         if getattr(getattr(full, part), field.name) != getattr(getattr(small, part), field.name)
     }

@@ -24,7 +24,13 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     if (block := _last_value("--network.block", arguments)) is not None:
         recipe = replace(recipe, network=replace(recipe.network, block=block))
     arguments = [_option_of_block(argument, recipe) for argument in arguments]
-    about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[command.split()[0]]
+    from cgnl.recipes import RECIPES
+
+    verb, name = command.split(maxsplit=1)
+    about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[verb]
+    about += ": every field of the recipe is an option."
+    if name in RECIPES:
+        about = f"{RECIPES[name].doc}\n\n{about}"
     # the fields of a dataclass come from its last base first
     kind = make_dataclass(
         "Options", [("block", type(recipe.block), field(default=recipe.block))], bases=(more, type(recipe)), frozen=True
@@ -32,7 +38,7 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     return tyro.cli(
         kind,
         prog=f"cgnl {command}",
-        description=f"{about}: every field of the recipe is an option.",
+        description=about,
         default=kind(**parts_of(recipe)),
         args=arguments,
     )
@@ -96,7 +102,8 @@ def take_recipe(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, li
             print("CHECKPOINT is a file or a run folder; of several the mean is given, too.")
             print("A RECIPE in its place tests its --network.weights.\n")
         print("RECIPE is one of these names, a YAML file, or a run folder:")
-        print("\n".join(f"  {name}" for name in RECIPES))
+        width = max(map(len, RECIPES))
+        print("\n".join(f"  {name:{width}}  {entry.words}" for name, entry in RECIPES.items()))
         print(f"\nOptions of one: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     name, recipe = load_recipe(arguments[0])

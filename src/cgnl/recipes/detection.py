@@ -7,43 +7,22 @@ schedule for the NL block (that of the other rows). The start weights of the bac
 docs/paper-tables.md has the source of every field.
 """
 
-import dataclasses
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
+from cgnl.recipes.rows import Base
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig, DetectionRecipe
+from cgnl.settings.image import Recipe
 from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _LR = 0.01
+_STEPS = 180_000
 
 
-def coco(
-    network: DetectionNetworkConfig,
-    *,
-    steps: int = 180_000,
-    milestones: tuple[int, ...] = (120_000, 160_000),
-    warmup: int = 500,
-    **block: Any,
-) -> DetectionRecipe:
-    """Return the training of Mask R-CNN on COCO 2017 at 800 pixels, from a backbone with ImageNet weights.
-
-    The stem and the first stage stay as they are, and so do all norms of the backbone; the block's own is trained.
-
-    Args:
-        network: Architecture, neck and blocks; its start weights are replaced.
-        steps: Length of the training (optimizer steps of 8 images).
-        milestones: Steps at which the learning rate drops to a tenth.
-        warmup: Length of the linear warm-up from a third of the learning rate (steps).
-        block: Options of the blocks.
-    """
+def _coco(values: Mapping[str, Any]) -> Recipe:
     recipe = DetectionRecipe(
-        network=dataclasses.replace(
-            network,
-            backbone_norm="frozen",
-            weights=None,
-            backbone_weights="IMAGENET1K_V1",
-            rois=512,
-        ),
+        network=DetectionNetworkConfig(neck="c4", backbone_norm="frozen", backbone_weights="IMAGENET1K_V1", rois=512),
         data=DetectionDataConfig(size=800, max_size=1333, flip=0.5, batch_size=8),
         optimizer=OptimizerConfig(
             name="sgd",
@@ -55,14 +34,18 @@ def coco(
             bias_lr_factor=2.0,
         ),
         schedule=ScheduleConfig(
-            kind="steps", unit="step", warmup=warmup, warmup_start_lr=_LR / 3, milestones=milestones
+            kind="steps", unit="step", warmup=500, warmup_start_lr=_LR / 3, milestones=(120_000, 160_000)
         ),
         trainer=TrainerConfig(
             # no epoch is shorter than a step, so that it is the steps that end the run
-            max_epochs=steps,
-            max_steps=steps,
+            max_epochs=_STEPS,
+            max_steps=_STEPS,
             test_every_n_epochs=4,
+            # the stem, the first stage and all norms of the backbone stay as they are; the block's own norm is trained
             freeze=("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1"),
         ),
     )
-    return cast(DetectionRecipe, override(recipe, {"block": block}, "recipes"))
+    return override(recipe, values, "recipes")
+
+
+COCO = Base(_coco, "COCO", "coco", backbone_alone=True)

@@ -1,8 +1,7 @@
 """The register of recipes by name, and recipes out of files."""
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 try:
@@ -10,73 +9,29 @@ try:
 except ImportError as error:
     raise ImportError("cgnl.recipes needs pyyaml: pip install 'cgnl[train]'") from error
 
+from cgnl.recipes.rows import PaperRow, RecipeEntry, Table, entries_of
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict, is_whole, override
 
-
-@dataclass(frozen=True)
-class PaperRow:
-    """One row of one table of the paper.
-
-    Args:
-        table: The table as the paper numbers it, such as ``"2a"``.
-        row: The row's label in the paper, as printed.
-        top1: Top-1 accuracy in the paper (%).
-        top5: Top-5 accuracy in the paper (%), or None where none is printed.
-        released_top1: Top-1 accuracy that the authors' released code reports (%), where it does.
-        released_top5: Top-5 accuracy likewise (%).
-        box_ap: Average precision of the boxes in the paper, the mean over IoU 0.5 to 0.95 (%).
-        box_ap50: Average precision of the boxes at IoU 0.5 in the paper (%).
-        box_ap75: Average precision of the boxes at IoU 0.75 in the paper (%).
-        mask_ap: Average precision of the masks, as ``box_ap``.
-        mask_ap50: Average precision of the masks, as ``box_ap50``.
-        mask_ap75: Average precision of the masks, as ``box_ap75``.
-        released_box_ap: Average precision of the boxes that the authors' released code reports (%), where it does.
-        released_mask_ap: Average precision of the masks likewise (%).
-    """
-
-    table: str
-    row: str
-    top1: float | None = None
-    top5: float | None = None
-    released_top1: float | None = None
-    released_top5: float | None = None
-    box_ap: float | None = None
-    box_ap50: float | None = None
-    box_ap75: float | None = None
-    mask_ap: float | None = None
-    mask_ap50: float | None = None
-    mask_ap75: float | None = None
-    released_box_ap: float | None = None
-    released_mask_ap: float | None = None
+# in the order in which they are listed
+_FILES = (
+    *("own", "table2a", "table2b", "table2c", "table2d", "channel_reduction", "table3", "table4a", "table4b"),
+    *("table4b_1000_way", "table4c", "table5", "toy"),
+)
+_MODULES = [import_module(f"cgnl.recipes.{name}") for name in _FILES]
+TABLES = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Table)]
+RECIPES: dict[str, RecipeEntry] = entries_of(TABLES)
 
 
-@dataclass(frozen=True)
-class RecipeEntry:
-    """A named recipe: the function that makes it and the rows of the paper that it serves."""
-
-    name: str
-    make: Callable[[], Recipe]
-    rows: tuple[PaperRow, ...]
-
-
-RECIPES: dict[str, RecipeEntry] = {}
-
-
-def register(*rows: PaperRow) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
-    """Put a function that makes a recipe into :data:`RECIPES`, under its own name with dashes.
-
-    Args:
-        rows: The rows of the paper that the recipe serves; none for a recipe that is ours.
-    """
-
-    def add(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
-        name = make.__name__.replace("_", "-")
-        assert name not in RECIPES, f"two recipes are named {name}"
-        RECIPES[name] = RecipeEntry(name, make, rows)
-        return make
-
-    return add
+def listed() -> dict[str | None, list[tuple[PaperRow | None, RecipeEntry]]]:
+    """Return the recipes by table of the paper, in its order; those that are ours under None."""
+    tables: dict[str | None, list[tuple[PaperRow | None, RecipeEntry]]] = {}
+    for table in TABLES:
+        for line in table.rows:
+            entry = RECIPES[line.name]
+            row = next((row for row in entry.rows if row.table == table.name), None)
+            tables.setdefault(table.name, []).append((row, entry))
+    return tables
 
 
 def load_recipe(source: str) -> tuple[str, Recipe]:

@@ -6,50 +6,32 @@ video. Nobody states the number of epochs, or those at which the learning rate d
 after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every field.
 """
 
-import dataclasses
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
+from cgnl.recipes.rows import Base
+from cgnl.settings.image import Recipe
 from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from cgnl.settings.video import VideoDataConfig, VideoNetworkConfig, VideoRecipe
 
-_WARMUP_EPOCHS = 10
-_EPOCHS = 110
-_MILESTONES = (44, 88)
 
-
-def ucf101(network: VideoNetworkConfig, **block: Any) -> VideoRecipe:
-    """Return the training of a network on UCF101 (split 1), from ImageNet weights.
-
-    Args:
-        network: Architecture and blocks; its start weights are replaced.
-        block: Options of the blocks.
-    """
-    return _recipe(network, block, VideoDataConfig(format="ucf101"))
-
-
-def mini_kinetics(network: VideoNetworkConfig, **block: Any) -> VideoRecipe:
-    """Return the training of a network on Mini-Kinetics-200, from ImageNet weights.
-
-    Args:
-        network: Architecture and blocks; its start weights are replaced.
-        block: Options of the blocks.
-    """
-    return _recipe(network, block, VideoDataConfig(format="mini_kinetics"))
-
-
-def _recipe(network: VideoNetworkConfig, block: dict[str, Any], data: VideoDataConfig) -> VideoRecipe:
+def _recipe(data: VideoDataConfig, values: Mapping[str, Any]) -> Recipe:
     recipe = VideoRecipe(
-        network=dataclasses.replace(network, weights="IMAGENET1K_V1", dropout=0.5, head="fully_convolutional"),
+        network=VideoNetworkConfig(weights="IMAGENET1K_V1", dropout=0.5, head="fully_convolutional"),
         data=data,
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0),
         schedule=ScheduleConfig(
-            kind="steps",
-            warmup=_WARMUP_EPOCHS,
-            warmup_start_lr=1e-5,
-            warmup_interval="epoch",
-            milestones=_MILESTONES,
+            kind="steps", warmup=10, warmup_start_lr=1e-5, warmup_interval="epoch", milestones=(44, 88)
         ),
-        trainer=TrainerConfig(max_epochs=_EPOCHS),
+        trainer=TrainerConfig(max_epochs=110),
     )
-    return cast(VideoRecipe, override(recipe, {"block": block}, "recipes"))
+    return override(recipe, values, "recipes")
+
+
+_UCF101, _MINI_KINETICS = VideoDataConfig(format="ucf101"), VideoDataConfig(format="mini_kinetics")
+
+UCF101 = Base(lambda values: _recipe(_UCF101, values), "UCF101", "UCF-101", "9,537 videos", sample="clip")
+MINI_KINETICS = Base(
+    lambda values: _recipe(_MINI_KINETICS, values), "Mini-Kinetics", "kinetics", "78,265 videos", sample="clip"
+)
