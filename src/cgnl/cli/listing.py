@@ -19,15 +19,15 @@ def list_recipes(*, smoke: bool) -> None:
         for name in RECIPES:
             console.print(f"cgnl train {name} --smoke", highlight=False)
         return
-    for name, lines in listed().items():
+    for title, lines in listed().items():
         detection = any(entry.base.backbone_alone for _, entry in lines)
-        table = Table(title=f"Table {name}" if name else "Our own", title_justify="left", caption_justify="left")
+        table = Table(title=f"Table {title}" if title else "Our own", title_justify="left", caption_justify="left")
         if detection:
             table.caption = "multiplications of a detector: those of its backbone, for an image of 4 : 3"
-        table.add_column("row" if name else "what it is")
+        table.add_column("row" if title else "what it is")
         table.add_column("recipe")
         of_paper = ("paper box/mask AP" if detection else "paper top-1/top-5", "released")
-        for column in (*(of_paper if name else ()), "parameters", "multiplications", "length"):
+        for column in (*(of_paper if title else ()), "parameters", "multiplications", "length"):
             table.add_column(column, justify="right")
         for row, entry in lines:
             # AP of boxes and masks out of the six numbers
