@@ -18,7 +18,13 @@ from cgnl.recipes.rows import COSTS, pair
 from cgnl.tasks import recipe_cost
 
 ROOT = Path(__file__).parent.parent
-_DOCS = ("blocks", "paper-tables", "benchmarks", "speed", "video", "detection", "explain")
+_DOCS = (
+    "paper-tables",
+    *(
+        f"measurements/{name}"
+        for name in ("accuracy", "block", "demos", "explain", "forms", "networks", "reading", "table1")
+    ),
+)
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -125,25 +131,24 @@ def gram_digits() -> str:
     return table(("maps", *titles), rows) + "\n\n" + source("gram_digits")
 
 
-def block_in_readme() -> str:
-    """The CGNL block beside the published formulation: time of a training step alone."""
+def cost_in_readme() -> str:
+    """One CGNL block in each kind of network over the plain network."""
+    words = {
+        "resnet50": "ResNet-50, images of 224 pixels",
+        "c2d_resnet50": "C2D-ResNet-50, clips of 32 frames",
+        "maskrcnn_resnet50": "Mask R-CNN with ResNet-50",
+    }
+    measured = {(row["network"], row["mode"]): row for row in result("networks_cpu")["rows"] if row["num_blocks"] == 1}
     rows = [
         (
-            f"{shape(row['shape'])}, {row['memory_format'].replace('contiguous', 'channels first').replace('_', ' ')}",
-            times_with_quartiles(row["training"]["published_over_this"]),
-            times_with_quartiles(row["training"]["over_convolutions"]),
-            f"{row['kept_over_published']:.2f}",
+            name,
+            *(f"{measured[network, mode]['time_over_plain']['median']:.2f}" for mode in ("training", "inference")),
+            f"{measured[network, 'training']['peak_over_plain']:.2f}",
         )
-        for row in result("against_published")["rows"]
-        if row["kernel"] == "dot" and row["candidate"] == "ours"
+        for network, name in words.items()
     ]
-    header = (
-        "training step at x",
-        "published / ours",
-        "ours / its four bare convolutions",
-        "bytes kept, ours / published",
-    )
-    return table(header, rows) + "\n\n" + source("against_published")
+    header = ("network", "time of a training step", "time of inference", "peak memory in training")
+    return table(header, rows) + "\n\n" + source("networks_cpu")
 
 
 def _if_measured(kind: str, device: str, make: Callable[[dict[str, Any]], str]) -> str:
@@ -152,7 +157,7 @@ def _if_measured(kind: str, device: str, make: Callable[[dict[str, Any]], str]) 
     if not (ROOT / "studies" / "results" / f"{name}.json").exists():
         options = " --device cuda" if device == "cuda" else ""
         return f"Not measured yet: `cgnl benchmark {kind}{options} --out studies/results`."
-    plot = f"![{_PLOTS[kind]}](../studies/results/{name}.png)"
+    plot = f"![{_PLOTS[kind]}](../../studies/results/{name}.png)"
     return f"{make(result(name))}\n\n{source(name)}\n\n{plot}"
 
 
@@ -259,6 +264,25 @@ def varying_part() -> str:
 def accuracy_gpu() -> str:
     """The same on a GPU."""
     return _if_measured("accuracy", "cuda", _accuracies_of_backends)
+
+
+def against_plain_loop() -> str:
+    """`cgnl train` beside Lightning's bare Trainer and a plain PyTorch loop."""
+    if not (ROOT / "studies" / "results" / "against_plain_loop.json").exists():
+        return "Not measured yet: `python studies/against_plain_loop.py`."
+    rows = [
+        (
+            row["training"],
+            f"{row['images_per_second']['median']:.2f}",
+            *(
+                f"{row[key]['median']:.3f} ({row[key]['lower_quartile']:.3f} to {row[key]['upper_quartile']:.3f})"
+                for key in ("speed_over_plain_loop", "cpu_seconds_over_plain_loop")
+            ),
+        )
+        for row in result("against_plain_loop")["rows"]
+    ]
+    header = ("training", "images/s", "speed / plain loop", "CPU seconds / plain loop")
+    return table(header, rows) + "\n\n" + source("against_plain_loop")
 
 
 def non_local() -> str:
@@ -484,7 +508,8 @@ MADE: dict[str, Callable[[], str]] = {
         algebra,
         gram_form,
         gram_digits,
-        block_in_readme,
+        cost_in_readme,
+        against_plain_loop,
         table1,
         table1_gpu,
         block_costs,

@@ -163,12 +163,12 @@ def seconds_of_training(name: str, recipe: Recipe, arguments: argparse.Namespace
 
 def main() -> None:
     """Train in turns and write the record."""
-    parser = study(__file__, __doc__, repeats=9)
+    parser = study(__file__, __doc__, repeats=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--arch", choices=("resnet18", "resnet50"), default="resnet50")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--size", type=int, default=96, help="pixels")
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of a turn that count")
+    parser.add_argument("--size", type=int, default=128, help="pixels")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a turn that count")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     arguments = begin(parser)
     with tempfile.TemporaryDirectory() as folder:
