@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/blocks.md", "docs/insertion.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/blocks.md", "docs/insertion.md", "docs/detection.md", "docs/explain.md"]
+)
 def test_python_examples_run_in_order(name):
     examples = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
     assert examples
@@ -19,11 +21,59 @@ def test_python_examples_run_in_order(name):
         exec(compile(example, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_anchors_are_headings(page):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert anchor in anchors(page.parent / target if target else page), f"{page.name}: {target}#{anchor}"
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def commands_in_pages():
+    """Every command line of cgnl in the pages, as lists of words."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.partition("#")[0].split()
+                if "cgnl" in words:
+                    found.append(words[words.index("cgnl") + 1 :])
+    return found
+
+
+def test_commands_in_pages_have_only_options_that_exist(capsys):
+    from cgnl.cli import main
+
+    helps = {}
+    for command in commands_in_pages():
+        # the settings of a run are those of the recipe that it began with, here any recipe
+        place = command[:2] if command[0] in ("train", "data", "benchmark") else command[:1]
+        if command[0] == "train" and command[1].startswith("runs/"):
+            place = ["train", "cub-resnet50-cgnl"]
+        if tuple(place) not in helps:
+            with pytest.raises(SystemExit) as ended:
+                main([*place, "--help"])
+            assert ended.value.code == 0, place
+            helps[tuple(place)] = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+        options = {word.partition("=")[0] for word in command if word.startswith("--")}
+        assert options <= helps[tuple(place)], f"cgnl {' '.join(command)}"
 
 
 def test_made_parts_are_up_to_date():
