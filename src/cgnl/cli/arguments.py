@@ -4,12 +4,27 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass, replace
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from cgnl.settings.blocks import BLOCK_OPTIONS, check_names
+from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
 from cgnl.settings.image import Recipe
+
+_METAVARS = {
+    "block": f"{{{','.join(OPTIONS)}}}|CLASS",
+    **dict.fromkeys(["root", "train_images", "test_images", "run", "out"], "FOLDER"),
+    "annotations": "FILE|FOLDER",
+    **dict.fromkeys(["weights", "backbone_weights"], "NAME|FILE"),
+    **dict.fromkeys(["places", "freeze"], "[PATH ...]"),
+}
+
+
+_HELP_OF_BLOCK = "Kind of block: {}, or a class of your own such as mypackage.MyBlock.".format(
+    ", ".join(f"{name} ({kind.words})" if kind.words else name for name, kind in OPTIONS.items())
+)
 
 
 def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:
@@ -30,18 +45,59 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[verb]
     about += ": every field of the recipe is an option."
     if name in RECIPES:
-        about = f"{RECIPES[name].doc}\n\n{about}"
-    # the fields of a dataclass come from its last base first
-    kind = make_dataclass(
-        "Options", [("block", type(recipe.block), field(default=recipe.block))], bases=(more, type(recipe)), frozen=True
-    )
-    return tyro.cli(
-        kind,
+        about = "\n\n".join([*RECIPES[name].doc.splitlines(), about])
+    parts = parts_of(recipe)
+    shown = {name: _shown(part) for name, part in parts.items()}
+    options = [(name, type(part), field(default=part)) for name, part in shown.items()]
+    # a dataclass takes its fields from its last base first
+    parsed = tyro.cli(
+        make_dataclass("Options", options, bases=(type(_shown(more())),), frozen=True),
         prog=f"cgnl {command}",
         description=about,
-        default=kind(**parts_of(recipe)),
         args=arguments,
     )
+    chosen = {name: type(part)(**_values(getattr(parsed, name))) for name, part in parts.items()}
+    return SimpleNamespace(**(vars(parsed) | chosen))
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {part.name: getattr(config, part.name) for part in fields(config)}
+
+
+def _shown(config: Any) -> Any:
+    """Return settings as the same of a subclass whose options name their values, and no default that is None."""
+    hints = get_type_hints(type(config))
+    notes = {
+        part.name: tyro.conf.arg(
+            metavar=_metavar(part.name, hints[part.name]),
+            help=_HELP_OF_BLOCK if part.name == "block" else None,
+            help_behavior_hint="" if getattr(config, part.name) is None else None,
+        )
+        for part in fields(config)
+    }
+    kind = make_dataclass(
+        type(config).__name__,
+        [
+            (name, Annotated[hints[name], note], field(default=getattr(config, name)))  # type: ignore[misc]
+            for name, note in notes.items()
+        ],
+        bases=(type(config),),
+        namespace={"__doc__": type(config).__doc__},
+        frozen=True,
+    )
+    return kind()
+
+
+def _metavar(name: str, hint: Any) -> str | None:
+    """Return the words for an option's value, None for those of its type."""
+    if name in _METAVARS:
+        return _METAVARS[name]
+    if hint in (Path, Path | None):
+        return "FILE"
+    optional = [kind for kind in get_args(hint) if kind is not type(None)]
+    if type(None) in get_args(hint) and len(optional) == 1 and optional[0] in (int, float, str, bool):
+        return {int: "INT", float: "FLOAT", str: "TEXT", bool: "{True,False}"}[optional[0]]
+    return None
 
 
 def _last_value(option: str, arguments: Sequence[str]) -> str | None:

@@ -15,6 +15,8 @@ class BlockOptions:
 
     public_name: ClassVar[str] = ""
     """Name of the kind's classes in ``cgnl``, without ``1d``, ``2d`` or ``3d``."""
+    words: ClassVar[str] = ""
+    """What the kind is, beside its name in help texts."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class ResidualOptions(ShellOptions):
     """The options of a residual block, which has no attention."""
 
     public_name: ClassVar[str] = "ResidualBlock"
+    words: ClassVar[str] = "no attention"
     groups: Literal["auto"] | int = 8
     """Groups of conv_z; auto is the largest number up to 8 that divides the channels."""
 
@@ -59,6 +62,7 @@ class NonLocalOptions(ShellOptions):
     """The options of a non-local block."""
 
     public_name: ClassVar[str] = "NonLocal"
+    words: ClassVar[str] = "non-local"
     pairwise: Literal["embedded_gaussian", "gaussian", "dot_product", "dot_product_sum", "concatenation"] = (
         "embedded_gaussian"
     )
@@ -129,6 +133,7 @@ class CGNLOptions(ShellOptions):
 class CGNLXOptions(CGNLOptions):
     """The options of a CGNLx block: CGNL with the Gaussian RBF."""
 
+    words: ClassVar[str] = "CGNL with the Gaussian RBF"
     kernel: Literal["rbf"] = "rbf"
     """Kernel function, which is always rbf."""
     coefficients: None = None
@@ -145,6 +150,7 @@ class GeneralizedNonLocalOptions(CGNLOptions):
     """The options of a generalized non-local block: the exact form of CGNL, at quadratic cost."""
 
     public_name: ClassVar[str] = "GeneralizedNonLocal"
+    words: ClassVar[str] = "exact CGNL"
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ class GlobalContextOptions(SizedOptions):
     """The options of a global context block (GCNet)."""
 
     public_name: ClassVar[str] = "GlobalContext"
+    words: ClassVar[str] = "global context"
     channel_reduction: int = 16
     """Channels of the map over the block's inner channels."""
 
@@ -161,6 +168,7 @@ class SqueezeExcitationOptions(SizedOptions):
     """The options of a squeeze-and-excitation block."""
 
     public_name: ClassVar[str] = "SqueezeExcitation"
+    words: ClassVar[str] = "squeeze-and-excitation"
     channel_reduction: int = 16
     """Channels of the map over the block's inner channels."""
 

@@ -19,8 +19,7 @@ class DetectionNetworkConfig:
     neck: Literal["c4", "fpn"] = "fpn"
     """c4: RoIs of the res4 map go through res5; fpn: torchvision's feature pyramid, with blocks inside the stages."""
     block: str = "cgnl"
-    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention), gnl (exact CGNL),
-    gc (global context), se (squeeze-and-excitation), or a class of your own such as mypackage.MyBlock."""
+    """Kind of block, or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()

@@ -19,8 +19,7 @@ class NetworkConfig:
     arch: Architecture = "resnet50"
     """Residual network of torchvision that the blocks go into."""
     block: str = "cgnl"
-    """Block: none, nl (non-local), cgnl, cgnlx (CGNL with the Gaussian RBF), residual (no attention), gnl (exact CGNL),
-    gc (global context), se (squeeze-and-excitation), or a class of your own such as mypackage.MyBlock."""
+    """Kind of block, or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()

@@ -1,0 +1,78 @@
+"""A block out of a package of one's own: trained by its name, and run later only where the user trusts it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cgnl.recipes import RECIPES
+from cgnl.settings.reading import override
+from cgnl.tasks import load_trained
+
+MODULE = """
+import torch
+
+open("imported", "w").close()
+
+class Shift(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x):
+        return x + self.shift
+"""
+SMALL = ["--data.size=32", "--data.resize=36", "--data.batch-size=8", "--data.workers=0", "--trainer.max-epochs=1"]
+
+
+def cgnl(folder, *arguments):
+    """Run a command as a user does, in a folder with a module of theirs."""
+    (folder / "imported").unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(
+        [sys.executable, "-m", "cgnl", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(class_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "myblocks.py").write_text(textwrap.dedent(MODULE))
+    options = [f"--data.root={class_folders}", "--data.format=auto", "--run=run", *SMALL]
+    done = cgnl(folder, "train", "birds-resnet18-cgnl", "--network.block", "myblocks.Shift", *options)
+    assert done.returncode == 0, done.stderr
+    assert "last epoch: top-1" in done.stdout
+    return folder
+
+
+def test_a_run_alone_does_not_run_the_package(run, class_folders):
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    for command in (["predict", "run", image], ["evaluate", "run"], ["explain", "run", image]):
+        done = cgnl(run, *command)
+        assert done.returncode == 2
+        assert done.stderr.startswith("cgnl: myblocks.Shift is code of another package")
+        assert "--trust myblocks" in done.stderr
+        assert not (run / "imported").exists()
+    with pytest.raises(ValueError, match=r"myblocks\.Shift is code of another package"):
+        load_trained(run / "run")
+
+
+def test_a_trusted_run_predicts_and_shows_the_effect_of_its_block(run, class_folders):
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    done = cgnl(run, "predict", "run", image, "--trust", "myblocks")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("%") == 3
+    done = cgnl(run, "explain", "run", image, "--trust=myblocks", "--out", "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "block of your own (Shift)" in (run / "page.html").read_text()
+
+
+def test_options_that_it_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"block\.groups is no option of block myblocks\.Shift, which has: none"):
+        override(RECIPES["birds-resnet18-cgnl"].make(), {"network": {"block": "myblocks.Shift", "groups": 8}}, "a file")
