@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from cgnl.blocks.kinds import KINDS
 from cgnl.recipes import RECIPES, load_recipe
 from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.tasks import build_network, load_trained, train
@@ -125,3 +126,36 @@ def test_a_checkpoint_of_before_is_read_and_its_run_goes_on(class_folders, tmp_p
         assert torch.equal(value, weights[key]), key
     train(override(recipe, {"trainer": {"max_epochs": 2}}, ""), tmp_path / "run", resume=True, progress=False)
     assert load_trained(path).epoch > trained.epoch
+
+
+@pytest.mark.parametrize("name", OF_EACH_TASK)
+@pytest.mark.parametrize("block", ["gnl", "gc", "se", "residual", "nl", "cgnlx"])
+def test_each_kind_goes_into_each_task_at_the_places_that_are_named(name, block):
+    values = {"network": {"block": block, "places": ["layer2.1", "layer3.0"]}, "block": {"inner_channels": 16}}
+    recipe = override(RECIPES[name].make(), values, "test")
+    network = build_network(recipe, 3)
+    blocks = {path: block for path, block in network.named_modules() if path.endswith("inserted_block")}
+    body = "backbone.body." if recipe.task == "detection" else ""
+    assert list(blocks) == [f"{body}layer2.1.inserted_block", f"{body}layer3.0.inserted_block"]
+    assert {type(block) for block in blocks.values()} == {KINDS[block].classes[2 if recipe.task == "video" else 1]}
+
+
+@pytest.mark.parametrize("block", ["gnl", "gc", "se"])
+def test_a_new_kind_is_trained_and_loaded(block, class_folders, tmp_path):
+    values = {
+        "network": {"block": block},
+        "data": {"format": "folders", "size": 32, "resize": 36, "batch_size": 8, "workers": 0},
+        "schedule": {"kind": "constant", "warmup": 0.0},
+        "trainer": {"max_epochs": 1},
+    }
+    recipe = override(RECIPES["birds-resnet18-cgnl"].make(), values, "test")
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=class_folders))
+    train(recipe, tmp_path / "run", progress=False)
+    trained = load_trained(tmp_path / "run" / "last.ckpt")
+    assert trained.recipe == recipe
+    x = torch.randn(1, 256, 4, 4)
+    assert not torch.equal(first_block(trained.network)(x), x)
+    # and its run goes on
+    train(override(recipe, {"trainer": {"max_epochs": 2}}, ""), tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"network\.block was .*, now nl"):
+        train(override(recipe, {"network": {"block": "nl"}}, ""), tmp_path / "run", resume=True, progress=False)
