@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,17 +30,6 @@ from cgnl.training.module import TrainingModule
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
 from cgnl.training.task import Task
 from cgnl.training.trained import FORMAT, run_entry
-
-# What may differ between a run and its continuation: where things are, and what does not touch the numbers.
-_FREE_TO_CHANGE = {
-    "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
-    "data.annotations", "data.index", "data.decode_timeout",
-    "data.test_clips", "data.test_crops", "data.views_per_step",
-    "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
-    "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
-    "data.train_annotations", "data.test_annotations", "data.train_images", "data.test_images",
-    "network.weights", "network.new_classifier", "network.backbone_weights", "block.g_std",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -251,10 +240,10 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
                 "its run cannot go on"
             )
         stored = from_dict(entry["recipe"], str(checkpoint))
-        before, now = to_dict(stored), to_dict(recipe)
-        if before["task"] != now["task"]:
-            raise DataError(f"{checkpoint} holds a run of the task {before['task']}; it cannot go on as {now['task']}")
-        changed = _differences(before, now)
+        if type(stored) is not type(recipe):
+            tasks = [to_dict(each)["task"] for each in (stored, recipe)]
+            raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot go on as {tasks[1]}")
+        changed = _differences(stored, recipe)
         if stored.schedule.kind == "cosine":
             in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
             end = "max_steps" if in_steps else "max_epochs"
@@ -281,14 +270,16 @@ def _check_same_data(checkpoint: Path, data: SampleData) -> None:
         )
 
 
-def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(stored: Any, given: Any, prefix: str = "") -> list[str]:
+    """Return what differs between two recipes, except fields that may change when a run goes on."""
     found = []
-    for key, value in stored.items():
-        field = f"{prefix}{key}"
-        if isinstance(value, dict):
-            found += _differences(value, given[key], f"{field}.")
-        elif value != given.get(key) and field not in _FREE_TO_CHANGE:
-            found.append(f"{field} was {value}, now {given.get(key)}")
+    for field in fields(stored):
+        before, now, name = getattr(stored, field.name), getattr(given, field.name), f"{prefix}{field.name}"
+        if is_dataclass(before):
+            # options of blocks of two kinds have nothing to compare, and the kinds are a difference of their own
+            found += _differences(before, now, f"{name}.") if type(before) is type(now) else []
+        elif before != now and not field.metadata.get("free"):
+            found.append(f"{name} was {before}, now {now}")
     return found
 
 
