@@ -184,12 +184,12 @@ MISTAKES = {
         "x.txt does not exist",
     ),
     "a network option for a checkpoint": (["evaluate", "{run}", "--network.groups=4"], "cannot be changed"),
-    "a score of a classifier": (["predict", "{run}", "x.jpg", "--score=0.5"], "score (0.5) needs a detector"),
+    "a score of a classifier": (["predict", "{run}", "x.jpg", "--score=0.5"], "score (0.5) does nothing here"),
     "no top": (["predict", "{run}", "x.jpg", "--top=-1"], "top (-1) must be at least 1"),
-    "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) needs a detector"),
+    "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) does nothing here"),
     "a timeline of images": (
         ["predict", "{run}", "x.jpg", "--timeline=t.csv"],
-        "timeline (t.csv) needs a video network",
+        "timeline (t.csv) does nothing here",
     ),
     "a recipe file with a wrong name": (["train", "{yaml}"], "there is no recipe 'cub-resnet50-cgml'; near names"),
     "a crop larger than the image": (

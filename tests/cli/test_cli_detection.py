@@ -161,8 +161,11 @@ def test_evaluate_tests_torchvisions_weights_on_data_of_their_classes(capsys, fl
 
 
 MISTAKES = {
-    "a timeline of a detector": (["predict", "{run}", "{image}", "--timeline=t.csv"], "timeline (t.csv) needs a video"),
-    "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) needs a network that classifies"),
+    "a timeline of a detector": (
+        ["predict", "{run}", "{image}", "--timeline=t.csv"],
+        "timeline (t.csv) does nothing here",
+    ),
+    "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) does nothing here"),
     "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would write the picture over the image"),
     "a folder of the image": (["predict", "{run}", "{image}", "{copy}", "--out={tmp}"], "over the image {copy}"),
     "one picture of two images": (
