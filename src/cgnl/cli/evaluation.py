@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
+from cgnl.cli.options import OptionalFolder
 from cgnl.settings.blocks import BlockOptions
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig
 from cgnl.settings.image import DataConfig, NetworkConfig
@@ -18,11 +19,11 @@ AnyDataConfig = DataConfig | DetectionDataConfig
 
 @dataclass(frozen=True)
 class TestOptions:
-    """What `cgnl evaluate` takes besides a recipe's fields."""
+    """The options of `cgnl evaluate` besides a recipe's fields."""
 
-    out: Path | None = None
+    out: OptionalFolder = None
     """Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...); by default evaluation/ in the
-    run's folder. Of several networks each has a folder in it: 1, 2, ..."""
+    run's folder. With several networks, each gets its own folder in it: 1, 2, ..."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -4,43 +4,54 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.conf import Positional
+
+from cgnl.cli.options import (
+    Checkpoint,
+    Files,
+    OptionalCheckpoint,
+    OptionalFile,
+    OptionalFolder,
+    OptionalInt,
+    OptionalText,
+)
 
 
 def explain(
-    checkpoint: tyro.conf.Positional[Path],
-    inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
-    beside: Path | None = None,
-    at: str | None = None,
-    figure: Literal[1, 5, 6] | None = None,
-    out: Path | None = None,
-    block: str | None = None,
-    channel: int | None = None,
+    checkpoint: Positional[Checkpoint],
+    inputs: Positional[Files] = (),
+    beside: OptionalCheckpoint = None,
+    at: OptionalText = None,
+    figure: Annotated[Literal[1, 5, 6] | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    out: OptionalFile = None,
+    block: OptionalText = None,
+    channel: OptionalInt = None,
     mistakes: int = 0,
     score: bool = False,
-    data: Path | None = None,
-    limit: int | None = None,
+    data: OptionalFolder = None,
+    limit: OptionalInt = None,
     seed: int = 0,
 ) -> None:
-    """Show what the blocks of a network relate in images and videos: a page to click in, or a figure of the paper.
+    """Show which positions the blocks of a network relate: a page to click in, or a figure of the paper.
 
     Args:
-        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
-        inputs: Images; for a video network videos, or folders of frames.
-        beside: Another network, shown beside the first: one with an NL block, for instance.
-        at: Where to start, as x,y (pixels of the image) or x,y,frame (of the clip, from 0); by default where the
-            block's g is strongest.
+        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
+        inputs: Image files; for a video classifier, video files or folders of frames.
+        beside: Show a second network beside the first, for instance one with an NL block.
+        at: Start at this position, x,y (pixels of the image) or x,y,frame (frame of the clip, from 0); by default
+            where the block's g is strongest.
         figure: Draw this figure of the paper instead of the page: 5 (image), 1 (regions in a video) or 6 (heat maps).
-        out: File to write: the page (by default explain.html), or the figure (explain.png; .svg and .pdf too).
-        block: Path of the block in the figure or score; by default the last one.
-        channel: Reference channel of a CGNL block in the figure; by default the one with the strongest g.
-        mistakes: Take so many of the surest mistakes of the last `cgnl evaluate` of the run as inputs.
-        score: Print and draw how well the maps cover the annotated parts of a data set (CUB, drawn birds).
-        data: Folder of that data set; by default that of the recipe.
-        limit: Number of test images that are scored; by default all.
-        seed: Seed of the bootstrap over images that gives the score its intervals.
+        out: Write this file: the page (by default explain.html), or the figure (explain.png; also .svg and .pdf).
+        block: Draw or score the block at this path; by default the last block.
+        channel: Take this reference channel of a CGNL block in the figure; by default the one with the strongest g.
+        mistakes: Add this many of the most confident mistakes that the last `cgnl evaluate` of the run found.
+        score: Measure how well the maps cover the annotated parts of a data set (CUB or the drawn birds).
+        data: Folder of that data set; by default the recipe's.
+        limit: Number of test images to score; by default all.
+        seed: Seed of the bootstrap that gives the scores their intervals.
     """
     # everything that is wrong with the arguments is said before the work
     if out is not None:

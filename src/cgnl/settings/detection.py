@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from cgnl.settings.blocks import check_blocks
 from cgnl.settings.checks import within
-from cgnl.settings.marks import FOR_TESTS, FREE
 from cgnl.settings.image import Recipe
+from cgnl.settings.marks import FOR_TESTS, FREE
 
 
 @dataclass(frozen=True)

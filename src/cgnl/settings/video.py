@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.checks import within
-from cgnl.settings.marks import FOR_TESTS, FREE
 from cgnl.settings.image import Architecture, DataConfig, NetworkConfig, Recipe
+from cgnl.settings.marks import FOR_TESTS, FREE
 
 
 @dataclass(frozen=True)

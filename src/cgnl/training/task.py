@@ -218,7 +218,7 @@ class Task(ABC, Generic[RecipeT]):
     # Smoke variant and cost
 
     drawn: ClassVar[str]
-    """Name of the folder for the drawn data of a smoke run."""
+    """Name of the drawn data: of their folder in a smoke run, and of the demo's file in ``cgnl.cli.demo``."""
 
     @abstractmethod
     def draw(self, folder: Path) -> None:

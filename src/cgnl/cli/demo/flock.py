@@ -32,7 +32,7 @@ _MEASURES = ("AP", "AP50", "AP75")
 _MIN_SCORE = 0.5
 
 
-def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
+def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     """Draw the data, train a backbone and a detector, test it, and write ``out/report.html``.
 
     Args:
