@@ -59,7 +59,7 @@ def test_evaluate_tells_what_could_not_be_read(capsys, trained, class_folders, t
     code, printed, _ = run(capsys, "evaluate", trained, f"--data.root={folders}", "--data.bad-limit=0.1", "--out", out)
     assert code == 0
     assert "11 images" in printed
-    assert f"troubles: unreadable images: 1 (lists are in {out})" in printed
+    assert f"problems: unreadable images: 1 (lists are in {out})" in printed
     assert str(bad) in (out / "bad_files.csv").read_text()
 
 

@@ -166,7 +166,7 @@ MISTAKES = {
         "timeline (t.csv) does nothing here",
     ),
     "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) does nothing here"),
-    "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would write the picture over the image"),
+    "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would overwrite the image"),
     "a folder of the image": (["predict", "{run}", "{image}", "{copy}", "--out={tmp}"], "over the image {copy}"),
     "one picture of two images": (
         ["predict", "{run}", "{image}", "{copy}", "--out=x.png"],
@@ -186,7 +186,7 @@ MISTAKES = {
     ),
     "weights of other classes": (
         ["evaluate", "coco-maskrcnn-resnet50", "--data.root={other}", "--network.weights=COCO_V1", *FPN],
-        "network.weights COCO_V1 are of COCO's 80 classes, and the data has 3 others; not among them: great",
+        "network.weights (COCO_V1) is for COCO's 80 classes, but the data has 3 others; unknown to COCO: great",
     ),
     "a picture of no known kind": (["predict", "{run}", "{image}", "--out=x.txt"], "out (x.txt) must end in .png"),
     "no such score": (["predict", "{run}", "{image}", "--score=2"], "score (2.0) must be between 0 and 1"),

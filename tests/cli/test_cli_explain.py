@@ -368,7 +368,7 @@ MISTAKES = {
         r"f\.gif\) must end in \.png or \.svg or \.pdf",
     ),
     "no page": (["birds", "image", "--out", "page.png"], r"out \(page\.png\) must end in \.html"),
-    "no block to score beside": (["birds", "--score", "--beside", "plain"], "by the maps of a block, and .* has none"),
+    "no block to score beside": (["birds", "--score", "--beside", "plain"], "the maps of a block, and .* has none"),
     "no picture": (["birds", "--score", "--out", "score.txt"], r"score\.txt\) must end in \.png"),
     "of another task": (["birds", "image", "--beside", "actions"], "must hold a network for the same kind of input"),
     "of another size": (["birds", "image", "--beside", "larger"], "inputs of the same size"),

@@ -34,7 +34,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         _print_evaluation(*_test(arguments))
         return
     if recipes := [name for name in names if names_recipe(name)]:
-        raise ValueError(f"several networks are tested by their checkpoints, and {recipes[0]} is a recipe")
+        raise ValueError(f"to test several networks, give their checkpoints: {recipes[0]} is a recipe")
     from cgnl.tasks import task_of
     from cgnl.training.processes import is_first_process
 
@@ -42,7 +42,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     # all of them first: a mistake in the last shows before the first is tested
     tests = [_test([name, *options], str(k)) for k, name in enumerate(names, start=1)]
     if len({task_of(trained.recipe).scores for trained, *_ in tests}) > 1:
-        raise ValueError("several networks are tested together where all classify or all detect")
+        raise ValueError("networks that are tested together must all classify or all detect")
     for name, test in zip(names, tests, strict=True):
         if is_first_process():
             print(name)
@@ -53,7 +53,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig, TrainerConfig, Path]:
-    """A network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
+    """Return a network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
     trained = None
     if arguments and not arguments[0].startswith("-") and not names_recipe(arguments[0]):
         from cgnl.tasks import load_trained
@@ -85,14 +85,14 @@ def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig, bl
     if (dataclasses.replace(trained.recipe.network, **options), trained.recipe.block) != (network, block):
         names = ", ".join(f"network.{name}" for name in options)
         raise ValueError(
-            "network options are those of the checkpoint and cannot be changed" + f", except {names}" * bool(names)
+            "the network options come from the checkpoint and cannot be changed" + f", except {names}" * bool(names)
         )
     task_of(trained.recipe).set_test_options(trained.network, options)
     return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, network=network))
 
 
 def _here(config: TrainerConfig) -> TrainerConfig:
-    """One device of this machine, wherever the network was trained."""
+    """Return one device of this machine, wherever the network was trained."""
     return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
 
 

@@ -114,7 +114,7 @@ def _check_out(out: Path, *, page: bool) -> None:
 
 
 def _names(loaded: Sequence[tuple[Path, Any]]) -> list[str]:
-    """What networks are called beside each other: by their blocks, and where that is not enough by their runs."""
+    """Return names for networks beside each other: those of their blocks, with their runs where names are equal."""
     from cgnl.blocks.kinds import words_of
 
     blocks = [words_of(trained.recipe.network.block) for _, trained in loaded]
@@ -200,7 +200,7 @@ def _draw(
     place = _position(at, seen) if at is not None else strongest_position(first.blocks[where], seen)
     if number == 5:
         if len(seen.frames) > 1:
-            raise ValueError(f"figure 5 shows an image, and {path} is a video: take 1 or 6")
+            raise ValueError(f"figure 5 shows an image, and {path} is a video: choose figure 1 or 6")
         drawn = figure5(seen.frames[0], chosen, place[:2], seen.view, channel=channel, parts=parts_of(path))
     elif number == 1:
         drawn = figure1(seen.frames, chosen, place, seen.view, channel=channel)
@@ -221,7 +221,7 @@ def _block(trace: Any, block: str | None, name: str) -> str:
 
 
 def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> int:
-    """Write the page of some files; one that cannot be read is told and left out.
+    """Write the page of some files; a file that cannot be read is skipped and reported.
 
     Args:
         networks: Trained networks by name.
@@ -260,7 +260,7 @@ def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at
 
 
 def _notes(networks: dict[str, Any]) -> list[str]:
-    """What the page is of, and what its user should know of the inputs."""
+    """Return what the page shows, and what its reader should know about the inputs."""
     from cgnl.tasks import task_of
 
     notes = [
@@ -313,7 +313,7 @@ def _effect(trained: Any, x: Any, where: str) -> Any:
 
 
 def _share(start: tuple[float, float, int], seen: Any) -> tuple[float, float, float]:
-    """A point of the file and its frame as shares of the input's time, height and width."""
+    """Return a point of the file and its frame as shares of the input's time, height and width."""
     x, y = seen.view.to_input(*start[:2])
     return (start[2] + 0.5) / len(seen.frames), y / seen.view.input_height, x / seen.view.input_width
 

@@ -92,7 +92,7 @@ def _write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, 
 
 
 def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
-    """The picture to draw of each file: ``out``, or of several files one each in the folder ``out``."""
+    """Return the picture to draw of each file: ``out``, or of several files one each in the folder ``out``."""
     if out is None:
         return [None] * len(files)
     is_picture = out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not out.is_dir()
@@ -105,9 +105,9 @@ def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
             raise ValueError(f"out ({out}) must be a folder for the pictures of {len(files)} images")
         pictures = [out / f"{path.stem}.png" for path in files]
     if len(set(pictures)) < len(files):
-        raise ValueError(f"files: two of the images have one name, so that their pictures in {out} would be one")
+        raise ValueError(f"files: two images have the same name, so their pictures in {out} would overwrite each other")
     images = {path.resolve() for path in files}
     for picture in pictures:
         if picture.resolve() in images:
-            raise ValueError(f"out ({out}) would write the picture over the image {picture}: give another place")
+            raise ValueError(f"out ({out}) would overwrite the image {picture}")
     return [*pictures]

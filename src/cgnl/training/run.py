@@ -1,4 +1,4 @@
-"""A whole training run out of a recipe: data, network, Lightning's Trainer, the run folder."""
+"""A whole training run from a recipe: data, network, Lightning's Trainer, the run folder."""
 
 import logging
 import os
@@ -34,12 +34,12 @@ from cgnl.training.trained import FORMAT, run_entry
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ended with.
+    """The outcome of a run.
 
     Attributes:
         last: The last checkpoint.
         best: The checkpoint with the highest score on the test set, or None where none was tested.
-        scores: What the last test gave (%), by name; the first is the score that ``best`` goes by. Empty where none
+        scores: Scores of the last test (%), by name; the first is the score that ``best`` goes by. Empty where none
             was tested.
         best_score: Highest score of any epoch (%), or None.
     """
@@ -121,7 +121,7 @@ def train(
     troubles = data.troubles()
     troubles += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
     if troubles:
-        say(f"troubles: {', '.join(troubles)} (lists are in {run})")
+        say(f"problems: {', '.join(troubles)} (lists are in {run})")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     best = run / BEST if (run / BEST).exists() else None
     scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
@@ -230,19 +230,19 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
     """Check the run folder, return the checkpoint to go on from."""
     last = run / LAST
     if last.exists() and not resume:
-        raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
+        raise DataError(f"{run} already holds a run (last.ckpt): add --resume to continue it, or choose another --run")
     checkpoint = last if resume and last.exists() else None
     if checkpoint is not None:
         entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
         if entry["format"] != FORMAT:
             raise DataError(
-                f"{checkpoint} was written by an earlier version of cgnl: it can be tested and used, but "
-                "its run cannot go on"
+                f"{checkpoint} was written by an earlier version of cgnl: you can test and use it, but "
+                "not continue its run"
             )
         stored = from_dict(entry["recipe"], str(checkpoint))
         if type(stored) is not type(recipe):
             tasks = [to_dict(each)["task"] for each in (stored, recipe)]
-            raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot go on as {tasks[1]}")
+            raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot continue as {tasks[1]}")
         changed = _differences(stored, recipe)
         if stored.schedule.kind == "cosine":
             in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
@@ -251,7 +251,7 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
             if ends[0] != ends[1]:
                 changed.append(f"trainer.{end}, the end of the cosine, was {ends[0]}, now {ends[1]}")
         if changed:
-            raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
+            raise DataError(f"{checkpoint} was made with another recipe and cannot continue: {'; '.join(changed)}")
     return checkpoint
 
 
@@ -266,7 +266,7 @@ def _check_same_data(checkpoint: Path, data: SampleData) -> None:
     if entry["num_samples"] != len(data.train_samples):
         raise DataError(
             f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {root} has "
-            f"{len(data.train_samples)}: the run cannot go on where it stood"
+            f"{len(data.train_samples)}: the run cannot continue"
         )
 
 

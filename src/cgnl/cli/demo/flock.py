@@ -130,7 +130,7 @@ def _page(out: Path, trained: TrainedNetwork, result: DetectionEvaluation, secon
 
 
 def _some_images(out: Path, count: int = 3) -> list[tuple[Path, str | None]]:
-    """Some test images, evenly spread; they have no class."""
+    """Return some test images, evenly spread; they have no class."""
     samples = read_coco(out / "flock", "test").samples
     return [(samples[place].path, None) for place in range(0, len(samples), -(-len(samples) // count))]
 
