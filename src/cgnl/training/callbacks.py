@@ -177,7 +177,7 @@ class RunKeeper(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         self.say(
-            f"{signal.Signals(number).name}: stopping after this step or test (a second signal stops at once, without saving)"
+            f"{signal.Signals(number).name}: stopping after this step or test; a second one stops at once, unsaved"
         )
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:

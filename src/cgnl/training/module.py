@@ -85,9 +85,7 @@ class TrainingModule(pl.LightningModule):
             DataError: The other processes wait for this one's norm statistics.
         """
         if any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()) and self.trainer.world_size > 1:
-            raise DataError(
-                f"none of the samples in a batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}"
-            )
+            raise DataError(f"no sample of a batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}")
         return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
 
     def on_train_epoch_end(self) -> None:

@@ -143,9 +143,7 @@ def clear(out: Path, written: set[str], data: str) -> None:
         return
     found = {path.name for path in out.iterdir()}
     if found and (data not in found or found - written):
-        raise DataError(
-            f"{out} holds other files than an earlier demo: choose another folder with --out, or empty this one"
-        )
+        raise DataError(f"{out} holds other files: empty it, or choose another folder with --out")
     for path in out.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
