@@ -178,7 +178,7 @@ MISTAKES = {
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
         "no.pth does not exist",
     ),
-    "a full folder for the demo": (["demo", "--out", "{folders}"], "holds more than an earlier demo"),
+    "a full folder for the demo": (["demo", "--out", "{folders}"], "holds other files: empty it"),
     "no test list": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=list", "--data.train-list=x.txt", *SMALL],
         "x.txt does not exist",
