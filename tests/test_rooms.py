@@ -24,10 +24,7 @@ ROOMS = [
 ]
 SOURCE = Path(cgnl.__file__).parent
 # Files that are still being mended
-UNDER_REPAIR = {
-    *("networks/detection.py", "networks/image.py", "networks/video.py"),
-    *("cli/listing.py", "recipes/registry.py"),
-}
+UNDER_REPAIR = {"cli/listing.py"}
 
 
 def imports(tree: ast.AST) -> set[str]:
