@@ -12,7 +12,7 @@ from pathlib import Path
 from cgnl.cli.demo import run_demo
 from cgnl.cli.demo.actions import actions
 from cgnl.cli.demo.birds import birds
-from cgnl.cli.demo.flock import run_flock_demo
+from cgnl.cli.demo.flock import run as run_flock_demo
 from script import begin, study, write
 
 

@@ -1,4 +1,4 @@
-"""The house has its order: a room imports only rooms above it, and only training imports Lightning."""
+"""The house has its order: rooms import only rooms above them, no two files each other, and nothing grows too long."""
 
 import ast
 from pathlib import Path
@@ -23,6 +23,8 @@ ROOMS = [
     "cli",
 ]
 SOURCE = Path(cgnl.__file__).parent
+# Files that are still being mended
+UNDER_REPAIR = {"cli/listing.py"}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -66,5 +68,91 @@ def test_only_training_imports_lightning():
 
 def test_no_file_is_too_long_or_a_grab_bag():
     for _, path, _ in files():
-        assert len(path.read_text().splitlines()) <= 600, f"{path} should become a folder"
+        assert len(path.read_text().splitlines()) <= 500, f"{path} should become a folder"
         assert path.stem not in ("utils", "util", "common", "helpers", "misc")
+
+
+def modules():
+    """The files of the package by module name, with their trees."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path, ast.parse(path.read_text())
+
+
+def where(path):
+    """A file in the package, for messages."""
+    return path.relative_to(SOURCE).as_posix()
+
+
+def circles(graph):
+    """The circles of a graph, each as the sorted names in it: what can reach each other."""
+
+    def reachable(start):
+        seen, waiting = set(), [start]
+        while waiting:
+            for name in graph.get(waiting.pop(), ()):
+                if name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
+        return seen
+
+    reach = {name: reachable(name) for name in graph}
+    return {tuple(sorted(b for b in graph if b in reach[a] and a in reach[b])) for a in graph if a in reach[a]}
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {("b", "c")}
+
+
+def test_no_two_files_import_each_other():
+    names = {name for name, _, _ in modules()}
+
+    def file_of(name):
+        while name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    # imports inside functions and for type checkers count too
+    graph = {
+        own: {file_of(name) for name in imports(tree) if name.split(".")[0] == "cgnl"} - {own}
+        for own, _, tree in modules()
+    }
+    assert circles(graph) == set()
+
+
+def tells_tasks_apart(tree):
+    """Lines that ask a recipe or its settings which task they are of."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "task":
+            yield node.lineno
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+            kinds = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node.args[1])}
+            if any(kind.endswith(("Recipe", "NetworkConfig", "DataConfig")) for kind in kinds):
+                yield node.lineno
+
+
+def test_asking_for_a_task_is_found():
+    code = "isinstance(a, VideoRecipe)\nif b.task == 'video': isinstance(c, int | s.DetectionDataConfig)\nd = Task()"
+    assert sorted(tells_tasks_apart(ast.parse(code))) == [1, 2, 2]
+
+
+def test_tasks_are_told_apart_in_settings_and_tasks_alone():
+    found = [
+        f"{where(path)}:{line}"
+        for name, path, tree in modules()
+        if name != "cgnl" and room(name) not in ("settings", "tasks") and where(path) not in UNDER_REPAIR
+        for line in tells_tasks_apart(tree)
+    ]
+    assert found == []
+
+
+def test_no_function_is_too_long():
+    long = [
+        f"{where(path)}:{node.name}"
+        for name, path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno - node.lineno >= 80
+        and where(path) not in UNDER_REPAIR
+    ]
+    assert long == []

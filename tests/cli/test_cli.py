@@ -59,7 +59,7 @@ def test_evaluate_tells_what_could_not_be_read(capsys, trained, class_folders, t
     code, printed, _ = run(capsys, "evaluate", trained, f"--data.root={folders}", "--data.bad-limit=0.1", "--out", out)
     assert code == 0
     assert "11 images" in printed
-    assert f"troubles: unreadable images: 1 (lists are in {out})" in printed
+    assert f"problems: unreadable images: 1 (lists are in {out})" in printed
     assert str(bad) in (out / "bad_files.csv").read_text()
 
 
@@ -178,18 +178,18 @@ MISTAKES = {
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
         "no.pth does not exist",
     ),
-    "a full folder for the demo": (["demo", "--out", "{folders}"], "holds more than an earlier demo"),
+    "a full folder for the demo": (["demo", "--out", "{folders}"], "holds other files: empty it"),
     "no test list": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=list", "--data.train-list=x.txt", *SMALL],
         "x.txt does not exist",
     ),
     "a network option for a checkpoint": (["evaluate", "{run}", "--network.groups=4"], "cannot be changed"),
-    "a score of a classifier": (["predict", "{run}", "x.jpg", "--score=0.5"], "score (0.5) needs a detector"),
+    "a score of a classifier": (["predict", "{run}", "x.jpg", "--score=0.5"], "score (0.5) does nothing here"),
     "no top": (["predict", "{run}", "x.jpg", "--top=-1"], "top (-1) must be at least 1"),
-    "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) needs a detector"),
+    "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) does nothing here"),
     "a timeline of images": (
         ["predict", "{run}", "x.jpg", "--timeline=t.csv"],
-        "timeline (t.csv) needs a video network",
+        "timeline (t.csv) does nothing here",
     ),
     "a recipe file with a wrong name": (["train", "{yaml}"], "there is no recipe 'cub-resnet50-cgml'; near names"),
     "a crop larger than the image": (

@@ -51,7 +51,7 @@ def test_a_test_set_without_objects_is_told_as_undefined(capsys, flock, tmp_path
     code, out, err = run(capsys, "train", "flock-maskrcnn-resnet18-cgnl", *where, *SMALL)
     assert code == 0, err
     assert f"last epoch: mask AP nan %, box AP nan %  {tmp_path / 'run' / 'last.ckpt'}" in out
-    assert "nothing was left" not in out
+    assert "complete already" not in out
 
 
 def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detector, flock, tmp_path):
@@ -161,9 +161,12 @@ def test_evaluate_tests_torchvisions_weights_on_data_of_their_classes(capsys, fl
 
 
 MISTAKES = {
-    "a timeline of a detector": (["predict", "{run}", "{image}", "--timeline=t.csv"], "timeline (t.csv) needs a video"),
-    "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) needs a network that classifies"),
-    "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would write the picture over the image"),
+    "a timeline of a detector": (
+        ["predict", "{run}", "{image}", "--timeline=t.csv"],
+        "timeline (t.csv) does nothing here",
+    ),
+    "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) does nothing here"),
+    "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would overwrite the image"),
     "a folder of the image": (["predict", "{run}", "{image}", "{copy}", "--out={tmp}"], "over the image {copy}"),
     "one picture of two images": (
         ["predict", "{run}", "{image}", "{copy}", "--out=x.png"],
@@ -183,7 +186,7 @@ MISTAKES = {
     ),
     "weights of other classes": (
         ["evaluate", "coco-maskrcnn-resnet50", "--data.root={other}", "--network.weights=COCO_V1", *FPN],
-        "network.weights COCO_V1 are of COCO's 80 classes, and the data has 3 others; not among them: great",
+        "network.weights (COCO_V1) is for COCO's 80 classes, but the data has 3 others; unknown to COCO: great",
     ),
     "a picture of no known kind": (["predict", "{run}", "{image}", "--out=x.txt"], "out (x.txt) must end in .png"),
     "no such score": (["predict", "{run}", "{image}", "--score=2"], "score (2.0) must be between 0 and 1"),

@@ -251,7 +251,7 @@ def test_an_unreadable_image_is_counted(birds, tmp_path):
 def test_what_cannot_be_scored_is_refused(birds, tmp_path):
     trained = untrained()
     for recipe, kind in (
-        (RECIPES["actions-resnet18-cgnl"].make(), "a network of videos"),
+        (RECIPES["actions-resnet18-cgnl"].make(), "a video classifier"),
         (RECIPES["flock-maskrcnn-resnet18-cgnl"].make(), "a detector"),
     ):
         with pytest.raises(ValueError, match=f"birds is {kind}"):

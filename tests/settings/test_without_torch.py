@@ -75,5 +75,5 @@ def test_the_packages_import_nothing_but_the_names_of_blocks():
     code = "import cgnl.recipes, cgnl.settings; print(*(name for name in sys.modules if name.startswith('cgnl')))"
     done = alone(code)
     assert done.returncode == 0, done.stderr
-    blocks = {"cgnl.settings.blocks", "cgnl.settings.checks"}
+    blocks = {"cgnl.settings.blocks", "cgnl.settings.checks", "cgnl.settings.marks"}
     assert set(done.stdout.split()) == {"cgnl", "cgnl.recipes", "cgnl.settings"} | blocks

@@ -117,5 +117,5 @@ def test_test_images_of_other_classes_are_an_error_still(class_folders, weights)
     data = make_data(
         recipe_of(class_folders, weights).data, classes=("class_0", "class_1", "zebra", "(no class: output 3)")
     )
-    with pytest.raises(DataError, match=r"not expected: class_2; lacking: zebra$"):
+    with pytest.raises(DataError, match=r"unexpected: class_2; missing: zebra$"):
         data.check()

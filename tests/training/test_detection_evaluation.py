@@ -168,7 +168,7 @@ def test_classes_other_than_the_networks_are_refused(stand_in, scenes, tmp_path)
     first = stand_in.classes[0]
     (root / SPLIT).write_text(text.replace(f'"name": "{first}"', '"name": "zebra"'))
     data = dataclasses.replace(stand_in.recipe.data, root=root)
-    with pytest.raises(DataError, match=f"other classes than expected; not expected: zebra; lacking: {first}"):
+    with pytest.raises(DataError, match=f"other classes than expected; unexpected: zebra; missing: {first}"):
         evaluate_detection(stand_in, data)
 
 

@@ -184,7 +184,7 @@ def test_a_signal_stops_after_the_step_and_resuming_is_bitwise_the_same(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     assert "Traceback" not in output
-    assert "--resume goes on" in output
+    assert "repeat the command with --resume" in output
     stopped_at = torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["step"]
     assert 8 <= stopped_at <= 12
     finish(start(class_folders, run, "--data.workers=2", "--resume"))

@@ -173,7 +173,7 @@ def test_the_end_of_a_cosine_in_steps_cannot_move(class_folders, tmp_path):
     train(recipe, tmp_path / "run", progress=False)
     for steps in (3, -1):
         longer = override(recipe, {"trainer": {"max_steps": steps, "max_epochs": 5}}, "test")
-        with pytest.raises(DataError, match=f"so it cannot go on: trainer.max_steps, the .* was 2, now {steps}$"):
+        with pytest.raises(DataError, match=f"and cannot continue: trainer.max_steps, the .* was 2, now {steps}$"):
             train(longer, tmp_path / "run", resume=True)
     # epochs do not end it
     train(override(recipe, {"trainer": {"max_epochs": 5}}, "test"), tmp_path / "run", resume=True, progress=False)

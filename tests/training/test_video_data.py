@@ -31,11 +31,11 @@ def image_recipe(folders):
 
 
 def test_a_run_does_not_go_on_with_a_recipe_of_the_other_task(finished, tiny_video, class_folders, tmp_path):
-    with pytest.raises(DataError, match=r"holds a run of the task video; it cannot go on as image"):
+    with pytest.raises(DataError, match=r"holds a run of the task video; it cannot continue as image"):
         train(image_recipe(class_folders), finished, resume=True, progress=False)
     images = override(image_recipe(class_folders), {"trainer": {"max_steps": 1, "max_epochs": 1}}, "test")
     train(images, tmp_path / "run", progress=False)
-    with pytest.raises(DataError, match=r"holds a run of the task image; it cannot go on as video"):
+    with pytest.raises(DataError, match=r"holds a run of the task image; it cannot continue as video"):
         train(tiny_video, tmp_path / "run", resume=True, progress=False)
 
 
@@ -98,7 +98,7 @@ def test_unreadable_and_damaged_videos_are_listed(actions, tiny_video, tmp_path,
     assert list(lists["damaged_videos"]) == [str(cut)]
     assert "its container promises" in lists["damaged_videos"][str(cut)]
     printed = capsys.readouterr().out
-    assert "troubles: unreadable videos: 1, damaged videos: 1 (lists are in" in printed
+    assert "problems: unreadable videos: 1, damaged videos: 1 (lists are in" in printed
     with pytest.raises(DataError, match=r"1 of 8 files .* limit of 5.0%"):
         train(override(recipe, {"data": {"bad_limit": 0.05}}, "test"), tmp_path / "limited", progress=False)
 

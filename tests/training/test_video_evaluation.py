@@ -175,7 +175,7 @@ def test_a_video_that_is_cut_off_is_tested_and_listed(run, cut, tmp_path, capsys
     main(["evaluate", str(run), f"--data.root={cut.parent.parent}", f"--out={out}"])
     printed = capsys.readouterr().out
     assert "4 videos" in printed
-    assert f"troubles: damaged videos: 1 (lists are in {out})" in printed
+    assert f"problems: damaged videos: 1 (lists are in {out})" in printed
     (row,) = rows_of(out / "damaged_videos.csv")
     assert row["path"] == str(cut)
     frames = len(decode(cut))

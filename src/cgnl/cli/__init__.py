@@ -9,12 +9,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
 try:
     import tyro
+    from tyro.conf import Positional
 except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
@@ -24,6 +26,7 @@ from cgnl.cli.benchmark import benchmark
 from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
+from cgnl.cli.options import Folder, OptionalFile, OptionalFolder, OptionalInt, OptionalPath
 from cgnl.cli.prediction import predict
 from cgnl.settings.image import Recipe
 from cgnl.settings.trust import trusting
@@ -31,14 +34,14 @@ from cgnl.settings.trust import trusting
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `cgnl train` takes besides a recipe's fields."""
+    """The options of `cgnl train` besides a recipe's fields."""
 
-    run: Path | None = None
+    run: OptionalFolder = None
     """Folder for checkpoints, logs and lists; by default runs/ and the recipe's name."""
     resume: bool = False
-    """Go on from the run's last.ckpt (from the beginning, where there is none yet)."""
+    """Continue from the run's last.ckpt, or from the beginning if there is none yet."""
     smoke: bool = False
-    """See the recipe work in seconds on a CPU, on data drawn into the run folder: fewer pixels, samples and steps."""
+    """Try the recipe in seconds on a CPU: drawn data in the run folder, and fewer pixels, samples and steps."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -57,12 +60,12 @@ def train(arguments: Sequence[str]) -> None:
     try:
         result = train(recipe, run, name=name, resume=options.resume)
     except TrainingStopped as stopped:
-        print(f"cgnl: {stopped}; the same command with --resume goes on", file=sys.stderr)
+        print(f"cgnl: {stopped}; to continue, repeat the command with --resume", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     if not is_first_process():
         return
     if not result.scores:
-        print(f"nothing was left to train and test; the last checkpoint is {result.last}")
+        print(f"the run was complete already; its last checkpoint is {result.last}")
         return
     print(f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}")
     # an average precision is undefined where the test images hold no object
@@ -87,7 +90,7 @@ def recipes(smoke: bool = False) -> None:
     """List the recipes by table of the paper, with accuracy, parameters, multiplications and cost.
 
     Args:
-        smoke: List the command that runs each recipe's smoke variant instead.
+        smoke: List the commands that run the recipes' smoke variants instead.
     """
     from cgnl.cli.listing import list_recipes
 
@@ -95,7 +98,7 @@ def recipes(smoke: bool = False) -> None:
 
 
 def demo(
-    out: Path | None = None,
+    out: OptionalFolder = None,
     video: bool = False,
     detection: bool = False,
     seed: int = 0,
@@ -105,30 +108,22 @@ def demo(
 
     Args:
         out: Folder for the data, the runs and report.html; by default demo, demo-video or demo-detection.
-        video: Drawn actions and video networks instead of drawn birds and image networks.
-        detection: Drawn flocks and Mask R-CNN instead of single birds and image networks.
+        video: Classify drawn actions in videos instead of drawn birds.
+        detection: Detect drawn birds in flocks instead of classifying single ones.
         seed: Seed of the drawing and of the training.
-        smallest: A run of seconds that only shows that all parts work; its accuracies mean nothing.
+        smallest: Only check that all parts work, in seconds; the accuracies mean nothing.
     """
-    from cgnl.cli.demo import run_demo
+    from cgnl.tasks import task_named
 
     if video and detection:
-        raise ValueError("video and detection are two demos: give one of them")
-    if detection:
-        from cgnl.cli.demo.flock import run_flock_demo
-
-        run_flock_demo(out or Path("demo-detection"), seed=seed, smallest=smallest)
-        return
-    if video:
-        from cgnl.cli.demo.actions import actions as subject
-    else:
-        from cgnl.cli.demo.birds import birds as subject
-    folder = out or Path("demo-video" if video else "demo")
-    run_demo(subject(smallest=smallest), folder, seed=seed, smallest=smallest)
+        raise ValueError("--video and --detection are two demos: choose one")
+    name = "video" if video else "detection" if detection else "image"
+    folder = out or Path("demo" if name == "image" else f"demo-{name}")
+    import_module(f"cgnl.cli.demo.{task_named(name).drawn}").run(folder, seed=seed, smallest=smallest)
 
 
 def toy_birds(
-    out: tyro.conf.Positional[Path],
+    out: Positional[Folder],
     num_species: int = 20,
     train_images: int = 40,
     test_images: int = 20,
@@ -153,7 +148,7 @@ def toy_birds(
 
 
 def toy_actions(
-    out: tyro.conf.Positional[Path],
+    out: Positional[Folder],
     num_classes: int = 10,
     groups: int = 25,
     clips_per_group: int = 4,
@@ -187,7 +182,7 @@ def toy_actions(
 
 
 def toy_flock(
-    out: tyro.conf.Positional[Path],
+    out: Positional[Folder],
     num_species: int = 4,
     train_images: int = 200,
     test_images: int = 50,
@@ -211,22 +206,22 @@ def toy_flock(
 
 
 def check(
-    root: tyro.conf.Positional[Path],
-    list_file: Path | None = None,
-    annotations: Path | None = None,
+    root: Positional[Folder],
+    list_file: OptionalFile = None,
+    annotations: OptionalPath = None,
     fold: int = 1,
-    workers: int | None = None,
-    out: Path | None = None,
+    workers: OptionalInt = None,
+    out: OptionalFile = None,
 ) -> None:
-    """Open every file of a data set of images or videos and list what is bad.
+    """Open every file of a data set and list the bad ones.
 
     Args:
-        root: Folder of the data set, or root of a list file.
+        root: Folder of the data set, or the folder that a list file's paths start from.
         list_file: List file with lines `path label` (or `folder frames label`).
-        annotations: Lists of a video data set where they are not in its folder, or a COCO json file.
+        annotations: The lists of a video data set, if they are not in its folder, or a COCO json file.
         fold: Split of UCF101: 1, 2 or 3.
-        workers: Processes; by default one for each core.
-        out: CSV file for the bad files.
+        workers: Number of processes; by default one for each core.
+        out: Write the list of bad files to this CSV file.
     """
     from cgnl.data.checking import check_data
 
@@ -303,7 +298,7 @@ def _stops() -> tuple[type[BaseException], ...]:
 def _usage(arguments: Sequence[str]) -> NoReturn:
     asked = not arguments or arguments[0] in ("-h", "--help")
     if not asked:
-        print(f"cgnl: no command {arguments[0]!r}\n", file=sys.stderr)
+        print(f"cgnl: there is no command {arguments[0]!r}\n", file=sys.stderr)
     stream = sys.stdout if asked else sys.stderr
     print("usage: cgnl COMMAND ...\n\nCompact generalized non-local networks.\n", file=stream)
     for name, function in COMMANDS.items():

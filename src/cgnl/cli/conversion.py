@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from tyro.conf import Positional
 
+from cgnl.cli.options import OptionalInt
 from cgnl.settings.image import Architecture
 
 if TYPE_CHECKING:
@@ -15,26 +17,28 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: tyro.conf.Positional[Path],
-    target: tyro.conf.Positional[Path],
-    arch: Architecture | None = None,
-    block: Literal["none", "nl", "cgnl", "cgnlx", "residual"] | None = None,
-    opset: int | None = None,
+    source: Positional[Annotated[Path, tyro.conf.arg(metavar="SOURCE")]],
+    target: Positional[Annotated[Path, tyro.conf.arg(metavar="TARGET")]],
+    arch: Annotated[Architecture | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    block: Annotated[
+        Literal["none", "nl", "cgnl", "cgnlx", "residual"] | None, tyro.conf.arg(help_behavior_hint="")
+    ] = None,
+    opset: OptionalInt = None,
 ) -> None:
     """Convert a trained network to ONNX, or a released checkpoint to safetensors under our names.
 
     Args:
-        source: For ONNX a checkpoint of `cgnl train`, a run folder, or a .safetensors file that this command wrote; for
-            safetensors a released checkpoint (.pth, .pth.tar).
-        target: The file to write: .onnx or .safetensors.
+        source: For ONNX, a checkpoint of `cgnl train`, a run folder, or a .safetensors file from this command; for
+            safetensors, a released checkpoint (.pth, .pth.tar).
+        target: The file to write, .onnx or .safetensors.
         arch: For safetensors, the network in the released checkpoint; by default resnet50.
-        block: For safetensors, the block in it; by default cgnl.
-        opset: For ONNX, the version of its operator set, 18 to 23; by default 18.
+        block: For safetensors, the block in the network; by default cgnl.
+        opset: For ONNX, the version of the operator set, 18 to 23; by default 18.
     """
     if target.suffix == ".onnx":
         for name, value in (("arch", arch), ("block", block)):
             if value is not None:
-                raise ValueError(f"{name} ({value}) is for a .safetensors target: for {target} the source says it")
+                raise ValueError(f"{name} ({value}) is for a .safetensors target; for {target} the source names it")
         _to_onnx(source, target, opset)
     elif target.suffix == ".safetensors":
         if opset is not None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
+from cgnl.cli.options import OptionalFolder
 from cgnl.settings.blocks import BlockOptions
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig
 from cgnl.settings.image import DataConfig, NetworkConfig
+from cgnl.settings.marks import fields_for_tests
 from cgnl.settings.training import TrainerConfig
 
 AnyDataConfig = DataConfig | DetectionDataConfig
@@ -17,11 +19,11 @@ AnyDataConfig = DataConfig | DetectionDataConfig
 
 @dataclass(frozen=True)
 class TestOptions:
-    """What `cgnl evaluate` takes besides a recipe's fields."""
+    """The options of `cgnl evaluate` besides a recipe's fields."""
 
-    out: Path | None = None
+    out: OptionalFolder = None
     """Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...); by default evaluation/ in the
-    run's folder. Of several networks each has a folder in it: 1, 2, ..."""
+    run's folder. With several networks, each gets its own folder in it: 1, 2, ..."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -32,14 +34,15 @@ def evaluate(arguments: Sequence[str]) -> None:
         _print_evaluation(*_test(arguments))
         return
     if recipes := [name for name in names if names_recipe(name)]:
-        raise ValueError(f"several networks are tested by their checkpoints, and {recipes[0]} is a recipe")
+        raise ValueError(f"to test several networks, give their checkpoints: {recipes[0]} is a recipe")
+    from cgnl.tasks import task_of
     from cgnl.training.processes import is_first_process
 
     results = []
     # all of them first: a mistake in the last shows before the first is tested
     tests = [_test([name, *options], str(k)) for k, name in enumerate(names, start=1)]
-    if len({isinstance(data, DetectionDataConfig) for _, data, _, _ in tests}) > 1:
-        raise ValueError("several networks are tested together where all classify or all detect")
+    if len({task_of(trained.recipe).scores for trained, *_ in tests}) > 1:
+        raise ValueError("networks that are tested together must all classify or all detect")
     for name, test in zip(names, tests, strict=True):
         if is_first_process():
             print(name)
@@ -50,7 +53,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig, TrainerConfig, Path]:
-    """A network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
+    """Return a network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
     trained = None
     if arguments and not arguments[0].startswith("-") and not names_recipe(arguments[0]):
         from cgnl.tasks import load_trained
@@ -75,26 +78,21 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
 
 
 def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig, block: BlockOptions) -> Any:
-    """The network with another way to test it; what has weights cannot be changed."""
-    names = {"video": ("head",), "detection": ("proposals", "detections", "score_threshold")}
-    free = {name: getattr(network, name) for name in names.get(trained.recipe.task, ())}
-    if (dataclasses.replace(trained.recipe.network, **free), trained.recipe.block) != (network, block):
-        options = [f"network.{name}" for name in free]
-        raise ValueError(
-            "network options are those of the checkpoint and cannot be changed"
-            + f", except {', '.join(options)}" * bool(options)
-        )
-    if isinstance(network, DetectionNetworkConfig):
-        from cgnl.networks.detection import set_test_limits
+    """Return the network with other options for tests; options that go with its weights cannot change."""
+    from cgnl.tasks import task_of
 
-        set_test_limits(trained.network, **free)
-    else:
-        trained.network.head = free["head"]
+    options = fields_for_tests(network)
+    if (dataclasses.replace(trained.recipe.network, **options), trained.recipe.block) != (network, block):
+        names = ", ".join(f"network.{name}" for name in options)
+        raise ValueError(
+            "the network options come from the checkpoint and cannot be changed" + f", except {names}" * bool(names)
+        )
+    task_of(trained.recipe).set_test_options(trained.network, options)
     return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, network=network))
 
 
 def _here(config: TrainerConfig) -> TrainerConfig:
-    """One device of this machine, wherever the network was trained."""
+    """Return one device of this machine, wherever the network was trained."""
     return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
 
 

@@ -4,104 +4,108 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.conf import Positional
+
+from cgnl.cli.options import (
+    Checkpoint,
+    Files,
+    OptionalCheckpoint,
+    OptionalFile,
+    OptionalFolder,
+    OptionalInt,
+    OptionalText,
+)
 
 
 def explain(
-    checkpoint: tyro.conf.Positional[Path],
-    inputs: tyro.conf.Positional[tuple[Path, ...]] = (),
-    beside: Path | None = None,
-    at: str | None = None,
-    figure: Literal[1, 5, 6] | None = None,
-    out: Path | None = None,
-    block: str | None = None,
-    channel: int | None = None,
+    checkpoint: Positional[Checkpoint],
+    inputs: Positional[Files] = (),
+    beside: OptionalCheckpoint = None,
+    at: OptionalText = None,
+    figure: Annotated[Literal[1, 5, 6] | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    out: OptionalFile = None,
+    block: OptionalText = None,
+    channel: OptionalInt = None,
     mistakes: int = 0,
     score: bool = False,
-    data: Path | None = None,
-    limit: int | None = None,
+    data: OptionalFolder = None,
+    limit: OptionalInt = None,
     seed: int = 0,
 ) -> None:
-    """Show what the blocks of a network relate in images and videos: a page to click in, or a figure of the paper.
+    """Show which positions the blocks of a network relate: a page to click in, or a figure of the paper.
 
     Args:
-        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
-        inputs: Images; for a video network videos, or folders of frames.
-        beside: Another network, shown beside the first: one with an NL block, for instance.
-        at: Where to start, as x,y (pixels of the image) or x,y,frame (of the clip, from 0); by default where the
-            block's g is strongest.
+        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
+        inputs: Image files; for a video classifier, video files or folders of frames.
+        beside: Show a second network beside the first, for instance one with an NL block.
+        at: Start at this position, x,y (pixels of the image) or x,y,frame (frame of the clip, from 0); by default
+            where the block's g is strongest.
         figure: Draw this figure of the paper instead of the page: 5 (image), 1 (regions in a video) or 6 (heat maps).
-        out: File to write: the page (by default explain.html), or the figure (explain.png; .svg and .pdf too).
-        block: Path of the block in the figure or score; by default the last one.
-        channel: Reference channel of a CGNL block in the figure; by default the one with the strongest g.
-        mistakes: Take so many of the surest mistakes of the last `cgnl evaluate` of the run as inputs.
-        score: Print and draw how well the maps cover the annotated parts of a data set (CUB, drawn birds).
-        data: Folder of that data set; by default that of the recipe.
-        limit: Number of test images that are scored; by default all.
-        seed: Seed of the bootstrap over images that gives the score its intervals.
+        out: Write this file: the page (by default explain.html), or the figure (explain.png; also .svg and .pdf).
+        block: Draw or score the block at this path; by default the last block.
+        channel: Take this reference channel of a CGNL block in the figure; by default the one with the strongest g.
+        mistakes: Add this many of the most confident mistakes that the last `cgnl evaluate` of the run found.
+        score: Measure how well the maps cover the annotated parts of a data set (CUB or the drawn birds).
+        data: Folder of that data set; by default the recipe's.
+        limit: Number of test images to score; by default all.
+        seed: Seed of the bootstrap that gives the scores their intervals.
     """
-    from cgnl.tasks import load_trained, task_of
-
+    # everything that is wrong with the arguments is said before the work
     if out is not None:
-        # told before the work, not after it
-        if out.is_dir():
-            raise ValueError(f"out ({out}) is a folder, and must be a file")
-        _check_suffix(out, page=figure is None and not score)
-    loaded = [(path, load_trained(path)) for path in (checkpoint, beside) if path is not None]
-    networks: dict[str, Any] = dict(zip(_names(loaded), [trained for _, trained in loaded], strict=True))
-    if len({type(trained.recipe) for trained in networks.values()}) > 1:
-        raise ValueError(f"beside ({beside}) must hold a network for the same kind of input as {checkpoint}")
-    if len({trained.classes for trained in networks.values()}) > 1:
-        raise ValueError(f"beside ({beside}) must hold a network for the same classes as {checkpoint}")
-    _check_needed(
-        figure is not None,
-        "without --figure",
-        {"--channel": channel is not None, "--block": block is not None and not score},
-    )
-    _check_needed(
-        score, "without --score", {"--data": data is not None, "--limit": limit is not None, "--seed": seed != 0}
-    )
-    _check_needed(
-        not score,
-        "with --score",
-        {
-            "--at": at is not None,
-            "--mistakes": bool(mistakes),
-            "--figure": figure is not None,
-            "an input": bool(inputs),
-        },
-    )
+        _check_out(out, page=figure is None and not score)
+    if figure is None:
+        _refuse("without --figure", {"--channel": channel is not None, "--block": block is not None and not score})
+    if score:
+        given = {"--at": at is not None, "--mistakes": mistakes != 0, "--figure": figure is not None}
+        _refuse("with --score", {**given, "an input": bool(inputs)})
+    else:
+        _refuse("without --score", {"--data": data is not None, "--limit": limit is not None, "--seed": seed != 0})
+    if mistakes < 0:
+        raise ValueError(f"mistakes ({mistakes}) must be at least 0")
+    networks = _load(checkpoint, beside)
     if score:
         _score(networks, data, block, limit, seed, out)
         return
     truths: dict[Path, str | None] = dict.fromkeys(inputs)
-    if mistakes < 0:
-        raise ValueError(f"mistakes ({mistakes}) must be at least 0")
     if mistakes:
-        if not task_of(next(iter(networks.values())).recipe).classifies:
-            raise ValueError(f"mistakes needs a network that classifies, and {checkpoint} is a detector")
-        truths |= _mistakes(checkpoint, mistakes)
+        truths |= _mistakes(checkpoint, networks, mistakes)
     if not truths:
         raise ValueError("inputs must name at least one image or video (or give --mistakes or --score)")
     if figure is not None:
         if len(truths) > 1:
-            raise ValueError(f"inputs: a figure is of one image or video, not of {len(truths)}")
+            raise ValueError(f"inputs: a figure shows one image or video, not {len(truths)}")
         _draw(networks, next(iter(truths)), at, figure, block, channel, out or Path("explain.png"))
-        return
-    if write_maps_page(networks, truths, at, out or Path("explain.html")):
+    elif write_maps_page(networks, truths, at, out or Path("explain.html")):
         sys.exit(2)
 
 
-def _check_needed(there: bool, rule: str, given: dict[str, bool]) -> None:
-    """Refuse what would do nothing."""
+def _load(checkpoint: Path, beside: Path | None) -> dict[str, Any]:
+    """Return the networks by the names that they have beside each other."""
+    from cgnl.tasks import load_trained
+
+    loaded = [(path, load_trained(path)) for path in (checkpoint, beside) if path is not None]
+    for what, values in (
+        ("kind of input", {type(trained.recipe) for _, trained in loaded}),
+        ("classes", {trained.classes for _, trained in loaded}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"beside ({beside}) must hold a network for the same {what} as {checkpoint}")
+    return dict(zip(_names(loaded), [trained for _, trained in loaded], strict=True))
+
+
+def _refuse(when: str, given: dict[str, bool]) -> None:
+    """Refuse options that would do nothing: their names, and whether they are given."""
     for name, is_given in given.items():
-        if is_given and not there:
-            raise ValueError(f"{name} does nothing {rule}")
+        if is_given:
+            raise ValueError(f"{name} does nothing {when}")
 
 
-def _check_suffix(out: Path, *, page: bool) -> None:
+def _check_out(out: Path, *, page: bool) -> None:
+    if out.is_dir():
+        raise ValueError(f"out ({out}) is a folder, and must be a file")
     wanted: tuple[str, ...] = (".html", ".htm")
     if not page:
         from cgnl.explain.figures import SUFFIXES as wanted
@@ -110,7 +114,7 @@ def _check_suffix(out: Path, *, page: bool) -> None:
 
 
 def _names(loaded: Sequence[tuple[Path, Any]]) -> list[str]:
-    """What networks are called beside each other: by their blocks, and where that is not enough by their runs."""
+    """Return names for networks beside each other: those of their blocks, with their runs where names are equal."""
     from cgnl.blocks.kinds import words_of
 
     blocks = [words_of(trained.recipe.network.block) for _, trained in loaded]
@@ -126,8 +130,12 @@ def _joined(blocks: Sequence[str], others: Sequence[str]) -> list[str]:
     return [f"{block} ({other})" for block, other in zip(blocks, others, strict=True)]
 
 
-def _mistakes(checkpoint: Path, count: int) -> dict[Path, str | None]:
-    """The samples that a run got wrong with the highest probability, and their classes."""
+def _mistakes(checkpoint: Path, networks: dict[str, Any], count: int) -> dict[Path, str | None]:
+    """Return the samples that a run got wrong with the highest probability, and their classes."""
+    from cgnl.tasks import task_of
+
+    if not task_of(next(iter(networks.values())).recipe).classifies:
+        raise ValueError(f"mistakes needs a network that classifies, and {checkpoint} is a detector")
     file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "evaluation" / "predictions.csv"
     if not file.is_file():
         raise ValueError(f"mistakes: there is no {file}; `cgnl evaluate {checkpoint}` writes it")
@@ -186,12 +194,13 @@ def _draw(
     seen, traces = trace_file(networks, path)
     chosen = {name: (trace, _block(trace, block, name)) for name, trace in traces.items()}
     grouped = any(trace.blocks[where].kind != "nl" for trace, where in chosen.values())
-    _check_needed(grouped, "for a block that has one map for all channels", {"--channel": channel is not None})
+    if not grouped:
+        _refuse("for a block that has one map for all channels", {"--channel": channel is not None})
     first, where = next(iter(chosen.values()))
     place = _position(at, seen) if at is not None else strongest_position(first.blocks[where], seen)
     if number == 5:
         if len(seen.frames) > 1:
-            raise ValueError(f"figure 5 is of an image, and {path} is a video: take 1 or 6")
+            raise ValueError(f"figure 5 shows an image, and {path} is a video: choose figure 1 or 6")
         drawn = figure5(seen.frames[0], chosen, place[:2], seen.view, channel=channel, parts=parts_of(path))
     elif number == 1:
         drawn = figure1(seen.frames, chosen, place, seen.view, channel=channel)
@@ -212,7 +221,7 @@ def _block(trace: Any, block: str | None, name: str) -> str:
 
 
 def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at: str | None, out: Path) -> int:
-    """Write the page of some files; one that cannot be read is told and left out.
+    """Write the page of some files; a file that cannot be read is skipped and reported.
 
     Args:
         networks: Trained networks by name.
@@ -251,7 +260,7 @@ def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at
 
 
 def _notes(networks: dict[str, Any]) -> list[str]:
-    """What the page is of, and what its user should know of the inputs."""
+    """Return what the page shows, and what its reader should know about the inputs."""
     from cgnl.tasks import task_of
 
     notes = [
@@ -304,7 +313,7 @@ def _effect(trained: Any, x: Any, where: str) -> Any:
 
 
 def _share(start: tuple[float, float, int], seen: Any) -> tuple[float, float, float]:
-    """A point of the file and its frame as shares of the input's time, height and width."""
+    """Return a point of the file and its frame as shares of the input's time, height and width."""
     x, y = seen.view.to_input(*start[:2])
     return (start[2] + 0.5) / len(seen.frames), y / seen.view.input_height, x / seen.view.input_width
 

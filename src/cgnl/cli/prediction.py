@@ -6,29 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
+from tyro.conf import Positional
 
+from cgnl.cli.options import Checkpoint, Files, OptionalFile, OptionalFloat, OptionalInt, OptionalPath
 from cgnl.files import whole_file, write_csv
 
 
 def predict(
-    checkpoint: tyro.conf.Positional[Path],
-    files: tyro.conf.Positional[tuple[Path, ...]],
+    checkpoint: Positional[Checkpoint],
+    files: Positional[Files],
     json: bool = False,
-    top: int | None = None,
-    timeline: Path | None = None,
-    out: Path | None = None,
-    score: float | None = None,
+    top: OptionalInt = None,
+    timeline: OptionalFile = None,
+    out: OptionalPath = None,
+    score: OptionalFloat = None,
 ) -> None:
-    """Print the most probable classes of images or videos, or the objects in images; draw the objects.
+    """Print the most probable classes of images or videos, or the objects in images.
 
     Args:
-        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else last.ckpt).
-        files: Image files; for a video network video files, or folders of frames.
-        json: Print one JSON object for each file instead of a table.
-        top: Number of classes; by default 5.
-        timeline: CSV file for the most probable classes of each second of the videos.
-        out: Picture with the detected objects drawn in; of several images a folder of pictures.
+        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
+        files: Image files; for a video classifier, video files or folders of frames.
+        json: Print one JSON object per file instead of a table.
+        top: Number of classes to print; by default 5.
+        timeline: Write the most probable classes of each second of the videos to this CSV file.
+        out: Draw the detected objects into this picture, or for several images into pictures in this folder.
         score: Minimum score of a detected object; by default 0.5.
     """
     from cgnl.data.decoding import DataError
@@ -91,7 +92,7 @@ def _write_timeline(file: Path, rows: Sequence[tuple[Path, int, list[tuple[str, 
 
 
 def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
-    """The picture to draw of each file: ``out``, or of several files one each in the folder ``out``."""
+    """Return the picture to draw of each file: ``out``, or of several files one each in the folder ``out``."""
     if out is None:
         return [None] * len(files)
     is_picture = out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not out.is_dir()
@@ -104,9 +105,9 @@ def _pictures(files: tuple[Path, ...], out: Path | None) -> list[Path | None]:
             raise ValueError(f"out ({out}) must be a folder for the pictures of {len(files)} images")
         pictures = [out / f"{path.stem}.png" for path in files]
     if len(set(pictures)) < len(files):
-        raise ValueError(f"files: two of the images have one name, so that their pictures in {out} would be one")
+        raise ValueError(f"files: two images have the same name, so their pictures in {out} would overwrite each other")
     images = {path.resolve() for path in files}
     for picture in pictures:
         if picture.resolve() in images:
-            raise ValueError(f"out ({out}) would write the picture over the image {picture}: give another place")
+            raise ValueError(f"out ({out}) would overwrite the image {picture}")
     return [*pictures]

@@ -56,7 +56,7 @@ def effect(
     groups: bool = True,
     vector: Callable[[Any], Tensor] | None = None,
 ) -> Effect:
-    """Runs a network with a block, with the block bypassed, and with each group of it left out.
+    """Run a network with a block, with the block bypassed, and with each group of it left out.
 
     A group is left out by bypassing it: conv_z is grouped, so each group has its own C/G of the block's channels, and
     these get the block's input in place of its output. All groups left out together are the bypass; a non-local block
@@ -110,7 +110,7 @@ def effect(
 
 
 def _bypass(groups: int, left_out: Iterable[int]) -> Callable[..., Tensor]:
-    """A hook that puts a block's input in place of its output in the channels of some groups."""
+    """Return a hook that puts a block's input in place of its output in the channels of some groups."""
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
         mixed = list(output.chunk(groups, dim=1))

@@ -66,7 +66,7 @@ def trace_seen(
     """
     first = next(iter(seen.values()))
     if any((each.view, each.frames) != (first.view, first.frames) for each in seen.values()):
-        raise ValueError("beside: both networks must be tested on inputs of the same size, and on the same frames")
+        raise ValueError("beside: both networks must be tested on inputs of the same size and on the same frames")
     device = default_device()
     return first, {
         name: trace_blocks(trained.network.to(device), on(device, seen[name].x)) for name, trained in networks.items()

@@ -27,7 +27,7 @@ _ENTRIES_AT_ONCE = 2**20
 
 
 def reference_channel(block: BlockTrace, position: tuple[int, ...]) -> int:
-    """The channel in which g is strongest at a position: the largest |g_{n,c}| over all channels.
+    """Return the channel in which g is strongest at a position: the largest |g_{n,c}| over all channels.
 
     The paper picks its reference "in the space of g" (Fig. 5).
 
@@ -47,7 +47,7 @@ def reference_channel(block: BlockTrace, position: tuple[int, ...]) -> int:
 
 
 def affinity_group(block: BlockTrace, channel: int) -> range:
-    """The channels of the group that a channel belongs to, which are those that `affinity` has maps of.
+    """Return the channels of the group that a channel belongs to, which are those that `affinity` has maps of.
 
     Args:
         block: The trace of a block.
@@ -75,7 +75,7 @@ def affinity(
     view: View = "row",
     constant: bool = False,
 ) -> Tensor:
-    """The affinity of a reference element to all elements of its group, or of a position to all positions.
+    """Return the affinity of a reference element to all elements of its group, or of a position to all positions.
 
     - Non-local: the row f(theta_n, phi_m) over m with its normalisation (softmax, or 1 / N_phi); the same for every
       channel.
@@ -128,7 +128,7 @@ def affinity(
 
 
 def strongest_channels(maps: Tensor, count: int = 5) -> list[int]:
-    """The channels whose maps have the strongest peak, the largest absolute value; Fig. 5 shows five.
+    """Return the channels whose maps have the strongest peak, the largest absolute value; Fig. 5 shows five.
 
     Args:
         maps: [C'/G, *S], as `affinity` gives them.
@@ -151,7 +151,7 @@ def strongest_channels(maps: Tensor, count: int = 5) -> list[int]:
 
 
 def normalised(values: Tensor) -> Tensor:
-    """A map, or several together, divided by the largest absolute value: from -1 to 1, with signs and zero kept.
+    """Return a map, or several together, divided by the largest absolute value: from -1 to 1, with signs and zero kept.
 
     Args:
         values: Any shape.
@@ -168,7 +168,7 @@ def normalised(values: Tensor) -> Tensor:
 
 
 def evidence(block: BlockTrace, group: int, power: int) -> Tensor:
-    """The terms that add up to a group's sum z_p: a2_p phi^p g, with the scale (and the envelope of phi) in them.
+    """Return the terms of a group's sum z_p: a2_p phi^p g, with the scale (and the envelope of phi) in them.
 
     What the block gathered from where, whatever the reference (Eq. 12).
 
@@ -194,7 +194,7 @@ def evidence(block: BlockTrace, group: int, power: int) -> Tensor:
 
 
 def sums(block: BlockTrace) -> Tensor:
-    """The sums z_p of every group: all that a compact block knows of the other elements (Eq. 12).
+    """Return the sums z_p of every group: all that a compact block knows of the other elements (Eq. 12).
 
     Args:
         block: The trace of a compact generalized non-local block.
@@ -212,7 +212,7 @@ def sums(block: BlockTrace) -> Tensor:
 
 
 def polynomial(block: BlockTrace, group: int, theta: Tensor) -> Tensor:
-    """The function that a group applied to its theta in this sample: y = sum over p of z_p theta^p (Eq. 12).
+    """Return the function that a group applied to its theta in this sample: y = sum over p of z_p theta^p (Eq. 12).
 
     Args:
         block: The trace of a compact generalized non-local block.
@@ -287,14 +287,14 @@ def _non_local_column(block: BlockTrace, phi: Tensor, position: tuple[int, ...])
 
 
 def log_denominators(block: BlockTrace, phi: Tensor) -> Tensor:
-    """The logarithm of every row's softmax denominator, [N], some rows at a time."""
+    """Return the logarithm of every row's softmax denominator, [N], some rows at a time."""
     theta, phi = block.theta.flatten(1), phi.flatten(1)
     rows = max(1, _ENTRIES_AT_ONCE // phi.shape[1])
     return torch.cat([(part.T @ phi * block.factor).logsumexp(1) for part in theta.split(rows, dim=1)])
 
 
 def _weighted(weights: Tensor, features: Tensor) -> Tensor:
-    """The sum over channels of weights [C'] times features [C', *S]."""
+    """Return the sum over channels of weights [C'] times features [C', *S]."""
     return (weights @ features.flatten(1)).view(features.shape[1:])
 
 
@@ -316,7 +316,7 @@ def _series_kernel(block: BlockTrace) -> KernelFunction:
 
 
 def _check_group(block: BlockTrace, group: int) -> int:
-    """The number of channels of a group, which must exist."""
+    """Return the number of channels of a group, which must exist."""
     if not 0 <= group < block.groups:
         raise ValueError(f"group ({group}) must be from 0 to {block.groups - 1}")
     return block.theta.shape[0] // block.groups
@@ -329,7 +329,7 @@ def _check_position(block: BlockTrace, position: tuple[int, ...]) -> None:
 
 
 def _position_of_phi(block: BlockTrace, position: tuple[int, ...]) -> tuple[int, ...]:
-    """The cell of phi and g that a position was pooled into; the last one for what pooling leaves over."""
+    """Return the cell of phi and g that a position was pooled into; the last one for what pooling leaves over."""
     assert block.phi is not None
     sizes = zip(position, block.shape, block.phi.shape[1:], strict=True)
     return tuple(n if pooled == size else min(n // 2, pooled - 1) for n, size, pooled in sizes)

@@ -64,7 +64,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """What one kind of map covers, or a baseline with regions as large.
+    """How much one kind of map covers, or a baseline with regions of the same size.
 
     Attributes:
         maps: Which maps: "map" (a non-local block has one), "strongest channel" or "5 strongest channels".
@@ -195,14 +195,14 @@ def scored_block(trained: TrainedNetwork, path: str | None = None) -> str:
     """
     blocks = blocks_of(trained.network)
     if not blocks:
-        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has none")
+        raise ValueError(f"parts need the maps of a block, and {trained.name} has none")
     paths = list(blocks)
     path = paths[-1] if path is None else path
     if path not in paths:
         raise ValueError(f"path ({path!r}) must be where a block is: {', '.join(paths)}")
     if not relates_positions(blocks[path]):
         phrase = phrase_of(blocks[path])
-        raise ValueError(f"parts are scored by the maps of a block, and {trained.name} has a {phrase} at {path}")
+        raise ValueError(f"parts need the maps of a block, and {trained.name} has a {phrase} at {path}")
     return path
 
 

@@ -16,7 +16,7 @@ _NON_LOCAL = {
 
 
 def kind_in_words(block: BlockTrace) -> str:
-    """The kind of a block with its kernel function and groups."""
+    """Return the kind of a block with its kernel function and groups."""
     if block.phrase:
         return block.phrase
     if block.kind == "nl":
@@ -35,7 +35,7 @@ def _kernel_in_words(block: BlockTrace) -> str:
 
 
 def statement(block: BlockTrace, view: View = "row") -> str:
-    """What is true of a block's affinity maps: how far they depend on the reference, and what is left out.
+    """Return what is true of a block's affinity maps: how far they depend on the reference, and what is left out.
 
     Args:
         block: The trace.
@@ -79,7 +79,7 @@ def _linear_statement(block: BlockTrace, own: str, other: str) -> str:
 
 
 def _is_linear(block: BlockTrace) -> bool:
-    """Whether the map is theta times phi, the constant term aside: the series of a compact block may be, too."""
+    """Return whether the map is theta times phi, the constant term aside: the series of a compact block may be, too."""
     kernel = block.kernel
     if block.kind != "cgnl" or kernel is None:
         return isinstance(kernel, DotProduct)
@@ -87,7 +87,7 @@ def _is_linear(block: BlockTrace) -> bool:
 
 
 def _has_envelope(block: BlockTrace) -> bool:
-    """Whether affinities have factors of theta alone and of phi alone; the exact Gaussian RBF always has."""
+    """Return whether affinities have factors of theta alone and of phi alone; the exact Gaussian RBF always has."""
     kernel = block.kernel
     assert kernel is not None
     if block.kind == "gnl" and isinstance(kernel, GaussianRBF):
@@ -96,7 +96,7 @@ def _has_envelope(block: BlockTrace) -> bool:
 
 
 def _small_arguments(block: BlockTrace, own: str, other: str) -> str:
-    """When the map is practically that of the dot product."""
+    """Return when the map is practically that of the dot product."""
     kernel = block.kernel
     assert kernel is not None
     product = "2 gamma theta · phi" if isinstance(kernel, GaussianRBF) else "theta · phi"
@@ -113,7 +113,7 @@ def _small_arguments(block: BlockTrace, own: str, other: str) -> str:
 
 
 def _left_out(block: BlockTrace) -> str:
-    """What `affinity` leaves out unless it is asked for the constant term."""
+    """Return what `affinity` leaves out unless it is asked for the constant term."""
     kernel = block.kernel
     assert kernel is not None
     if block.kind == "gnl" and not isinstance(kernel, DotProduct | EmbeddedGaussian | GaussianRBF):

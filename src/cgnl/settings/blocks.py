@@ -3,10 +3,11 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.checks import check_choice, converted, positive, within
+from cgnl.settings.marks import FREE
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class CGNLOptions(ShellOptions):
     """Coefficients of (theta phi)^0, (theta phi)^1, ... of series."""
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of the sums: 1/sqrt(M), 1/M, or none, which the authors found best."""
-    g_std: float | None = None
+    g_std: float | None = field(default=None, metadata=FREE)
     """Standard deviation of the first weights of g; by default 0.01, with scale sqrt 0.2, and with mean 2."""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from cgnl.settings.blocks import check_blocks
 from cgnl.settings.checks import within
 from cgnl.settings.image import Recipe
+from cgnl.settings.marks import FOR_TESTS, FREE
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,21 @@ class DetectionNetworkConfig:
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()
     """Module paths in the residual network that the blocks follow, in place of the paper's, such as layer3.4."""
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=FREE)
     """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or none."""
-    backbone_weights: str | None = None
+    backbone_weights: str | None = field(default=None, metadata=FREE)
     """Start weights of the backbone alone: IMAGENET1K_V1, an image network's checkpoint, or none."""
-    new_classifier: bool = False
+    new_classifier: bool = field(default=False, metadata=FREE)
     """Leave the predictors of boxes, classes and masks in a weights file out and start new ones."""
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     """Norms of the backbone: frozen BatchNorm, or BatchNorm that is trained (start from nothing, large batches)."""
     rois: int = 512
     """Regions of an image that the heads are trained on."""
-    proposals: int = 1000
+    proposals: int = field(default=1000, metadata=FOR_TESTS)
     """Regions of an image that the region proposal network hands on at test time (and twice as many in training)."""
-    detections: int = 100
+    detections: int = field(default=100, metadata=FOR_TESTS)
     """Objects that are kept in an image at most."""
-    score_threshold: float = 0.05
+    score_threshold: float = field(default=0.05, metadata=FOR_TESTS)
     """Minimum score of a detection."""
 
     def __post_init__(self) -> None:
@@ -52,16 +53,16 @@ class DetectionNetworkConfig:
 class DetectionDataConfig:
     """The images and their objects, and how many go into one step."""
 
-    root: Path | None = None
+    root: Path | None = field(default=None, metadata=FREE)
     """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same of val; not needed
     where the files and folders below are given."""
-    train_annotations: Path | None = None
+    train_annotations: Path | None = field(default=None, metadata=FREE)
     """COCO json file for training, where the layout is another one."""
-    test_annotations: Path | None = None
+    test_annotations: Path | None = field(default=None, metadata=FREE)
     """COCO json file for testing, where the layout is another one."""
-    train_images: Path | None = None
+    train_images: Path | None = field(default=None, metadata=FREE)
     """Folder of the training images, where the layout is another one."""
-    test_images: Path | None = None
+    test_images: Path | None = field(default=None, metadata=FREE)
     """Folder of the test images, where the layout is another one."""
     size: int = 800
     """Length of the shorter side of the network's input (pixels)."""
@@ -73,11 +74,11 @@ class DetectionDataConfig:
     """Put wide and tall images into batches of their own, so that little is padded."""
     batch_size: int = 8
     """Images in one optimizer step, over all processes and accumulated parts together."""
-    workers: int = 2
+    workers: int = field(default=2, metadata=FREE)
     """Processes that read images, for each training process; 0 reads in the training process itself."""
-    timeout: int = 120
+    timeout: int = field(default=120, metadata=FREE)
     """Seconds after which a reader that gives nothing is an error (with workers only)."""
-    bad_limit: float = 0.05
+    bad_limit: float = field(default=0.05, metadata=FREE)
     """Part of the images, or of the annotations, that may be missing or bad before the run stops."""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, options_class
 from cgnl.settings.checks import within
+from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -26,9 +27,9 @@ class NetworkConfig:
     """Module paths that the blocks follow, in place of the paper's, such as layer3.4 layer4.1."""
     dropout: float = 0.5
     """Probability of dropout between the average pool and the classifier."""
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=FREE)
     """Start weights: the name of torchvision weights (IMAGENET1K_V1), a checkpoint file, or none."""
-    new_classifier: bool = False
+    new_classifier: bool = field(default=False, metadata=FREE)
     """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
 
     def __post_init__(self) -> None:
@@ -40,13 +41,13 @@ class NetworkConfig:
 class DataConfig:
     """The images, how they are cut, and how many go into one step."""
 
-    root: Path | None = None
+    root: Path | None = field(default=None, metadata=FREE)
     """Folder: CUB_200_2011, or one with train/ and val/ of class folders, or the image root of list files."""
     format: Literal["auto", "cub", "list", "folders"] = "auto"
     """Layout of the data set; auto recognises it."""
-    train_list: Path | None = None
+    train_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label` for training (labels from 0)."""
-    test_list: Path | None = None
+    test_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label` for testing (labels from 0)."""
     num_classes: int | None = None
     """Number of classes; found from the data where not given."""
@@ -69,11 +70,11 @@ class DataConfig:
     """Alpha of cutmix; 0 is off. With mixup as well, each batch takes one of the two."""
     batch_size: int = 256
     """Images in one optimizer step, over all processes and accumulated parts together."""
-    workers: int = 2
+    workers: int = field(default=2, metadata=FREE)
     """Processes that read images, for each training process; 0 reads in the training process itself."""
-    timeout: int = 120
+    timeout: int = field(default=120, metadata=FREE)
     """Seconds after which a reader that gives nothing is an error (with workers only)."""
-    bad_limit: float = 0.05
+    bad_limit: float = field(default=0.05, metadata=FREE)
     """Part of the data set that may be missing or unreadable before the run stops."""
 
     def __post_init__(self) -> None:

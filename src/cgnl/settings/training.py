@@ -1,9 +1,10 @@
 """The settings that all tasks share: optimizer, schedule of the learning rate, and trainer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cgnl.settings.checks import positive, within
+from cgnl.settings.marks import FREE
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,17 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long, on what, and how the run is kept."""
 
-    max_epochs: int = 100
+    max_epochs: int = field(default=100, metadata=FREE)
     """Length of the training (epochs)."""
-    max_steps: int = -1
+    max_steps: int = field(default=-1, metadata=FREE)
     """Stop after so many optimizer steps; -1 is no limit."""
     seed: int = 0
     """Seed of the weights, the order of the samples, crops and dropout."""
-    devices: int | None = None
+    devices: int | None = field(default=None, metadata=FREE)
     """Processes (GPUs) on this machine; by default all GPUs, or one process on a CPU."""
-    nodes: int = 1
+    nodes: int = field(default=1, metadata=FREE)
     """Machines, started by torchrun or SLURM."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = field(default="auto", metadata=FREE)
     """Where to train."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Number type of the network's forward and backward pass."""
@@ -101,13 +102,13 @@ class TrainerConfig:
     """Turn every BatchNorm into a SyncBatchNorm when several processes train."""
     freeze: tuple[str, ...] = ()
     """Module paths whose weights and norm statistics stay as they are, for example conv1 bn1 layer1."""
-    checkpoint_every_n_steps: int = 200
+    checkpoint_every_n_steps: int = field(default=200, metadata=FREE)
     """Optimizer steps between two writes of last.ckpt within an epoch."""
-    log_every_n_steps: int = 10
+    log_every_n_steps: int = field(default=10, metadata=FREE)
     """Steps between two lines in the logs."""
     test_every_n_epochs: int = 1
     """Epochs between two tests."""
-    skip_limit: int = 20
+    skip_limit: int = field(default=20, metadata=FREE)
     """Steps that may be left out because of a non-finite loss or gradient before the run stops."""
 
     def __post_init__(self) -> None:

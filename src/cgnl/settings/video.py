@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from cgnl.settings.checks import within
 from cgnl.settings.image import Architecture, DataConfig, NetworkConfig, Recipe
+from cgnl.settings.marks import FOR_TESTS, FREE
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class VideoNetworkConfig(NetworkConfig):
     """Residual network of torchvision that each frame goes through."""
     temporal_strides: tuple[int, int, int] = (2, 2, 2)
     """Strides in time of conv1, pool1 and pool2: 2 2 2 for 32 frames, 1 1 2 for 8 frames."""
-    head: Literal["average", "fully_convolutional"] = "average"
+    head: Literal["average", "fully_convolutional"] = field(default="average", metadata=FOR_TESTS)
     """Global average pooling, or the classifier at each 7 x 7 window and the mean of the probabilities."""
 
     def __post_init__(self) -> None:
@@ -30,19 +31,19 @@ class VideoNetworkConfig(NetworkConfig):
 class VideoDataConfig(DataConfig):
     """The videos, how clips are cut from them, and how many go into one step."""
 
-    root: Path | None = None
+    root: Path | None = field(default=None, metadata=FREE)
     """Folder of the videos (or of folders of frames): UCF101, Kinetics, or train/ and val/ of class folders."""
     format: Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"] = "auto"  # type: ignore[assignment]
     """Layout of the data set; auto recognises it."""
-    annotations: Path | None = None
+    annotations: Path | None = field(default=None, metadata=FREE)
     """Folder of UCF101's lists, of Mini-Kinetics' id lists and csv files, or Kinetics' csv file or their folder."""
     fold: int = 1
     """Split of UCF101: 1, 2 or 3."""
-    train_list: Path | None = None
+    train_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label`, or `folder frames label`, for training (labels from 0)."""
-    test_list: Path | None = None
+    test_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label`, or `folder frames label`, for testing (labels from 0)."""
-    index: Path | None = None
+    index: Path | None = field(default=None, metadata=FREE)
     """File with the lengths and sizes of the videos, made on first use; by default beside them or in the run."""
     num_frames: int = 32
     """Frames of a clip."""
@@ -54,15 +55,15 @@ class VideoDataConfig(DataConfig):
     """Length of the shorter side at test time, and with several crops also their height and width (pixels)."""
     batch_size: int = 64
     """Clips in one optimizer step, over all processes and accumulated parts together."""
-    test_clips: int = 10
+    test_clips: int = field(default=10, metadata=FREE)
     """Clips of a video that are tested after training, evenly spaced; their probabilities are averaged."""
-    test_crops: int = 3
+    test_crops: int = field(default=3, metadata=FREE)
     """Crops of each of them along the longer side: 1 or 3."""
-    views_per_step: int = 6
+    views_per_step: int = field(default=6, metadata=FREE)
     """Views (clips x crops) that go through the network at once at test time."""
-    decode_timeout: int = 60
+    decode_timeout: int = field(default=60, metadata=FREE)
     """Seconds that reading a clip may take before its video counts as unreadable."""
-    timeout: int = 600
+    timeout: int = field(default=600, metadata=FREE)
     """Seconds after which a reader that gives nothing is an error (with workers only)."""
 
     def __post_init__(self) -> None:

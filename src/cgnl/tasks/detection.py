@@ -55,10 +55,10 @@ class DetectionTask(Task[DetectionRecipe]):
             [name for name in ours if name not in other] for ours, other in ((classes, names), (names, classes))
         )
         lists = [
-            f"{what}: {', '.join(some[:5])}" for what, some in (("not among them", new), ("lacking", gone)) if some
+            f"{what}: {', '.join(some[:5])}" for what, some in (("unknown to COCO", new), ("missing", gone)) if some
         ]
         raise ValueError(
-            f"network.weights {weights} are of COCO's {len(names)} classes, and the data has {len(classes)} others; "
+            f"network.weights ({weights}) is for COCO's {len(names)} classes, but the data has {len(classes)} others; "
             f"{'; '.join(lists) or 'their order differs'}"
         )
 
@@ -123,7 +123,7 @@ class DetectionTask(Task[DetectionRecipe]):
     def page_note(self) -> str | None:
         """Say what dark bands are, and why there are no effects."""
         return (
-            "A detector fills images up with zeros on the right and below; the dark bands are this filling. "
+            "A detector pads images with zeros on the right and below: the dark bands. "
             "It gives no single prediction, so the page shows no effects."
         )
 

@@ -70,7 +70,7 @@ def from_start_weights(
         ValueError: The recipe names no weights, or weights of other classes than the data's.
     """
     if recipe.network.weights is None:
-        raise ValueError("network.weights is needed: the weights to test")
+        raise ValueError("network.weights is needed: it names the weights to test")
     task = task_of(recipe)
     task.check_start_weights(recipe, tuple(classes))
     network = task.build_network(recipe, len(classes)).eval()

@@ -84,7 +84,7 @@ def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[
     """
     task = task_of(trained.recipe)
     if not isinstance(task, ClassificationTask):
-        raise ValueError(f"predict needs a network that classifies, and {trained.name} is a detector: take detect")
+        raise ValueError(f"predict needs a network that classifies: use detect, as {trained.name} is a detector")
     return most_probable(trained, task.probabilities(trained, path), top)
 
 

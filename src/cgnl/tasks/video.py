@@ -46,8 +46,8 @@ class VideoTask(ClassificationTask[VideoRecipe]):
             return None
         strides = " ".join(map(str, recipe.network.temporal_strides))
         return (
-            f"note: {recipe.data.num_frames} frames with network.temporal_strides {strides} leave one time step to the "
-            "blocks, which then relate positions in space alone; 1 1 2 leaves more"
+            f"note: with {recipe.data.num_frames} frames and network.temporal_strides {strides}, the blocks see one "
+            "time step and relate positions in space alone; with 1 1 2 they see more"
         )
 
     def make_data(self, config: VideoDataConfig, **options: Any) -> Any:

@@ -1,5 +1,4 @@
-"""What happens around the steps of a run: the finiteness guard, checkpoints and logs, stopping and resuming, the
-progress bar."""
+"""Callbacks of a run: the guard against non-finite steps, checkpoints and logs, stopping and resuming, progress."""
 
 import csv
 import math
@@ -29,14 +28,14 @@ class NonFiniteError(ValueError):
 
 
 class FiniteGuard(Callback):
-    """Leaves out optimizer steps whose loss or gradient is not finite, norm statistics included.
+    """Skips optimizer steps whose loss or gradient is not finite, norm statistics included.
 
     Each such step is counted and its samples are written to ``skipped_steps.csv``. With 16-bit mixed precision an
     infinite gradient of a finite loss is the loss scaler's affair, unless it happens too often in a row.
 
     Args:
         run: Folder of the run.
-        limit: Steps that may be left out before the run stops.
+        limit: Steps that may be skipped before the run stops.
         name_samples: Gives the names of samples by their numbers.
     """
 
@@ -178,7 +177,7 @@ class RunKeeper(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         self.say(
-            f"{signal.Signals(number).name}: stopping after this step or test (again: stop at once, without saving)"
+            f"{signal.Signals(number).name}: stopping after this step or test; a second one stops at once, unsaved"
         )
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
@@ -306,7 +305,7 @@ class RunKeeper(Checkpoint):
 
 
 def _random_state() -> list[Tensor]:
-    """The states of the global generators that dropout draws from: the CPU's and, where there is one, the GPU's."""
+    """Return the states of the generators that dropout draws from: the CPU's and, if there is one, the GPU's."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
 
 

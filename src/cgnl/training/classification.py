@@ -15,7 +15,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cgnl.settings.training import OptimizerConfig, ScheduleConfig
 from cgnl.training.module import TrainingModule, naming_small_batches
 
 
@@ -28,15 +27,10 @@ class ClassificationModule(TrainingModule):
     Args:
         network: The network.
         num_classes: Number of classes K.
-        optimizer: Optimizer and loss.
-        schedule: Learning rate over the epochs.
         mixup: Alpha of mixup; 0 is off.
         cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
         seed: Seed of mixup and cutmix.
-        lr_scale: Factor on all learning rates, warm-up included.
-        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
-        freeze: Module paths in the network whose weights and norm statistics stay as they are.
-        channels_last: Whether images are given to the network in the channels-last memory format.
+        options: Options of :class:`cgnl.training.module.TrainingModule`: ``optimizer``, ``schedule``, ``freeze``, ...
 
     Raises:
         ValueError: A path in ``freeze`` that is not in the network, or one that freezes all of it.
@@ -50,25 +44,12 @@ class ClassificationModule(TrainingModule):
         network: nn.Module,
         *,
         num_classes: int,
-        optimizer: OptimizerConfig | None = None,
-        schedule: ScheduleConfig | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
-        lr_scale: float = 1.0,
-        max_steps: int = -1,
-        freeze: tuple[str, ...] = (),
-        channels_last: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            network,
-            optimizer=optimizer,
-            schedule=schedule,
-            lr_scale=lr_scale,
-            max_steps=max_steps,
-            freeze=freeze,
-            channels_last=channels_last,
-        )
+        super().__init__(network, **options)
         self.num_classes = num_classes
         self.seed = seed
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []

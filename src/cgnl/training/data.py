@@ -29,7 +29,7 @@ ConfigT = TypeVar("ConfigT", bound=DataConfig | DetectionDataConfig)
 
 
 class SampleData(pl.LightningDataModule, Generic[ConfigT]):
-    """Training and test samples of a recipe: what the data modules of images and of videos share.
+    """Training and test samples of a recipe: the base of the data modules.
 
     Args:
         config: Where the samples are, how they are cut, and how many go into one step.
@@ -46,7 +46,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     """
 
     noun: str
-    """What one sample is, "image" or "video"."""
+    """One sample: ``image`` or ``video``."""
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     """Makes a batch of samples."""
 
@@ -72,7 +72,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     # What the kinds of data differ in
 
     def _check_places(self, config: ConfigT) -> None:
-        """Raise a ValueError where it is not said where the samples are."""
+        """Raise a ValueError if the settings do not say where the samples are."""
         if config.root is None:
             raise ValueError(f"data.root is needed: the folder with the {self.noun}s")
 
@@ -123,7 +123,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             new = [name for name in samples.classes if name not in expected]
             gone = [name for name in expected if name not in samples.classes]
             lists = [
-                f"{what}: {', '.join(names[:5])}" for what, names in (("not expected", new), ("lacking", gone)) if names
+                f"{what}: {', '.join(names[:5])}" for what, names in (("unexpected", new), ("missing", gone)) if names
             ]
             raise DataError(
                 f"{samples.root} has other classes than expected; {'; '.join(lists) or 'their order differs'}"
@@ -179,7 +179,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return [str(self.train_samples.samples[index].path) for index in indices]
 
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
-        """Count what could not be read; over the limit the run stops."""
+        """Count the samples that could not be read; over the limit the run stops."""
         split = "train" if self._in_training else "test"
         self._unshared += [(split, row) for row in batch["bad"]]
         self._bad[split].add(batch["bad"])
@@ -202,11 +202,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return sum(map(len, self._bad.values()))
 
     def troubles(self) -> list[str]:
-        """Return what could not be read so far, in a few words each."""
+        """Return what could not be read so far, a few words each."""
         return [f"unreadable {self.noun}s: {self.bad_count}"] if self.bad_count else []
 
     def check(self) -> None:
-        """Read both lists and make both data sets, so that what is wrong with them shows before anything is built.
+        """Read both lists and make both data sets, to find mistakes before anything is built.
 
         Raises:
             DataError: Something is wrong with the data set.
@@ -216,7 +216,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         self._dataset("test", training=False)
 
     def summary(self) -> str:
-        """Return what there is, in a line."""
+        """Return the numbers of samples and classes in a line."""
         missing = len(self.train_samples.missing) + len(self.test_samples.missing)
         return (
             f"{len(self.train_samples)} training and {len(self.test_samples)} test {self.noun}s "

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from cgnl.networks.detection import PREDICTORS
-from cgnl.settings.training import OptimizerConfig, ScheduleConfig
 from cgnl.training.average_precision import Kind, coco_results, measures_and_classes
 from cgnl.training.module import TrainingModule, naming_small_batches
 from cgnl.training.processes import gathered
@@ -31,12 +30,7 @@ class DetectionModule(TrainingModule):
         network: The detector; its losses and detections are torchvision's.
         truth: The test images and their objects, in COCO's structure (``images``, ``annotations``, ``categories``).
         category_ids: COCO's id of each class; the network's label k, from 1, is the k-th.
-        optimizer: Optimizer.
-        schedule: Learning rate over the run.
-        lr_scale: Factor on all learning rates, warm-up included.
-        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
-        freeze: Module paths in the network whose weights and norm statistics stay as they are.
-        channels_last: Whether the network works on feature maps in the channels-last memory format.
+        options: Options of :class:`cgnl.training.module.TrainingModule`: ``optimizer``, ``schedule``, ``freeze``, ...
 
     Attributes:
         results: After a test: rows of COCO's result format, of all processes.
@@ -57,22 +51,9 @@ class DetectionModule(TrainingModule):
         *,
         truth: Mapping[str, Any],
         category_ids: Sequence[int],
-        optimizer: OptimizerConfig | None = None,
-        schedule: ScheduleConfig | None = None,
-        lr_scale: float = 1.0,
-        max_steps: int = -1,
-        freeze: tuple[str, ...] = (),
-        channels_last: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            network,
-            optimizer=optimizer,
-            schedule=schedule,
-            lr_scale=lr_scale,
-            max_steps=max_steps,
-            freeze=freeze,
-            channels_last=channels_last,
-        )
+        super().__init__(network, **options)
         self.truth, self.category_ids = truth, tuple(category_ids)
         self.results: list[dict[str, Any]] = []
         self.measures: dict[str, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""What the Lightning modules of all tasks share: the network, frozen parts, optimizer and schedule."""
+"""The base of all Lightning modules: the network, frozen parts, optimizer and schedule."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class TrainingModule(pl.LightningModule):
         optimizer: Optimizer and loss.
         schedule: Learning rate over the run.
         lr_scale: Factor on all learning rates, warm-up included.
-        max_steps: Length of the run (optimizer steps), where something else than the Trainer ends it; -1 asks that.
+        max_steps: Length of the run (optimizer steps) if the Trainer does not limit it; -1 asks the Trainer.
         freeze: Module paths in the network whose weights and norm statistics stay as they are.
         channels_last: Whether the network works on feature maps in the channels-last memory format.
 
@@ -37,7 +37,7 @@ class TrainingModule(pl.LightningModule):
     logged: ClassVar[tuple[str, ...]]
     """Metrics of an epoch, as the log of epochs has them."""
     reported: ClassVar[Mapping[str, str]]
-    """Test metrics (%) that are told to people, with their names; the first decides which checkpoint is best."""
+    """Test metrics (%) that are printed, with their names; the first decides which checkpoint is best."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class TrainingModule(pl.LightningModule):
             DataError: The other processes wait for this one's norm statistics.
         """
         if any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()) and self.trainer.world_size > 1:
-            raise DataError(f"no sample of a whole batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}")
+            raise DataError(f"no sample of a batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}")
         return sum((p.sum() * 0 for p in self.network.parameters() if p.requires_grad), torch.zeros(()))
 
     def on_train_epoch_end(self) -> None:
@@ -151,7 +151,7 @@ class TrainingModule(pl.LightningModule):
 
 @contextmanager
 def naming_small_batches(images: Sequence[Tensor]) -> Iterator[None]:
-    """Say of which size a batch is that is too small for BatchNorm.
+    """Report the size of a batch that is too small for BatchNorm.
 
     Args:
         images: The batch: images [3, H, W] or clips [3, T, H, W].

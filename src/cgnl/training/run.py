@@ -1,9 +1,9 @@
-"""A whole training run out of a recipe: data, network, Lightning's Trainer, the run folder."""
+"""A whole training run from a recipe: data, network, Lightning's Trainer, the run folder."""
 
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,26 +31,15 @@ from cgnl.training.processes import end_together, is_first_process, reporting_de
 from cgnl.training.task import Task
 from cgnl.training.trained import FORMAT, run_entry
 
-# What may differ between a run and its continuation: where things are, and what does not touch the numbers.
-_FREE_TO_CHANGE = {
-    "data.root", "data.train_list", "data.test_list", "data.workers", "data.timeout", "data.bad_limit",
-    "data.annotations", "data.index", "data.decode_timeout",
-    "data.test_clips", "data.test_crops", "data.views_per_step",
-    "trainer.max_epochs", "trainer.max_steps", "trainer.checkpoint_every_n_steps", "trainer.log_every_n_steps",
-    "trainer.skip_limit", "trainer.devices", "trainer.nodes", "trainer.accelerator",
-    "data.train_annotations", "data.test_annotations", "data.train_images", "data.test_images",
-    "network.weights", "network.new_classifier", "network.backbone_weights", "block.g_std",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ended with.
+    """The outcome of a run.
 
     Attributes:
         last: The last checkpoint.
         best: The checkpoint with the highest score on the test set, or None where none was tested.
-        scores: What the last test gave (%), by name; the first is the score that ``best`` goes by. Empty where none
+        scores: Scores of the last test (%), by name; the first is the score that ``best`` goes by. Empty where none
             was tested.
         best_score: Highest score of any epoch (%), or None.
     """
@@ -132,7 +121,7 @@ def train(
     troubles = data.troubles()
     troubles += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
     if troubles:
-        say(f"troubles: {', '.join(troubles)} (lists are in {run})")
+        say(f"problems: {', '.join(troubles)} (lists are in {run})")
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     best = run / BEST if (run / BEST).exists() else None
     scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
@@ -241,20 +230,20 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
     """Check the run folder, return the checkpoint to go on from."""
     last = run / LAST
     if last.exists() and not resume:
-        raise DataError(f"{run} already holds a run (last.ckpt): add --resume to go on with it, or give another --run")
+        raise DataError(f"{run} already holds a run (last.ckpt): add --resume to continue it, or choose another --run")
     checkpoint = last if resume and last.exists() else None
     if checkpoint is not None:
         entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
         if entry["format"] != FORMAT:
             raise DataError(
-                f"{checkpoint} was written by an earlier version of cgnl: it can be tested and used, but "
-                "its run cannot go on"
+                f"{checkpoint} was written by an earlier version of cgnl: you can test and use it, but "
+                "not continue its run"
             )
         stored = from_dict(entry["recipe"], str(checkpoint))
-        before, now = to_dict(stored), to_dict(recipe)
-        if before["task"] != now["task"]:
-            raise DataError(f"{checkpoint} holds a run of the task {before['task']}; it cannot go on as {now['task']}")
-        changed = _differences(before, now)
+        if type(stored) is not type(recipe):
+            tasks = [to_dict(each)["task"] for each in (stored, recipe)]
+            raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot continue as {tasks[1]}")
+        changed = _differences(stored, recipe)
         if stored.schedule.kind == "cosine":
             in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
             end = "max_steps" if in_steps else "max_epochs"
@@ -262,7 +251,7 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
             if ends[0] != ends[1]:
                 changed.append(f"trainer.{end}, the end of the cosine, was {ends[0]}, now {ends[1]}")
         if changed:
-            raise DataError(f"{checkpoint} was made with another recipe, so it cannot go on: {'; '.join(changed)}")
+            raise DataError(f"{checkpoint} was made with another recipe and cannot continue: {'; '.join(changed)}")
     return checkpoint
 
 
@@ -277,18 +266,20 @@ def _check_same_data(checkpoint: Path, data: SampleData) -> None:
     if entry["num_samples"] != len(data.train_samples):
         raise DataError(
             f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {root} has "
-            f"{len(data.train_samples)}: the run cannot go on where it stood"
+            f"{len(data.train_samples)}: the run cannot continue"
         )
 
 
-def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(stored: Any, given: Any, prefix: str = "") -> list[str]:
+    """Return what differs between two recipes, except fields that may change when a run goes on."""
     found = []
-    for key, value in stored.items():
-        field = f"{prefix}{key}"
-        if isinstance(value, dict):
-            found += _differences(value, given[key], f"{field}.")
-        elif value != given.get(key) and field not in _FREE_TO_CHANGE:
-            found.append(f"{field} was {value}, now {given.get(key)}")
+    for field in fields(stored):
+        before, now, name = getattr(stored, field.name), getattr(given, field.name), f"{prefix}{field.name}"
+        if is_dataclass(before):
+            # options of blocks of two kinds have nothing to compare, and the kinds are a difference of their own
+            found += _differences(before, now, f"{name}.") if type(before) is type(now) else []
+        elif before != now and not field.metadata.get("free"):
+            found.append(f"{name} was {before}, now {now}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to know about its task: the protocol that the tasks in ``cgnl.tasks`` follow.
+"""The protocol of a task: all that a run asks it for. The tasks themselves are in ``cgnl.tasks``.
 
 Nothing here imports Lightning, so that a trained network can be used without it.
 """
@@ -25,7 +25,7 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
 class Prediction(ABC):
-    """What a network says about one file."""
+    """A network's prediction for one file."""
 
     @abstractmethod
     def lines(self) -> list[str]:
@@ -41,7 +41,7 @@ class Prediction(ABC):
 
 
 class TestResult(ABC):
-    """What a test of a network gave."""
+    """The result of testing a network."""
 
     __test__ = False
     troubles: tuple[str, ...]
@@ -63,7 +63,7 @@ class TestResult(ABC):
 
     def trouble_lines(self, out: Path) -> list[str]:
         """Return the line about what could not be read, if there is something."""
-        return [f"troubles: {', '.join(self.troubles)} (lists are in {out})"] * bool(self.troubles)
+        return [f"problems: {', '.join(self.troubles)} (lists are in {out})"] * bool(self.troubles)
 
 
 class Export(NamedTuple):
@@ -81,7 +81,7 @@ class Export(NamedTuple):
 
 
 class Task(ABC, Generic[RecipeT]):
-    """All that a task does in its own way: one object for each task, without state."""
+    """Everything that one task does differently from the others; objects have no state."""
 
     noun: ClassVar[str] = "image"
     """One sample."""
@@ -218,7 +218,7 @@ class Task(ABC, Generic[RecipeT]):
     # Smoke variant and cost
 
     drawn: ClassVar[str]
-    """Name of the folder for the drawn data of a smoke run."""
+    """Name of the drawn data: of their folder in a smoke run, and of the demo's file in ``cgnl.cli.demo``."""
 
     @abstractmethod
     def draw(self, folder: Path) -> None:

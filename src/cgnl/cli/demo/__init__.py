@@ -143,7 +143,7 @@ def clear(out: Path, written: set[str], data: str) -> None:
         return
     found = {path.name for path in out.iterdir()}
     if found and (data not in found or found - written):
-        raise DataError(f"{out} holds more than an earlier demo: give another folder with --out, or empty it")
+        raise DataError(f"{out} holds other files: empty it, or choose another folder with --out")
     for path in out.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -192,7 +192,7 @@ def _verdict(results: dict[str, Evaluation], subject: Subject) -> str:
             f"The network with the CGNL block is {abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
         )
         if overlap:
-            outcome += f", a difference that these few test {subject.noun} do not prove"
+            outcome += f", but with so few test {subject.noun} this may be chance"
     return f"Chance is {chance:.1f} %. {outcome}."
 
 
@@ -314,7 +314,7 @@ def _confused(results: dict[str, Evaluation]) -> str:
 
 
 def _some_samples(out: Path, count: int = 3) -> list[tuple[Path, str | None]]:
-    """Some test samples with their classes, evenly spread."""
+    """Return some test samples with their classes, evenly spread."""
     rows = read_predictions(out / "cgnl")
     return [(Path(rows[place]["path"]), rows[place]["label"]) for place in range(0, len(rows), -(-len(rows) // count))]
 
@@ -348,5 +348,5 @@ def _card(
 
 
 def _plain_name(name: str) -> str:
-    """A class's name as words: `001.Grey_tit` and `GreyTit` are both shown with a space."""
+    """Return a class's name as words: `001.Grey_tit` and `GreyTit` are both shown with a space."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.split(".", 1)[-1].replace("_", " "))

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from cgnl.cli.demo import Subject, read_predictions
+from cgnl.cli.demo import Subject, read_predictions, run_demo
 from cgnl.data.videos import probe, read_frames
 from cgnl.explain import report
 from cgnl.tasks import load_trained
@@ -18,6 +18,11 @@ from cgnl.toy.actions import Play, catalogue, contact_strip, draw_actions, play_
 from cgnl.training.evaluation import wilson_interval
 
 _NUM_CLASSES = 4
+
+
+def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
+    """Run the demo; arguments as of :func:`cgnl.cli.demo.run_demo`."""
+    return run_demo(actions(smallest=smallest), out, seed=seed, smallest=smallest)
 
 
 def actions(*, smallest: bool = False) -> Subject:

@@ -5,9 +5,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from cgnl.cli.demo import Subject
+from cgnl.cli.demo import Subject, run_demo
 from cgnl.data.decoding import open_image
 from cgnl.toy.birds import contact_sheet, draw_birds
+
+
+def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
+    """Run the demo; arguments as of :func:`cgnl.cli.demo.run_demo`."""
+    return run_demo(birds(smallest=smallest), out, seed=seed, smallest=smallest)
 
 
 def birds(*, smallest: bool = False) -> Subject:

@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +19,6 @@ from cgnl.explain import report
 from cgnl.explain.detections import draw_objects
 from cgnl.files import write_text
 from cgnl.recipes import RECIPES
-from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
 from cgnl.tasks import detect, load_trained, train
 from cgnl.tasks import evaluate as evaluate_detection
@@ -32,7 +32,7 @@ _MEASURES = ("AP", "AP50", "AP75")
 _MIN_SCORE = 0.5
 
 
-def run_flock_demo(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
+def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     """Draw the data, train a backbone and a detector, test it, and write ``out/report.html``.
 
     Args:
@@ -84,15 +84,15 @@ def _backbone(root: Path, seed: int, smallest: bool) -> Recipe:
     )
 
 
-def _detector(out: Path, seed: int, smallest: bool) -> DetectionRecipe:
-    recipe = RECIPES["flock-maskrcnn-resnet18-cgnl"].make()
-    assert isinstance(recipe, DetectionRecipe)
+def _detector(out: Path, seed: int, smallest: bool) -> Recipe:
+    recipe: Any = RECIPES["flock-maskrcnn-resnet18-cgnl"].make()
     data, trainer = replace(recipe.data, root=out / "flock"), replace(recipe.trainer, seed=seed, devices=1)
     if smallest:
         data = replace(data, size=72, max_size=96, batch_size=2)
         trainer = replace(trainer, max_steps=2, log_every_n_steps=1)
     network = replace(recipe.network, backbone_weights=str(out / "backbone" / "last.ckpt"))
-    return replace(recipe, network=network, data=data, trainer=trainer)
+    detector: Recipe = replace(recipe, network=network, data=data, trainer=trainer)
+    return detector
 
 
 def _outcome(result: DetectionEvaluation) -> str:
@@ -130,7 +130,7 @@ def _page(out: Path, trained: TrainedNetwork, result: DetectionEvaluation, secon
 
 
 def _some_images(out: Path, count: int = 3) -> list[tuple[Path, str | None]]:
-    """Some test images, evenly spread; they have no class."""
+    """Return some test images, evenly spread; they have no class."""
     samples = read_coco(out / "flock", "test").samples
     return [(samples[place].path, None) for place in range(0, len(samples), -(-len(samples) // count))]
 

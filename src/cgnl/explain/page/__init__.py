@@ -80,7 +80,7 @@ class PageItem:
 def explain_page(
     items: Iterable[PageItem], title: str, *, class_names: ClassNames = None, notes: Sequence[str] = ()
 ) -> str:
-    """Returns the report page of some inputs as HTML.
+    """Return the report page of some inputs as HTML.
 
     An input and one block of it take less than 2 MB: features that are larger are averaged over space, and the page
     says so.
@@ -141,7 +141,7 @@ def write_explain_page(
     class_names: ClassNames = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the report page of some inputs, whole or not at all; see `explain_page`.
+    """Write the report page of some inputs, whole or not at all; see `explain_page`.
 
     Args:
         path: The HTML file to write.
@@ -205,7 +205,7 @@ def _item_data(item: PageItem, class_names: ClassNames) -> dict[str, Any]:
 
 
 def _encoded_frames(frames: Sequence[Image.Image]) -> tuple[list[str], bool]:
-    """Frames as JPEG in text, drawn smaller where they would take too much; and whether they were."""
+    """Return frames as JPEG in text, drawn smaller where they would take too much; and whether they were."""
     scale = 1.0
     while True:
         encoded = [_jpeg(frame, scale) for frame in frames]
@@ -236,7 +236,7 @@ def _predictions(item: PageItem) -> dict[str, list[list[Any]]]:
 
 
 def _class_names(block: PageBlock, class_names: ClassNames) -> Sequence[str]:
-    """The names of the classes whose logits the effect holds."""
+    """Return the names of the classes whose logits the effect holds."""
     assert block.effect is not None
     count = len(block.effect.logits)
     names = class_names.get(block.network) if isinstance(class_names, Mapping) else class_names
@@ -250,7 +250,7 @@ def _class_names(block: PageBlock, class_names: ClassNames) -> Sequence[str]:
 
 
 def _effect_data(effect: Effect, truth: str | None, names: Sequence[str]) -> dict[str, Any]:
-    """Probabilities of the most probable classes and the true one, with the block and without parts of it."""
+    """Return the likeliest classes and the true one with their probabilities, with and without parts of the block."""
     chosen = effect.probabilities.topk(min(_EFFECT_CLASSES, len(names))).indices.tolist()
     if truth in names and names.index(truth) not in chosen:
         chosen.append(names.index(truth))

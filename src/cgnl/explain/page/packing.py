@@ -32,7 +32,7 @@ _AVERAGED_EVIDENCE = (
 
 
 def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
-    """A block's trace as the page's scripts read it, ready for JSON.
+    """Return a block's trace as the page's scripts read it, ready for JSON.
 
     Args:
         block: The trace.
@@ -62,7 +62,7 @@ def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
 
 
 def _packed(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
-    """A block with theta, phi and g in so many bytes of text."""
+    """Return a block with theta, phi and g in so many bytes of text."""
     packed: dict[str, Any] = {
         "path": block.path,
         "kind": block.kind,
@@ -102,12 +102,12 @@ def _packed(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
 
 
 def _covered(shape: Sequence[int], shape_phi: Sequence[int]) -> list[float]:
-    """The share of each axis that phi's positions cover: a pooling leaves out what does not fill its last window."""
+    """Return the share of each axis that phi's positions cover; a pooling leaves out an incomplete last window."""
     return [(1 if small == size else 2 * small / size) for size, small in zip(shape, shape_phi, strict=True)]
 
 
 def _pooled(block: BlockTrace, max_bytes: int) -> Any:
-    """The block with features averaged over the two spatial axes until their text fits."""
+    """Return the block with features averaged over the two spatial axes until their text fits."""
     assert block.phi is not None
     assert block.g is not None
     shared = torch.equal(block.theta, block.phi)
@@ -166,7 +166,7 @@ def _kernel(block: BlockTrace) -> dict[str, Any]:
 
 
 def _table(kernel: KernelFunction, block: BlockTrace) -> dict[str, Any]:
-    """A kernel function of one's own on a grid over the ranges of theta and phi; zero lies within both."""
+    """Return a kernel function of one's own on a grid over the ranges of theta and phi; zero lies within both."""
     assert block.phi is not None
     ranges = [(min(0.0, t.min().item()), max(0.0, t.max().item())) for t in (block.theta, block.phi)]
     theta, phi = (torch.linspace(low, high, _TABLE_SIZE) for low, high in ranges)
@@ -175,7 +175,7 @@ def _table(kernel: KernelFunction, block: BlockTrace) -> dict[str, Any]:
 
 
 def _notes(block: BlockTrace, small: BlockTrace, rounded: BlockTrace) -> list[str]:
-    """What was rounded and pooled, with the difference that rounding makes to some maps."""
+    """Return what was rounded and pooled, with the difference that rounding makes to some maps."""
     notes = []
     if small is not block:
         before, after = ("×".join(map(str, shape)) for shape in (block.shape, small.shape))

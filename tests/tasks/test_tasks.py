@@ -1,0 +1,79 @@
+"""One object for each task, found by its name; and a network that is used without what trains it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgnl.recipes import RECIPES
+from cgnl.settings.detection import DetectionRecipe
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import to_dict
+from cgnl.settings.video import VideoRecipe
+from cgnl.tasks import build_network, detect, load_trained, predict, recipe_cost, smoke, task_of
+from cgnl.tasks.registry import TASKS, task_named
+from cgnl.training.trained import FORMAT
+
+SMALLEST = {
+    "image": "birds-resnet18-cgnl",
+    "video": "actions-resnet18-cgnl",
+    "detection": "flock-maskrcnn-resnet18-cgnl",
+}
+
+
+def written(folder, name):
+    """An untrained run of a recipe's smoke variant."""
+    recipe = smoke(RECIPES[name].make(), folder / "data")
+    torch.manual_seed(0)
+    state = {f"network.{key}": value for key, value in build_network(recipe, 3).state_dict().items()}
+    entry = {"format": FORMAT, "recipe": to_dict(recipe), "name": name, "classes": ["a", "b", "c"]}
+    entry |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "epoch": 1, "step": 2}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"cgnl": entry, "state_dict": state}, folder / "last.ckpt")
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "bird.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(60, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_every_kind_of_recipe_has_its_task():
+    assert {kind.task for kind in (Recipe, VideoRecipe, DetectionRecipe)} == set(TASKS) == set(SMALLEST)
+    for name, recipe in SMALLEST.items():
+        assert type(task_of(RECIPES[recipe].make())) is type(task_named(name))
+    assert len({type(task_named(name)) for name in TASKS}) == len(TASKS)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_cost_counts_the_network_that_is_built(name):
+    recipe = RECIPES[SMALLEST[name]].make()
+    classes = {"image": 200, "video": 101, "detection": 80}[name]
+    network = build_network(recipe, classes)
+    assert recipe_cost(recipe).parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_detector_is_no_classifier(tmp_path, photo):
+    trained = load_trained(written(tmp_path / "run", SMALLEST["detection"]))
+    with pytest.raises(ValueError, match="predict needs a network that classifies: use detect"):
+        predict(trained, photo)
+    found = detect(trained, Image.open(photo).convert("RGB"))
+    assert len(found["boxes"]) == len(found["scores"])
+
+
+@pytest.mark.parametrize("name", ["image", "detection"])
+def test_predicting_imports_nothing_that_trains_or_draws(tmp_path, photo, name):
+    folder = written(tmp_path / "run", SMALLEST[name])
+    code = (
+        "import sys\nfrom cgnl.cli import main\nmain(['predict', *sys.argv[1:]])\n"
+        "heavy = {'lightning', 'torchmetrics', 'tensorboard', 'matplotlib', 'av', 'onnx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder, photo], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(photo) in done.stdout
