@@ -162,6 +162,10 @@ MISTAKES = {
         ["train", "birds-resnet18-cgnl", "--data.root={folders}", "--data.format=auto", "--network.groups=7", *SMALL],
         "must be divisible by groups (7)",
     ),
+    "options that the block does not have": (
+        ["train", "cub-resnet50-nl", "--network.kernel", "rbf", "--network.groups", "32"],
+        "block.kernel is no option of block nl, which has: ",
+    ),
     "a batch larger than the data": (
         [
             "train",

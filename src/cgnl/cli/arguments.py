@@ -50,7 +50,7 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     shown = {name: _shown(part) for name, part in parts.items()}
     options = [(name, type(part), field(default=part)) for name, part in shown.items()]
     # a dataclass takes its fields from its last base first
-    parsed = tyro.cli(
+    parsed: Any = tyro.cli(
         make_dataclass("Options", options, bases=(type(_shown(more())),), frozen=True),
         prog=f"cgnl {command}",
         description=about,
@@ -77,10 +77,7 @@ def _shown(config: Any) -> Any:
     }
     kind = make_dataclass(
         type(config).__name__,
-        [
-            (name, Annotated[hints[name], note], field(default=getattr(config, name)))  # type: ignore[misc]
-            for name, note in notes.items()
-        ],
+        [(name, Annotated[hints[name], note], field(default=getattr(config, name))) for name, note in notes.items()],
         bases=(type(config),),
         namespace={"__doc__": type(config).__doc__},
         frozen=True,

@@ -1,0 +1,94 @@
+"""Options of a recipe on the command line: the kind of block first, old spellings, and help texts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cgnl.cli.arguments import parse_fields, parts_of, take_trust
+from cgnl.recipes import RECIPES
+from cgnl.settings.blocks import CGNLOptions, NonLocalOptions
+from cgnl.settings.reading import override
+
+
+@dataclass(frozen=True)
+class More:
+    """What the command takes besides."""
+
+    run: Path | None = None
+    """Folder of the run."""
+
+
+def parsed(name, *arguments):
+    return parse_fields(f"train {name}", More, RECIPES[name].make(), arguments)
+
+
+@pytest.mark.parametrize(
+    "name", ["cub-resnet50-cgnl", "actions-resnet18-cgnl", "coco-maskrcnn-resnet50-nl", "cub-resnet50"]
+)
+def test_without_options_the_recipe_stays_as_it_is(name):
+    options = parsed(name, "--run", "there")
+    assert {part: getattr(options, part) for part in parts_of(RECIPES[name].make())} == parts_of(RECIPES[name].make())
+    assert options.run == Path("there")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "block"),
+    [
+        ("cub-resnet50-cgnl", ["--block.groups", "4", "--block.kernel=rbf"], CGNLOptions(groups=4, kernel="rbf")),
+        ("cub-resnet50-cgnl", ["--network.groups", "4", "--network.kernel=rbf"], CGNLOptions(groups=4, kernel="rbf")),
+        (
+            "cub-resnet50-cgnl",
+            ["--block.kernel=series", "--block.coefficients", "1", "2"],
+            CGNLOptions(kernel="series", coefficients=(1.0, 2.0)),
+        ),
+        ("cub-resnet50-cgnl", ["--block.no-scale", "--network.block", "nl"], NonLocalOptions(scale=False)),
+        ("cub-resnet50-cgnl", ["--network.block=nl", "--network.subsample"], NonLocalOptions(subsample=True)),
+        ("cub-resnet101-cgnl-g4", ["--network.block=gnl", "--network.channel-reduction", "4"], None),
+    ],
+)
+def test_the_kind_of_block_decides_which_options_there_are(name, arguments, block):
+    found = parsed(name, *arguments).block
+    if block is None:
+        values = {"network": {"block": "gnl"}, "block": {"channel_reduction": 4}}
+        block = override(RECIPES[name].make(), values, "test").block
+        assert block.groups == 4
+    assert found == block
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "refused"),
+    [
+        (
+            "cub-resnet50-nl",
+            ["--network.kernel", "rbf", "--network.groups", "32"],
+            "block.kernel is no option of block nl",
+        ),
+        ("cub-resnet50-nl", ["--block.groups=32"], "block.groups is no option of block nl, which has: .*pairwise"),
+        ("cub-resnet50-cgnl", ["--block.no-subsample"], "block.subsample is no option of block cgnl"),
+        ("cub-resnet50-cgnl", ["--network.block=none", "--block.groups=8"], "block.groups is .* which has: none"),
+        ("cub-resnet50", ["--network.block", "cgln"], "block .'cgln'. must be one of none, nl"),
+    ],
+)
+def test_an_option_that_the_kind_does_not_have_is_refused_by_name(name, arguments, refused):
+    with pytest.raises(ValueError, match=refused):
+        parsed(name, *arguments)
+
+
+def test_the_help_text_says_what_the_recipe_is_and_names_values(capsys):
+    with pytest.raises(SystemExit):
+        parsed("cub-resnet50-cgnl", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert 'Table 2a, "Dot Production"' in text
+    assert "Paper: 85.14 / 96.88" in text
+    assert "--data.root FOLDER" in text
+    assert "--data.train-list FILE" in text
+    assert "--run FOLDER" in text
+    assert "--network.block {none,nl," in text
+    assert "default: None" not in text
+
+
+def test_trust_is_taken_from_any_place():
+    rest, trusted = take_trust(["train", "--trust", "one", "x", "--network.block", "my.Block", "--trust=two"])
+    assert rest == ["train", "x", "--network.block", "my.Block"]
+    assert trusted == ["one", "two", "my.Block"]
