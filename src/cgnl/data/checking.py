@@ -62,13 +62,7 @@ def check_data(
     from cgnl.data.videos.checking import check_videos
 
     return check_videos(
-        root,
-        list_file=list_file,
-        annotations=annotations,
-        fold=fold,
-        num_classes=num_classes,
-        out=out,
-        **scanning,
+        root, list_file=list_file, annotations=annotations, fold=fold, num_classes=num_classes, out=out, **scanning
     )
 
 

@@ -135,8 +135,7 @@ def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = N
                 raise BadFileError(path, f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise BadFileError(
-                    path,
-                    f"is {width} x {height} pixels, with one side more than {MAX_ASPECT} times the other",
+                    path, f"is {width} x {height} pixels, with one side more than {MAX_ASPECT} times the other"
                 )
             image.load()
             if size == image.size:

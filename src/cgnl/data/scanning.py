@@ -81,11 +81,7 @@ class Scanning(TypedDict, total=False):
 
 
 def scan(
-    function: Callable[[Path], T],
-    paths: Sequence[Path],
-    *,
-    workers: int | None = None,
-    timeout: float = 60.0,
+    function: Callable[[Path], T], paths: Sequence[Path], *, workers: int | None = None, timeout: float = 60.0
 ) -> Iterator[Scanned[T]]:
     """Call a function on each file, in several processes.
 

@@ -156,12 +156,7 @@ def _warn_of_channels_last(maps: Mapping[str, Tensor], channels_last: set[Shape]
 
 
 def _find_places(
-    model: nn.Module,
-    make_block: MakeBlock,
-    example_input: Any,
-    layout: Layout | None,
-    num_blocks: int,
-    select: object,
+    model: nn.Module, make_block: MakeBlock, example_input: Any, layout: Layout | None, num_blocks: int, select: object
 ) -> Places:
     """Return the places for a callable alone."""
     if isinstance(make_block, nn.Module):

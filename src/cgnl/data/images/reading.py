@@ -160,9 +160,7 @@ def read_cub_boxes(root: str | os.PathLike[str]) -> dict[Path, tuple[float, floa
     return boxes
 
 
-def read_cub_parts(
-    root: str | os.PathLike[str],
-) -> tuple[tuple[str, ...], dict[Path, dict[str, tuple[float, float]]]]:
+def read_cub_parts(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[Path, dict[str, tuple[float, float]]]]:
     """Read the part locations of a folder in the layout of CUB-200-2011.
 
     Args:

@@ -13,14 +13,7 @@ if find_spec("av") is None:
 if TYPE_CHECKING:
     from cgnl.data.videos.checking import VideoReport, check_videos
     from cgnl.data.videos.clips import centre_clip, test_clips, timeline_clips, training_clip
-    from cgnl.data.videos.dataset import (
-        VideoDataset,
-        collate_videos,
-        read_clips,
-        test_videos,
-        training_videos,
-        views,
-    )
+    from cgnl.data.videos.dataset import VideoDataset, collate_videos, read_clips, test_videos, training_videos, views
     from cgnl.data.videos.decoding import VideoInfo, decode_all, probe, read_frames
     from cgnl.data.videos.guarded import GuardedReader
     from cgnl.data.videos.index import index_videos

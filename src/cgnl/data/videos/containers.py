@@ -110,10 +110,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
         except (av.FFmpegError, _OtherFileError, OSError) as error:
             raise BadFileError(path, f"cannot be opened as a video: {_told(error)}") from None
         with container:
-            stream = next(
-                (s for s in container.streams.video if not s.disposition & Disposition.attached_pic),
-                None,
-            )
+            stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
             if stream is None:
                 raise BadFileError(path, "holds no video stream")
             context = stream.codec_context

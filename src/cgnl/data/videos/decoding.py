@@ -94,9 +94,7 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[n
 
 
 def read_into(
-    path: str | os.PathLike[str],
-    indices: Sequence[int],
-    allocate: Callable[[tuple[int, ...]], np.ndarray],
+    path: str | os.PathLike[str], indices: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray]
 ) -> tuple[np.ndarray, int]:
     """Read frames as :func:`read_frames` does, into memory of one's own.
 

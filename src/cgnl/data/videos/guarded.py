@@ -25,13 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cgnl.data.decoding import BadFileError
-from cgnl.data.videos.decoding import (
-    VideoInfo,
-    checked_indices,
-    probe,
-    read_into,
-    read_pieces,
-)
+from cgnl.data.videos.decoding import VideoInfo, checked_indices, probe, read_into, read_pieces
 from cgnl.data.videos.streams import Pieces
 
 T = TypeVar("T")
@@ -81,11 +75,7 @@ class GuardedReader:
         return self._asked(path, lambda child: child.read(path, numbers))
 
     def read_pieces(
-        self,
-        path: str | os.PathLike[str],
-        wanted: Sequence[int],
-        size: int,
-        take: Callable[[int, np.ndarray], None],
+        self, path: str | os.PathLike[str], wanted: Sequence[int], size: int, take: Callable[[int, np.ndarray], None]
     ) -> int:
         """Read frames of a video in one go, of which some at a time are in memory.
 
@@ -222,11 +212,7 @@ class _Child:
         return frames, lost
 
     def read_pieces(
-        self,
-        path: str | os.PathLike[str],
-        numbers: list[int],
-        size: int,
-        take: Callable[[int, np.ndarray], None],
+        self, path: str | os.PathLike[str], numbers: list[int], size: int, take: Callable[[int, np.ndarray], None]
     ) -> int:
         request: dict[str, Any] = {"path": os.fsencode(path).hex(), "indices": numbers, "slot": 0, "size": size}
         spent = 0.0

@@ -106,11 +106,7 @@ def index_videos(
 
 
 def _known(
-    places: Sequence[Path],
-    names: Mapping[Path, str],
-    states: Mapping[Path, _State | None],
-    *,
-    quiet: bool = False,
+    places: Sequence[Path], names: Mapping[Path, str], states: Mapping[Path, _State | None], *, quiet: bool = False
 ) -> dict[Path, VideoInfo | str]:
     """Return what the indexes say of the files as they are now."""
     found = {}

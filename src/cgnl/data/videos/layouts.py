@@ -166,11 +166,7 @@ def _frame_row(text: str) -> re.Match[str] | None:
 
 
 def read_ucf101(
-    root: str | os.PathLike[str],
-    split: Split = "train",
-    *,
-    lists: str | os.PathLike[str],
-    fold: int = 1,
+    root: str | os.PathLike[str], split: Split = "train", *, lists: str | os.PathLike[str], fold: int = 1
 ) -> SampleList:
     """Read one of the three splits of UCF101.
 

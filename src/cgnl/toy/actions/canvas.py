@@ -48,10 +48,7 @@ class Canvas:
         self._draw = ImageDraw.Draw(image)
         scale = image.height * view.zoom
         self._scale = scale * unit
-        self._shift = (
-            image.width / 2 + (origin[0] - view.x) * scale,
-            image.height / 2 - (origin[1] - view.y) * scale,
-        )
+        self._shift = (image.width / 2 + (origin[0] - view.x) * scale, image.height / 2 - (origin[1] - view.y) * scale)
 
     def at(self, x: float, y: float, unit: float) -> "Canvas":
         """Return a canvas on the same picture whose places are counted from elsewhere in the scene."""

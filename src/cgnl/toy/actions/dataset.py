@@ -12,15 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cgnl.toy.actions.encoding import write_video
-from cgnl.toy.actions.plays import (
-    MAX_CLASSES,
-    SHORTEST,
-    Action,
-    Play,
-    Timeline,
-    catalogue,
-    sample_timeline,
-)
+from cgnl.toy.actions.plays import MAX_CLASSES, SHORTEST, Action, Play, Timeline, catalogue, sample_timeline
 from cgnl.toy.actions.scene import draw_video
 from cgnl.toy.folder import count_workers, replacing
 

@@ -8,15 +8,7 @@ from PIL import Image
 
 from cgnl.toy.actions.backdrop import BESIDE, BOTTOM, TOP, hue, paint_landscape, sample_distractors
 from cgnl.toy.actions.canvas import RGB, Canvas, View, shade
-from cgnl.toy.actions.figure import (
-    Bones,
-    Look,
-    ball_event_posture,
-    body_event,
-    draw_arms,
-    draw_body,
-    standing,
-)
+from cgnl.toy.actions.figure import Bones, Look, ball_event_posture, body_event, draw_arms, draw_body, standing
 from cgnl.toy.actions.plays import Play, Timeline
 
 _SUPERSAMPLING = 2

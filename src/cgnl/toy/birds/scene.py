@@ -8,17 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from cgnl.toy.birds.drawing import BirdLayer, draw_bird, mix, shade
-from cgnl.toy.birds.scenery import (
-    BACKDROPS,
-    BARK,
-    LEAVES,
-    backdrop,
-    draw_branch,
-    draw_leaf,
-    expose,
-    leaf_outline,
-    pick,
-)
+from cgnl.toy.birds.scenery import BACKDROPS, BARK, LEAVES, backdrop, draw_branch, draw_leaf, expose, leaf_outline, pick
 from cgnl.toy.birds.skeleton import PART_IDS, PART_NAMES, RGB, Look, Pose, extent
 from cgnl.toy.birds.species import Species
 
@@ -122,24 +112,14 @@ def _background(
     else:
         for _ in range(int(rng.integers(0, 3))):
             draw_branch(
-                draw,
-                rng.uniform(0, side, 2),
-                rng.uniform(-1.4, 1.4),
-                rng.uniform(0.008, 0.02) * side,
-                side,
-                rng,
+                draw, rng.uniform(0, side, 2), rng.uniform(-1.4, 1.4), rng.uniform(0.008, 0.02) * side, side, rng
             )
         thickness = rng.uniform(0.05, 0.10) * pose.scale * _ZOOM
         perch = feet.mean(axis=0) + np.array([0.0, 0.45 * thickness])
         draw_branch(draw, perch, rng.uniform(-0.22, 0.22), thickness, side, rng)
     for _ in range(int(rng.integers(2, 9))):
         draw_leaf(
-            draw,
-            rng.uniform(0, side, 2),
-            rng.uniform(0.04, 0.10) * side,
-            rng.uniform(0, 7),
-            pick(LEAVES, rng),
-            rng,
+            draw, rng.uniform(0, side, 2), rng.uniform(0.04, 0.10) * side, rng.uniform(0, 7), pick(LEAVES, rng), rng
         )
     _draw_marks(draw, species, look, bird, pose.scale, size, rng)
     return np.asarray(canvas.reduce(_ZOOM), dtype=np.float32) / 255
@@ -184,10 +164,7 @@ def _draw_mark(
     reach = math.ceil(radius + spread)
     for _ in range(40):
         x, y = rng.uniform(0, size, 2)
-        spot = (
-            slice(max(0, int(y) - reach), int(y) + reach + 1),
-            slice(max(0, int(x) - reach), int(x) + reach + 1),
-        )
+        spot = (slice(max(0, int(y) - reach), int(y) + reach + 1), slice(max(0, int(x) - reach), int(x) + reach + 1))
         inside = reach <= min(x, y) and max(x, y) <= size - reach
         if inside and not occupied[spot].any():
             break
@@ -242,10 +219,7 @@ def _leaf_in_front(bird: BirdLayer, scale: float, size: int, rng: np.random.Gene
     width = rng.uniform(0.2, 0.3)
     outline = leaf_outline(centre, length, angle, width)
     colour = pick(LEAVES, rng)
-    for sheet, tones in (
-        (leaf, (colour, shade(colour, 0.86), shade(colour, 0.7))),
-        (stencil, (255, 255, 255)),
-    ):
+    for sheet, tones in ((leaf, (colour, shade(colour, 0.86), shade(colour, 0.7))), (stencil, (255, 255, 255))):
         draw = ImageDraw.Draw(sheet)
         draw.polygon(outline.ravel().tolist(), fill=tones[0])
         draw.polygon(outline[: len(outline) // 2 + 1].ravel().tolist(), fill=tones[1])

@@ -58,12 +58,7 @@ def leaf_outline(centre: np.ndarray, length: float, angle: float, width: float) 
 
 
 def draw_leaf(
-    draw: ImageDraw.ImageDraw,
-    centre: np.ndarray,
-    length: float,
-    angle: float,
-    colour: RGB,
-    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw, centre: np.ndarray, length: float, angle: float, colour: RGB, rng: np.random.Generator
 ) -> None:
     """Draw a leaf around a centre, length in pixels and angle in radians."""
     outline = leaf_outline(centre, length, angle, rng.uniform(0.16, 0.28))

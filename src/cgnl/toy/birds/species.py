@@ -167,19 +167,7 @@ _GENERA = (
     ),
 )  # fmt: skip
 _NICKNAMES = {"crown": "cap", "throat": "bib", "beak": "bill"}
-_LANDS = (
-    "",
-    "Marsh",
-    "Island",
-    "Desert",
-    "Mountain",
-    "River",
-    "Forest",
-    "Coast",
-    "Prairie",
-    "Tundra",
-    "Savanna",
-)
+_LANDS = ("", "Marsh", "Island", "Desert", "Mountain", "River", "Forest", "Coast", "Prairie", "Tundra", "Savanna")
 
 
 def catalogue(num_species: int) -> list[Species]:
