@@ -16,8 +16,6 @@ from cgnl.training.task import Prediction, Task, TestResult
 from cgnl.training.trained import TrainedNetwork, default_device
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
-# Classes of the data sets that recipes name
-_NUM_CLASSES = {"cub": 200, "ucf101": 101, "mini_kinetics": 200, "kinetics": 400}
 _IMAGENET_CLASSES = 1000
 MIN_TRACED = 64
 """Pixels that leave two positions on the last map; at one PyTorch may take the size for a constant."""
@@ -108,10 +106,14 @@ class ClassificationTask(Task[RecipeT]):
     def input_shape(self, recipe: RecipeT) -> tuple[int, ...]:
         """Return the shape of one input as in training."""
 
+    @abstractmethod
+    def num_classes(self, layout: str) -> int | None:
+        """Return the number of classes of the data set that a layout is named after."""
+
     def cost(self, recipe: RecipeT) -> NetworkCost:
         """Count parameters, and multiplications for one image or clip as in training."""
         data = recipe.data
-        num_classes = data.num_outputs or data.num_classes or _NUM_CLASSES.get(data.format, _IMAGENET_CLASSES)
+        num_classes = data.num_outputs or data.num_classes or self.num_classes(data.format) or _IMAGENET_CLASSES
         plain = self.without_start_weights(recipe)
         return network_cost(lambda: self.build_network(plain, num_classes), self.input_shape(recipe))
 

@@ -57,6 +57,10 @@ class ImageTask(ClassificationTask[Recipe]):
 
         draw_birds(folder, num_species=4, train_images=2, test_images=1, size=96)
 
+    def num_classes(self, layout: str) -> int | None:
+        """Return the number of classes of the data set that a layout is named after."""
+        return 200 if layout == "cub" else None
+
     def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
         """Return [1, 3, H, W]."""
         return 1, 3, recipe.data.size, recipe.data.size

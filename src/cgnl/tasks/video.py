@@ -152,6 +152,12 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         data = replace(small.data, format="ucf101", num_frames=16, frame_step=4, test_clips=2)
         return replace(small, data=data)
 
+    def num_classes(self, layout: str) -> int | None:
+        """Return the number of classes of the data set that a layout is named after."""
+        from cgnl.data.videos.layouts import LAYOUTS
+
+        return LAYOUTS[layout].num_classes if layout in LAYOUTS else None
+
     def input_shape(self, recipe: VideoRecipe) -> tuple[int, ...]:
         """Return [1, 3, T, H, W]."""
         return 1, 3, recipe.data.num_frames, recipe.data.size, recipe.data.size

@@ -1,6 +1,7 @@
 """Layouts of video data sets on disk, right and wrong, as real (empty) files."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 from cgnl.data.decoding import DataError
 from cgnl.data.lists import Sample, check_missing, write_missing
 from cgnl.data.reports import read_splits
-from cgnl.data.videos.layouts import read_ucf101, read_videos
+from cgnl.data.videos.layouts import LAYOUTS, read_ucf101, read_videos
+from cgnl.settings.video import VideoDataConfig
 
 HANDSTAND = "HandstandPushups/v_HandStandPushups_g01_c01.avi"
 UCF101 = {
@@ -469,3 +471,10 @@ def test_format_and_list_file_must_agree(tmp_path):
             read_videos(tmp_path, format=format)
     with pytest.raises(ValueError, match="list_file"):
         read_videos(tmp_path, format="ucf101", list_file=tmp_path / "my.list")
+
+
+def test_settings_name_every_layout(tmp_path):
+    names = get_args(get_type_hints(VideoDataConfig)["format"])
+    assert sorted(names) == sorted([*LAYOUTS, "auto", "list", "frame_list", "folders"])
+    with pytest.raises(ValueError, match=r"format \('ucf11'\) must be auto, list, frame_list, folders or mini_k"):
+        read_videos(tmp_path, format="ucf11")

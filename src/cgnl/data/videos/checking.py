@@ -14,7 +14,7 @@ from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Report, examined, read_splits, report_of, write_anew
 from cgnl.data.scanning import Scanning
 from cgnl.data.videos.decoding import VideoInfo, decode_all
-from cgnl.data.videos.layouts import Format, read_videos
+from cgnl.data.videos.layouts import read_videos
 
 _ROWS = 10
 _BAR = 30
@@ -53,7 +53,7 @@ class VideoReport(Report):
 def check_videos(
     root: str | os.PathLike[str],
     *,
-    format: Format = "auto",
+    format: str = "auto",
     annotations: str | os.PathLike[str] | None = None,
     fold: int = 1,
     list_file: str | os.PathLike[str] | None = None,

@@ -46,9 +46,13 @@ class Clip:
         return f"{self.id}_{self.start:06d}_{self.end:06d}"
 
 
-def id_lists(folder: Path) -> dict[str, Path]:
-    """Return where a folder should have Mini-Kinetics' two lists of ids."""
+def _id_lists(folder: Path) -> dict[str, Path]:
     return {"train": folder / "train_ytid_list.txt", "val": folder / "val_ytid_list.txt"}
+
+
+def has_id_lists(folder: Path) -> bool:
+    """Tell whether a folder has one of Mini-Kinetics' two lists of ids."""
+    return any(file.exists() for file in _id_lists(folder).values())
 
 
 def csv_files(folder: Path) -> list[Path]:
@@ -187,7 +191,7 @@ def read_mini_kinetics(root: Path, split: Split, folder: Path) -> SampleList:
         DataError: A list or csv file is missing or malformed, an id is given twice, or its label is not the same
             everywhere.
     """
-    lists = id_lists(folder)
+    lists = _id_lists(folder)
     files = csv_files(folder)
     if not files:
         raise DataError(

@@ -3,11 +3,10 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from cgnl.data.decoding import BadFileError, DataError, resolve_inside
 from cgnl.data.lists import (
@@ -27,9 +26,7 @@ from cgnl.data.lists import (
     text_lines,
 )
 from cgnl.data.videos.frame_folders import frame_files
-from cgnl.data.videos.kinetics import COLUMNS, csv_files, id_lists, read_kinetics, read_mini_kinetics
-
-Format = Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"]
+from cgnl.data.videos.kinetics import COLUMNS, csv_files, has_id_lists, read_kinetics, read_mini_kinetics
 
 _SEPARATORS = " \t,"
 _UCF101_NAMES = ("UCF-101", "UCF101")
@@ -39,7 +36,7 @@ def read_videos(
     root: str | os.PathLike[str],
     split: Split = "train",
     *,
-    format: Format = "auto",
+    format: str = "auto",
     list_file: str | os.PathLike[str] | None = None,
     annotations: str | os.PathLike[str] | None = None,
     fold: int = 1,
@@ -51,7 +48,8 @@ def read_videos(
     Args:
         root: The folder that holds the videos, and whose paths those of lists start from.
         split: ``train``, ``test`` or ``val``; where a data set has only one of the last two, either means it.
-        format: The layout; ``auto`` takes a list with a list file, else looks into ``annotations`` and ``root``.
+        format: ``list``, ``frame_list``, ``folders`` or a name in ``LAYOUTS``; ``auto`` takes a list with a list file,
+            else looks into ``annotations`` and ``root``.
         list_file: Lines ``path label`` (``list``: of files, or of folders of frames) or ``folder frames label``
             (``frame_list``), labels from 0; the split is then whatever the file lists.
         annotations: UCF101: the folder of its lists. Kinetics: a csv file, or a folder of them. Mini-Kinetics: the
@@ -67,7 +65,7 @@ def read_videos(
     Raises:
         DataError: The layout is not recognised, a line or label is wrong, a path leads out of the root, or
             more videos are missing than allowed.
-        ValueError: A list file with a format that has none or the other way round, or a fold that does not exist.
+        ValueError: A list file with a format that has none or the other way round, or an unknown format or fold.
     """
     if fold not in (1, 2, 3):
         raise ValueError(f"fold ({fold}) must be 1, 2 or 3")
@@ -89,14 +87,11 @@ def read_videos(
         videos = read(list_file, root, num_classes=num_classes)
     elif format == "folders":
         videos = class_folders(root, split, VIDEO_SUFFIXES)
-    elif format == "ucf101":
-        videos = read_ucf101(root, split, lists=_folder_of("ucf101", root, annotations), fold=fold)
-    elif format == "mini_kinetics":
-        videos = read_mini_kinetics(root, split, _folder_of("mini_kinetics", root, annotations))
-    elif annotations is not None and annotations.is_file():
-        videos = read_kinetics(root, split, [annotations])
+    elif format in LAYOUTS:
+        layout = LAYOUTS[format]
+        videos = layout.read(root, split, _annotations_of(layout, root, annotations), fold)
     else:
-        videos = read_kinetics(root, split, csv_files(_folder_of("kinetics", root, annotations)))
+        raise ValueError(f"format ({format!r}) must be auto, list, frame_list, folders or {', '.join(LAYOUTS)}")
     if num_classes not in (None, len(videos.classes)):
         raise DataError(f"{root} has {len(videos.classes)} classes, but {num_classes} are expected.")
     if not videos.samples and not videos.missing:
@@ -105,15 +100,7 @@ def read_videos(
     return videos
 
 
-_Annotated = Literal["mini_kinetics", "ucf101", "kinetics"]
-_LOOKED_FOR: Mapping[_Annotated, str] = {
-    "mini_kinetics": "train_ytid_list.txt and val_ytid_list.txt (Mini-Kinetics)",
-    "ucf101": "classInd.txt (UCF101)",
-    "kinetics": f"a csv file with `{','.join(COLUMNS)}` (Kinetics)",
-}
-
-
-def _annotation_folders(root: Path, annotations: Path | None) -> tuple[Path, ...]:
+def _annotation_folders(root: Path, annotations: Path | None) -> Iterable[Path]:
     base = root if annotations is None else annotations
     folders = base, base / "ucfTrainTestlist", base / "annotations"
     whole = root.absolute()
@@ -122,41 +109,38 @@ def _annotation_folders(root: Path, annotations: Path | None) -> tuple[Path, ...
     return folders
 
 
-def _has(format: _Annotated, folder: Path) -> bool:
-    if format == "mini_kinetics":
-        return any(file.exists() for file in id_lists(folder).values())
-    return (folder / "classInd.txt").exists() if format == "ucf101" else bool(csv_files(folder))
-
-
-def _folder_of(format: _Annotated, root: Path, annotations: Path | None) -> Path:
-    folders = _annotation_folders(root, annotations)
-    for folder in folders:
-        if _has(format, folder):
-            return folder
-    raise DataError(
-        f"{_LOOKED_FOR[format]}: not found in {', '.join(map(str, folders))}. Give their folder as annotations "
-        "(--data.annotations), or another format (--data.format folders for folders of classes)."
-    )
-
-
-def _recognise(root: Path, annotations: Path | None) -> Format:
+def _find_annotations(layout: "Layout", root: Path, annotations: Path | None) -> Path | None:
     if annotations is not None and annotations.is_file():
-        return "kinetics"
-    folders = _annotation_folders(root, annotations)
-    # Mini-Kinetics before Kinetics, whose csv files lie in its folder too.
-    for format in _LOOKED_FOR:
-        if any(_has(format, folder) for folder in folders):
+        return annotations if layout.one_file else None
+    return next(filter(layout.is_in, _annotation_folders(root, annotations)), None)
+
+
+def _annotations_of(layout: "Layout", root: Path, annotations: Path | None) -> Path:
+    found = _find_annotations(layout, root, annotations)
+    if found is None:
+        raise DataError(
+            f"{layout.files}: not found in {', '.join(map(str, _annotation_folders(root, annotations)))}. Give their "
+            "folder as annotations (--data.annotations), or another format (--data.format folders for folders of "
+            "classes)."
+        )
+    return found
+
+
+def _recognise(root: Path, annotations: Path | None) -> str:
+    for format, layout in LAYOUTS.items():
+        if _find_annotations(layout, root, annotations) is not None:
             return format
     if annotations is None and (root / "train").is_dir():
         return "folders"
     raise DataError(
         f"{root} is not a video data set in a known layout: no list file is given, and none of these is there: "
-        f"{'; '.join(_LOOKED_FOR.values())} in {', '.join(map(str, folders))}"
+        f"{'; '.join(layout.files for layout in LAYOUTS.values())} in "
+        f"{', '.join(map(str, _annotation_folders(root, annotations)))}"
         + (f"; {root / 'train'} (folders of classes)." if annotations is None else ".")
     )
 
 
-def _recognise_list(list_file: Path) -> Format:
+def _recognise_list(list_file: Path) -> str:
     rows = [text for _, text in text_lines(list_file)]
     return "frame_list" if rows and all(_frame_row(text) for text in rows) else "list"
 
@@ -323,3 +307,46 @@ def _wrong_folder(path: Path, number: int) -> str | None:
     except BadFileError as error:
         return error.reason
     return None if found == number else f"holds {found} frames, but the list says {number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A layout whose annotations are files of its own.
+
+    Args:
+        files: These files in words, for messages.
+        is_in: Tells whether a folder, which need not exist, holds them.
+        read: Reads a split, from the root of the videos, the split, the folder of the annotations and the fold.
+        one_file: Whether the annotations may be a single file instead, of any name.
+        num_classes: Number of classes of the whole data set, if it has a fixed one.
+    """
+
+    files: str
+    is_in: Callable[[Path], bool]
+    read: Callable[[Path, Split, Path, int], SampleList]
+    one_file: bool = False
+    num_classes: int | None = None
+
+
+# The first layout that finds its files is taken: Mini-Kinetics before Kinetics, whose csv files lie in its folder too.
+LAYOUTS = {
+    "mini_kinetics": Layout(
+        files="train_ytid_list.txt and val_ytid_list.txt (Mini-Kinetics)",
+        is_in=has_id_lists,
+        read=lambda root, split, folder, fold: read_mini_kinetics(root, split, folder),
+        num_classes=200,
+    ),
+    "ucf101": Layout(
+        files="classInd.txt (UCF101)",
+        is_in=lambda folder: (folder / "classInd.txt").exists(),
+        read=lambda root, split, folder, fold: read_ucf101(root, split, lists=folder, fold=fold),
+        num_classes=101,
+    ),
+    "kinetics": Layout(
+        files=f"a csv file with `{','.join(COLUMNS)}` (Kinetics)",
+        is_in=lambda folder: bool(csv_files(folder)),
+        read=lambda root, split, path, fold: read_kinetics(root, split, [path] if path.is_file() else csv_files(path)),
+        one_file=True,
+        num_classes=400,
+    ),
+}
