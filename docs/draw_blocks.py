@@ -56,7 +56,7 @@ class Box:
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A white page with round corners, in units of 1/100 inch, y upwards."""
+    """Draw a white page with round corners, in units of 1/100 inch, y upwards."""
     figure = plt.figure(figsize=(width / 100, height / 100), facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
@@ -82,7 +82,7 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, words: str,
 
 
 def formula_box(axes: Axes, x: float, y: float, width: float, words: str, formula: str) -> Box:
-    """A box with words above a formula, which may be taller than a line."""
+    """Draw a box with words above a formula, which may be taller than a line."""
     result = box(axes, x, y, width, 78, "", PALE_ORANGE)
     text(axes, x, y + 24, words)
     text(axes, x, y - 10, formula, size=12)
@@ -97,7 +97,7 @@ def operator(axes: Axes, x: float, y: float, sign: str) -> Box:
 
 
 def arrow(axes: Axes, *points: Point, color: str = INK) -> None:
-    """A line through the points with its head at the last one."""
+    """Draw a line through the points with its head at the last one."""
     xs, ys = zip(*points[:-1], strict=True)
     axes.plot(xs, ys, color=color, lw=1.3, solid_joinstyle="round", solid_capstyle="butt")
     axes.add_patch(
@@ -106,7 +106,7 @@ def arrow(axes: Axes, *points: Point, color: str = INK) -> None:
 
 
 def draw_grouped_block() -> Figure:
-    """The CGNL block with groups and the shapes of its tensors (after Fig. 2)."""
+    """Draw the CGNL block with groups and the shapes of its tensors (after Fig. 2)."""
     figure, axes = canvas(900, 470)
     x = box(axes, 50, 235, 64, 48, "$X$\n[C, N]", PALE_BLUE)
     for offset in (16, 8, 0):
@@ -159,7 +159,7 @@ def draw_grouped_block() -> Figure:
 
 
 def draw_workflow() -> Figure:
-    """The CGNL block with the dot product, and its formula (after Fig. 3)."""
+    """Draw the CGNL block with the dot product, and its formula (after Fig. 3)."""
     figure, axes = canvas(900, 385)
     x = box(axes, 50, 300, 50, 48, "$X$", PALE_BLUE)
     theta, phi, g = (
@@ -183,7 +183,7 @@ def draw_workflow() -> Figure:
 
 
 def draw_residual_block() -> Figure:
-    """The simple residual block, and its formula (after Fig. 4)."""
+    """Draw the simple residual block, and its formula (after Fig. 4)."""
     figure, axes = canvas(900, 265)
     x = box(axes, 50, 180, 50, 48, "$X$", PALE_BLUE)
     theta = box(axes, 165, 180, 96, 48, "$\\theta$\n$1 \\times 1$ conv", PALE_GREEN)
@@ -194,7 +194,7 @@ def draw_residual_block() -> Figure:
 
 
 def _finish_workflow(axes: Axes, last: Box, x: Box, product: str) -> None:
-    """conv_z, norm and residual after ``last``, on the same height."""
+    """Draw conv_z, norm and residual after ``last``, on the same height."""
     y = last.y
     z = box(axes, 530, y, 120, 48, "$z$: $1 \\times 1$ conv\nwith G groups", PALE_GREEN)
     norm = box(axes, 680, y, 90, 48, "norm", PALE_PURPLE)
@@ -211,7 +211,7 @@ def _formula(axes: Axes, words: str) -> None:
 
 
 def draw_relations() -> Figure:
-    """What NL relates (positions) and what GNL relates (elements of a group)."""
+    """Draw what NL relates (positions) and what GNL relates (elements of a group)."""
     figure, axes = canvas(900, 370)
     axes.plot([450, 450], [30, 340], color=PALE_GREY, lw=1.5)
     num_channels, num_positions, group_channels, cell = 4, 6, 2, 30
@@ -293,7 +293,7 @@ def _axis_words(axes: Axes, left: float, bottom: float, height: float, width: fl
 
 
 def _matrix(axes: Axes, corner: Point, size: float, count: int, marked_row: int) -> None:
-    """A square of all pairs, with the row of one element marked."""
+    """Draw a square of all pairs, with the row of one element marked."""
     left, bottom = corner
     cell = size / count
     for row in range(count):
@@ -303,7 +303,7 @@ def _matrix(axes: Axes, corner: Point, size: float, count: int, marked_row: int)
 
 
 def draw_norms() -> Figure:
-    """What is left of the attention behind three norms, from studies/results/group_norm.json."""
+    """Draw what is left of the attention behind three norms, from studies/results/group_norm.json."""
     rows = json.loads(GROUP_NORM_RESULTS.read_text())["rows"]
     figure, _ = canvas(900, 330)
     panels = {

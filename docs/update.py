@@ -30,7 +30,7 @@ _PART = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def result(name: str) -> dict[str, Any]:
-    """Returns a record of studies/results/."""
+    """Return a record of studies/results/."""
     return json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
 
 
@@ -40,7 +40,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def source(name: str) -> str:
-    """Returns where a record comes from, as a line below its table."""
+    """Return where a record comes from, as a line below its table."""
     record = result(name)
     machine = record["machine"]
     on_cpu = machine["device"] == "cpu"
@@ -52,7 +52,7 @@ def source(name: str) -> str:
 
 
 def against_published() -> str:
-    """The CGNL block beside the published formulation, in time and in bytes kept, on a CPU in float32."""
+    """Tabulate the CGNL block beside the published formulation, in time and in bytes kept, on a CPU in float32."""
     rows = [
         (
             f"{shape(row['shape'])}, {row['kernel']}{row['candidate'].removeprefix('ours')}, "
@@ -90,7 +90,7 @@ _REWRITINGS = {
 
 
 def algebra() -> str:
-    """What each rewriting of the block brings."""
+    """Tabulate what each rewriting of the block brings."""
     record = result("algebra")
     shapes = list(dict.fromkeys(tuple(row["shape"]) for row in record["rows"]))
     measured = {(row["rewriting"], tuple(row["shape"])): row for row in record["rows"]}
@@ -102,7 +102,7 @@ def algebra() -> str:
 
 
 def gram_form() -> str:
-    """Where the Gram form is cheaper, and where the block takes it: a row for each C and N, a column for each batch."""
+    """Tabulate where the Gram form is cheaper and where the block takes it, by C and N, and B."""
     measured = {(tuple(row["shape"]), row["training"]): row for row in result("gram_form")["rows"]}
     shapes = list(dict.fromkeys(of for of, _ in measured))
     batches = sorted({of[0] for of in shapes})
@@ -120,7 +120,7 @@ def gram_form() -> str:
 
 
 def gram_digits() -> str:
-    """Rounding units that each way to the dot product's sums loses."""
+    """Tabulate rounding units that each way to the dot product's sums loses."""
     record = result("gram_digits")
     ways = list(record["rows"][0]["units"])
     titles = [way.translate(str.maketrans("<>", "⟨⟩")).replace("phi", "φ") for way in ways]
@@ -132,7 +132,7 @@ def gram_digits() -> str:
 
 
 def cost_in_readme() -> str:
-    """One CGNL block in each kind of network over the plain network."""
+    """Tabulate one CGNL block in each kind of network over the plain network."""
     words = {
         "resnet50": "ResNet-50, images of 224 pixels",
         "c2d_resnet50": "C2D-ResNet-50, clips of 32 frames",
@@ -152,7 +152,7 @@ def cost_in_readme() -> str:
 
 
 def _if_measured(kind: str, device: str, make: Callable[[dict[str, Any]], str]) -> str:
-    """Returns what is made of a record of `cgnl benchmark`, source and plot, or the command that is still to run."""
+    """Return the part of a record of `cgnl benchmark`, with source and plot, or the command that is still to run."""
     name = f"{kind}_{device}"
     if not (ROOT / "studies" / "results" / f"{name}.json").exists():
         options = " --device cuda" if device == "cuda" else ""
@@ -189,12 +189,12 @@ def _exponents(record: dict[str, Any]) -> str:
 
 
 def table1() -> str:
-    """The exponents of Table 1, measured on a CPU."""
+    """Tabulate the exponents of Table 1, measured on a CPU."""
     return _if_measured("table1", "cpu", _exponents)
 
 
 def table1_gpu() -> str:
-    """The same on a GPU."""
+    """Tabulate the same on a GPU."""
     return _if_measured("table1", "cuda", _exponents)
 
 
@@ -204,22 +204,22 @@ def _tables(record: dict[str, Any], kind: str) -> str:
 
 
 def block_costs() -> str:
-    """One block beside others, on a CPU."""
+    """Tabulate one block beside others, on a CPU."""
     return _if_measured("block", "cpu", partial(_tables, kind="block"))
 
 
 def block_costs_gpu() -> str:
-    """The same on a GPU."""
+    """Tabulate the same on a GPU."""
     return _if_measured("block", "cuda", partial(_tables, kind="block"))
 
 
 def networks() -> str:
-    """Networks with 0, 1 and 5 blocks, on a CPU."""
+    """Tabulate networks with 0, 1 and 5 blocks, on a CPU."""
     return _if_measured("networks", "cpu", partial(_tables, kind="networks"))
 
 
 def networks_gpu() -> str:
-    """The same on a GPU."""
+    """Tabulate the same on a GPU."""
     return _if_measured("networks", "cuda", partial(_tables, kind="networks"))
 
 
@@ -241,12 +241,12 @@ def _accuracies_of_backends(record: dict[str, Any]) -> str:
 
 
 def accuracy() -> str:
-    """Errors of every backend and type, on a CPU."""
+    """Tabulate errors of every backend and type, on a CPU."""
     return _if_measured("accuracy", "cpu", _accuracies_of_backends)
 
 
 def varying_part() -> str:
-    """The share of a branch that varies over the positions, and its error in float32."""
+    """Tabulate the share of a branch that varies over the positions, and its error in float32."""
     rows = [
         (
             f"`{row['kernel']}`, {row['backend']}",
@@ -262,12 +262,12 @@ def varying_part() -> str:
 
 
 def accuracy_gpu() -> str:
-    """The same on a GPU."""
+    """Tabulate the same on a GPU."""
     return _if_measured("accuracy", "cuda", _accuracies_of_backends)
 
 
 def against_plain_loop() -> str:
-    """`cgnl train` beside Lightning's bare Trainer and a plain PyTorch loop."""
+    """Tabulate `cgnl train` beside Lightning's bare Trainer and a plain PyTorch loop."""
     if not (ROOT / "studies" / "results" / "against_plain_loop.json").exists():
         return "Not measured yet: `python studies/against_plain_loop.py`."
     rows = [
@@ -286,7 +286,7 @@ def against_plain_loop() -> str:
 
 
 def non_local() -> str:
-    """The dot-product non-local operation in two orders."""
+    """Tabulate the dot-product non-local operation in two orders."""
     timing, *memory = result("non_local")["rows"]
     ratio = times_with_quartiles(timing["map_over_cheaper_order"])
     head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {ratio} times as long."
@@ -307,7 +307,7 @@ def non_local() -> str:
 
 
 def reading() -> str:
-    """Reading images beside torchvision's ImageFolder."""
+    """Tabulate reading images beside torchvision's ImageFolder."""
     rows = [
         (
             f"{row['transform']}, {row['size']} px",
@@ -322,12 +322,12 @@ def reading() -> str:
 
 
 def demo() -> str:
-    """What the demo of drawn birds ended with."""
+    """Tabulate what the demo of drawn birds ended with."""
     return _demo("demo")
 
 
 def demo_video() -> str:
-    """What the demo of drawn actions ended with."""
+    """Tabulate what the demo of drawn actions ended with."""
     return _demo("demo_video")
 
 
@@ -346,7 +346,7 @@ def _demo(name: str) -> str:
 
 
 def demo_detection() -> str:
-    """What the demo of drawn flocks ended with."""
+    """Tabulate what the demo of drawn flocks ended with."""
     kinds = [(kind, measure) for kind in ("box", "mask") for measure in ("AP", "AP50", "AP75")]
     rows = [
         (row["network"], *(f"{row[kind][measure]:.1f} %" for kind, measure in kinds))
@@ -366,7 +366,7 @@ _VIDEO_NETWORKS = {
 
 
 def video_network() -> str:
-    """A training step of C2D-ResNet-50 with blocks beside the plain network, and folding beside 3d convolutions."""
+    """Tabulate a training step of C2D-ResNet-50 with blocks over the plain one, and folding over 3d convolutions."""
     record = result("video_network")
     rows = []
     for row in record["rows"]:
@@ -395,7 +395,7 @@ def video_network() -> str:
 
 
 def detection() -> str:
-    """Mask R-CNN with ResNet-50 and a block beside the plain network."""
+    """Tabulate Mask R-CNN with ResNet-50 and a block beside the plain network."""
     rows = [
         (
             f"{row['neck'].upper()}, {row['mode']}, + {row['block'].upper()}",
@@ -409,7 +409,7 @@ def detection() -> str:
 
 
 def explain() -> str:
-    """What the maps of one block cost beyond the forward pass."""
+    """Tabulate what the maps of one block cost beyond the forward pass."""
     *cases, non_local, compact = result("explain")["rows"]
     rows = [
         (
@@ -429,7 +429,7 @@ def explain() -> str:
 
 
 def part_scores() -> str:
-    """How well the maps of NL and CGNL blocks cover the parts of the drawn birds."""
+    """Tabulate how well the maps of NL and CGNL blocks cover the parts of the drawn birds."""
     rows = []
     for network in result("part_scores")["rows"]:
         for row in network["rows"]:
@@ -444,7 +444,7 @@ def _share(mean: dict[str, float]) -> str:
 
 
 def video_reading() -> str:
-    """Reading clips beside other readers."""
+    """Tabulate reading clips beside other readers."""
     rows = []
     for row in result("video_reading")["rows"]:
         for reader, ratio in row["cgnl_times_as_fast_as"].items():
@@ -466,7 +466,7 @@ _AVERAGE_PRECISIONS = ("paper AP", "paper AP50", "paper AP75", "released code AP
 
 
 def recipes() -> str:
-    """Return every row of the paper that has a recipe."""
+    """Tabulate every row of the paper that has a recipe."""
     parts = []
     for name, lines in listed().items():
         if name is None:
@@ -535,7 +535,7 @@ MADE: dict[str, Callable[[], str]] = {
 
 
 def updated(text: str) -> str:
-    """Returns a page with its made parts made anew."""
+    """Return a page with its made parts made again."""
     return _PART.sub(lambda match: f"<!-- made: {match[1]} -->\n{MADE[match[1]]()}\n<!-- end -->", text)
 
 

@@ -27,7 +27,7 @@ ORDER = 3
 
 
 def candidates(channels: int, num_axes: int, kernel: str) -> dict[str, nn.Module]:
-    """The forms of one kernel function, none of them the identity."""
+    """Return the forms of one kernel function, none of them the identity."""
     make = partial({2: cgnl.CGNL2d, 3: cgnl.CGNL3d}[num_axes], channels, groups=GROUPS, kernel=kernel, backend="eager")
     made: dict[str, nn.Module] = {
         "convolutions": BareConvolutions(channels, num_axes, groups=GROUPS),
@@ -61,7 +61,7 @@ def seconds_and_bytes(
 
 
 def rows_of(processes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each of our forms, from the turns of all processes together."""
+    """Return a row for each of our forms, from the turns of all processes together."""
     kept, kept_with_parameters = (processes[0][name] for name in ("kept", "kept_with_parameters"))
     rows: list[dict[str, Any]] = []
     for name in ("ours", "ours, memory-efficient"):

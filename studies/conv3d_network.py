@@ -12,7 +12,7 @@ NUM_RESIDUAL_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resn
 
 
 def convolution(channels_in: int, channels: int, size: int, stride: int = 1) -> nn.Conv3d:
-    """A convolution of each frame."""
+    """Return a convolution of each frame."""
     half = size // 2
     return nn.Conv3d(channels_in, channels, (1, size, size), (1, stride, stride), (0, half, half), bias=False)
 

@@ -48,7 +48,7 @@ class NonLocalWithoutItsMap(NonLocal2d):
     """Hands its input on, so that the N x N map of its own forward pass does not hide what trace and maps need."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input."""
+        """Return the input."""
         return x
 
 
@@ -56,13 +56,13 @@ BLOCKS = {"cgnl": CGNL2d, "nl": NonLocalWithoutItsMap}
 
 
 def awake(network: nn.Module) -> nn.Module:
-    """The block is no longer the identity, as after the first steps of training."""
+    """Return the network with a block that is no longer the identity, as after the first steps of training."""
     nn.init.ones_(network.get_submodule(f"{PATH}.inserted_block.norm").weight)
     return network.eval()
 
 
 def maps_of_one_reference(block: BlockTrace) -> list[Tensor]:
-    """Affinity of the middle's strongest element as row and column, and the evidence of its group for every power."""
+    """Return the affinity of the middle's strongest element as row and column, and all evidence of its group."""
     position = tuple(size // 2 for size in block.shape)
     channel = reference_channel(block, position)
     group = affinity_group(block, channel)
@@ -75,7 +75,7 @@ def maps_of_one_reference(block: BlockTrace) -> list[Tensor]:
 
 
 def time_maps(name: str, network: nn.Module, x: Tensor, bound: float, repeats: int) -> dict[str, object]:
-    """Seconds of the forward pass, of the trace, of the maps, and of the maps and trace beyond the forward pass."""
+    """Return the seconds of the forward pass, the trace and the maps, and those of maps and trace beyond the forward pass."""
     block = trace_blocks(network, x).blocks[PATH]
     seconds = side_by_side(
         {
@@ -101,7 +101,7 @@ def time_maps(name: str, network: nn.Module, x: Tensor, bound: float, repeats: i
 
 
 def bytes_needed(block: str, side: int) -> int:
-    """How far the process's resident set rises at most from the trace of a [CHANNELS, side, side] input to its maps."""
+    """Return how far the resident set rises from the trace of a [CHANNELS, side, side] input to its maps (bytes)."""
     network = BLOCKS[block](CHANNELS).eval()
     maps_of_one_reference(trace_blocks(network, torch.randn(1, CHANNELS, 8, 8)).blocks[""])  # loads what is needed
     x = torch.randn(1, CHANNELS, side, side)
@@ -109,7 +109,7 @@ def bytes_needed(block: str, side: int) -> int:
 
 
 def fit_memory(block: str) -> dict[str, object]:
-    """Bytes that a trace and its maps need at several numbers of positions, and the line through them."""
+    """Return the bytes that a trace and its maps need at several numbers of positions, and the line through them."""
     positions = [side * side for side in SIDES]
     needed = [call_in_a_fresh_process(bytes_needed, block=block, side=side) for side in SIDES]
     slope, intercept = np.polyfit(positions, needed, 1)

@@ -25,7 +25,7 @@ MAPS = {
 
 
 def features(kind: str, channels: int, positions: int) -> tuple[Tensor, list[Tensor]]:
-    """x, [B, C, N], and the weights of phi and g, [C/2, C]."""
+    """Return x, [B, C, N], and the weights of phi and g, [C/2, C]."""
     weights = [torch.randn(channels // 2, channels) * channels**-0.5 for _ in range(2)]
     x = torch.randn(BATCH, channels, positions)
     if kind == "relu":
@@ -40,12 +40,12 @@ def features(kind: str, channels: int, positions: int) -> tuple[Tensor, list[Ten
 
 
 def by_group(products: Tensor) -> Tensor:
-    """Sums over the features of a group and all positions, [B, G], from [B, C', N]."""
+    """Return the sums over the features of a group and all positions, [B, G], from [B, C', N]."""
     return products.unflatten(1, (GROUPS, -1)).sum((2, 3))
 
 
 def ways(x: Tensor, phi_weight: Tensor, g_weight: Tensor) -> dict[str, Tensor]:
-    """The sums of each sample and group, [B, G], one way after the other."""
+    """Return the sums of each sample and group, [B, G], one way after the other."""
     mean, zero = x.mean(-1), x.new_zeros(x.shape[:2])
     weights = [weight.unflatten(0, (GROUPS, -1)) for weight in (phi_weight, g_weight)]
     products = weights[0].transpose(1, 2) @ weights[1]

@@ -26,7 +26,7 @@ class SignOfScalar(cgnl.CGNL2d):
     """The block with s replaced by its sign."""
 
     def branch(self, x: Tensor, *, sign_only: bool) -> Tensor:
-        """The normalised branch, before the residual."""
+        """Return the normalised branch, before the residual."""
         theta, phi, g = (
             convolution(x).unflatten(1, (self.groups, -1)) for convolution in (self.theta, self.phi, self.g)
         )
@@ -37,13 +37,13 @@ class SignOfScalar(cgnl.CGNL2d):
 
 
 def measure(norm: str, weight_scale: float, seed: int, *, batch: int = SHAPE[0]) -> tuple[float, float]:
-    """Change of the branch, and the norm of phi's gradient over theta's, for one random block and input.
+    """Return the change of the branch, and the norm of phi's gradient over theta's, for one random block and input.
 
     Args:
         norm: ``"group"`` or ``"batch"``.
-        weight_scale: standard deviation of the four convolutions' weights.
-        seed: of weights, input and output gradient.
-        batch: number of samples.
+        weight_scale: Standard deviation of the four convolutions' weights.
+        seed: Of weights, input and output gradient.
+        batch: Number of samples.
 
     Returns:
         The two ratios.

@@ -23,12 +23,12 @@ FRAMES = (2, 4, 8, 16, 32)
 
 
 def cheaper_order(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    """The package's operation."""
+    """Compute the package's operation."""
     return non_local(theta, phi, g, pairwise="dot_product")
 
 
 def through_the_map(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    """(theta phi^T) g in the order in which Eq. 4 is printed, over N."""
+    """Compute (theta phi^T) g / N in the order in which Eq. 4 is printed."""
     rows, columns, values = (t.flatten(2) for t in (theta, phi, g))
     affinity = torch.matmul(rows.transpose(1, 2), columns) / columns.shape[2]
     return torch.matmul(values, affinity.transpose(1, 2)).view_as(g)
@@ -50,7 +50,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def training_step(operation: Callable[..., Tensor], features: list[Tensor], dy: Tensor) -> Callable[[], None]:
-    """Forward and backward; each gradient is made anew."""
+    """Return a function that runs forward and backward; each gradient is made again."""
 
     def step() -> None:
         for feature in features:
@@ -61,7 +61,7 @@ def training_step(operation: Callable[..., Tensor], features: list[Tensor], dy: 
 
 
 def largest_bytes(operation: Callable[..., Tensor], frames: int) -> int:
-    """Bytes of the largest tensor of one training step with so many frames."""
+    """Return the bytes of the largest tensor of one training step with so many frames."""
     shape = (*SHAPE[:2], frames, *SHAPE[3:])
     features = [torch.empty(shape, device="meta", requires_grad=True) for _ in range(3)]
     with LargestTensor() as largest:

@@ -23,7 +23,7 @@ FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "part_scores.svg"
 
 
 def recipe_of(block: str, root: Path, weights: Path | None, epochs: int, seed: int) -> Recipe:
-    """The recipe of the drawn birds with that block, at the demo's size."""
+    """Return the recipe of the drawn birds with that block, at the demo's size."""
     recipe = RECIPES["birds-resnet18-cgnl"].make()
     return replace(
         recipe,

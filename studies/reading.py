@@ -42,7 +42,7 @@ def draw_jpegs(root: Path, number: int, seed: int) -> int:
 
 
 def pillow_transform(size: int, resize: int, *, training: bool) -> v2.Compose:
-    """The transforms of :mod:`cgnl.data.transforms`, on Pillow's images until the end."""
+    """Return the transforms of :mod:`cgnl.data.transforms`, on Pillow's images until the end."""
     cut = (
         [v2.RandomResizedCrop(size, scale=(0.08, 1.25), ratio=(3 / 4, 4 / 3)), v2.RandomHorizontalFlip()]
         if training

@@ -32,11 +32,11 @@ SHAPE = (8, 64, 14, 14)
 
 
 def samples(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """The inputs and their targets.
+    """Return the inputs and their targets.
 
     Args:
         shape: [B, C, *S].
-        seed: of the noise.
+        seed: Seed of the noise.
 
     Returns:
         x and x·(1 + mean of x), of that shape.
@@ -55,14 +55,14 @@ def final_loss(
     lr: float = 0.1,
     steps: int = 800,
 ) -> float:
-    """The mean squared error of a block after its training; infinity as soon as it is not finite.
+    """Return the mean squared error of a block after its training; infinity as soon as it is not finite.
 
     Args:
-        make_block: makes the block for a number of channels.
+        make_block: Makes the block for a number of channels.
         shape: [B, C, *S] of the samples.
-        seed: of the block and the samples.
-        lr: learning rate.
-        steps: number of steps.
+        seed: Seed of the block and the samples.
+        lr: Learning rate.
+        steps: Number of steps.
     """
     torch.manual_seed(seed)
     x, target = samples(shape, seed)

@@ -50,7 +50,7 @@ MEMORY_FORMATS = ("channels_last", "contiguous")
 
 
 def network_of(name: str) -> nn.Module:
-    """The network of that name; blocks are no longer the identity, as after the first steps of training."""
+    """Return the network of that name, with blocks that are no longer the identity, as in training."""
     network = c2d_resnet50(**NETWORKS[name], num_classes=NUM_CLASSES)
     for block in inserted_blocks(network).values():
         nn.init.ones_(block.get_parameter("norm.weight"))
@@ -58,7 +58,7 @@ def network_of(name: str) -> nn.Module:
 
 
 def network_of_3d_convolutions() -> nn.Module:
-    """The plain network with the frames left where they are."""
+    """Return the plain network with the frames left where they are."""
     network = Conv3dResNet("resnet50", STRIDES_32_FRAMES, NUM_CLASSES, {})
     network.load_frames_weights(network_of("plain").state_dict())
     return network

@@ -41,7 +41,7 @@ Reader = Callable[[Path, np.ndarray], np.ndarray]
 
 
 def write_video(path: Path, codec: str, width: int, height: int, rate: int, options: dict[str, str], seed: int) -> None:
-    """Writes two layers of clouds that drift across each other, with grain."""
+    """Write two layers of clouds that drift across each other, with grain."""
     rng = np.random.default_rng(seed)
     layers = []
     for _ in range(2):
@@ -69,12 +69,12 @@ def write_video(path: Path, codec: str, width: int, height: int, rate: int, opti
 
 
 def read_with_decord(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """decord, with one thread and one call for all frames."""
+    """Read with decord, with one thread and one call for all frames."""
     return decord.VideoReader(str(path), num_threads=1).get_batch(wanted).asnumpy()
 
 
 def opencv_reader(*, seek: bool) -> Reader:
-    """OpenCV, from the start of the file or after setting the frame position."""
+    """Return a reader with OpenCV, from the start of the file or after setting the frame position."""
 
     def read(path: Path, wanted: np.ndarray) -> np.ndarray:
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
@@ -94,7 +94,7 @@ def opencv_reader(*, seek: bool) -> Reader:
 
 
 def read_with_pyav(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """A plain loop, which trusts that frames are evenly spaced in time."""
+    """Read in a plain loop, which trusts that frames are evenly spaced in time."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -119,7 +119,7 @@ class Clips(Dataset[Tensor]):
         self.augment = clip_train_transform(224)
 
     def __getitem__(self, key: int) -> Tensor:
-        """Reads and augments one clip, uint8 [3, T, 224, 224]."""
+        """Read and augment one clip, uint8 [3, T, 224, 224]."""
         rng = np.random.default_rng((self.seed, key))
         start = rng.integers(0, self.frames - LENGTH * STEP + 1)
         wanted = start + np.arange(0, LENGTH * STEP, STEP)
@@ -190,13 +190,13 @@ def main() -> None:
 
 
 def cgnl_reader() -> Reader:
-    """Ours, as in training: through a process for each worker that may crash or hang."""
+    """Return our reader, as in training: each worker has a process that may crash or hang."""
     guarded = GuardedReader()
     return lambda path, wanted: guarded.read(path, wanted.tolist())[0]
 
 
 def is_exact(read: Reader, file: Path, frames: int) -> bool:
-    """Whether a reader gives the frames of a decode from the start, up to the rounding of colours."""
+    """Return whether a reader gives the frames of a decode from the start, up to the rounding of colours."""
     with av.open(str(file)) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for start in (0, 7, 100, frames - LENGTH * STEP):
@@ -218,17 +218,17 @@ class Turns(Sampler[int]):
         self.number, self._next = number, 0
 
     def __iter__(self) -> Iterator[int]:
-        """Yields the keys of the next turn."""
+        """Yield the keys of the next turn."""
         first, self._next = self._next, self._next + self.number
         return iter(range(first, self._next))
 
     def __len__(self) -> int:
-        """Returns the number of keys in a turn."""
+        """Return the number of keys in a turn."""
         return self.number
 
 
 def epochs(files: list[Path], frames: int, read: Reader, clips: int, seed: int) -> Callable[[], None]:
-    """A function that reads some clips through a data loader whose workers stay."""
+    """Return a function that reads some clips through a data loader whose workers stay."""
     loader = DataLoader(
         Clips(files, frames, read, seed),
         batch_size=None,

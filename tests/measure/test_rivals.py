@@ -5,7 +5,7 @@ from torch import nn
 import cgnl
 import tolerances
 from cgnl.measure.memory import bytes_kept
-from cgnl.measure.rivals import BareConvolutions, GlobalContext, NonLocal, PublishedCGNL, SqueezeExcitation
+from cgnl.measure.rivals import BareConvolutions, NonLocal, PublishedCGNL
 
 SHAPES = [(2, 16, 7), (3, 16, 5, 4), (2, 16, 3, 2, 5)]
 CGNL = {1: cgnl.CGNL1d, 2: cgnl.CGNL2d, 3: cgnl.CGNL3d}
@@ -65,35 +65,6 @@ def test_attention_is_fused_and_keeps_no_map():
     the_map = 4 * (24 * 24) ** 2
     assert kept["attention"] < the_map < kept["map"]
     assert NonLocal(16, form="attention").attention_in_use(x) == "FLASH_ATTENTION"
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_global_context_equals_its_formula(shape):
-    module = with_weights_of_a_trained_block(GlobalContext(16, len(shape) - 2, reduction=4))
-    x = input_of(shape).detach()
-    down, layer_norm, _, up = module.transform
-    outputs = []
-    for sample in x.flatten(2):
-        logits = torch.stack([module.key.weight.flatten() @ position + module.key.bias[0] for position in sample.T])
-        weights = logits.exp() / logits.exp().sum()
-        context = sum(weight * position for weight, position in zip(weights, sample.T, strict=True))
-        v = down.weight @ context + down.bias
-        v = (v - v.mean()) / (v.var(unbiased=False) + layer_norm.eps).sqrt() * layer_norm.weight + layer_norm.bias
-        outputs.append(sample + (up.weight @ v.clamp(min=0) + up.bias)[:, None])
-    expected = torch.stack(outputs).view_as(x)
-    assert (module(x) - expected).norm() < tolerances.EAGER_FLOAT64 * expected.norm()
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_squeeze_excitation_equals_its_formula(shape):
-    module = with_weights_of_a_trained_block(SqueezeExcitation(16, reduction=4))
-    x = input_of(shape).detach()
-    down, _, up, _ = module.excite
-    squeezed = torch.stack([torch.stack([channel.sum() / channel.numel() for channel in sample]) for sample in x])
-    hidden = (squeezed @ down.weight.T + down.bias).clamp(min=0)
-    factors = 1 / (1 + (-(hidden @ up.weight.T + up.bias)).exp())
-    expected = x * factors.view(*x.shape[:2], *[1] * (x.dim() - 2))
-    assert (module(x) - expected).norm() < tolerances.EAGER_FLOAT64 * expected.norm()
 
 
 def test_bare_convolutions_have_the_weights_of_a_block():

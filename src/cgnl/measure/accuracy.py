@@ -27,11 +27,11 @@ class Case(NamedTuple):
     """An input and a block for it.
 
     Attributes:
-        shape: of x, [B, C, *S].
+        shape: Shape of x, [B, C, *S].
         groups: G.
-        gram: whether the eager dot product in float32 takes the Gram form on a CPU. The reference's M x M matrices
+        gram: Whether the eager dot product in float32 takes the Gram form on a CPU. The reference's M x M matrices
             bound the sizes to such where it does not pay, so it is told.
-        memory_efficient: whether the block keeps less for its backward pass, which changes the eager form only.
+        memory_efficient: Whether the block keeps less for its backward pass, which changes the eager form only.
     """
 
     shape: tuple[int, ...]
@@ -71,12 +71,12 @@ class NotFiniteError(ValueError):
 
 
 def error_in_units(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference, in units of the type's rounding at the largest expected element.
+    """Return the largest difference, in units of the type's rounding at the largest expected element.
 
     Args:
-        actual: of any type and shape.
-        expected: float64, of the same shape.
-        dtype: the type whose eps is the unit.
+        actual: Result of any type and shape.
+        expected: Expected result in float64, of the same shape.
+        dtype: The type whose eps is the unit.
 
     Returns:
         max |actual - expected| / (eps · max |expected|).
@@ -94,7 +94,7 @@ def error_in_units(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> floa
 
 
 def inputs_of(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
-    """x, the four weights and the output's gradient, rounded to the type: [x, theta, phi, g, z, d_output]."""
+    """Return x, the four weights and the output's gradient, rounded to the type: [x, theta, phi, g, z, d_output]."""
     generator = torch.Generator().manual_seed(seed)
     shape, groups = case.shape, case.groups
     channels, inner = shape[1], shape[1] // 2
@@ -109,7 +109,7 @@ def inputs_of(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[Te
 
 
 def results_of(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, backend: ops.Backend) -> dict[str, Tensor]:
-    """The block's output and every gradient, by the names in `TENSORS`."""
+    """Return the block's output and every gradient, by the names in `TENSORS`."""
     *wanted, d_output = inputs
     wanted = [tensor.detach().requires_grad_() for tensor in wanted]
     # "mean" keeps the sums, and so the output, near 1: what is measured is rounding, not float16's range
@@ -130,8 +130,8 @@ def measure(device: str, *, seed: int, smallest: bool) -> dict[str, Any]:
 
     Args:
         device: "cpu" or "cuda".
-        seed: of weights and inputs.
-        smallest: tiny inputs, to see that all parts work.
+        seed: Seed of weights and inputs.
+        smallest: Tiny inputs, to see that all parts work.
 
     Returns:
         Settings, rows and the varying part of the record; a row of a backend that cannot run, or whose results are not
@@ -171,7 +171,7 @@ def _errors(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, backen
 
 
 def compared(results: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """The part of a row that says how far results are from the reference, or which of them are not finite."""
+    """Return the part of a row that says how far results are from the reference, or which of them are not finite."""
     errors, not_finite = {}, []
     for name, result in results.items():
         try:

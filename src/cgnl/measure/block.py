@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import cgnl
+from cgnl.blocks import kinds as blocks
 from cgnl.measure.memory import PEAK_IS, add_peaks, bytes_kept, peak
-from cgnl.measure.rivals import BareConvolutions, GlobalContext, NonLocal, PublishedCGNL, SqueezeExcitation
+from cgnl.measure.rivals import BareConvolutions, NonLocal, PublishedCGNL
 from cgnl.measure.rooflines import Rooflines, block_work, measure_rooflines
 from cgnl.measure.timing import (
     forward_only,
@@ -41,19 +41,22 @@ CASES: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]] = {
 SMALLEST = ((2, 32, 3, 4, 4),)
 MEMORY_FORMATS = ("contiguous", "channels_last")
 MODES = ("forward", "training")
-_BLOCKS: dict[int, type[nn.Module]] = {2: cgnl.CGNL2d, 3: cgnl.CGNL3d}
 _IN_CUDA_GRAPH = "cgnl_fused_cuda_graph"
 
 Make = Callable[[int, int], nn.Module]
 
 
 def _published(name: str) -> str:
-    """The published formulation that a candidate stands beside: of the same kernel function."""
+    """Return the name of the published formulation with the candidate's kernel function."""
     return "published_rbf" if name.endswith("_rbf") else "published"
 
 
-def _ours(channels: int, num_axes: int, **options: Any) -> nn.Module:
-    return _BLOCKS[num_axes](channels, groups=GROUPS, **options)
+def _named(name: str, channels: int, num_axes: int, **options: Any) -> nn.Module:
+    make: Callable[..., nn.Module] = getattr(blocks, f"{name}{num_axes}d")
+    return make(channels, **options)
+
+
+_ours = partial(_named, "CGNL", groups=GROUPS)
 
 
 def _compiled(channels: int, num_axes: int) -> nn.Module:
@@ -65,12 +68,12 @@ def _compiled(channels: int, num_axes: int) -> nn.Module:
 
 
 def candidates(device: str, memory_format: str, *, compiled: bool) -> dict[str, Make]:
-    """The blocks to measure, by name; each is made from C and the number of axes in S.
+    """Return the blocks to measure, by name; each is made from C and the number of axes in S.
 
     Args:
         device: "cpu" or "cuda"; the fused operators run on the second.
-        memory_format: one of `MEMORY_FORMATS`; other blocks than CGNL, and the compiled one, are measured in the first.
-        compiled: whether the compiled block is among them.
+        memory_format: One of `MEMORY_FORMATS`; the first also has the blocks other than CGNL, and the compiled one.
+        compiled: Whether the compiled block is among them.
     """
     made: dict[str, Make] = {
         "convolutions": partial(BareConvolutions, groups=GROUPS),
@@ -88,8 +91,8 @@ def candidates(device: str, memory_format: str, *, compiled: bool) -> dict[str, 
             made["cgnl_compiled"] = _compiled
         made["nl_softmax"] = partial(NonLocal, form="attention")
         made["nl_dot_product"] = partial(NonLocal, form="dot_product")
-        made["global_context"] = GlobalContext
-        made["squeeze_excitation"] = lambda channels, _: SqueezeExcitation(channels)
+        made["global_context"] = partial(_named, "GlobalContext")
+        made["squeeze_excitation"] = partial(_named, "SqueezeExcitation")
     return made
 
 
@@ -98,10 +101,10 @@ def measure(device: str, *, repeats: int | None, seed: int, smallest: bool, comp
 
     Args:
         device: "cpu" or "cuda".
-        repeats: turns that count; None for 5 (on CUDA 20, in the smallest run 2).
-        seed: of weights and inputs.
-        smallest: tiny shapes, to see that all parts work.
-        compiled: whether the compiled block is measured.
+        repeats: Turns that count; None for 5 (on CUDA 20, in the smallest run 2).
+        seed: Seed of weights and inputs.
+        smallest: Tiny shapes, to see that all parts work.
+        compiled: Whether the compiled block is measured.
 
     Returns:
         Settings, rooflines and rows of the record.
@@ -141,7 +144,7 @@ def _input(shape: Sequence[int], dtype: str, memory_format: str, device: str, se
 
 
 def _module(make: Make, x: Tensor) -> nn.Module:
-    """The block for x, no longer the identity, as after the first steps of training."""
+    """Return the block for x, no longer the identity, as after the first steps of training."""
     module = make(x.shape[1], x.dim() - 2).to(x.device, x.dtype)
     norm = getattr(module, "norm", None)
     if isinstance(norm, nn.Module):
@@ -159,7 +162,7 @@ def _rows(
     compiled: bool,
     rooflines: Rooflines,
 ) -> list[dict[str, Any]]:
-    """One row a candidate."""
+    """Return one row for each candidate."""
     x = _input(shape, dtype, memory_format, device, seed)
     work = block_work(shape, GROUPS, x.element_size())
     floors = {mode: rooflines.floor(*work[mode], dtype) for mode in MODES}
@@ -204,7 +207,7 @@ def _prepare(
     modules: dict[str, nn.Module],
     runs: dict[str, dict[str, Callable[[], object]]],
 ) -> None:
-    """Makes a candidate, runs it once in both modes, and counts what it keeps."""
+    """Make a candidate, run it once in both modes, and count the bytes that it keeps."""
     module = _module(make, x)
     step = training_step(module.train(), x)
     rows[name]["bytes_kept"] = bytes_kept(partial(module, x))
@@ -223,7 +226,7 @@ def _prepare(
 
 
 def peaks(cases: Sequence[Mapping[str, Any]], device: str, seed: int, threads: int) -> list[int]:
-    """How far memory rises in a training step of each case (bytes); see `measure` for what a case is."""
+    """Return how far memory rises in a training step of each case (bytes); see `_add_peaks` for the cases."""
     torch.set_num_threads(threads)
     found = []
     for case in cases:

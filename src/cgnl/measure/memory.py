@@ -31,11 +31,11 @@ _EASILY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "100000
 
 
 def bytes_kept(forward: Callable[[], object], *, without: Iterable[Tensor] = ()) -> int:
-    """Bytes of the distinct storages that a forward pass keeps for its backward pass.
+    """Return the bytes of the distinct storages that a forward pass keeps for its backward pass.
 
     Args:
-        forward: runs it.
-        without: tensors whose storages do not count, such as parameters, which are there in any case.
+        forward: Runs the forward pass.
+        without: Tensors whose storages do not count, such as parameters, which are there in any case.
     """
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in without}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -53,10 +53,10 @@ def bytes_kept(forward: Callable[[], object], *, without: Iterable[Tensor] = ())
 
 
 def peak_allocated(run: Callable[[], object], device: str) -> int:
-    """Bytes that PyTorch's allocator holds at the highest while something runs, above what it held before.
+    """Return the bytes that PyTorch's allocator holds at the highest while something runs, above what it held before.
 
     Args:
-        run: what runs.
+        run: What runs.
         device: "cpu" or "cuda".
     """
     if device == "cuda":
@@ -79,22 +79,23 @@ def peak_allocated(run: Callable[[], object], device: str) -> int:
 
 
 def peak_resident(run: Callable[[], object]) -> int:
-    """How far this process's resident set rises at most while something runs (bytes)."""
+    """Return how far this process's resident set rises at most while something runs (bytes)."""
     gc.collect()
     forget_peak()
     before = resident_bytes()
     run()
-    return peak_bytes() - before
+    # the kernel's two counters may be some pages apart
+    return max(0, peak_bytes() - before)
 
 
 def resident_bytes() -> int:
-    """The process's resident set."""
+    """Return the process's resident set."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def peak_bytes() -> int:
-    """The process's resident set at its highest, since its start or the last `forget_peak`."""
+    """Return the process's resident set at its highest, since its start or the last `forget_peak`."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 

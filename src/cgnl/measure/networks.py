@@ -42,14 +42,14 @@ class Setting:
     """What a network is measured on.
 
     Args:
-        batch_size: images or clips.
-        size: pixels: of both sides, for Mask R-CNN of the shorter one.
-        frames: of a clip.
-        rois: regions an image that Mask R-CNN's heads train on.
-        proposals: regions an image in its inference.
-        detections: objects an image that are left in its inference.
+        batch_size: Images or clips.
+        size: Pixels of both sides, for Mask R-CNN of the shorter side.
+        frames: Frames of a clip.
+        rois: Regions per image that Mask R-CNN's heads train on.
+        proposals: Regions per image in its inference.
+        detections: Most objects per image in its inference.
         arch: "resnet50", or a smaller one to see that all parts work.
-        num_blocks: numbers of blocks that are measured.
+        num_blocks: Numbers of blocks that are measured.
     """
 
     batch_size: int
@@ -84,7 +84,7 @@ SMALLEST: dict[NetworkName, Setting] = {
 
 
 def classifier_training_step(network: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A function that runs forward, cross entropy, backward and a step of SGD with momentum."""
+    """Return a function that runs forward, cross entropy, backward and a step of SGD with momentum."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
@@ -97,7 +97,7 @@ def classifier_training_step(network: nn.Module, x: Tensor, labels: Tensor) -> C
 
 
 def images_with_objects(batch_size: int, size: int, *, seed: int, device: str, num_classes: int) -> Batch:
-    """Images of noise, wider than high by a third, with eight rectangles each, as torchvision's detectors want them."""
+    """Return images of noise, wider than high by a third, with eight rectangles each, for torchvision's detectors."""
     torch.manual_seed(seed)
     height, width = size, size * 4 // 3
     extent = torch.tensor([width, height], device=device)
@@ -116,7 +116,7 @@ def images_with_objects(batch_size: int, size: int, *, seed: int, device: str, n
 
 
 def detector_training_step(network: MaskRCNN, batch: Batch, seed: int) -> Callable[[], None]:
-    """A function that runs forward, losses, backward and a step of SGD with momentum that moves nothing."""
+    """Return a function that runs forward, losses, backward and a step of SGD with momentum that moves nothing."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-4)
 
@@ -132,7 +132,7 @@ def detector_training_step(network: MaskRCNN, batch: Batch, seed: int) -> Callab
 
 
 def detector_inference(network: MaskRCNN, batch: Batch) -> Callable[[], list[dict[str, Tensor]]]:
-    """A function that finds boxes and masks; the threshold is set so that untrained scores pass it."""
+    """Return a function that finds boxes and masks; the threshold is set so that untrained scores pass it."""
     images = batch[0]
     network.eval()
     logits: list[Tensor] = []
@@ -160,9 +160,9 @@ def measure(
 
     Args:
         device: "cpu" or "cuda".
-        networks: which networks.
-        repeats: turns that count; None for 7 (in the smallest run 2).
-        seed: of weights and inputs.
+        networks: Networks to measure.
+        repeats: Turns that count; None for 7 (in the smallest run 2).
+        seed: Seed of weights and inputs.
         smallest: ResNet-18 and small inputs, to see that all parts work.
 
     Returns:
@@ -202,7 +202,7 @@ def _with_autocast(run: Run) -> Run:
 def run_of(
     name: NetworkName, setting: Setting, mode: str, num_blocks: int, device: str, seed: int
 ) -> tuple[nn.Module, Run]:
-    """A network and a function that runs one turn of it; what is outside the blocks has the same weights for all."""
+    """Return a network and a function that runs one turn of it; all networks have the same weights outside blocks."""
     if name == "maskrcnn_resnet50":
         network, run = detector_run(setting, mode, "cgnl" if num_blocks else None, num_blocks, device, seed)
     else:
@@ -267,7 +267,7 @@ def detector_run(
 
 
 def multiplications_of(network: nn.Module, run: Run) -> int:
-    """The multiply-adds of convolutions and matrix products in one turn, with the blocks' eager form.
+    """Count the multiply-adds of convolutions and matrix products in one turn, with the blocks' eager form.
 
     The counter does not see into the fused operators.
     """
@@ -285,7 +285,7 @@ def multiplications_of(network: nn.Module, run: Run) -> int:
 def _rows(
     name: NetworkName, setting: Setting, device: str, repeats: int, seed: int, rooflines: Rooflines
 ) -> list[dict[str, Any]]:
-    """One row for each mode and number of blocks, those of the plain network first."""
+    """Return one row for each mode and number of blocks, those of the plain network first."""
     rows: list[dict[str, Any]] = []
     for mode in MODES:
         print(f"{name}, {mode}", flush=True)
@@ -316,7 +316,7 @@ def _rows(
 
 
 def _prepare(row: dict[str, Any], runs: dict[str, Run], setting: Setting, device: str, seed: int) -> None:
-    """Makes a row's network and runs it once, to count its multiplications."""
+    """Make a row's network and run it once to count its multiplications."""
     network, run = run_of(row["network"], setting, row["mode"], row["num_blocks"], device, seed)
     row["multiplications"] = multiplications_of(network, run)
     runs[str(row["num_blocks"])] = run

@@ -18,12 +18,12 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(kind: str, record: Record, path: Path) -> bool:
-    """Draws a record's plot, where the record holds something to draw.
+    """Draw a record's plot if the record holds something to draw.
 
     Args:
-        kind: which measurement it is of: "table1", "block", "networks" or "accuracy".
-        record: as it was written.
-        path: the PNG file, which appears whole or not at all.
+        kind: Which measurement it is of: "table1", "block", "networks" or "accuracy".
+        record: As it was written.
+        path: The PNG file, which appears whole or not at all.
 
     Returns:
         Whether there was something to draw. Where there was not, there is no file: one from an earlier run goes.
@@ -68,7 +68,7 @@ def _table1(record: Record) -> Figure | None:
 
 
 def _guides(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Dashed lines of slopes 1 and 2 in the lower right corner, below the data."""
+    """Draw dashed lines of slopes 1 and 2 in the lower right corner, below the data."""
     low, high = panel.get_ylim()
     last = max(row["positions"] for row in rows)
     positions = np.array([last / 16, last / 2])
@@ -87,7 +87,7 @@ def _guides(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _block(record: Record) -> Figure | None:
-    """Training time over the floor, a panel for each shape, type and memory format."""
+    """Draw training time over the floor, with a panel for each shape, type and memory format."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["rows"]:
         if "training" in row:
@@ -125,7 +125,7 @@ def _without_spread(value: float) -> dict[str, float]:
 
 
 def _accuracy(record: Record) -> Figure | None:
-    """The largest errors of every backend and type, a point for each tensor and case."""
+    """Draw the largest errors of every backend and type, with a point for each tensor and case."""
     rows = [row for row in record["rows"] if row.get("errors")]
     if not rows:
         return None
@@ -162,7 +162,7 @@ def _bars(
     *,
     columns: int,
 ) -> Figure | None:
-    """Horizontal bars of medians with quartiles, a panel for each group and two bars for each of its members."""
+    """Draw bars of medians with quartiles, with a panel for each group and two bars for each of its members."""
     if not groups:
         return None
     count = -(-len(groups) // columns)

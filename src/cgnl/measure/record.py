@@ -26,16 +26,16 @@ def write_result(
     device: str = "cpu",
     **more: Any,
 ) -> dict[str, Any]:
-    """Writes a record, whole or not at all.
+    """Write a record, whole or not at all.
 
     Args:
-        path: the file.
-        seed: what was drawn at random follows from it.
-        settings: what was measured, and how.
-        rows: the measurements.
-        command: what made them; by default this process's script and its arguments.
+        path: The file.
+        seed: Seed of everything that was drawn at random.
+        settings: What was measured, and how.
+        rows: The measurements.
+        command: What made them; by default this process's script and its arguments.
         device: "cpu" or "cuda".
-        more: further parts of the record, such as rooflines.
+        more: Further parts of the record, such as rooflines.
 
     Returns:
         The record.
@@ -61,7 +61,7 @@ def write_result(
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, PyTorch, Triton (where it is) and cgnl."""
+    """Return the versions of Python, PyTorch, Triton (where it is) and cgnl."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "cgnl": cgnl.__version__}
     try:
         import triton
@@ -71,12 +71,12 @@ def versions() -> dict[str, str]:
 
 
 def commit(file: Path = Path(__file__)) -> str:
-    """The commit that a file of the code is checked out from, marked ``-dirty`` where the code differs from it.
+    """Return the commit that a file of the code is checked out from, with ``-dirty`` where the code differs from it.
 
     What is in studies/results is not code.
 
     Args:
-        file: any file of the code.
+        file: Any file of the code.
 
     Returns:
         Twelve digits, or "unknown" where the file is in no checkout, or not part of the one that it lies in.

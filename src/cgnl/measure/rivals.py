@@ -23,7 +23,7 @@ class BareConvolutions(nn.Module):
 
     Args:
         channels: C.
-        num_axes: number of axes in S.
+        num_axes: Number of axes in S.
         groups: G, of the fourth convolution.
     """
 
@@ -34,7 +34,7 @@ class BareConvolutions(nn.Module):
         self.z = convolution(inner, channels, 1, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The fourth convolution of the first one's output, and the outputs of the other two; x: [B, C, *S]."""
+        """Return the fourth convolution of the first one's output, and the outputs of the other two; x: [B, C, *S]."""
         theta, phi, g = (convolution(x) for convolution in self.three)
         return self.z(theta), phi, g
 
@@ -47,10 +47,10 @@ class PublishedCGNL(nn.Module):
 
     Args:
         channels: C.
-        num_axes: number of axes in S.
+        num_axes: Number of axes in S.
         groups: G.
         order: P of the RBF series, or None for the dot product.
-        gamma: the RBF's width parameter.
+        gamma: The RBF's width parameter.
 
     Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
     """
@@ -72,7 +72,7 @@ class PublishedCGNL(nn.Module):
         self.norm = _BATCH_NORMS[num_axes](channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Z of x, [B, C, *S]."""
+        """Return Z of x, [B, C, *S]."""
         chunks = (convolution(x).chunk(self.groups, dim=1) for convolution in (self.theta, self.phi, self.g))
         y = torch.cat([self._group(t, p, g) for t, p, g in zip(*chunks, strict=True)], dim=1)
         return self.norm(self.z(y)) + x
@@ -92,8 +92,8 @@ class NonLocal(nn.Module):
 
     Args:
         channels: C.
-        num_axes: number of axes in S.
-        form: how y is computed. ``"attention"``: softmax(theta_n · phi_m / sqrt(C')) over m, through PyTorch's fused
+        num_axes: Number of axes in S.
+        form: How y is computed. ``"attention"``: softmax(theta_n · phi_m / sqrt(C')) over m, through PyTorch's fused
             attention on contiguous [B, 1, N, C'], which never stores the N x N map. ``"map"``: the same with the
             map, as Eq. 2 of Wang et al. is printed. ``"dot_product"``: theta_n · phi_m / N
             as theta (phi^T g), the order that is cheaper where N is larger than C'.
@@ -112,12 +112,12 @@ class NonLocal(nn.Module):
         self.norm = _BATCH_NORMS[num_axes](channels)
 
     def _rows(self, x: Tensor) -> list[Tensor]:
-        """theta, phi and g as contiguous [B, 1, N, C']: in another order of memory no fused attention takes them."""
+        """Return theta, phi and g as contiguous [B, 1, N, C'], the only order that fused attention takes."""
         maps = (convolution(x) for convolution in (self.theta, self.phi, self.g))
         return [t.flatten(2).transpose(1, 2).contiguous()[:, None] for t in maps]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Z of x, [B, C, *S]."""
+        """Return Z of x, [B, C, *S]."""
         theta, phi, g = self._rows(x)
         if self.form == "attention":
             y = F.scaled_dot_product_attention(theta, phi, g)
@@ -129,60 +129,6 @@ class NonLocal(nn.Module):
         return self.norm(self.z(y)) + x
 
     def attention_in_use(self, x: Tensor) -> str:
-        """The name of the attention that PyTorch chooses for x, such as FLASH_ATTENTION."""
+        """Return the name of the attention that PyTorch chooses for x, such as FLASH_ATTENTION."""
         theta, phi, g = self._rows(x)
         return SDPBackend(torch._fused_sdp_choice(theta, phi, g)).name
-
-
-class GlobalContext(nn.Module):
-    """The global-context block: one softmax map over positions for all, and a bottleneck of C / 16 channels.
-
-    Args:
-        channels: C.
-        num_axes: number of axes in S.
-        reduction: C over the bottleneck's channels.
-
-    Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV Workshops 2019,
-    Fig. 4d.
-    """
-
-    def __init__(self, channels: int, num_axes: int = 2, *, reduction: int = 16) -> None:
-        super().__init__()
-        bottleneck = max(1, channels // reduction)
-        self.key = _CONVOLUTIONS[num_axes](channels, 1, 1)
-        self.transform = nn.Sequential(
-            nn.Linear(channels, bottleneck),
-            nn.LayerNorm(bottleneck),
-            nn.ReLU(),
-            nn.Linear(bottleneck, channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """z of x, [B, C, *S]: x plus the transformed mean over positions, weighted by the map."""
-        weights = torch.softmax(self.key(x).flatten(2), dim=-1)
-        context = torch.matmul(x.flatten(2), weights.transpose(1, 2)).squeeze(2)
-        added = self.transform(context)
-        return x + added.unflatten(1, (-1, *[1] * (x.dim() - 2)))
-
-
-class SqueezeExcitation(nn.Module):
-    """The squeeze-and-excitation block: the mean over positions gives each channel a factor.
-
-    Args:
-        channels: C.
-        reduction: C over the bottleneck's channels.
-
-    Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, Eq. 2-4.
-    """
-
-    def __init__(self, channels: int, *, reduction: int = 16) -> None:
-        super().__init__()
-        bottleneck = max(1, channels // reduction)
-        self.excite = nn.Sequential(
-            nn.Linear(channels, bottleneck), nn.ReLU(), nn.Linear(bottleneck, channels), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x, [B, C, *S], with each channel times its factor."""
-        factors = self.excite(x.flatten(2).mean(-1))
-        return x * factors.unflatten(1, (-1, *[1] * (x.dim() - 2)))

@@ -19,19 +19,19 @@ class Rooflines:
     """Rates of one machine in one run.
 
     Args:
-        multiplications_per_second: multiply-adds of a square matrix product, by type.
-        bytes_per_second: of a copy, what is read and what is written both counted.
+        multiplications_per_second: Multiply-adds of a square matrix product, by type.
+        bytes_per_second: Bytes that a copy reads and writes.
     """
 
     multiplications_per_second: dict[str, float]
     bytes_per_second: float
 
     def floor(self, multiplications: float, num_bytes: float, dtype: str) -> float:
-        """Seconds that so many multiplications in this type and bytes read or written take at these rates."""
+        """Return the seconds that these multiplications and bytes, read or written, take at these rates."""
         return multiplications / self.multiplications_per_second[dtype] + num_bytes / self.bytes_per_second
 
     def as_json(self) -> dict[str, Any]:
-        """The rates as they stand in a record."""
+        """Return the rates as they stand in a record."""
         return {
             "multiplications_per_second": {
                 name: rounded(rate) for name, rate in self.multiplications_per_second.items()
@@ -41,12 +41,12 @@ class Rooflines:
 
 
 def measure_rooflines(device: str, dtypes: Sequence[str], *, smallest: bool = False) -> Rooflines:
-    """Measures the rates; each is the best of several turns, since it is to be a floor.
+    """Measure the rates; each is the best of several turns, because floors are made from them.
 
     Args:
         device: "cpu" or "cuda".
-        dtypes: names of PyTorch's types.
-        smallest: only show that it works.
+        dtypes: Names of PyTorch's types.
+        smallest: Whether to show only that it works.
     """
     side, megabytes = (256, 1) if smallest else (8192, 1024) if device == "cuda" else (2048, 256)
     rates = {}
@@ -64,7 +64,7 @@ def _best_seconds(run: Callable[[], object]) -> float:
 
 
 def block_work(shape: Sequence[int], groups: int, element_size: int) -> dict[str, tuple[int, int]]:
-    """Multiplications and bytes that a CGNL block on x cannot do without, forward alone and with the backward pass.
+    """Return the fewest multiplications and bytes of a CGNL block on x, forward alone and with the backward pass.
 
     The multiplications are those of its four 1x1 convolutions, with C' = C / 2; the backward pass has twice those of
     the forward pass. The bytes are reading x and writing z, then reading x and dz and writing dx.
@@ -72,7 +72,7 @@ def block_work(shape: Sequence[int], groups: int, element_size: int) -> dict[str
     Args:
         shape: [B, C, *S] of x.
         groups: G.
-        element_size: bytes of an element of x.
+        element_size: Bytes of an element of x.
 
     Returns:
         The two numbers for "forward" and for "training".

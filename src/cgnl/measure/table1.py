@@ -51,7 +51,7 @@ class _ThroughFeatures(cgnl.CGNL2d):
     """A CGNL block that never takes the Gram form, so that all its points are of one form."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the block's output; which form it takes is chosen here, for the backward pass too."""
+        """Return the block's output; this also chooses the form of the backward pass."""
         with gram_form(False):
             return super().forward(x)
 
@@ -71,7 +71,7 @@ _ORDER = 3
 
 
 def _by_stacked_powers(theta: Tensor, phi: Tensor, g: Tensor, *, order: int) -> Tensor:
-    """Eq. 11 and 12 as they are printed, with the powers of theta and phi stored: [B, P + 1, M] each."""
+    """Compute Eq. 11 and 12 as they are printed, with the powers of theta and phi stored: [B, P + 1, M] each."""
     alphas = [math.sqrt(a2) for a2 in cgnl.GaussianRBF(gamma=_GAMMA, order=order).coefficients]
     features = [torch.stack([alpha * t.flatten(1) ** p for p, alpha in enumerate(alphas)], dim=1) for t in (theta, phi)]
     sums = features[1] @ g.flatten(1)[..., None]
@@ -84,7 +84,7 @@ def _compact(theta: Tensor, phi: Tensor, g: Tensor, *, order: int) -> Tensor:
 
 
 def _exact(theta: Tensor, phi: Tensor, g: Tensor, *, order: int, backend: PairsBackend) -> Tensor:
-    """The exact RBF; it has no order."""
+    """Return the exact RBF; it has no order."""
     kernel = cgnl.GaussianRBF(gamma=_GAMMA)
     return cgnl.ops.generalized_non_local(theta, phi, g, groups=1, kernel=kernel, backend=backend)
 
@@ -105,13 +105,13 @@ EXPECTED = {
 
 
 def work_of_forward(method: str, channels: int, positions: int, element_size: int) -> dict[str, float]:
-    """What the forward pass of a method takes with `BATCH` samples, in the units of `LIMITS`.
+    """Return the work of a method's forward pass with `BATCH` samples, in the units of `LIMITS`.
 
     Args:
-        method: one of `METHODS`.
+        method: One of `METHODS`.
         channels: C.
         positions: N.
-        element_size: bytes of an element.
+        element_size: Bytes of an element.
 
     Returns:
         The multiplications of its matrix products; the pairs of elements that GNL goes through one by one; the bytes
@@ -130,12 +130,12 @@ def work_of_forward(method: str, channels: int, positions: int, element_size: in
 
 
 def timed_batch(method: str, channels: int) -> int:
-    """Samples in a step that is timed; its seconds are those of one."""
+    """Return the number of samples in a step that is timed; its seconds are divided by it."""
     return max(1, _TIMED_CHANNELS // channels) if method.startswith("cgnl") else BATCH
 
 
 def fit_exponent(positions: Sequence[float], values: Sequence[float]) -> float | None:
-    """The k of values ~ positions^k, by least squares of the logarithms.
+    """Return the k of values ~ positions^k, by least squares of the logarithms.
 
     None where fewer than two points are left, or where a value has no logarithm: bytes that do not grow with N.
 
@@ -155,9 +155,9 @@ def measure(device: str, *, repeats: int | None, seed: int, smallest: bool) -> d
 
     Args:
         device: "cpu" or "cuda".
-        repeats: turns that count; None for 3 (on CUDA 10, in the smallest run 2).
-        seed: of weights and inputs.
-        smallest: few and small N and C, to see that all parts work.
+        repeats: Turns that count; None for 3 (on CUDA 10, in the smallest run 2).
+        seed: Seed of weights and inputs.
+        smallest: Few and small N and C, to see that all parts work.
 
     Returns:
         Settings, rooflines, rows and exponents of the blocks, and rows and exponents of the operations: the record's
@@ -218,7 +218,7 @@ def measure(device: str, *, repeats: int | None, seed: int, smallest: bool) -> d
 
 
 def sweeps(operation: str, device: str, *, smallest: bool) -> dict[str, list[tuple[int, int, int]]]:
-    """The points (C, N, P) at which an operation is measured, by what changes: N, C or P + 1.
+    """Return the points (C, N, P) at which an operation is measured, by what changes: N, C or P + 1.
 
     The smallest is large enough that more than the calls is seen; the explicit matrix sets the largest of GNL.
 
@@ -242,7 +242,7 @@ def sweeps(operation: str, device: str, *, smallest: bool) -> dict[str, list[tup
 
 
 def measure_operations(device: str, *, repeats: int, seed: int, smallest: bool) -> dict[str, Any]:
-    """Measures forward and backward of every operation at its `sweeps`, and fits exponents of N, C and P + 1."""
+    """Measure forward and backward of every operation at its `sweeps`, and fit exponents of N, C and P + 1."""
     rows: list[dict[str, Any]] = []
     for operation in OPERATIONS:
         print(f"operation {operation}", flush=True)
@@ -298,7 +298,7 @@ def _row_of_operation(
 
 
 def exponents(rows: Sequence[Mapping[str, Any]], least_positions: int = LEAST_POSITIONS) -> list[dict[str, Any]]:
-    """The exponents of N in time and memory, for every method and C, fitted over the rows with enough positions."""
+    """Return the exponents of N in time and memory, for every method and C, over the rows with enough positions."""
     fitted = []
     for method, channels in dict.fromkeys((row["method"], row["channels"]) for row in rows):
         points = [
@@ -353,7 +353,7 @@ def _prepare(
     device: str,
     bytes_at_few: int,
 ) -> None:
-    """Counts the memory of a row's step, and makes the step that is timed."""
+    """Count the memory of a row's step, and make the step that is timed."""
     row["bytes"] = _peak(make(), device) - bytes_at_few
     row["timed_batch"] = timed_batch(row["method"], row["channels"])
     steps[row["method"]] = make(batch=row["timed_batch"])
@@ -371,7 +371,7 @@ def _rows(
     few: Mapping[str, int],
     rooflines: Rooflines,
 ) -> list[dict[str, Any]]:
-    """One row a method, with what it measured or why it was left out."""
+    """Return one row for each method, with its measurements or why it was skipped."""
     positions = side * side
     element_size = Tensor().to(getattr(torch, dtype)).element_size()
     products, num_bytes = block_work((BATCH, channels, side, side), GROUPS, element_size)["training"]

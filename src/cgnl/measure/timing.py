@@ -63,23 +63,23 @@ def _seconds_of_a_call(run: Callable[[], object], calls: int) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": rounded(median), "lower_quartile": rounded(low), "upper_quartile": rounded(high)}
 
 
 def ratios(values: list[float], to: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratios, turn by turn."""
+    """Return median and quartiles of the ratios, turn by turn."""
     return spread([value / other for value, other in zip(values, to, strict=True)])
 
 
 def rounded(value: float) -> float:
-    """The value with four digits."""
+    """Return the value with four digits."""
     return float(f"{value:.4g}")
 
 
 def reason_of_failure(run: Callable[[], object]) -> str | None:
-    """Runs a candidate once; says in one line why it cannot run, or None.
+    """Run a candidate once; return in one line why it cannot run, or None.
 
     Whatever it fails of is the finding, be it memory, a compiler, or an argument that a version does not know: the
     other candidates are measured nevertheless.
@@ -95,7 +95,7 @@ def reason_of_failure(run: Callable[[], object]) -> str | None:
 
 
 def forward_only(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    """A function that runs the module without gradients, in the mode (eval or train) it is in."""
+    """Return a function that runs the module without gradients, in the mode (eval or train) it is in."""
 
     def run() -> None:
         with torch.inference_mode():
@@ -111,11 +111,11 @@ def in_memory_format(x: Tensor, name: str) -> Tensor:
 
 
 def training_step(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    """A function that runs forward and backward with random output gradients; every gradient is made anew.
+    """Return a function that runs forward and backward with random output gradients; every gradient is made anew.
 
     Args:
-        module: gives a tensor or a tuple of tensors.
-        x: the input, which wants a gradient, too.
+        module: Gives a tensor or a tuple of tensors.
+        x: The input, which also gets a gradient.
     """
     inputs = [x, *module.parameters()]
     d_outputs = tuple(torch.randn_like(output) for output in _outputs(module, x))
@@ -132,10 +132,10 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def in_cuda_graph(run: Callable[[], object]) -> Callable[[], None]:
-    """A function that replays the work of ``run``, captured once as a CUDA graph.
+    """Return a function that replays the work of ``run``, captured once as a CUDA graph.
 
     Args:
-        run: works on the same tensors in each call, and on CUDA alone.
+        run: Works on the same tensors in each call, and on CUDA alone.
 
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whose warm-up on a stream of its own
     this follows.

@@ -30,12 +30,12 @@ KERNELS: tuple[KernelFunction, ...] = (
 
 
 def varying(values: Tensor) -> Tensor:
-    """What varies over the positions: a map [B, C, *S] less its mean over them."""
+    """Return the part that varies over the positions: a map [B, C, *S] less its mean over them."""
     return values - values.flatten(2).mean(2)[(..., *(None,) * (values.dim() - 2))]
 
 
 def block_for(kernel: KernelFunction, channels: int, generator: torch.Generator) -> CGNL2d:
-    """A block in training whose weights keep the size of what they map, and whose norm's weight is 1."""
+    """Return a block in training whose weights keep the size of what they map, and whose norm's weight is 1."""
     block = CGNL2d(channels, kernel=kernel, scale="mean")
     for parameter in block.parameters():
         if parameter.dim() > 1:
@@ -47,12 +47,12 @@ def block_for(kernel: KernelFunction, channels: int, generator: torch.Generator)
 
 
 def measure(device: str, *, seed: int, smallest: bool) -> list[dict[str, Any]]:
-    """Measures every kernel function on the block with BatchNorm in training, in float32.
+    """Measure every kernel function on the block with BatchNorm in training, in float32.
 
     Args:
         device: "cpu" or "cuda".
-        seed: of weights and inputs.
-        smallest: a tiny input, to see that all parts work.
+        seed: Seed of weights and inputs.
+        smallest: A tiny input, to see that all parts work.
 
     Returns:
         A row for each kernel function and each backend that can run: ``share``, the norm of the branch's varying part
@@ -80,7 +80,7 @@ def measure(device: str, *, seed: int, smallest: bool) -> list[dict[str, Any]]:
 
 
 def _exact(block: CGNL2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The branch, and its norm, by explicit matrices in float64."""
+    """Return the branch, and its norm, by explicit matrices in float64."""
     block, x = copy.deepcopy(block).double(), x.double()
     weights = (block.theta.weight, block.phi.weight, block.g.weight, block.z.weight)
     assert block.norm is not None
