@@ -75,7 +75,7 @@ def maps_of_one_reference(block: BlockTrace) -> list[Tensor]:
 
 
 def time_maps(name: str, network: nn.Module, x: Tensor, bound: float, repeats: int) -> dict[str, object]:
-    """Return the seconds of the forward pass, the trace and the maps, and those of maps and trace beyond the forward pass."""
+    """Return the seconds of forward pass, trace and maps, and those of maps and trace beyond the forward pass."""
     block = trace_blocks(network, x).blocks[PATH]
     seconds = side_by_side(
         {
