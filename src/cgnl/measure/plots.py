@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from cgnl.files import whole_file
-from cgnl.measure.tables import CANDIDATES, METHODS, Record, Spread
+from cgnl.measure.tables import CANDIDATES, METHODS, NETWORKS, Record, Spread
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in print.
 _COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
@@ -54,7 +54,7 @@ def _table1(record: Record) -> Figure | None:
             axes[1, column].plot(positions, [max(1, row["bytes"]) for row in points], **style)
         axes[0, column].set_title(f"C = {channels}")
         axes[1, column].set_xlabel("positions N")
-    for row_of_axes, what in zip(axes, ("seconds a training step", "bytes that grow with N"), strict=True):
+    for row_of_axes, what in zip(axes, ("seconds per training step", "bytes that grow with N"), strict=True):
         row_of_axes[0].set_ylabel(what)
         for panel in row_of_axes:
             panel.set_xscale("log")
@@ -116,7 +116,8 @@ def _networks(record: Record) -> Figure | None:
             both = [rows[network, num_blocks, mode].get(of) for mode in ("inference", "training")]
             spreads = tuple(value if isinstance(value, dict) else _without_spread(value) for value in both if value)
             if len(spreads) == 2:
-                groups.setdefault(f"{network}: {what}", {})[f"{num_blocks} CGNL"] = spreads
+                blocks = f"{num_blocks} CGNL block{'s' * (num_blocks > 1)}"
+                groups.setdefault(f"{NETWORKS[network]}: {what}", {})[blocks] = spreads
     return _bars(groups, ("inference", "training"), "times the plain network", columns=2)
 
 

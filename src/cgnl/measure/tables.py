@@ -149,7 +149,8 @@ CANDIDATES = {
     "squeeze_excitation": "squeeze and excitation",
 }
 """Words for the blocks of block."""
-_NETWORKS = {"resnet50": "ResNet-50", "c2d_resnet50": "C2D-ResNet-50", "maskrcnn_resnet50": "Mask R-CNN"}
+NETWORKS = {"resnet50": "ResNet-50", "c2d_resnet50": "C2D-ResNet-50", "maskrcnn_resnet50": "Mask R-CNN"}
+"""Words for the networks of networks."""
 
 
 def _table1(record: Record) -> list[Table]:
@@ -233,7 +234,7 @@ def _time_and_floor(row: Record) -> tuple[str, str]:
 def _networks(record: Record) -> list[Table]:
     rows = []
     for row in record["rows"]:
-        head = (_NETWORKS[row["network"]], row["mode"], str(row["num_blocks"]))
+        head = (NETWORKS[row["network"]], row["mode"], str(row["num_blocks"]))
         if "failed" in row:
             rows.append((*head, "cannot run", *[""] * 5))
             continue
