@@ -59,3 +59,13 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
         assert load_recipe(file(tmp_path, {"recipe": name, **values})) == (name, warmer)
     del values["task"]
     assert from_dict(values, "a checkpoint") == warmer
+
+
+@pytest.mark.parametrize("name", ["image", "cub-resnet50-nl"])
+def test_a_run_folder_goes_before_a_recipe_of_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert load_recipe(name) == (name, RECIPES[name].make())  # an empty folder is no run
+    recipe = RECIPES["birds-resnet18-cgnl"].make()
+    (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump({"recipe": "image", **to_dict(recipe)}))
+    assert load_recipe(name) == ("image", recipe)

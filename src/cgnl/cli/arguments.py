@@ -165,6 +165,6 @@ def take_recipe(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, li
 
 def names_recipe(argument: str) -> bool:
     """Tell whether an argument is a recipe's name or a YAML file, and no checkpoint."""
-    from cgnl.recipes import RECIPES
+    from cgnl.recipes.registry import RECIPES, is_run
 
-    return argument in RECIPES or argument.endswith((".yaml", ".yml"))
+    return (argument in RECIPES and not is_run(argument)) or argument.endswith((".yaml", ".yml"))

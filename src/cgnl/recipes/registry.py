@@ -41,7 +41,7 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
     the recipe that it changes (none: the defaults of its ``task``: image, video or detection).
 
     Args:
-        source: A name out of :data:`RECIPES`, a file, or a folder.
+        source: A name out of :data:`RECIPES`, a file, or a folder. A run folder goes before a recipe of its name.
 
     Returns:
         The recipe's name (a file's own name where it changes none) and the recipe.
@@ -49,7 +49,7 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
     Raises:
         ValueError: No such recipe, or something in the file is wrong.
     """
-    if source in RECIPES:
+    if source in RECIPES and not is_run(source):
         return source, RECIPES[source].make()
     path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -61,12 +61,17 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
     base = values.pop("recipe", None) if isinstance(values, dict) else None
     if base is None:
         return path.stem, from_dict(values, str(path))
+    if is_whole(values, str(path)):
+        # a run keeps all fields, and the name of a recipe or of a YAML file, which may be that of a recipe too
+        return str(base), from_dict(values, str(path))
     if base in [*RECIPES]:
         return base, override(RECIPES[base].make(), values, str(path))
-    if is_whole(values, str(path)):
-        # a run of a YAML file keeps all fields, and that file's name
-        return str(base), from_dict(values, str(path))
     raise ValueError(f"{path}: {_unknown(str(base))}")
+
+
+def is_run(source: str) -> bool:
+    """Tell whether a folder holds a run."""
+    return any((Path(source) / name).is_file() for name in ("recipe.yaml", "last.ckpt", "best.ckpt"))
 
 
 def _unknown(name: str) -> str:
