@@ -18,7 +18,7 @@ def convolution(channels_in: int, channels: int, size: int, stride: int = 1) -> 
 
 
 class ResidualBlock(nn.Module):
-    """He et al.'s residual block, basic or bottleneck, with what is inserted after it."""
+    """He et al.'s residual block, basic or bottleneck, with the block after it."""
 
     def __init__(self, channels_in: int, width: int, stride: int, bottleneck: bool, inserted: nn.Module | None) -> None:
         super().__init__()

@@ -103,7 +103,7 @@ def time_maps(name: str, network: nn.Module, x: Tensor, bound: float, repeats: i
 def bytes_needed(block: str, side: int) -> int:
     """Return how far the resident set rises from the trace of a [CHANNELS, side, side] input to its maps (bytes)."""
     network = BLOCKS[block](CHANNELS).eval()
-    maps_of_one_reference(trace_blocks(network, torch.randn(1, CHANNELS, 8, 8)).blocks[""])  # loads what is needed
+    maps_of_one_reference(trace_blocks(network, torch.randn(1, CHANNELS, 8, 8)).blocks[""])  # loads libraries
     x = torch.randn(1, CHANNELS, side, side)
     return peak_resident(lambda: maps_of_one_reference(trace_blocks(network, x).blocks[""]))
 

@@ -1,4 +1,4 @@
-"""What is left of the scalar phi^T g behind GroupNorm, and behind BatchNorm?
+"""How much of the scalar phi^T g survives GroupNorm, and BatchNorm?
 
 In a dot-product CGNL block each sample and group has one scalar s = phi^T g, and conv_z sees s·theta. This replaces
 s by its sign and measures how much the normalised branch changes (relative to its size), and how large phi's weight

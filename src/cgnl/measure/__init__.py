@@ -1,5 +1,5 @@
-"""What ``cgnl benchmark`` measures: time, memory and accuracy of the blocks, of their rivals, and of networks.
+"""Time, memory and accuracy of the blocks, of their rivals, and of networks: the measurements of ``cgnl benchmark``.
 
-Every measurement is made side by side in one process and ends in a JSON record with the command, the commit, the
-versions and the machine that made it, and with what that machine can do at best (`rooflines`) in the same run.
+Candidates run side by side in one process. Each measurement ends in a JSON record with the command, commit, versions
+and machine that made it, and with the best rates of that machine (`rooflines`) in the same run.
 """

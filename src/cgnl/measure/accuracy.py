@@ -30,7 +30,7 @@ class Case(NamedTuple):
         shape: Shape of x, [B, C, *S].
         groups: G.
         gram: Whether the eager dot product in float32 takes the Gram form on a CPU. The reference's M x M matrices
-            bound the sizes to such where it does not pay, so it is told.
+            bound the sizes to such where it does not pay, so the case sets it.
         memory_efficient: Whether the block keeps less for its backward pass, which changes the eager form only.
     """
 
@@ -112,7 +112,7 @@ def results_of(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, bac
     """Return the block's output and every gradient, by the names in `TENSORS`."""
     *wanted, d_output = inputs
     wanted = [tensor.detach().requires_grad_() for tensor in wanted]
-    # "mean" keeps the sums, and so the output, near 1: what is measured is rounding, not float16's range
+    # "mean" keeps the sums, and so the output, near 1: errors then come from rounding, not from float16's range
     with gram_form(case.gram):
         output = ops.cgnl_block(
             *wanted,

@@ -233,7 +233,7 @@ def peaks(cases: Sequence[Mapping[str, Any]], device: str, seed: int, threads: i
         x = _input(case["shape"], case["dtype"], case["memory_format"], device, seed)
         make = candidates(device, case["memory_format"], compiled=True)[case["candidate"]]
         step = training_step(_module(make, x).train(), x)
-        step()  # loads what is needed
+        step()  # loads libraries
         found.append(peak(step, device))
         del x, step
         gc.collect()

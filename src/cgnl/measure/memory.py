@@ -101,7 +101,7 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` begin at what is resident now: what a process loads at first is more than small tensors."""
+    """Make `peak_bytes` start from the memory that is resident now, without the libraries that were loaded before."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -30,7 +30,7 @@ NetworkName = Literal["resnet50", "c2d_resnet50", "maskrcnn_resnet50"]
 Neck = Literal["c4", "fpn"]
 MODES = ("training", "inference")
 BLOCKS = (0, 1, 5)
-# Of all scores of an image, in inference; what is left of them after suppression is mostly cut to 100.
+# Scores of an image that pass the threshold in inference; most images keep 100 objects after suppression.
 SCORES_ABOVE_THRESHOLD = 1000
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -345,7 +345,7 @@ def peaks(cases: Sequence[Mapping[str, Any]], device: str, seed: int, smallest: 
         for _ in range(times):
             run()
 
-    make_and_run(cases[0], times=1)  # loads what is needed
+    make_and_run(cases[0], times=1)  # loads libraries
     found = []
     for case in cases:
         gc.collect()

@@ -165,7 +165,7 @@ def measure(device: str, *, repeats: int | None, seed: int, smallest: bool) -> d
     """
     sides, all_channels = ((3, 6, 12), (16, 32)) if smallest else (SIDES, CHANNELS)
     least_positions = 9 if smallest else LEAST_POSITIONS
-    # the smallest run, too, has points that are left out
+    # even the smallest run has points that are skipped
     limits = {"multiplications": 1e8, "pairs": 5e5, "map_bytes": 1e8} if smallest else LIMITS[device]
     repeats = repeats or (2 if smallest else 10 if device == "cuda" else 3)
     dtype = DTYPES[device]
@@ -192,7 +192,7 @@ def measure(device: str, *, repeats: int | None, seed: int, smallest: bool) -> d
             "cgnl_rbf": "the compact form, Gaussian RBF, series of order 3",
         },
         "seconds": f"of one sample; compact forms are timed with {_TIMED_CHANNELS} / C samples, memory is that of one",
-        "limits": {**limits, "of": "a forward pass; a point beyond a limit is left out"},
+        "limits": {**limits, "of": "a forward pass; a point beyond a limit is skipped"},
         "floor": "as of `cgnl benchmark block`: the products of the CGNL block and its maps read and written",
         "bytes": "what PyTorch's allocator holds at the highest in the step, above what it held before, less the same "
         f"at N = {_FEW_POSITIONS_SIDE**2}: the bytes that grow with N",
