@@ -76,7 +76,7 @@ def _from_run(source: Path) -> "tuple[nn.Module, Export]":
     try:
         return trained.network, task_of(trained.recipe).export(trained)
     except ValueError as error:
-        raise ValueError(f"source ({source}): {error}") from error
+        raise ValueError(f"source ({source}) {error}") from error
 
 
 def _from_safetensors(source: Path) -> "tuple[nn.Module, Export]":

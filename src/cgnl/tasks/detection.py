@@ -108,7 +108,7 @@ class DetectionTask(Task[DetectionRecipe]):
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Refuse: a detector cannot be exported."""
-        raise ValueError("PyTorch's exporter to ONNX cannot follow a detector's choice of boxes")
+        raise ValueError("holds a detector, and PyTorch's exporter to ONNX cannot follow its choice of boxes")
 
     def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
         """Return an image as the network sees it, which resizes it and fills it up to a multiple of 32 pixels."""
