@@ -524,3 +524,5 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
 def test_coco_weights_are_of_one_network(coco_file: Path, arch: str, neck: str) -> None:
     with pytest.raises(ValueError, match=rf"are of resnet50 with neck 'fpn', not of {arch} with neck '{neck}'"):
         detection.maskrcnn(arch, neck=neck, weights="COCO_V1")
+    with pytest.raises(ValueError, match="are of resnet50 with neck 'fpn'"):
+        detection.maskrcnn(arch, neck=neck, weights="default")

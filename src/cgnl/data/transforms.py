@@ -29,6 +29,7 @@ def train_transform(
     flip: float = 0.5,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
+    interpolation: str = "bilinear",
 ) -> v2.Compose:
     """Random crop, resized to a square, and random horizontal flip.
 
@@ -44,6 +45,7 @@ def train_transform(
         flip: Probability of the flip.
         mean: Of each channel (RGB, values from 0 to 1), subtracted.
         std: Of each channel, divided by.
+        interpolation: torchvision's name of a filter, such as "bilinear" or "bicubic".
 
     Returns:
         A transform from an RGB image of Pillow to a float32 tensor [3, size, size].
@@ -51,7 +53,9 @@ def train_transform(
     Raises:
         ValueError: A size below 1, or a range that is empty or not positive.
     """
-    return v2.Compose([v2.PILToTensor(), *_random_crop(size, area, aspect, flip), *_normalise(mean, std)])
+    return v2.Compose(
+        [v2.PILToTensor(), *_random_crop(size, area, aspect, flip, interpolation), *_normalise(mean, std)]
+    )
 
 
 def test_transform(
@@ -60,6 +64,7 @@ def test_transform(
     *,
     mean: tuple[float, float, float] = IMAGENET_MEAN,  # noqa: PT028
     std: tuple[float, float, float] = IMAGENET_STD,  # noqa: PT028
+    interpolation: str = "bilinear",  # noqa: PT028
 ) -> v2.Compose:
     """Resize the shorter side, then crop a square from the middle (CUB: 448 of 512; ImageNet: 224 of 256).
 
@@ -68,6 +73,7 @@ def test_transform(
         resize: Length of the shorter side before the crop (pixels).
         mean: Of each channel (RGB, values from 0 to 1), subtracted.
         std: Of each channel, divided by.
+        interpolation: As in :func:`train_transform`.
 
     Returns:
         A transform from an RGB image of Pillow to a float32 tensor [3, size, size].
@@ -79,7 +85,7 @@ def test_transform(
     return v2.Compose(
         [
             v2.PILToTensor(),
-            v2.Resize(resize, antialias=True),
+            v2.Resize(resize, v2.InterpolationMode(interpolation), antialias=True),
             v2.CenterCrop(size),
             *_normalise(mean, std),
         ]
@@ -268,7 +274,7 @@ def _channels_first(frames: Tensor) -> Tensor:
 
 
 def _random_crop(
-    size: int, area: tuple[float, float], aspect: tuple[float, float], flip: float
+    size: int, area: tuple[float, float], aspect: tuple[float, float], flip: float, interpolation: str = "bilinear"
 ) -> tuple[v2.Transform, v2.Transform]:
     _check_size("size", size)
     for name, (low, high) in (("area", area), ("aspect", aspect)):
@@ -276,7 +282,9 @@ def _random_crop(
             raise ValueError(f"{name} ({low}, {high}) must be two positive numbers, the lower one first")
     if area[0] > 1:
         raise ValueError(f"area ({area[0]}, {area[1]}) must begin at 1 or below: no crop exceeds the image")
-    return v2.RandomResizedCrop(size, scale=area, ratio=aspect, antialias=True), v2.RandomHorizontalFlip(flip)
+    filtering = v2.InterpolationMode(interpolation)
+    crop = v2.RandomResizedCrop(size, scale=area, ratio=aspect, interpolation=filtering, antialias=True)
+    return crop, v2.RandomHorizontalFlip(flip)
 
 
 def _normalise(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:

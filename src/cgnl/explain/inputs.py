@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from cgnl.data.images import read_cub_parts
-from cgnl.explain.geometry import View, unpool
+from cgnl.explain.geometry import View, token_grid, unpool
 from cgnl.explain.trace import BlockTrace, Trace, trace_blocks
 from cgnl.training.trained import TrainedNetwork, default_device
 
@@ -86,9 +86,14 @@ def strongest_position(block: BlockTrace, seen: SeenInput) -> tuple[float, float
         seen: The input.
     """
     assert block.g is not None
-    strength = unpool(block.g.abs().amax(0), block.shape)
+    strength = block.g.abs().amax(0)
+    if len(block.shape) == 1:
+        rows, columns, first = token_grid(block.shape[0])
+        strength = strength[first:].view(rows, columns)
+    else:
+        strength = unpool(strength, block.shape)
     # neither where a pooling left something out, nor where a detector's input is filled up
-    rows, columns = block.shape[-2:]
+    rows, columns = strength.shape[-2:]
     across, down = seen.view.to_input(seen.view.width, seen.view.height)
     strength[..., math.ceil(down / seen.view.input_height * rows - 0.5) :, :] = -1
     strength[..., math.ceil(across / seen.view.input_width * columns - 0.5) :] = -1

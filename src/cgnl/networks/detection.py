@@ -20,7 +20,7 @@ from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import insert_blocks
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.networks.image import block_places
-from cgnl.networks.weights import Checkpoint, Weights, load_checked, read_weights
+from cgnl.networks.weights import Checkpoint, Weights, load_checked, named_weights, read_weights
 from cgnl.settings.checks import check_choice
 from cgnl.settings.detection import DetectionRecipe
 
@@ -332,7 +332,7 @@ def _insert(network: MaskRCNN, blocks: dict[str, MakeBlock]) -> None:
 
 def _read_weights(arch: str, neck: str, weights: Weights) -> Checkpoint | None:
     enum = MaskRCNN_ResNet50_FPN_Weights
-    named = str(weights).removeprefix(f"{enum.__name__}.") in enum.__members__
+    named = named_weights(enum, weights) is not None
     known_file = weights is not None and Path(str(weights)).name == Path(enum.COCO_V1.url).name
     if (named or known_file) and (arch, neck) != ("resnet50", "fpn"):
         raise ValueError(f"weights ({weights}) are of resnet50 with neck 'fpn', not of {arch} with neck {neck!r}")

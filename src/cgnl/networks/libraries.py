@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from cgnl.networks.checkpoints import CheckpointError, load_checkpoint_file, without_wrapper
-from cgnl.networks.weights import Checkpoint, Weights, is_file, read_weights
+from cgnl.networks.weights import Checkpoint, Weights, is_file, named_weights, read_weights
+from cgnl.settings.checks import is_dotted_name
 from cgnl.settings.trust import import_named
 
 
@@ -76,6 +77,18 @@ def start_weights(name: str, num_axes: int = 2, weights: Weights = None) -> str:
     if weights is None:
         return "start weights: none (random)"
     return f"start weights: {library.words(weights)}"
+
+
+def classifier_of(name: str, network: nn.Module, num_classes: int, num_axes: int = 2) -> tuple[str, ...]:
+    """Return the module paths of the layers of a network whose shapes follow from the number of classes.
+
+    Args:
+        name: As in :func:`inputs_of`.
+        network: The network of that name.
+        num_classes: Number of classes K.
+        num_axes: 2 for images, 3 for videos.
+    """
+    return _library(name, num_axes, ()).classifier(network, num_classes)
 
 
 class Library(ABC):
@@ -142,7 +155,7 @@ def _library(name: str, num_axes: int, trust: Sequence[str]) -> Library:
         if num_axes != 2:
             raise ValueError(f"arch ({name}): timm has networks of images, none of videos")
         return _Timm(rest)
-    if not colon and "." in name and all(part.isidentifier() for part in name.split(".")):
+    if not colon and is_dotted_name(name):
         return _Own(name, trust)
     # the paper's ResNets have no prefix
     if (colon and prefix == "torchvision") or (not colon and name.startswith("resnet")):
@@ -189,18 +202,12 @@ class _Torchvision(Library):
             checkpoint = checkpoint._replace(state_dict=kept)
         return self.models.get_model(self.name, num_classes=num_classes, **options), checkpoint
 
-    def _member(self, weights: Weights) -> Any:
-        """The member of the enum, None for a file."""
-        name = str(weights).removeprefix(f"{self.weights.__name__}.")
-        name = "DEFAULT" if name == "default" else name
-        return self.weights[name] if name in self.weights.__members__ else None
-
     def words(self, weights: Weights) -> str:
-        member = self._member(weights)
+        member = named_weights(self.weights, weights)
         return str(weights) if member is None else f"torchvision {member.name} of {self.name}"
 
     def inputs(self, weights: Weights) -> Inputs:
-        preset = (self._member(weights) or self.weights.DEFAULT).transforms()
+        preset = (named_weights(self.weights, weights) or self.weights.DEFAULT).transforms()
         size, resize = preset.crop_size[0], preset.resize_size[0]
         return Inputs(size, resize, tuple(preset.mean), tuple(preset.std), preset.interpolation.value)
 

@@ -127,7 +127,9 @@ def named_detector(
     if backbone_norm == "frozen":
         _freeze_norms(body)
     backbone = PyramidBackbone(body, name)
-    network = with_pyramid(backbone, num_classes, **options)
+    inputs = library.inputs(backbone_weights)
+    normalisation = {"image_mean": list(inputs.mean), "image_std": list(inputs.std)}
+    network = with_pyramid(backbone, num_classes, **options, **normalisation)
     paths: tuple[str, ...] = ()
     if blocks is not None:
         paths = put_blocks(backbone, blocks, example, [f"body.{path}" for path in places])

@@ -52,14 +52,19 @@ def read_weights(enum: type["WeightsEnum"], weights: Weights, network: str) -> C
     if weights is None:
         return None
     if isinstance(weights, (str, os.PathLike)):
-        name = "DEFAULT" if weights == "default" else str(weights).removeprefix(f"{enum.__name__}.")
-        if name in enum.__members__:
-            weights = enum[name]
+        if (member := named_weights(enum, weights)) is not None:
+            weights = member
         elif is_file(weights):
             return Checkpoint(from_released(load_checkpoint_file(weights)), str(weights), by_name=False)
     if not isinstance(weights, enum):
         raise ValueError(f"weights ({weights}) must be a file or one of {', '.join(enum.__members__)} for {network}")
     return Checkpoint(_download(weights), str(weights), by_name=True)
+
+
+def named_weights(enum: "type[WeightsEnum]", weights: Weights) -> "WeightsEnum | None":
+    """Return the member of torchvision's enum that a name means, "default" among them; None for other weights."""
+    name = "DEFAULT" if weights == "default" else str(weights).removeprefix(f"{enum.__name__}.")
+    return enum[name] if name in enum.__members__ else None
 
 
 def is_file(weights: Weights) -> bool:

@@ -216,6 +216,11 @@ def options_class(block: str) -> type[BlockOptions]:
     )
 
 
+def given_places(places: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the module paths that blocks follow; none where they are to be found."""
+    return () if places == ("auto",) else places
+
+
 def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
     """Check what a network's settings say of its blocks.
 

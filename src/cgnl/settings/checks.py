@@ -94,3 +94,28 @@ def converted(kind: Any, value: Any, where: str) -> Any:
     elif type(value) is kind:
         return value
     raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def is_dotted_name(name: str) -> bool:
+    """Return whether a name is that of a user's function or class, such as ``mypackage.make_network``."""
+    parts = name.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
+def check_arch(arch: str, own: Iterable[str]) -> None:
+    """Raise ValueError unless a network's name has the form of one; no library is asked whether it has the network.
+
+    Args:
+        arch: The name.
+        own: Names of the networks without a prefix.
+    """
+    own = tuple(own)
+    if (
+        arch not in own
+        and not is_dotted_name(arch)
+        and not (arch.startswith(("timm:", "torchvision:")) and arch.partition(":")[2])
+    ):
+        raise ValueError(
+            f"network.arch ({arch}) must be one of {', '.join(own)}, timm:NAME, torchvision:NAME, or a function of "
+            "your own such as mypackage.make_network"
+        )

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from cgnl.settings.blocks import check_blocks
-from cgnl.settings.checks import within
-from cgnl.settings.image import Recipe
+from cgnl.settings.blocks import check_blocks, given_places
+from cgnl.settings.checks import check_arch, within
+from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
 
@@ -15,8 +15,9 @@ from cgnl.settings.marks import FOR_TESTS, FREE
 class DetectionNetworkConfig:
     """Mask R-CNN and the blocks in its backbone."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    """Residual network of the backbone."""
+    arch: str = "resnet50"
+    """Network of the backbone: resnet18, resnet34, resnet50, resnet101; with neck fpn also a convolutional classifier
+    of a library such as torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network."""
     neck: Literal["c4", "fpn"] = "fpn"
     """c4: RoIs of the res4 map go through res5; fpn: torchvision's feature pyramid, with blocks inside the stages."""
     block: str = "cgnl"
@@ -24,7 +25,8 @@ class DetectionNetworkConfig:
     num_blocks: int = 1
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()
-    """Module paths in the residual network that the blocks follow, in place of the paper's, such as layer3.4."""
+    """Module paths in the classifier that the blocks follow, in place of the paper's, such as layer3.4; in networks of
+    libraries they are found where not given, or with auto."""
     weights: str | None = field(default=None, metadata=FREE)
     """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or none."""
     backbone_weights: str | None = field(default=None, metadata=FREE)
@@ -45,7 +47,10 @@ class DetectionNetworkConfig:
     def __post_init__(self) -> None:
         for name in ("rois", "proposals", "detections"):
             within(f"network.{name}", getattr(self, name), 1)
-        check_blocks(self.block, self.num_blocks, self.places)
+        check_arch(self.arch, ARCHITECTURES[:-1])
+        if self.arch not in ARCHITECTURES and self.neck != "fpn":
+            raise ValueError(f"network.neck ({self.neck}) must be fpn for network.arch {self.arch}")
+        check_blocks(self.block, self.num_blocks, given_places(self.places))
         within("network.score_threshold", self.score_threshold, 0, 1)
 
 

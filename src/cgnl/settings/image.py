@@ -3,37 +3,44 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, options_class
-from cgnl.settings.checks import within
+from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
+from cgnl.settings.checks import check_arch, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+ARCHITECTURES = get_args(Architecture)
+"""The networks of the paper; all others have a library's prefix or a dotted name."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """The network and the blocks in it."""
 
-    arch: Architecture = "resnet50"
-    """Residual network of torchvision that the blocks go into."""
+    arch: str = "resnet50"
+    """Network that the blocks go into: resnet18, resnet34, resnet50, resnet101, resnet152, a classifier of a library
+    such as timm:convnext_tiny or torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network,
+    which is called with num_classes."""
     block: str = "cgnl"
     """Kind of block, or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()
-    """Module paths that the blocks follow, in place of the paper's, such as layer3.4 layer4.1."""
-    dropout: float = 0.5
-    """Probability of dropout between the average pool and the classifier."""
+    """Module paths that the blocks follow, in place of the paper's, such as layer3.4 layer4.1; in networks of libraries
+    they are found where not given, or with auto."""
+    dropout: float | None = 0.5
+    """Probability of dropout before the classifier; none leaves the library's own."""
     weights: str | None = field(default=None, metadata=FREE)
-    """Start weights: the name of torchvision weights (IMAGENET1K_V1), a checkpoint file, or none."""
+    """Start weights: default for the library's own, the name of torchvision weights (IMAGENET1K_V1) or a tag
+    of timm, a checkpoint file, or none."""
     new_classifier: bool = field(default=False, metadata=FREE)
     """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
 
     def __post_init__(self) -> None:
-        check_blocks(self.block, self.num_blocks, self.places)
+        check_arch(self.arch, ARCHITECTURES)
+        check_blocks(self.block, self.num_blocks, given_places(self.places))
         within("network.dropout", self.dropout, 0, 1)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.checks import within
-from cgnl.settings.image import Architecture, DataConfig, NetworkConfig, Recipe
+from cgnl.settings.image import ARCHITECTURES, DataConfig, NetworkConfig, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
 
@@ -14,8 +14,10 @@ from cgnl.settings.marks import FOR_TESTS, FREE
 class VideoNetworkConfig(NetworkConfig):
     """The video network: frames through a residual network of images, and space-time blocks between."""
 
-    arch: Architecture = "resnet50"
-    """Residual network of torchvision that each frame goes through."""
+    arch: str = "resnet50"
+    """Residual network of torchvision that each frame goes through: resnet18, resnet34, resnet50, resnet101, resnet152.
+    Or a network of videos: torchvision:r3d_18 and the like, or a function of your own such as
+    mypackage.make_network."""
     temporal_strides: tuple[int, int, int] = (2, 2, 2)
     """Strides in time of conv1, pool1 and pool2: 2 2 2 for 32 frames, 1 1 2 for 8 frames."""
     head: Literal["average", "fully_convolutional"] = field(default="average", metadata=FOR_TESTS)
@@ -25,6 +27,10 @@ class VideoNetworkConfig(NetworkConfig):
         super().__post_init__()
         for stride in self.temporal_strides:
             within("network.temporal_strides", stride, 1)
+        if self.arch not in ARCHITECTURES:
+            for name, default in (("temporal_strides", (2, 2, 2)), ("head", "average")):
+                if getattr(self, name) != default:
+                    raise ValueError(f"network.{name} must be left out for network.arch {self.arch}, which has none")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.networks.cost import NetworkCost, network_cost
-from cgnl.settings.image import Recipe
+from cgnl.networks.libraries import classifier_of
+from cgnl.networks.named import named_network
+from cgnl.settings.blocks import given_places
+from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.task import Prediction, Task, TestResult
 from cgnl.training.trained import TrainedNetwork, default_device
@@ -42,6 +45,30 @@ class ClassificationTask(Task[RecipeT]):
     scores = ("top-1", "top-5")
     prediction_options: ClassVar[tuple[str, ...]] = ("top",)
 
+    def build_network(self, recipe: RecipeT, num_classes: int) -> nn.Module:
+        """Build the network that a recipe describes."""
+        config = recipe.network
+        if config.arch in ARCHITECTURES:
+            settings = self.network_settings(recipe)
+            settings |= {"places": given_places(config.places), "dropout": config.dropout or 0.0}
+            return self.build_resnet(**settings, num_classes=num_classes)
+        return named_network(
+            config.arch,
+            num_classes,
+            self.input_shape(recipe),
+            blocks=self.blocks(recipe),
+            places=config.places,
+            num_blocks=config.num_blocks,
+            weights=config.weights,
+            new_classifier=config.new_classifier and config.weights is not None,
+            dropout=config.dropout,
+        ).network
+
+    @staticmethod
+    @abstractmethod
+    def build_resnet(**settings: Any) -> nn.Module:
+        """Build one of the paper's networks."""
+
     def make_module(self, recipe: RecipeT, network: nn.Module, data: Any, **options: Any) -> Any:
         """Return a :class:`cgnl.training.ClassificationModule`."""
         from cgnl.training.classification import ClassificationModule
@@ -52,8 +79,15 @@ class ClassificationTask(Task[RecipeT]):
             mixup=recipe.data.mixup,
             cutmix=recipe.data.cutmix,
             seed=recipe.trainer.seed,
+            classifier=self.classifier(recipe, network, len(data.classes)),
             **options,
         )
+
+    def classifier(self, recipe: RecipeT, network: nn.Module, num_classes: int) -> tuple[str, ...]:
+        """Return the module paths of a network's classifier."""
+        if recipe.network.arch in ARCHITECTURES:
+            return ("fc",)
+        return classifier_of(recipe.network.arch, network, num_classes, self.num_axes)
 
     def evaluate(
         self, trained: TrainedNetwork, data: Any, *, trainer: TrainerConfig | None, out: Path | None, stay: bool
@@ -61,7 +95,9 @@ class ClassificationTask(Task[RecipeT]):
         """Measure the accuracy on a test split."""
         from cgnl.training.evaluation import evaluate
 
-        samples = self.make_data(data, run=out, classes=trained.classes, num_classes=trained.num_classes)
+        recipe: Any = trained.recipe
+        inputs = self.inputs(recipe)._replace(mean=trained.mean, std=trained.std)
+        samples = self.make_data(data, run=out, classes=trained.classes, num_classes=trained.num_classes, inputs=inputs)
         return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
     @abstractmethod

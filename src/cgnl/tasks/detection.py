@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,12 @@ from cgnl.explain.geometry import View
 from cgnl.explain.inputs import SeenInput
 from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.networks.detection import maskrcnn, set_test_limits
+from cgnl.networks.libraries import start_weights
+from cgnl.networks.pyramid import named_detector
+from cgnl.networks.weights import named_weights
+from cgnl.settings.blocks import given_places
 from cgnl.settings.detection import DetectionDataConfig, DetectionRecipe
+from cgnl.settings.image import ARCHITECTURES
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.task import Export, Prediction, Task, TestResult
 from cgnl.training.trained import TrainedNetwork, default_device
@@ -39,13 +44,27 @@ class DetectionTask(Task[DetectionRecipe]):
     def build_network(self, recipe: DetectionRecipe, num_classes: int) -> nn.Module:
         """Build the network that a recipe describes, with one more class for the background."""
         # Mask R-CNN resizes the images itself
-        settings = self.network_settings(recipe) | {"size": recipe.data.size, "max_size": recipe.data.max_size}
-        return maskrcnn(**settings, num_classes=num_classes + 1)
+        sizes = {"size": recipe.data.size, "max_size": recipe.data.max_size}
+        settings = self.network_settings(recipe) | {"num_classes": num_classes + 1, **sizes}
+        if recipe.network.arch in ARCHITECTURES:
+            return maskrcnn(**settings | {"places": given_places(recipe.network.places)})
+        options = {field.name for field in fields(recipe.block)} | {"arch", "block", "neck"}
+        kept = {name: value for name, value in settings.items() if name not in options}
+        return named_detector(recipe.network.arch, blocks=self.blocks(recipe), **kept).network
+
+    def start(self, recipe: DetectionRecipe) -> str:
+        """Say which weights a recipe's network starts from."""
+        config = recipe.network
+        if config.weights is not None:
+            named = named_weights(MaskRCNN_ResNet50_FPN_Weights, config.weights)
+            return f"start weights: {f'torchvision {named.name} of Mask R-CNN' if named else config.weights}"
+        line = start_weights(config.arch, 2, config.backbone_weights)
+        return line if config.backbone_weights is None else f"{line}, backbone alone"
 
     def check_start_weights(self, recipe: DetectionRecipe, classes: Sequence[str]) -> None:
         """Refuse data whose labels mean other kinds of objects than the outputs of torchvision's weights do."""
         named, weights = MaskRCNN_ResNet50_FPN_Weights, recipe.network.weights or ""
-        if weights.rpartition(".")[2] not in named.__members__ and Path(weights).name != Path(named.COCO_V1.url).name:
+        if named_weights(named, weights) is None and Path(weights).name != Path(named.COCO_V1.url).name:
             return
         every = named.COCO_V1.meta["categories"][1:]
         names = every if len(classes) == len(every) else [name for name in every if name != "N/A"]

@@ -10,7 +10,7 @@ from cgnl.data.transforms import test_transform
 from cgnl.explain.geometry import view_of
 from cgnl.explain.inputs import SeenInput
 from cgnl.networks.image import resnet
-from cgnl.settings.image import DataConfig, Recipe
+from cgnl.settings.image import ARCHITECTURES, DataConfig, Recipe
 from cgnl.tasks.classification import MIN_TRACED, ClassificationTask, probabilities
 from cgnl.training.task import Export
 from cgnl.training.trained import TrainedNetwork
@@ -23,9 +23,10 @@ class ImageTask(ClassificationTask[Recipe]):
     scores_parts = True
     drawn = "birds"
 
-    def build_network(self, recipe: Recipe, num_classes: int) -> nn.Module:
-        """Build the network that a recipe describes."""
-        return resnet(**self.network_settings(recipe), num_classes=num_classes)
+    @staticmethod
+    def build_resnet(**settings: Any) -> nn.Module:
+        """Build one of the paper's networks."""
+        return resnet(**settings)
 
     def make_data(self, config: DataConfig, **options: Any) -> Any:
         """Return a :class:`cgnl.training.ImageData`."""
@@ -36,7 +37,10 @@ class ImageTask(ClassificationTask[Recipe]):
     def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
         """Return an image as the network is tested on it."""
         config, image = trained.recipe.data, open_image(path)
-        x = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std)(image)
+        interpolation = self.inputs(trained.recipe).interpolation
+        x = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std, interpolation=interpolation)(
+            image
+        )
         view = view_of(image.width, image.height, size=config.size, resize=config.resize)
         return SeenInput(path, (image,), view, x[None])
 
@@ -48,6 +52,9 @@ class ImageTask(ClassificationTask[Recipe]):
     def export(self, trained: TrainedNetwork) -> Export:
         """Return the shape to trace the network at, its free axes and its description."""
         size = trained.recipe.data.size
+        if trained.recipe.network.arch not in ARCHITECTURES:
+            # attention and position embeddings of many networks are for one size
+            return Export((1, 3, size, size), ("batch",), self.metadata(trained, size))
         traced = max(size, MIN_TRACED)
         return Export((1, 3, traced, traced), ("batch", "height", "width"), self.metadata(trained, size))
 

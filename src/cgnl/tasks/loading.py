@@ -1,14 +1,14 @@
 """Networks of recipes: built, loaded from a run, or started from weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict
+from cgnl.settings.trust import trusting
 from cgnl.tasks.registry import task_of
 from cgnl.training.trained import TrainedNetwork, find_checkpoint, load_exactly, run_entry
 
@@ -23,13 +23,15 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
     return task_of(recipe).build_network(recipe, num_classes)
 
 
-def load_trained(path: str | Path) -> TrainedNetwork:
+def load_trained(path: str | Path, *, trust: Collection[str] = ()) -> TrainedNetwork:
     """Load the network of a checkpoint that ``cgnl train`` wrote, or the best one of a run folder.
 
     Args:
         path: A checkpoint, or a run folder (its ``best.ckpt``, or else its ``last.ckpt``).
+        trust: Packages of other people whose networks and blocks the checkpoint may name: their code runs.
 
     Raises:
+        ValueError: The checkpoint names a network or block of a package that is not trusted.
         CheckpointError: No such file, a file of another kind, or keys that do not fit the recipe inside.
     """
     path = find_checkpoint(path)
@@ -37,7 +39,8 @@ def load_trained(path: str | Path) -> TrainedNetwork:
     run = run_entry(checkpoint, path)
     recipe = from_dict(run["recipe"], str(path))
     task = task_of(recipe)
-    network = task.build_network(task.without_start_weights(recipe), len(run["classes"]))
+    with trusting(*trust):
+        network = task.build_network(task.without_start_weights(recipe), len(run["classes"]))
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     load_exactly(network, state, path)
@@ -73,5 +76,5 @@ def from_start_weights(
         raise ValueError("network.weights is needed: it names the weights to test")
     task = task_of(recipe)
     task.check_start_weights(recipe, tuple(classes))
-    network = task.build_network(recipe, len(classes)).eval()
-    return TrainedNetwork(network, recipe, name, tuple(classes), IMAGENET_MEAN, IMAGENET_STD, 0, 0, num_classes)
+    network, inputs = task.build_network(recipe, len(classes)).eval(), task.inputs(recipe)
+    return TrainedNetwork(network, recipe, name, tuple(classes), inputs.mean, inputs.std, 0, 0, num_classes)

@@ -17,6 +17,7 @@ from cgnl.data.transforms import clip_test_transform, normalise_clip
 from cgnl.explain.geometry import view_of
 from cgnl.explain.inputs import SeenInput
 from cgnl.networks.video import c2d_resnet
+from cgnl.settings.image import ARCHITECTURES
 from cgnl.settings.video import VideoDataConfig, VideoRecipe
 from cgnl.tasks.classification import MIN_TRACED, ClassificationTask, most_probable, probabilities
 from cgnl.training.task import Export
@@ -29,20 +30,22 @@ class VideoTask(ClassificationTask[VideoRecipe]):
     """Classifying videos with a residual network on frames and blocks in space and time."""
 
     noun = "video"
+    num_axes = 3
     words = "a video classifier"
     prediction_options = ("top", "timeline")
     drawn = "actions"
 
-    def build_network(self, recipe: VideoRecipe, num_classes: int) -> nn.Module:
-        """Build the network that a recipe describes."""
-        return c2d_resnet(**self.network_settings(recipe), num_classes=num_classes)
+    @staticmethod
+    def build_resnet(**settings: Any) -> nn.Module:
+        """Build one of the paper's networks."""
+        return c2d_resnet(**settings)
 
     def note(self, recipe: VideoRecipe) -> str | None:
         """Say that the blocks see no time, where the temporal strides leave one step of it."""
         left = recipe.data.num_frames
         for stride in recipe.network.temporal_strides:
             left = -(-left // stride)
-        if left > 1 or recipe.network.block == "none":
+        if left > 1 or recipe.network.block == "none" or recipe.network.arch not in ARCHITECTURES:
             return None
         strides = " ".join(map(str, recipe.network.temporal_strides))
         return (
@@ -90,6 +93,8 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         size = view_size(recipe.data)
         metadata = self.metadata(trained, size)
         metadata |= {"num_frames": str(recipe.data.num_frames), "frame_step": str(recipe.data.frame_step)}
+        if recipe.network.arch not in ARCHITECTURES:
+            return Export((1, 3, recipe.data.num_frames, size, size), ("batch",), metadata)
         # two of the time steps that the strides leave: at one PyTorch may take their number for a constant
         frames = max(recipe.data.num_frames, 2 * math.prod(recipe.network.temporal_strides))
         if recipe.network.head == "fully_convolutional":

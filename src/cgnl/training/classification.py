@@ -30,6 +30,7 @@ class ClassificationModule(TrainingModule):
         mixup: Alpha of mixup; 0 is off.
         cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
         seed: Seed of mixup and cutmix.
+        classifier: Module paths of the classifier, for ``head_lr_factor``; by default the last Linear.
         options: Options of :class:`cgnl.training.module.TrainingModule`: ``optimizer``, ``schedule``, ``freeze``, ...
 
     Raises:
@@ -47,10 +48,12 @@ class ClassificationModule(TrainingModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
+        classifier: tuple[str, ...] = (),
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
         self.num_classes = num_classes
+        self.classifier = classifier
         self.seed = seed
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
@@ -60,7 +63,9 @@ class ClassificationModule(TrainingModule):
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
 
     def heads(self) -> Sequence[nn.Module]:
-        """Return the classifier, the last Linear of the network."""
+        """Return the classifier: what was named, or the last Linear of the network."""
+        if self.classifier:
+            return [self.network.get_submodule(path) for path in self.classifier]
         return [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1:]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from cgnl.data.decoding import DataError
 from cgnl.data.images import ImageDataset, read_images
 from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
-from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, test_transform, train_transform
+from cgnl.data.transforms import test_transform, train_transform
+from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
 from cgnl.training.processes import gathered, is_first_process
@@ -40,6 +41,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             training samples.
         num_classes: How many of ``classes`` are classes, the first ones; by default all that are not named as outputs
             without one.
+        inputs: How the network's input is normalised and resized; by default as ImageNet's.
 
     Raises:
         DataError: Anything wrong with the data set; nothing is trained then.
@@ -59,9 +61,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         run: Path | None = None,
         classes: Sequence[str] | None = None,
         num_classes: int | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
         self._check_places(config)
+        self.inputs = inputs or Inputs()
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
         self._num_classes = num_classes
@@ -168,7 +172,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     @property
     def normalisation(self) -> dict[str, tuple[float, float, float]]:
         """Mean and standard deviation (RGB, images in 0..1) that the network's input is normalised with."""
-        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        return {"mean": self.inputs.mean, "std": self.inputs.std}
 
     def resume(self, epoch: int, batch: int) -> None:
         """Start training at a batch of an epoch (both from 0)."""
@@ -296,10 +300,11 @@ class ImageData(SampleData[DataConfig]):
 
     def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
         config, samples = self.config, self.train_samples if split == "train" else self.test_samples
+        options: dict[str, Any] = {**self.normalisation, "interpolation": self.inputs.interpolation}
         if not training:
-            return ImageDataset(samples, test_transform(config.size, config.resize, **self.normalisation))
+            return ImageDataset(samples, test_transform(config.size, config.resize, **options))
         transform = train_transform(
-            config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **self.normalisation
+            config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options
         )
         return ImageDataset(samples, transform, seed=self.seed)
 

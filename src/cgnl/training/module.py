@@ -62,7 +62,8 @@ class TrainingModule(pl.LightningModule):
         if not any(p.requires_grad for p in network.parameters()):
             raise ValueError(f"trainer.freeze ({' '.join(freeze)}) leaves nothing to train")
         if channels_last:
-            network.to(memory_format=torch.channels_last)
+            maps = any(parameter.dim() == 5 for parameter in network.parameters())
+            network.to(memory_format=torch.channels_last_3d if maps else torch.channels_last)
         self.train_loss = MeanMetric()
         # kept in checkpoints: a run that resumes in the middle of an epoch then reports the mean of all of it
         self.train_loss.persistent(True)

@@ -64,7 +64,9 @@ def train(
         # what an attempt that ended before its first checkpoint has listed
         for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
             (run / f"{listed}.csv").unlink(missing_ok=True)
-    data = task.make_data(recipe.data, seed=config.seed, accumulate=config.accumulate, run=run)
+    data = task.make_data(
+        recipe.data, seed=config.seed, accumulate=config.accumulate, run=run, inputs=task.inputs(recipe)
+    )
     data.check()
     if checkpoint is not None:
         _check_same_data(checkpoint, data)
@@ -78,6 +80,7 @@ def train(
     say = partial(console.print, soft_wrap=True, highlight=False) if is_first_process() else lambda line: None
     if is_first_process():
         write_text(run / "recipe.yaml", yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
+    say(task.start(start) if checkpoint is None else f"start weights: {checkpoint}")
     say(data.summary())
     if note := task.note(recipe):
         say(note)

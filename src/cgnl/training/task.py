@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 from PIL import Image
 from torch import nn
 
+from cgnl.blocks.kinds import block_maker
 from cgnl.networks.cost import NetworkCost
-from cgnl.settings.image import Recipe
+from cgnl.networks.libraries import Inputs, inputs_of, start_weights
+from cgnl.networks.named import BlocksByAxes
+from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.trained import TrainedNetwork
 
@@ -89,6 +92,8 @@ class Task(ABC, Generic[RecipeT]):
     """A network of this task, with its article: ``an image classifier``."""
     scores: ClassVar[tuple[str, ...]]
     """Names of the scores that a test gives."""
+    num_axes: ClassVar[int] = 2
+    """Axes of an input besides batch and channels."""
     classifies: ClassVar[bool] = True
     """Whether a network gives logits [B, K]."""
     start_weights: ClassVar[tuple[str, ...]] = ("weights",)
@@ -118,6 +123,27 @@ class Task(ABC, Generic[RecipeT]):
         """Return a recipe whose network starts from nothing: other weights are about to be loaded into it."""
         none: dict[str, Any] = dict.fromkeys(self.start_weights)
         return replace(recipe, network=replace(recipe.network, **none, new_classifier=False))
+
+    def start(self, recipe: RecipeT) -> str:
+        """Say which weights a recipe's network starts from."""
+        return start_weights(recipe.network.arch, self.num_axes, recipe.network.weights)
+
+    def inputs(self, recipe: RecipeT) -> Inputs:
+        """Return how a network's input is normalised and resized: as its weights were trained."""
+        if recipe.network.arch in ARCHITECTURES:
+            return Inputs()
+        return inputs_of(recipe.network.arch, self.num_axes, recipe.network.weights)
+
+    def blocks(self, recipe: RecipeT) -> BlocksByAxes | None:
+        """Return what makes a recipe's blocks for maps of each number of axes, None for no blocks."""
+        if recipe.network.block == "none":
+            return None
+        options = {field.name: getattr(recipe.block, field.name) for field in fields(recipe.block)}
+
+        def of_axes(num_axes: int) -> Any:
+            return block_maker(recipe.network.block, options, num_axes=num_axes)
+
+        return of_axes
 
     def check_start_weights(self, recipe: RecipeT, classes: tuple[str, ...]) -> None:
         """Refuse start weights whose outputs mean other classes than the data has.

@@ -167,7 +167,7 @@ def _check(item: PageItem) -> None:
         if len(block.trace.shape) not in (2, 3):
             raise ValueError(
                 f"block ({block.trace.path!r}) must be of an image or a video, "
-                f"but its positions are {block.trace.shape}"
+                f"but its positions are {block.trace.shape}; `cgnl explain --figure 5` draws tokens"
             )
         features = (block.trace.theta, block.trace.phi, block.trace.g)
         if not all(tensor.isfinite().all() for tensor in features if tensor is not None):

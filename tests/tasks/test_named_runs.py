@@ -1,0 +1,181 @@
+"""Networks by name through a whole run: trained, killed, resumed, used and exported; and whose code may run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cgnl.cli import main
+from cgnl.insertion import inserted_blocks
+from cgnl.networks.libraries import inputs_of
+from cgnl.recipes import RECIPES
+from cgnl.settings.reading import override
+from cgnl.tasks import evaluate, load_trained, smoke, task_of
+from cgnl.tasks import train as run_recipe
+from cgnl.toy.birds import draw_birds
+
+NAMES = ["timm:test_convnext", "torchvision:regnet_y_400mf", "torchvision:swin_t", "timm:test_vit"]
+FROZEN = {"timm:test_convnext": "stem", "torchvision:regnet_y_400mf": "stem", "torchvision:swin_t": "features.0"}
+SETTINGS = (
+    "--data.size=64 --data.resize=72 --data.batch-size=4 --data.workers=0 --optimizer.name=adamw --optimizer.lr=0.001 "
+    "--optimizer.head-lr-factor=10 --optimizer.block-lr-factor=2 --trainer.max-epochs=2 --trainer.max-steps=5 "
+    "--trainer.ema-decay=0.9 --trainer.checkpoint-every-n-steps=1 --trainer.log-every-n-steps=1"
+).split()
+OWN = """
+from pathlib import Path
+from torch import nn
+(Path(__file__).parent / "ran").touch()
+def make_network(num_classes):
+    body = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("named") / "birds"
+    draw_birds(folder, num_species=4, train_images=4, test_images=1, size=80)
+    return folder
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cgnl", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def train(birds: Path, run: Path, name: str, *options: object) -> subprocess.Popen:
+    frozen = [f"--trainer.freeze={FROZEN[name]}"] if name in FROZEN else []
+    given = (f"--network.arch={name}", f"--data.root={birds}", f"--run={run}", *frozen, *SETTINGS, *options)
+    return start(run.parent, "train", "birds-resnet18-cgnl", *given)
+
+
+def parts(run: Path) -> tuple[dict[str, torch.Tensor], object]:
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    return checkpoint["state_dict"], checkpoint["optimizer_states"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_any_network_is_killed_resumed_used_and_exported(name, birds, tmp_path, capsys):
+    code, output = finish(train(birds, tmp_path / "unbroken", name))
+    assert code == 0, output
+    assert output.splitlines()[0] == "start weights: none (random)"
+
+    run = tmp_path / "run"
+    process = train(birds, run, name)
+    while not (run / "steps.csv").exists() or len((run / "steps.csv").read_text().splitlines()) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    code, output = finish(train(birds, run, name, "--resume"))
+    assert code == 0, output
+    (state, optimizer), (expected, expected_optimizer) = parts(run), parts(tmp_path / "unbroken")
+    assert state.keys() == expected.keys()
+    assert [key for key in state if not torch.equal(state[key], expected[key])] == []
+    torch.testing.assert_close(optimizer, expected_optimizer, rtol=0, atol=0, equal_nan=True)
+
+    rates = {group["lr"] for group in optimizer[0]["param_groups"]}
+    assert len(rates) == 3, "those of the network, of its block and of its classifier"
+    trained = load_trained(run)
+    assert len(inserted_blocks(trained.network)) == 1
+    assert (trained.mean, trained.std) == (inputs_of(name).mean, inputs_of(name).std)
+
+    image = next(birds.rglob("*.jpg"))
+    page, figure = tmp_path / ("page.png" if "vit" in name else "page.html"), ("--figure", 5) * ("vit" in name)
+    for arguments in (
+        ("evaluate", run),
+        ("predict", run, image),
+        # tokens are drawn in figures alone
+        ("explain", run, image, "--out", page, *figure),
+        ("convert", run, tmp_path / "network.onnx"),
+    ):
+        assert not main([str(argument) for argument in arguments]), capsys.readouterr().err
+    assert page.stat().st_size > 10_000
+    assert (tmp_path / "network.onnx").is_file()
+
+
+def test_the_code_of_a_package_runs_only_where_this_command_names_it(birds, tmp_path):
+    package = tmp_path / "owned.py"
+    package.write_text(OWN)
+    run, ran = tmp_path / "run", tmp_path / "ran"
+    given = ("--network.places=3", "--trainer.max-steps=1", "--trainer.max-epochs=1")
+    code, output = finish(train(birds, run, "owned.make_network", *given))
+    assert code == 0, output
+    ran.unlink()
+
+    image = next(birds.rglob("*.jpg"))
+    recipe = tmp_path / "stranger.yaml"
+    recipe.write_text(yaml.safe_dump({"recipe": "birds-resnet18-cgnl", "network": {"arch": "owned.make_network"}}))
+    commands = (
+        ("predict", run, image),
+        ("evaluate", run),
+        ("explain", run / "last.ckpt", image, "--out", tmp_path / "page.html"),
+        ("train", recipe, f"--data.root={birds}", f"--run={tmp_path / 'new'}"),
+        ("train", run, f"--data.root={birds}", f"--run={run}", "--resume"),
+    )
+    for process in [start(tmp_path, *command) for command in commands]:
+        code, output = finish(process)
+        assert code == 2, output
+        lines = output.strip().splitlines()
+        assert len(lines) == 1, output
+        assert "owned.make_network is code of another package" in lines[0]
+        assert "--trust owned" in lines[0]
+    assert not ran.exists()
+
+    code, output = finish(start(tmp_path, "predict", run, image, "--trust", "owned"))
+    assert code == 0, output
+    assert ran.exists()
+
+
+def test_a_checkpoint_is_trusted_in_python(birds, tmp_path, monkeypatch):
+    (tmp_path / "possessed.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    code, output = finish(
+        train(birds, tmp_path / "run", "possessed.make_network", "--network.block=none", "--trainer.max-steps=1")
+    )
+    assert code == 0, output
+    with pytest.raises(ValueError, match=r"trust=\('possessed',\)"):
+        load_trained(tmp_path / "run")
+    assert "possessed" not in sys.modules
+    network = load_trained(tmp_path / "run", trust=("possessed",)).network
+    assert isinstance(network, torch.nn.Sequential)
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "place"),
+    [
+        ("actions-resnet18-cgnl", "torchvision:r3d_18", "layer4.0"),
+        ("flock-maskrcnn-resnet18-cgnl", "torchvision:mobilenet_v3_small", "backbone.body.features.7"),
+    ],
+)
+@pytest.mark.slow
+def test_videos_and_detection_take_networks_by_name(name, arch, place, tmp_path, capsys):
+    network = {"arch": arch, "neck": "fpn"} if "flock" in name else {"arch": arch, "temporal_strides": [2, 2, 2]}
+    recipe = override(RECIPES[name].make(), {"network": network}, "test")
+    root = tmp_path / "drawn"
+    task_of(recipe).draw(root)
+    run_recipe(smoke(recipe, root), tmp_path / "run", progress=False)
+    assert capsys.readouterr().out.startswith("start weights: none (random)\n")
+    trained = load_trained(tmp_path / "run")
+    assert list(inserted_blocks(trained.network)) == [place]
+    result = evaluate(trained, trained.recipe.data)
+    assert set(result.scores) == set(task_of(recipe).scores)
