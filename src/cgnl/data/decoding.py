@@ -153,17 +153,9 @@ def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = N
 
 
 def decoded_size(path: Path, *, sizes: Mapping[Path, tuple[int, int]] | None = None) -> tuple[int, int]:
-    """Decode an image file fully, as :func:`open_image` does, and return only its size.
+    """Decode an image file fully, as :func:`open_image` does, and return only its width and height (pixels).
 
-    Args:
-        path: The file.
-        sizes: Width and height (pixels) that files must have.
-
-    Returns:
-        Width and height (pixels, upright unless ``sizes`` says otherwise).
-
-    Raises:
-        BadFileError: As :func:`open_image`.
+    They are upright, unless ``sizes`` gives those that the file must have.
     """
     return open_image(path, size=None if sizes is None else sizes[path]).size
 

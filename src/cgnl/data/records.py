@@ -127,14 +127,9 @@ def _random_state_of(*numbers: int) -> Iterator[None]:
 
 
 def sort_out(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Take the samples that could be read, and begin a batch of them.
+    """Return the records that could be read, B of them, and the beginning of their batch.
 
-    Args:
-        records: Samples of a :class:`FileDataset`, B of which could be read.
-
-    Returns:
-        The records that could be read, and ``label`` [B], ``index`` [B] and ``bad``, a list of (index, path, reason)
-        of the others.
+    It holds ``label`` [B], ``index`` [B] and ``bad``, a list of (index, path, reason) of the other records.
     """
     good = [record for record in records if "error" not in record]
     return good, {

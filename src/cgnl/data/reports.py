@@ -20,13 +20,8 @@ _SHOWN = 50
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split of a data set holds.
-
-    Args:
-        name: Of the split.
-        per_class: (name, number of files that can be read) of each class.
-        unreadable: Number of files that cannot be read.
-        missing: Number of files that are named but do not exist.
+    """Contents of one split of a data set: (name, number of files that can be read) of each class, and the counts of
+    others.
     """
 
     name: str
@@ -37,12 +32,12 @@ class SplitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a data set holds and what is bad in it; as a string, tables to read.
+    """Contents of a data set and its faults; as a string, tables to read.
 
     Args:
         root: The data set.
         kind: Its layout.
-        splits: What each split holds.
+        splits: The contents of each split.
         bad: (path, reason) of each file that is missing or cannot be read.
         damaged: The same of files that can be read, but not as a whole.
     """
@@ -104,16 +99,7 @@ def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
 def read_splits(
     read: Callable[[Split], SampleList], root: Path, list_file: str | os.PathLike[str] | None
 ) -> dict[str, SampleList]:
-    """Read all splits that a data set has: one alone, where the annotations are those of one.
-
-    Args:
-        read: From a split to its samples.
-        root: The data set.
-        list_file: A list that is read instead.
-
-    Returns:
-        The samples by the name of their split, or of the list.
-    """
+    """Read all splits that a data set has, by name; one alone where annotations or ``list_file`` are those of one."""
     try:
         train = read("train")
     except NoSplitError:
@@ -132,16 +118,9 @@ def read_splits(
 def examined(
     decode: Callable[[Path], T], splits: Mapping[str, SampleList], noun: str, **scanning: Unpack[Scanning]
 ) -> tuple[dict[Path, T], dict[Path, str]]:
-    """Decode every file of all splits, each once.
+    """Decode every file of all splits, each once; ``noun`` names the files in the progress bar.
 
-    Args:
-        decode: Decodes one file, as for :func:`cgnl.data.scanning.scan`.
-        splits: The files.
-        noun: What they are, in the plural, for the progress bar.
-        scanning: How they are scanned.
-
-    Returns:
-        What ``decode`` returned for each good file; and why each missing or bad one cannot be used.
+    Return the result for each good file, and the reason why each missing or bad one cannot be used.
     """
     found: dict[Path, T] = {}
     bad = {path: samples.why_missing(path) for samples in splits.values() for path in samples.missing}
@@ -155,16 +134,7 @@ def examined(
 
 
 def report_of(name: str, samples: SampleList, bad: Mapping[Path, str]) -> SplitReport:
-    """Count what a split holds.
-
-    Args:
-        name: Of the split.
-        samples: The files.
-        bad: Those that cannot be read.
-
-    Returns:
-        The counts.
-    """
+    """Count the files of a split; ``bad`` holds those that cannot be read."""
     counts = [0] * len(samples.classes)
     unreadable = 0
     for sample in samples.samples:

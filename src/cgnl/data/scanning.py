@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scanned(Generic[T]):
-    """What became of one file.
+    """Outcome for one file.
 
     Args:
         path: The file.
-        value: What the function returned; None if it failed.
+        value: Result of the function; None if it failed.
         error: Why it failed, as the rest of a sentence that begins with the path; None if it did not.
         answered: False if the process died or took too long, so that the function itself said nothing.
     """
@@ -83,16 +83,12 @@ class Scanning(TypedDict, total=False):
 def scan(
     function: Callable[[Path], T], paths: Sequence[Path], *, workers: int | None = None, timeout: float = 60.0
 ) -> Iterator[Scanned[T]]:
-    """Call a function on each file, in several processes.
+    """Call a function, importable by name, on each file in several processes (by default one for each core).
 
-    Args:
-        function: Importable by name; it may raise :class:`cgnl.data.decoding.BadFileError`.
-        paths: The files.
-        workers: Number of processes; by default one for each core.
-        timeout: Seconds that one file may take.
+    It may raise :class:`cgnl.data.decoding.BadFileError`, and has ``timeout`` seconds for a file.
 
     Yields:
-        What became of each file, in the order in which they are done.
+        The outcome for each file, in the order in which they are done.
 
     Raises:
         ValueError: Fewer than one worker, or a timeout that is not positive.
@@ -143,17 +139,7 @@ def scan_with_bar(
     timeout: float = 60.0,
     progress: bool = True,
 ) -> Iterator[Scanned[T]]:
-    """Call a function on each file as :func:`scan` does, behind a progress bar on the standard error output.
-
-    Args:
-        function: As for :func:`scan`.
-        paths: The files.
-        description: What is done, in front of the bar.
-        workers, timeout, progress: As :class:`Scanning` says.
-
-    Yields:
-        What became of each file, in the order in which they are done.
-    """
+    """Call :func:`scan` behind a progress bar on the standard error output, with ``description`` in front of it."""
     # Imported here, as the processes that read files import this module and show nothing.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

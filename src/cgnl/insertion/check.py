@@ -17,15 +17,10 @@ from cgnl.insertion.probe import run, undisturbed
 
 
 def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any) -> None:
-    """Run the network once forwards and backwards, in eval mode.
+    """Run the network with its blocks, by path, once forwards and backwards, in eval mode.
 
     A network that is not made to be differentiated in eval mode fails here for reasons of its own, or has no output
     with a gradient. It is not refused.
-
-    Args:
-        model: The network with its blocks.
-        blocks: For each path, the block that was inserted there.
-        example_input: What the network is called with.
 
     Raises:
         ValueError: A block runs more than once; the network works with something else in the block's place and not
@@ -74,16 +69,10 @@ def _run_without_gradients(
 def _differentiate(
     model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, replaced: Iterable[nn.Module] = ()
 ) -> list[str]:
-    """Differentiate the sum of all outputs, which leaves the parameters' ``grad`` as it is.
+    """Differentiate the sum of all outputs; return the paths of the blocks that no gradient reaches.
 
-    Args:
-        model: The network with its blocks.
-        blocks: For each path, the block that was inserted there.
-        example_input: What the network is called with.
-        replaced: Blocks that a product replaces in this run; no later in-place operation can break it.
-
-    Returns:
-        The paths of the blocks that no gradient reaches.
+    The parameters keep their ``grad``. A product stands in for the blocks in ``replaced``; no later in-place operation
+    can break it.
     """
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, gradients=True))

@@ -59,12 +59,7 @@ class _BlockHook(_Hook):
 
 
 class _ReplicaHook(_Hook):
-    """Forward pre-hook of a block's owner: in a DataParallel replica, shows the hooked module its block's replica.
-
-    Args:
-        path: The hooked module's path in the owner.
-        name: The block's name among the owner's children.
-    """
+    """Forward pre-hook of a block's owner: in a DataParallel replica, shows the hooked module its block's replica."""
 
     def __init__(self, path: str, name: str) -> None:
         self.path = path
@@ -154,21 +149,13 @@ def attach_without_hook(module: nn.Module, block: nn.Module) -> None:
     """Make a block a module's child ``inserted_block``, for a network that runs the block itself.
 
     :func:`inserted_blocks` lists it and :func:`remove_blocks` takes it out, like one of :func:`insert_blocks`.
-
-    Args:
-        module: The module that the block stands after; one without a block.
-        block: The block.
     """
     module.add_module(BLOCK_NAME, block)
     setattr(module, _HANDLE_NAME, None)
 
 
 def block_without_hook(module: nn.Module) -> nn.Module | None:
-    """Return the block of a module that :func:`attach_without_hook` put there, None where there is none.
-
-    Args:
-        module: Any module.
-    """
+    """Return the block that :func:`attach_without_hook` put into a module, None where there is none."""
     return module.get_submodule(BLOCK_NAME) if getattr(module, _HANDLE_NAME, False) is None else None
 
 

@@ -43,15 +43,9 @@ def find_places(
 ) -> Places:
     """Find the paper's places for blocks: one right before the last block of the stage at 1/16 of the input.
 
-    Args:
-        model: Any network.
-        example_input: What the network is called with.
-        num_blocks: Number of blocks: the larger half goes into that stage, the rest into the stage before.
-        num_axes: Number of axes besides batch and channels that the blocks take, where it is known.
-        layout: Layout of the maps, where it is known.
-
-    Returns:
-        The paths, from the input on; fewer than ``num_blocks`` where no more fit.
+    The larger half of the blocks goes into that stage, the rest into the stage before. Return the paths from the input
+    on, fewer than ``num_blocks`` where no more fit. The blocks' number of axes besides batch and channels and the
+    layout of the maps may be unknown (None).
 
     Raises:
         ValueError: There is no such place, or the layout of its map cannot be told.

@@ -23,10 +23,7 @@ _PAPERS_LEVEL = 4  # res4: a map of 1/2^4 of the input along each spatial axis
 class Stages:
     """The stages of a network, in the order of their results.
 
-    Args:
-        run: A run of the network.
-        num_axes: Number of axes besides batch and channels that the blocks take, where it is known.
-        layout: Layout of the maps, where it is known.
+    The blocks' number of axes besides batch and channels and the layout of the maps may be unknown (None).
     """
 
     def __init__(self, run: Run, num_axes: int | None, layout: Layout | None) -> None:

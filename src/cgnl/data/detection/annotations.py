@@ -14,14 +14,7 @@ _LEAST_SIDE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """What a json says of an image.
-
-    Args:
-        name: Its file's name.
-        width: In pixels.
-        height: In pixels.
-        exists: Whether the file can be used.
-    """
+    """An image as a json describes it: file name, width and height in pixels, and whether the file can be used."""
 
     name: str
     width: int
@@ -35,19 +28,12 @@ def is_id(value: Any) -> bool:
 
 
 def clipped_box(bbox: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
-    """Return the part of a box that lies in the image.
+    """Return left, top, right and bottom (pixels) of the part of a box (x, y, width, height) that lies in the image.
 
-    Args:
-        bbox: X, y, width and height (pixels).
-        width: Of the image (pixels).
-        height: Of the image (pixels).
+    Of a box outside, right or bottom are not beyond left or top.
 
-    Returns:
-        Left, top, right and bottom (pixels); of a box outside, right or bottom are not beyond left or top.
-
-    Example:
-        >>> clipped_box([-5, 2, 10, 3], 100, 4)
-        (0, 2, 5, 4)
+    >>> clipped_box([-5, 2, 10, 3], 100, 4)
+    (0, 2, 5, 4)
     """
     x, y, w, h = bbox
     return max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
@@ -56,16 +42,11 @@ def clipped_box(bbox: Sequence[float], width: int, height: int) -> tuple[float, 
 def sort_annotations(
     rows: Sequence[Any], images: Mapping[int, ImageEntry], category_ids: Collection[int]
 ) -> tuple[dict[int, list[dict[str, Any]]], list[BadAnnotation]]:
-    """Tell the annotations that can be used from the others.
-
-    Args:
-        rows: The json's ``annotations``.
-        images: What it says of the images, by their ids.
-        category_ids: The ids of its categories.
+    """Tell the usable rows of the json's ``annotations`` from the others.
 
     Returns:
-        The annotations that can be used by their image's id, each with the fields that
-        :meth:`cgnl.data.detection.samples.DetectionList.objects` names; and those that cannot.
+        The usable ones by their image's id, each with the fields that
+        :meth:`cgnl.data.detection.samples.DetectionList.objects` names; and the others.
     """
     used: dict[int, list[dict[str, Any]]] = {}
     bad = []

@@ -20,7 +20,8 @@ _NO_PIXEL = "has a mask that covers no pixel of the image"
 
 
 def why_bad_mask(segmentation: Any, width: int, height: int) -> str | None:
-    """Tell what is wrong with a segmentation.
+    """Return what is wrong with a segmentation, as the rest of a sentence that begins with the annotation; None if
+    nothing.
 
     Args:
         segmentation: As the json holds it: polygons ``[[x0, y0, x1, y1, ...], ...]`` or a run-length encoding
@@ -28,15 +29,11 @@ def why_bad_mask(segmentation: Any, width: int, height: int) -> str | None:
         width: Of the image (pixels).
         height: Of the image (pixels).
 
-    Returns:
-        The reason, as the rest of a sentence that begins with the annotation; None if nothing is wrong.
-
-    Example:
-        >>> why_bad_mask([[1, 1, 5, 1, 5, 5]], 10, 10)
-        >>> why_bad_mask([[1, 1, 5, 1]], 10, 10)
-        'has a polygon of 4 numbers, but needs x and y of 3 points or more'
-        >>> why_bad_mask({"size": [10, 10], "counts": [40, 5]}, 10, 10)
-        'has a run-length encoding of 45 pixels, but the image has 100'
+    >>> why_bad_mask([[1, 1, 5, 1, 5, 5]], 10, 10)
+    >>> why_bad_mask([[1, 1, 5, 1]], 10, 10)
+    'has a polygon of 4 numbers, but needs x and y of 3 points or more'
+    >>> why_bad_mask({"size": [10, 10], "counts": [40, 5]}, 10, 10)
+    'has a run-length encoding of 45 pixels, but the image has 100'
     """
     if not segmentation:
         return "has no mask"
@@ -125,16 +122,7 @@ def _decompressed(text: str) -> np.ndarray | None:
 
 
 def encode(segmentation: Any, width: int, height: int) -> dict[str, Any]:
-    """Return a segmentation as one compressed run-length encoding.
-
-    Args:
-        segmentation: One that :func:`why_bad_mask` finds nothing wrong with.
-        width: Of the image (pixels).
-        height: Of the image (pixels).
-
-    Returns:
-        ``{"size": [height, width], "counts": ...}``; several polygons are united.
-    """
+    """Return a segmentation that :func:`why_bad_mask` accepts, as one compressed run-length encoding."""
     if isinstance(segmentation, list):
         return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
@@ -148,19 +136,10 @@ def area(segmentation: Any, width: int, height: int) -> float:
 
 
 def decode(segmentations: Sequence[Any], width: int, height: int) -> np.ndarray:
-    """Return segmentations as masks.
+    """Return N segmentations that :func:`why_bad_mask` accepts, as masks [N, H, W] of 0 and 1 (uint8).
 
-    Args:
-        segmentations: N of them that :func:`why_bad_mask` finds nothing wrong with.
-        width: Of the image (pixels).
-        height: Of the image (pixels).
-
-    Returns:
-        Array [N, H, W] of 0 and 1 (uint8).
-
-    Example:
-        >>> decode([[[1, 0, 3, 0, 3, 2, 1, 2]]], 4, 3)[0].tolist()
-        [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    >>> decode([[[1, 0, 3, 0, 3, 2, 1, 2]]], 4, 3)[0].tolist()
+    [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     """
     if not segmentations:
         return np.zeros((0, height, width), dtype=np.uint8)

@@ -35,16 +35,12 @@ class BadAnnotation:
 class Packed:
     """Lists of plain values in one array of bytes.
 
-    A list of all annotations would be copied into every reader process bit by bit, as reading a Python object changes
-    its reference count.
+    Every reader process would copy a list of all annotations bit by bit, as reading a Python object changes its
+    reference count.
 
-    Args:
-        rows: The lists.
-
-    Example:
-        >>> packed = Packed([[1, 2], [], ["three"]])
-        >>> len(packed), packed[0], packed.select([2, 0])[0]
-        (3, [1, 2], ['three'])
+    >>> packed = Packed([[1, 2], [], ["three"]])
+    >>> len(packed), packed[0], packed.select([2, 0])[0]
+    (3, [1, 2], ['three'])
     """
 
     def __init__(self, rows: Iterable[list[Any]] = ()) -> None:

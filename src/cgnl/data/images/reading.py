@@ -231,12 +231,12 @@ def read_image_list(
 def read_class_folders(root: str | os.PathLike[str], split: Split = "train") -> SampleList:
     """Read ``root/{train,val,test}/<class>/*``; labels number the class folders of ``train`` by sorted name.
 
-    Hidden files and files whose suffix is not that of an image format are left out; folders inside a class
-    folder belong to the class.
+    Hidden files and files whose suffix is not that of an image format are skipped; folders inside a class folder belong
+    to the class.
 
     Args:
         root: The folder with ``train/`` and ``val/`` or ``test/``.
-        split: Which of them; where there is only one of the last two, either means it.
+        split: One of them; where there is only one of the last two, either name means it.
 
     Returns:
         Samples sorted by class and path.

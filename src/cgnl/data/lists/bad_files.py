@@ -54,12 +54,7 @@ class BadFiles:
 
 
 def write_missing(folder: str | os.PathLike[str], lists: Iterable[SampleList]) -> None:
-    """List the missing files of data sets in ``missing_files.csv``, if there are any.
-
-    Args:
-        folder: The run's folder.
-        lists: The data sets.
-    """
+    """List the missing files of data sets in ``missing_files.csv`` of a run's folder, if there are any."""
     rows = [(path, samples.why_missing(path)) for samples in lists for path in samples.missing]
     if rows:
         write_rows(Path(folder, "missing_files.csv"), rows)

@@ -14,13 +14,9 @@ from cgnl.data.lists.text import exists, integer, read_table, readable, shown, t
 def labelled_lines(
     list_file: Path, separators: str = " \t", expected: str = "path label", first: int = 0
 ) -> Iterator[tuple[int, str, int]]:
-    """Read lines that end with a label.
+    """Read lines that end with a label; the text before it may hold separators too.
 
-    Args:
-        list_file: The file; what comes before the label may hold separators.
-        separators: Characters that may stand before the label.
-        expected: The form of a line, for the message.
-        first: The lowest label, for the message.
+    ``expected`` (the form of a line) and ``first`` (the lowest label) are for messages.
 
     Yields:
         Line number from 1, the text before the label, and the label.
@@ -50,19 +46,16 @@ def listed(
     num_classes: int | None = None,
     kind: str = "list",
 ) -> SampleList:
-    """Check the labels of a list and tell which of its files exist.
+    """Check the labels of a list, given as (line number, path, label), and tell which of its files exist.
 
     Args:
         list_file: The list.
         root: The folder that its paths start from.
-        rows: Line number, path and label of each line.
+        rows: Its lines.
         classes: A name for each label; by default the name of the folder where that tells the labels apart,
             else the label itself.
         num_classes: Number of classes K; by default one more than the largest label.
         kind: Name of the layout.
-
-    Returns:
-        Samples in the order of the file.
 
     Raises:
         DataError: A label is not from 0 to K - 1, or the labels count from 1.
@@ -118,13 +111,7 @@ def _names_from_folders(samples: Iterable[Sample], num_classes: int) -> tuple[st
 
 
 def read_classes(class_file: Path) -> tuple[str, ...]:
-    """Read lines ``<class id> <name>``, ids from 1.
-
-    Args:
-        class_file: The file.
-
-    Returns:
-        The names in the order of their ids.
+    """Return the names in lines ``<class id> <name>``, in the order of their ids.
 
     Raises:
         DataError: A line is malformed, or the ids are not 1 to their number once each.
@@ -138,21 +125,8 @@ def read_classes(class_file: Path) -> tuple[str, ...]:
 
 
 def class_folders(root: Path, split: Split, suffixes: Collection[str]) -> SampleList:
-    """Read ``root/{train,val,test}/<class>/*``; labels number the class folders of ``train`` by sorted name.
-
-    Hidden files are left out; folders inside a class folder belong to the class.
-
-    Args:
-        root: The folder with ``train/`` and ``val/`` or ``test/``.
-        split: Which of them; where there is only one of the last two, either means it.
-        suffixes: Of the files that are taken, in lower case.
-
-    Returns:
-        Samples sorted by class and path.
-
-    Raises:
-        DataError: There is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
-            symbolic link leads out of the root.
+    """Read ``root/{train,val,test}/<class>/*``, as :func:`cgnl.data.images.read_class_folders` says, for files with a
+    suffix.
     """
     folder = root / split
     if split != "train" and not folder.is_dir():
@@ -180,12 +154,7 @@ def _class_names(root: Path, folder: Path) -> list[str]:
 
 
 def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Walk a folder and those in it, by sorted name.
-
-    Args:
-        root: The folder that nothing may lead out of.
-        folder: Where the walk begins; in ``root``.
-        suffixes: Of the files that are given, in lower case.
+    """Walk a folder in ``root`` and those in it, by sorted name, for files with one of the suffixes (in lower case).
 
     Yields:
         The files that are not hidden, and links to folders in their place: these are not followed.

@@ -58,15 +58,7 @@ class NoSplitError(DataError):
 
 
 def check_missing(samples: SampleList, limit: float) -> None:
-    """Refuse a data set that lacks too many of its files.
-
-    Args:
-        samples: The data set.
-        limit: Part of the named files that may be missing.
-
-    Raises:
-        DataError: More are missing; the message counts them and names the first.
-    """
+    """Raise DataError if more than ``limit`` (a part) of the files are missing; it names the first three."""
     total = len(samples.samples) + len(samples.missing)
     if len(samples.missing) > limit * total:
         some = ", ".join(

@@ -52,7 +52,7 @@ def exists(path: Path) -> bool:
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines of a text file that are not blank; bytes that are not UTF-8 are kept."""
+    """Yield number and text of the lines of a text file that are not blank; bytes that are not UTF-8 are kept."""
     with open_regular(file) as opened:
         text = opened.read().decode("utf-8-sig", "surrogateescape")
     for number, line in enumerate(text.split("\n"), 1):
@@ -62,7 +62,7 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def readable(text: str) -> str:
-    """Latin-1 where the text's bytes are not UTF-8, so that it can be printed and saved."""
+    """Return Latin-1 where the text's bytes are not UTF-8, so that it can be printed and saved."""
     try:
         text.encode()
     except UnicodeEncodeError:

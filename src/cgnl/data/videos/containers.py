@@ -49,21 +49,13 @@ class _File:
 
 
 def container_format(path: str | os.PathLike[str], head: bytes) -> str:
-    """Name the container that a video file's first bytes belong to.
-
-    Args:
-        path: The file, for the message.
-        head: Its first kilobyte.
-
-    Returns:
-        FFmpeg's name of the demuxer.
+    """Return FFmpeg's name of the demuxer for a video file whose first kilobyte is ``head``.
 
     Raises:
         BadFileError: The file is empty or of another format.
 
-    Example:
-        >>> container_format("a.mp4", bytes(4) + b"ftypisom")
-        'mov'
+    >>> container_format("a.mp4", bytes(4) + b"ftypisom")
+    'mov'
     """
     if not head:
         raise BadFileError(path, "is empty (0 bytes)")
@@ -80,10 +72,7 @@ def container_format(path: str | os.PathLike[str], head: bytes) -> str:
 
 @contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a video file and find its first video stream; no other file or address is ever opened.
-
-    Args:
-        path: A regular local file.
+    """Open a regular local video file; no other file or address is ever opened.
 
     Yields:
         The container, and its first video stream that is no cover picture, to be decoded with one thread.
@@ -128,18 +117,10 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
 
 
 def broken_limit(width: int, height: int) -> str | None:
-    """Tell which limit a frame's size is over.
+    """Return the limit that a frame's size in pixels exceeds, as the end of a sentence; None if it exceeds none.
 
-    Args:
-        width: In pixels.
-        height: In pixels.
-
-    Returns:
-        The end of a sentence, or None.
-
-    Example:
-        >>> broken_limit(8192, 16)
-        'with one side more than 100 times the other'
+    >>> broken_limit(8192, 16)
+    'with one side more than 100 times the other'
     """
     if width * height > MAX_PIXELS:
         return f"more than {MAX_PIXELS // 10**6} megapixels"

@@ -96,16 +96,10 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[n
 def read_into(
     path: str | os.PathLike[str], indices: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray]
 ) -> tuple[np.ndarray, int]:
-    """Read frames as :func:`read_frames` does, into memory of one's own.
+    """Read frames as :func:`read_frames` does, into memory that ``allocate`` makes for a shape.
 
-    Args:
-        path: A video file, or a folder of frames.
-        indices: T numbers of frames.
-        allocate: Makes a uint8 array of a shape. The frames need not end up in such an array, as where they are to be
-            turned or repeated.
-
-    Returns:
-        The frames, contiguous, and how many wanted ones could not be decoded.
+    Frames that are to be turned or repeated need not end up there. Return the frames, contiguous, and the number of
+    wanted ones that could not be decoded.
     """
     numbers = checked_indices(indices)
     wanted = sorted(set(numbers))
@@ -119,15 +113,9 @@ def read_into(
 
 
 def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pieces) -> list[int]:
-    """Read frames of a video by number in one go, of which some at a time are in memory.
+    """Read frames of a video by number (``wanted`` ascends), of which some at a time are in memory.
 
-    Args:
-        path: A video file, or a folder of frames.
-        wanted: Numbers of frames, ascending, without repeats.
-        pieces: Where the frames go.
-
-    Returns:
-        The wanted numbers that could not be decoded, for which it is the nearest frame.
+    Return the wanted numbers that could not be decoded, which get the nearest frame.
 
     Raises:
         BadFileError: As :func:`read_frames`.

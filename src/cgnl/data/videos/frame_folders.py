@@ -16,13 +16,7 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the pictures of a folder in natural order of names: ``img_2`` comes before ``img_10``.
-
-    Args:
-        folder: The folder; what it holds besides JPEG, PNG, WebP and BMP files is passed over.
-
-    Returns:
-        The files.
+    """Return the JPEG, PNG, WebP and BMP files of a folder in natural order of names: ``img_2`` before ``img_10``.
 
     Raises:
         BadFileError: The folder cannot be read or holds no picture.
@@ -45,9 +39,6 @@ def _natural(name: str) -> list[str | int]:
 def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, int | None]:
     """Count the frames of a folder and look at the first.
 
-    Args:
-        folder: The folder.
-
     Returns:
         Frames, frames per second (0: unknown), width and height (pixels), and the number promised (None).
 
@@ -61,15 +52,11 @@ def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, 
 def read_folder(
     folder: str | os.PathLike[str], wanted: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray] | None
 ) -> tuple[np.ndarray, list[int]]:
-    """Read frames of a folder.
-
-    Args:
-        folder: The folder.
-        wanted: Numbers of frames, ascending, without repeats.
-        allocate: Makes the uint8 array of a shape that the frames are decoded to; None: they are decoded, not kept.
+    """Read frames of a folder by number (``wanted`` ascends) into a uint8 array that ``allocate`` makes of a shape.
 
     Returns:
-        The frames [T, H, W, 3] (RGB, uint8), and the numbers past the end, for which it is the last frame.
+        The frames [T, H, W, 3] (RGB, uint8), none if ``allocate`` is None; and the numbers past the end, which get the
+        last frame.
 
     Raises:
         BadFileError: A picture cannot be decoded, or is of another size than the first of the folder.

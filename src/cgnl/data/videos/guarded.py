@@ -349,12 +349,7 @@ def _memory_file() -> int:
 
 
 class _Server:
-    """The other side: answers requests until there are no more.
-
-    Args:
-        frames_file: Where the frames go.
-        timeout: Seconds after which the answer is no longer waited for.
-    """
+    """The other side: answers requests until there are no more, each within ``timeout`` seconds."""
 
     def __init__(self, frames_file: int, timeout: float) -> None:
         self._requests, self._replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)

@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_WRITES = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """By what a change of a video is seen: bytes of a file or entries of a folder, and when it was changed."""
+    """Bytes of a file or entries of a folder, and when it was changed: if neither differs, the video is the same."""
 
     size: int
     mtime_ns: int
@@ -141,7 +141,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _state(path: Path) -> _State | None:
-    """None if the path cannot be read now, so that what is found of it is not kept."""
+    """Return None if the path cannot be read now, so that what is found there is not kept."""
     try:
         stat = path.stat()
         size = sum(1 for _ in os.scandir(path)) if path.is_dir() else stat.st_size

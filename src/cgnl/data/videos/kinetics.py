@@ -24,15 +24,7 @@ _HEAD = 4096
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One line of a csv file.
-
-    Args:
-        label: Name of the class; empty where it is held back, as in some test files.
-        id: Of the YouTube video.
-        start: Where the clip begins in it (seconds).
-        end: Where it ends (seconds).
-        split: ``train``, ``val`` or ``test``.
-    """
+    """One line of a csv file: start and end in seconds; the label is empty where some test files hold it back."""
 
     label: str
     id: str
@@ -56,14 +48,7 @@ def has_id_lists(folder: Path) -> bool:
 
 
 def csv_files(folder: Path) -> list[Path]:
-    """Find the csv files of a folder that begin with the columns of Kinetics.
-
-    Args:
-        folder: Need not exist.
-
-    Returns:
-        Files by sorted name, whatever it is; other csv files are left out.
-    """
+    """Return the csv files of a folder that begin with the columns of Kinetics, by sorted name; it need not exist."""
     return [file for file in sorted(folder.glob("*.csv")) if file.is_file() and not _lacking(file)]
 
 
@@ -75,13 +60,9 @@ def _lacking(file: Path) -> list[str]:
 
 
 def read_csv(files: Sequence[Path]) -> tuple[Clip, ...]:
-    """Read csv files ``label,youtube_id,time_start,time_end,split`` (their order is that of the header).
+    """Read the clips of csv files ``label,youtube_id,time_start,time_end,split`` (their order is that of the header).
 
-    Args:
-        files: The files; a clip that is given twice alike counts once.
-
-    Returns:
-        The clips in the order of the files.
+    A clip that is given twice alike counts once.
 
     Raises:
         DataError: The header lacks a column, a line is malformed, has no label, or contradicts an earlier one.
@@ -139,18 +120,11 @@ def _clip(row: dict[str, str], where: str) -> Clip:
 
 
 def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList:
-    """Read a split of Kinetics; its classes are all labels of the csv files, by sorted name.
+    """Read a split of Kinetics, in the order of the csv files; its classes are all their labels, by sorted name.
 
     A video is ``{id}_{start:06d}_{end:06d}.mp4`` (or ``.mkv``, ``.webm``, ``.avi``), or ``{id}.mp4`` where the id
-    occurs once, anywhere below the root.
-
-    Args:
-        root: The folder that is searched for the videos.
-        split: ``train``; ``val`` or ``test``, which both mean the clips of ``val``, or of ``test`` if there are none.
-        files: The csv files.
-
-    Returns:
-        Samples in the order of the csv files.
+    occurs once, anywhere below the root. ``val`` and ``test`` both mean the clips of ``val``, or of ``test`` if there
+    are none.
 
     Raises:
         NoSplitError: The csv files have no clip of that split.
@@ -176,16 +150,11 @@ def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList
 
 
 def read_mini_kinetics(root: Path, split: Split, folder: Path) -> SampleList:
-    """Read a split of Mini-Kinetics; its classes are those that its two lists need, by sorted name.
+    """Read a split of Mini-Kinetics, in the order of its list; its classes are those that its two lists need, by sorted
+    name.
 
-    Args:
-        root: The folder that is searched for the videos, named as for :func:`read_kinetics`.
-        split: ``train``, or ``val`` (``test`` means the same).
-        folder: The folder with ``train_ytid_list.txt``, ``val_ytid_list.txt`` (an id a line) and the csv files of
-            Kinetics-400, which have the labels.
-
-    Returns:
-        Samples in the order of the list; an id that no csv file has counts as missing.
+    ``folder`` holds ``train_ytid_list.txt``, ``val_ytid_list.txt`` (an id a line) and the csv files of Kinetics-400,
+    which have the labels; videos are named as for :func:`read_kinetics`. An id that no csv file has counts as missing.
 
     Raises:
         DataError: A list or csv file is missing or malformed, an id is given twice, or its label is not the same

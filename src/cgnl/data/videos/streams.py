@@ -47,14 +47,11 @@ _KEPT_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Pieces:
-    """Where wanted frames go: some at a time, in their order.
+    """Where wanted frames go: ``size`` (P) of them at a time, in their order.
 
-    Args:
-        size: Number of frames of a piece, P; the last may be smaller.
-        allocate: Makes the uint8 array of a shape that the frames of a piece are decoded to, if they need not be
-            turned.
-        take: Is called with the place of a piece's first frame among the wanted ones and the frames, contiguous uint8
-            [P, H, W, 3]; beginning anew with the first piece where decoding has to.
+    ``allocate`` makes the uint8 array of a shape for frames that need not be turned. ``take`` gets the place of a
+    piece's first frame among the wanted ones and the frames, contiguous uint8 [P, H, W, 3]; it begins anew with the
+    first piece where decoding has to.
     """
 
     size: int
@@ -71,12 +68,12 @@ class PacketIndex:
     """Which packets hold which frames.
 
     Args:
-        packets: Those that are kept, in the order in which they are decoded; None if they would be too many.
+        packets: The ones kept, in decoding order; None if they would be too many.
         start: Place of the first of them in the stream.
-        times: Pts of the frames in the order in which they are shown; frame i has ``times[i]``.
+        times: Pts of frame i, in the order in which frames are shown.
         keys: (pts, place among the packets) of the key frames, both ascending.
         regular: Whether the packets tell the number and order of the frames reliably.
-        hidden: Number of packets that are decoded but not shown, as the container says.
+        hidden: Number of packets that the container marks as decoded but not shown.
     """
 
     packets: list[Packet] | None
@@ -88,17 +85,10 @@ class PacketIndex:
 
 
 def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int | None = None) -> PacketIndex:
-    """Work out from its packets which frames a stream has.
+    """Work out from its packets, read from the start, which frames a stream has.
 
-    Args:
-        packets: Packets of the stream, from its start; all, or so many that those which are missing are shown later
-            than the frames of interest.
-        stream: The stream.
-        first: Number of the first frame of interest; packets are kept from the last key frame on that is sure not to
-            be shown after it. None keeps none.
-
-    Returns:
-        The index.
+    Packets may be missing if they are shown later than the frames of interest. Packets are kept from the last key frame
+    on that is sure not to be shown after frame ``first``; None keeps none.
     """
     context = stream.codec_context
     # AVI stores no presentation times, and what FFmpeg works out for H.264 and HEVC is wrong.
@@ -162,15 +152,7 @@ def _beginning(packets: Iterable[Packet], number: int) -> Iterator[Packet]:
 
 
 def decode(packets: Iterable[Packet], stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode packets one after the other, passing over those that cannot be decoded.
-
-    Args:
-        packets: From a key frame on.
-        stream: The stream they belong to.
-
-    Yields:
-        All frames, in the order in which they are shown.
-    """
+    """Decode packets from a key frame on, skip those that cannot be decoded, and yield all frames as they are shown."""
     for packet in packets:
         try:
             frames = stream.decode(packet)
@@ -190,15 +172,10 @@ def read_stretches(
     wanted: Sequence[int],
     take: Callable[[int, VideoFrame], None],
 ) -> list[int]:
-    """Decode the wanted frames of a regular stream, and little more.
+    """Decode the wanted frames of a regular stream that was just opened, and little more.
 
-    Args:
-        stream: The stream, just opened.
-        index: Of its packets.
-        packets: Its packets with their places, from ``index.start`` or an earlier place on.
-        wanted: Numbers of frames, ascending, without repeats.
-        take: Is called with the number of each wanted frame and the frame, in their order; past the end it is the
-            last frame.
+    ``packets`` are (place, packet) from ``index.start`` or earlier on; ``wanted`` ascends without repeats. ``take`` is
+    called with each wanted number and its frame, in their order; past the end it gets the last frame.
 
     Returns:
         The numbers past the end.
@@ -259,16 +236,10 @@ def read_stretches(
 def read_from_start(
     numbered: Iterable[tuple[int, VideoFrame]], wanted: Sequence[int], take: Callable[[int, VideoFrame], None]
 ) -> list[int]:
-    """Take the wanted frames out of a decode of the whole stream, and the nearest one for each that is not there.
+    """Take the wanted frames out of a decode of the whole stream; return the wanted numbers that are not there.
 
-    Args:
-        numbered: Frames with their numbers.
-        wanted: Numbers of frames, ascending, without repeats.
-        take: Is called with each wanted number, in their order, and its frame or the nearest; never if there is no
-            frame at all.
-
-    Returns:
-        The wanted numbers that are not there.
+    ``wanted`` ascends without repeats. ``take`` is called with each wanted number, in their order, and its frame or the
+    nearest one; never if there is no frame at all.
     """
     left = list(reversed(wanted))
     lost: list[int] = []
@@ -293,13 +264,7 @@ def read_from_start(
 
 
 class Canvas:
-    """The wanted frames of one video, brought to upright RGB pixels piece by piece.
-
-    Args:
-        stream: Where the frames come from; all are brought to its size, should some differ.
-        number: Of wanted frames.
-        pieces: Where they go.
-    """
+    """The wanted frames of one video, ``number`` of them, brought to the stream's size and upright RGB by pieces."""
 
     def __init__(self, stream: VideoStream, number: int, pieces: Pieces) -> None:
         self._size = stream.codec_context.width, stream.codec_context.height
@@ -339,19 +304,13 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
 
 
 def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn frames by quarters and mirror them.
+    """Turn frames [T, H, W, 3] by quarters and mirror them, to [T, H, W, 3] or [T, W, H, 3].
 
-    Args:
-        pixels: [T, H, W, 3].
-        matrix: Signs [2, 2] of the matrix M in (x', y') = (x, y) M, with y pointing down. One that is no quarter turn
-            and no mirror leaves the frames as they are.
+    ``matrix`` has the signs [2, 2] of M in (x', y') = (x, y) M, y pointing down; other matrices leave the frames as
+    they are.
 
-    Returns:
-        [T, H, W, 3] or [T, W, H, 3].
-
-    Example:
-        >>> turned(np.arange(6).reshape(1, 1, 6, 1)[..., :2, :], np.array([[0, 1], [-1, 0]])).shape
-        (1, 2, 1, 1)
+    >>> turned(np.arange(6).reshape(1, 1, 6, 1)[..., :2, :], np.array([[0, 1], [-1, 0]])).shape
+    (1, 2, 1, 1)
     """
     (a, b), (c, d) = matrix.tolist()
     if a and d and not (b or c):
@@ -362,18 +321,13 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def read_stream(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pieces) -> list[int]:
-    """Read frames of a video file, decoding none of them twice unless something is wrong with it.
-
-    Args:
-        path: The file.
-        wanted: Numbers of frames, ascending, without repeats.
-        pieces: Where the frames go.
+    """Read frames of a video file (``wanted`` ascends), decoding none twice unless something is wrong with the file.
 
     Returns:
-        The wanted numbers for which it is the nearest frame.
+        The wanted numbers that got the nearest frame instead.
 
     Raises:
-        BadFileError: The file is none of the videos that are opened, or none of its frames can be decoded.
+        BadFileError: The file is no video that can be opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         enough = _beginning(demux(container, stream), wanted[-1] + 1 + _REORDERED)
@@ -415,19 +369,15 @@ def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator
 
 
 def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
-    """Count the frames of a video file, and see what else its container tells.
-
-    Args:
-        path: The file.
-        decode_all: Decode every frame, instead of trusting the packets where they can be trusted.
+    """Count the frames of a video file, by its packets where they can be trusted unless ``decode_all``.
 
     Returns:
-        Frames, frames per second, width and height (pixels, upright), and the frames that the container promises: as
-        stored there; else as many as the duration that is stored there would hold, if it is over a quarter longer than
-        what the frames last; else None.
+        Frames, frames per second, width and height (pixels, upright), and the number of frames that the container
+        promises: as stored; else as many as the stored duration would hold, if it is over a quarter longer than the
+        frames last; else None.
 
     Raises:
-        BadFileError: The file is none of the videos that are opened, or none of its frames can be decoded.
+        BadFileError: The file is no video that can be opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
@@ -465,7 +415,7 @@ def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
 
 
 def _seconds(stream: VideoStream, times: Sequence[int]) -> float:
-    """When the last frame ends, which may be long after the first begins; infinity if that cannot be told."""
+    """Return when the last frame ends, which may be long after the first begins; infinity if that cannot be told."""
     if len(times) < 2 or stream.time_base is None or times[-1] <= times[0]:
         return math.inf
     lasted = times[-1] - times[0]
