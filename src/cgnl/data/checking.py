@@ -23,7 +23,7 @@ def check_data(
     out: str | os.PathLike[str] | None = None,
     **scanning: Unpack[Scanning],
 ) -> Report:
-    """Decode every file of a data set, and list what is bad; what it holds is found out.
+    """Decode every file of a data set, whose layout is recognised, and list the bad ones.
 
     Args:
         root: The data set, in any layout of :func:`cgnl.data.images.read_images`,
@@ -37,7 +37,7 @@ def check_data(
             :class:`cgnl.data.scanning.Scanning`.
 
     Returns:
-        What the data set holds and what is bad in it; as a string, tables to read.
+        Contents of the data set and its faults; as a string, tables to read.
 
     Raises:
         DataError: The layout or a list is wrong, so that the files are not known.

@@ -59,7 +59,7 @@ class BadFileError(DataError):
 
     Args:
         path: The file.
-        reason: What is wrong with it, as the rest of a sentence that begins with the path.
+        reason: The fault, as the rest of a sentence that begins with the path.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What data sets of files share: reproducible records, bad files named, and which file each worker reads."""
+"""The common part of data sets of files: reproducible records, bad files named, the file that each worker reads."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ _datasets: weakref.WeakSet["FileDataset"] = weakref.WeakSet()
 
 
 class FileDataset(Dataset[dict[str, Any]], ABC):
-    """Reads the files of a :class:`cgnl.data.lists.SampleList` into records; what is read is left to a subclass.
+    """Reads the files of a :class:`cgnl.data.lists.SampleList` into records; a subclass does the reading.
 
     A key is ``(epoch, index)``, or an index alone for epoch 0. Whatever is drawn from torch's or Python's global
     random generator on the CPU while a file is read is a function of seed, epoch and index alone: the same in any
@@ -52,7 +52,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def read(self, index: int) -> dict[str, Any]:
-        """Return what a sample's record holds besides ``label`` and ``index``.
+        """Return the fields of a sample's record besides ``label`` and ``index``.
 
         Raises:
             BadFileError: The file cannot be read.
@@ -95,7 +95,7 @@ def describe_in_flight(error: BaseException | None = None) -> str:
     """Say which files the data loaders' workers are reading, or were when they died; each is named once.
 
     Args:
-        error: What the data loader raised; if it names dead processes, only their files are given.
+        error: The data loader's error; if it names dead processes, only their files are given.
 
     Returns:
         One sentence.

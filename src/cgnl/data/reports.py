@@ -1,4 +1,4 @@
-"""What the checks of images, objects and videos share: decoding all files, counting, printing what was found."""
+"""The common part of the checks of images, objects and videos: decode all files, count and print."""
 
 import os
 import statistics
@@ -51,7 +51,7 @@ class Report:
     damaged: tuple[tuple[Path, str], ...] = ()
 
     def describe(self) -> Iterable[str | Table]:
-        """Return what the files are like, in lines and tables."""
+        """Return lines and tables that describe the files."""
         return ()
 
     def __str__(self) -> str:

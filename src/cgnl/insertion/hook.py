@@ -1,4 +1,4 @@
-"""The hook that runs a block after its module, and what is known of blocks that are there.
+"""The hook that runs a block after its module, and the blocks that a network has.
 
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """

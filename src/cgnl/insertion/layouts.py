@@ -1,4 +1,4 @@
-"""What the network's layers tell of the layout of its maps.
+"""The layout of a network's maps, as its layers show it.
 
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """

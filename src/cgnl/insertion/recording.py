@@ -50,7 +50,7 @@ class Call:
 
     @property
     def kind(self) -> object:
-        """What modules that are alike have in common: the class; of a Sequential its elements' classes too."""
+        """Common to modules that are alike: the class; of a Sequential its elements' classes too."""
         return type(self.module), tuple(map(type, self.module.children())) if is_row(self.module) else ()
 
 

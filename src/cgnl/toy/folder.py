@@ -13,11 +13,8 @@ from cgnl.data.decoding import DataError
 def replacing(root: Path, what: str, settings_file: str, contents: Collection[str]) -> Iterator[Path]:
     """Give a folder beside root to write into; it takes root's place if all went well and vanishes if not.
 
-    Args:
-        root: Folder to write: new, empty, or an earlier set of the same kind.
-        what: The plural noun of what is drawn, for errors.
-        settings_file: Name of the file that marks a whole set.
-        contents: Names of all the files and folders that a set has, the settings file among them.
+    An earlier set in root may hold ``contents`` alone, among them the settings file that marks a whole set. ``what`` is
+    the plural noun of the drawn things, for errors.
 
     Raises:
         DataError: If root is a file or a link, or a folder that holds anything else.

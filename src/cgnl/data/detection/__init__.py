@@ -1,4 +1,4 @@
-"""Images with objects in COCO's form: boxes, classes and masks as batches, and accounts of what is bad.
+"""Images with objects in COCO's form: boxes, classes and masks as batches, and lists of the bad ones.
 
 Everything in the json is looked at before a network is built; an annotation that cannot be used is left out, named and
 counted. Pixels and masks are decoded later, by :class:`DetectionDataset`.

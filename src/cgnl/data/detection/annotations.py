@@ -1,4 +1,4 @@
-"""The annotations of a COCO json one by one: which can be used, and what is wrong with the others."""
+"""The annotations of a COCO json one by one: which can be used, and why the others cannot."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""``cgnl data check`` for a data set in COCO's form: decode every image, and say what is bad and what there is."""
+"""``cgnl data check`` for a data set in COCO's form: decode every image, count the contents and list the faults."""
 
 import os
 from collections import Counter
@@ -17,7 +17,7 @@ from cgnl.data.scanning import Scanning
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionReport(Report):
-    """What a data set in COCO's form holds and what is bad in it; as a string, tables to read.
+    """Contents of a data set in COCO's form and its faults; as a string, tables to read.
 
     The numbers of each class are those of objects in images that can be read. Bad are also the annotations that cannot
     be used; their path is that of the json, a comma, and the annotation's id.
@@ -43,7 +43,7 @@ def check_detection(
     out: str | os.PathLike[str] | None = None,
     **scanning: Unpack[Scanning],
 ) -> DetectionReport:
-    """Decode every image of a data set in COCO's form, in several processes, and list what is bad.
+    """Decode every image of a data set in COCO's form, in several processes, and list the bad ones.
 
     Args:
         root: The data set, as for :func:`cgnl.data.detection.read_coco`.
@@ -53,7 +53,7 @@ def check_detection(
         scanning: ``workers``, ``timeout`` and ``progress`` of :class:`cgnl.data.scanning.Scanning`.
 
     Returns:
-        Counts of images, objects and categories for each split, and what is bad.
+        Counts of images, objects and categories for each split, and the faults.
 
     Raises:
         DataError: A json is not in COCO's form, so that the files are not known; or the splits differ in their

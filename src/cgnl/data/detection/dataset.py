@@ -24,7 +24,7 @@ class DetectionDataset(FileDataset):
     Keys and the draw of the flip are as :class:`cgnl.data.records.FileDataset` says. A record holds ``image``
     [3, H, W] in 0 to 1, in the file's own size, as torchvision's detectors resize and normalise; ``target`` in their
     form: ``boxes`` [N, 4] (left, top, right, bottom in pixels), ``labels`` [N] from 1, ``masks`` [N, H, W] of 0 and 1
-    (uint8), and ``image_id``; ``label`` (0) and ``index``. Crowds are no objects to learn from, and left out; boxes are
+    (uint8), and ``image_id``; ``label`` (0) and ``index``. Crowds are no objects to learn from, and skipped; boxes are
     those of the json, as far as they lie in the image.
 
     Args:

@@ -20,8 +20,7 @@ _NO_PIXEL = "has a mask that covers no pixel of the image"
 
 
 def why_bad_mask(segmentation: Any, width: int, height: int) -> str | None:
-    """Return what is wrong with a segmentation, as the rest of a sentence that begins with the annotation; None if
-    nothing.
+    """Return the fault of a segmentation, as the rest of a sentence about the annotation; None if it has none.
 
     Args:
         segmentation: As the json holds it: polygons ``[[x0, y0, x1, y1, ...], ...]`` or a run-length encoding

@@ -1,4 +1,4 @@
-"""Data sets in COCO's form on disk: where the json file and the images are, and what the json says."""
+"""Data sets in COCO's form on disk: finding the json file and the images, and reading the json."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def read_coco(
 
     Returns:
         The images whose files exist in the order of the json, the names of the missing ones, the annotations that
-        can be used, and what is wrong with the others.
+        can be used, and the faults of the others.
 
     Raises:
         NoSplitError: The folder has no json for the split.

@@ -1,4 +1,4 @@
-"""Images with objects: what one split of a data set in COCO's form holds, and what is bad in it."""
+"""Images with objects: one split of a data set in COCO's form, with its bad annotations."""
 
 import os
 import pickle
@@ -19,9 +19,9 @@ class BadAnnotation:
     """An annotation that is not used.
 
     Args:
-        id: Its id; if it has none, where it stands in the json.
-        image: Name of its image's file, or what is known of the image.
-        reason: What is wrong, as the rest of a sentence that begins with the annotation.
+        id: Its id; if it has none, its place in the json.
+        image: Name of its image's file, or else the image's id.
+        reason: The fault, as the rest of a sentence that begins with the annotation.
     """
 
     id: int | str
@@ -127,7 +127,7 @@ class DetectionList(SampleList):
 
 
 def with_objects(images: DetectionList) -> DetectionList:
-    """Return the images that there is something to learn from: those with an object that is no crowd."""
+    """Return the images to learn from: those with an object that is no crowd."""
     kept = [index for index, number in enumerate(images.num_objects) if number]
     return replace(
         images,

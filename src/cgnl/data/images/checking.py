@@ -1,4 +1,4 @@
-"""``cgnl data check``: decode every file of a data set and say what is bad."""
+"""``cgnl data check``: decode every image of a data set and list the bad ones."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cgnl.data.scanning import Scanning
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReport(Report):
-    """What a data set of images holds and what is bad in it; as a string, tables to read.
+    """Contents of a data set of images and its faults; as a string, tables to read.
 
     Args:
         sizes: (width, height) in pixels of each image that can be read, upright.
@@ -37,7 +37,7 @@ def check_images(
     out: str | os.PathLike[str] | None = None,
     **scanning: Unpack[Scanning],
 ) -> ImageReport:
-    """Decode every file of an image data set, in several processes, and list what is bad.
+    """Decode every file of an image data set, in several processes, and list the bad ones.
 
     A file that crashes its decoder or holds it up is named like any other, and the check goes on.
 

@@ -1,4 +1,4 @@
-"""Reading images into batches: reproducible, and open about what cannot be read.
+"""Reading images into batches: reproducible, with a list of those that cannot be read.
 
 Shapes: B batch, H height, W width.
 """

@@ -1,4 +1,4 @@
-"""What image and video data sets share: samples with labels, list files, folders of classes, accounts of bad files."""
+"""Parts of image and video data sets: samples with labels, list files, folders of classes, accounts of bad files."""
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
 from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed, read_classes

@@ -34,7 +34,7 @@ class SampleList:
         kind: The layout it was read from, ``list`` or ``cub`` for example.
         missing: Files that the data set names but that cannot be used: they do not exist, if ``reasons`` says
             nothing else.
-        reasons: What else is wrong with a missing file, as the rest of a sentence that begins with its path.
+        reasons: Another fault of a missing file, as the rest of a sentence that begins with its path.
     """
 
     root: Path

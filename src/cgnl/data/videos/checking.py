@@ -1,4 +1,4 @@
-"""``cgnl data check`` for videos: decode every frame of a data set, and say what is bad and what there is."""
+"""``cgnl data check`` for videos: decode every frame of a data set, count its contents and list its faults."""
 
 import math
 import os
@@ -22,7 +22,7 @@ _BAR = 30
 
 @dataclass(frozen=True, kw_only=True)
 class VideoReport(Report):
-    """What a data set of videos holds and what is bad in it; as a string, tables to read.
+    """Contents of a data set of videos and its faults; as a string, tables to read.
 
     A video is damaged if it gives another number of frames than its container promises.
 
@@ -61,7 +61,7 @@ def check_videos(
     out: str | os.PathLike[str] | None = None,
     **scanning: Unpack[Scanning],
 ) -> VideoReport:
-    """Decode every frame of a video data set, in several processes, and list what is bad.
+    """Decode every frame of a video data set, in several processes, and list the bad ones.
 
     A video that crashes its decoder or holds it up is named like any other, and the check goes on.
 

@@ -42,7 +42,7 @@ _BUFFER = 1 << 18
 
 
 class _File:
-    """What FFmpeg sees of an opened file: no name, no way to write."""
+    """An opened file as FFmpeg sees it: no name, no way to write."""
 
     def __init__(self, file: Any) -> None:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell

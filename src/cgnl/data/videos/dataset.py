@@ -1,4 +1,4 @@
-"""Reading videos into batches of clips: reproducible, each decoded once, and open about what cannot be read.
+"""Reading videos into batches of clips: reproducible, each decoded once, with a list of those that fail.
 
 Clips are uint8 [3, T, H, W] and lie in memory as they were decoded, channels last: no one transposes them on the way
 to the network, whose convolutions may want just that order.
@@ -44,8 +44,7 @@ class VideoDataset(FileDataset):
 
     Args:
         videos: Videos to read.
-        infos: Of each video what :func:`cgnl.data.videos.index.index_videos` found out: its length, or why it cannot
-            be read.
+        infos: Result of :func:`cgnl.data.videos.index.index_videos`: each video's length, or why it cannot be read.
         clips: From the number of frames of a video to the numbers of the wanted frames, [T] for one clip or
             [num_clips, T].
         transform: From frames, uint8 [T, H, W, 3], to uint8 [3, T, H', W'].
@@ -142,7 +141,7 @@ def test_videos(
     resize: int = 256,  # noqa: PT028
     timeout: float = 60.0,  # noqa: PT028
 ) -> VideoDataset:
-    """Return a data set of what testing each video needs.
+    """Return a data set of the views or frames that testing each video needs.
 
     With one clip and one crop a record holds that view, as ``image``. Otherwise it holds ``frames`` (resized, not
     cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` and ``size``.
@@ -186,7 +185,7 @@ def read_clips(
     """Read the frames of several clips of one video, each of them once.
 
     Args:
-        reader: What decodes them.
+        reader: The decoder.
         path: The video.
         numbers: Of the clips' frames, int64 [num_clips, T].
         transform: From frames, uint8 [U, H, W, 3], to uint8 [3, U, H', W'].

@@ -19,7 +19,7 @@ from cgnl.data.videos.streams import Pieces
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video.
+    """Length and size of a video.
 
     Args:
         frames: Number of frames, as counted.
@@ -45,7 +45,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         path: A video file, or a folder of frames.
 
     Returns:
-        What is known of it.
+        Its length and size.
 
     Raises:
         BadFileError: The path is no video that is opened, or holds no frame that can be decoded.
@@ -60,7 +60,7 @@ def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
         path: A video file, or a folder of frames.
 
     Returns:
-        What is known of it; ``frames`` is less than for :func:`probe` where frames are damaged.
+        Its length and size; ``frames`` is less than for :func:`probe` where frames are damaged.
 
     Raises:
         BadFileError: As for :func:`probe`; and a picture in a folder of frames cannot be decoded.

@@ -108,7 +108,7 @@ class GuardedReader:
             path: A video file, or a folder of frames.
 
         Returns:
-            What is known of it.
+            Its length and size.
 
         Raises:
             BadFileError: As :func:`cgnl.data.videos.probe`; and the file crashes its decoder or holds it up.
@@ -157,7 +157,7 @@ class _EndedError(Exception):
 
 
 class _Child:
-    """A process that reads videos, and what is shared with it."""
+    """A process that reads videos, and the memory shared with it."""
 
     def __init__(self, timeout: float) -> None:
         self.owner = os.getpid()
@@ -308,7 +308,7 @@ class _Slots:
         self._mapped: dict[int, mmap.mmap] = {}
 
     def array(self, slot: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the beginning of a slot as an array; what is mapped stays so, for the next call."""
+        """Return the beginning of a slot as an array; the memory stays mapped for the next call."""
         size = math.prod(shape)
         if size > _SLOT_BYTES:
             raise MemoryError

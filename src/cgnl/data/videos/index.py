@@ -50,7 +50,7 @@ def index_videos(
     timeout: float = 60.0,
     progress: bool = True,
 ) -> dict[Path, VideoInfo | str]:
-    """Look into every video, in several processes, and keep what was found for the next time.
+    """Look into every video, in several processes, and keep the results for the next time.
 
     The index is written every half minute, as a whole and under its name at once, so that a process that is killed
     leaves a good one. Of several processes that want the same index at the same time, as those of a distributed run
@@ -66,8 +66,7 @@ def index_videos(
         progress: Whether a progress bar is shown on the standard error output.
 
     Returns:
-        For each video what is known of it, or why it cannot be read, as the rest of a sentence that begins with its
-        path.
+        Length and size of each video, or why it cannot be read, as the rest of a sentence that begins with its path.
 
     Raises:
         ValueError: A video that is not below the root.
@@ -108,7 +107,7 @@ def index_videos(
 def _known(
     places: Sequence[Path], names: Mapping[Path, str], states: Mapping[Path, _State | None], *, quiet: bool = False
 ) -> dict[Path, VideoInfo | str]:
-    """Return what the indexes say of the files as they are now."""
+    """Return the entries of the indexes that fit the files as they are now."""
     found = {}
     for index in (_read(place, quiet=quiet) for place in places):
         for path, state in states.items():
@@ -141,7 +140,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _state(path: Path) -> _State | None:
-    """Return None if the path cannot be read now, so that what is found there is not kept."""
+    """Return None if the path cannot be read now, so that its entry is not kept."""
     try:
         stat = path.stat()
         size = sum(1 for _ in os.scandir(path)) if path.is_dir() else stat.st_size
@@ -192,7 +191,7 @@ def _row(name: str, entry: _Entry) -> list[object]:
 
 
 def _keep(places: Sequence[Path], new: Mapping[str, _Entry]) -> None:
-    """Add rows to the first index that can be written; without any, what was found is not kept."""
+    """Add rows to the first index that can be written; without any, the rows are not kept."""
     problems = []
     for place in places:
         try:

@@ -1,4 +1,4 @@
-"""What lies behind the figure: the landscape of a group of clips, and things that move and take no part."""
+"""Things behind the figure: the landscape of a group of clips, and things that move and take no part."""
 
 import colorsys
 import math
@@ -21,12 +21,7 @@ def hue(h: float, saturation: float, value: float) -> RGB:
 
 
 def paint_landscape(aspect: float, height: int, rng: np.random.Generator) -> Image.Image:
-    """Paint what stands still.
-
-    Args:
-        aspect: Width of the frame over its height.
-        height: Number of pixels for one height of the frame.
-        rng: State of the drawing.
+    """Paint everything that stands still, with ``height`` pixels for one height of the frame.
 
     Returns:
         RGB image from x = -aspect / 2 - BESIDE to aspect / 2 + BESIDE and from y = BOTTOM to TOP.

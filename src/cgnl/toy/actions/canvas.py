@@ -16,14 +16,9 @@ def shade(colour: RGB, factor: float) -> RGB:
 
 @dataclass(frozen=True)
 class View:
-    """What a camera shows of the scene.
+    """The camera's view: the place in the middle of the picture, and the size of things in it (``zoom``).
 
     Places in the scene are counted in heights of the frame from the middle of the ground, y upwards.
-
-    Args:
-        x: Place in the scene that lies in the middle of the picture.
-        y: The same.
-        zoom: Size of things in the picture, 1 as they are.
     """
 
     x: float
@@ -32,13 +27,9 @@ class View:
 
 
 class Canvas:
-    """A picture to draw into.
+    """An RGB image to draw into.
 
-    Args:
-        image: RGB image; it is drawn into.
-        view: What the camera shows.
-        origin: Place in the scene from which places are counted.
-        unit: Length that they are counted in, in heights of the frame.
+    Places are counted from ``origin`` in the scene; a ``unit`` of them is so many heights of the frame.
     """
 
     def __init__(

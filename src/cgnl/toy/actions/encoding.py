@@ -20,13 +20,7 @@ _OPTIONS = {
 
 
 def write_video(path: Path, frames: np.ndarray, keyframe_interval: int) -> None:
-    """Write a video file: mpeg4 for .avi, h264 with B-frames for .mp4.
-
-    Args:
-        path: File to write.
-        frames: uint8 [T, H, W, 3]; H and W are even.
-        keyframe_interval: Largest number of frames from one intra frame to the next.
-    """
+    """Write frames uint8 [T, H, W, 3] of even height and width: mpeg4 for .avi, h264 with B-frames for .mp4."""
     codec, options = _OPTIONS[path.suffix]
     with av.open(path, "w") as container:
         stream = cast(av.VideoStream, container.add_stream(codec, rate=FPS, options=options))

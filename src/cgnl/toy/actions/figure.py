@@ -19,7 +19,7 @@ _SIDES = (-1, 1)
 
 @dataclass(frozen=True)
 class Posture:
-    """How the limbs lie.
+    """The pose of all limbs.
 
     Args:
         turn: Angle of the body from upright, clockwise.
@@ -103,12 +103,7 @@ class Look:
 
 
 class Bones:
-    """The joints of a posture, in heights of the figure from the point on the ground below the pelvis.
-
-    Args:
-        posture: How the limbs lie.
-        mirror: 1, or -1 for the mirror image.
-    """
+    """The joints of a posture, or of its mirror image (-1), in heights of the figure from the ground below the pelvis."""
 
     def __init__(self, posture: Posture, mirror: int) -> None:
         def along(degrees: float) -> np.ndarray:

@@ -75,14 +75,10 @@ def catalogue(num_classes: int) -> list[Action]:
 
 
 def sample_timeline(frames: int, rng: np.random.Generator) -> Timeline:
-    """Return the times of one video.
+    """Return the times of one video, of which the longest has ``frames`` frames.
 
     The events last equally long, 20 frames or more, with 25 to 27 frames between them. With frames = 80 each
     stretch of 64 consecutive frames holds at least 9 frames of both.
-
-    Args:
-        frames: Length of the longest video.
-        rng: State of the drawing.
     """
     length = frames - int(rng.integers(JITTER + 1))
     lead, tail = (int(rng.integers(3)) for _ in range(2))

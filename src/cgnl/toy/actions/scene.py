@@ -21,19 +21,10 @@ _BALL_RADIUS = 0.135  # in heights of the figure
 
 @dataclass(frozen=True)
 class _Setting:
-    """What one clip has by chance.
+    """The random part of one clip: places in heights of the frame, paces in radians a frame.
 
-    Args:
-        mirror: 1, or -1 for the mirror image of figure and ball.
-        place: X of the figure in the middle of the video.
-        unit: Height of the figure in heights of the frame.
-        drift: How far the figure wanders while it stands.
-        paces: Of swaying, of the body event and of the ball event, in radians a frame.
-        phases: Of the same.
-        flag: Colour.
-        light: Brightness of everything.
-        camera: Amplitudes, paces and phases of moving along x, y and zooming, [3, 3].
-        shake: Amplitude of the hand that holds the camera, in heights of the frame.
+    ``paces`` and ``phases`` are of swaying, of the body event and of the ball event; ``camera`` holds amplitudes, paces
+    and phases of moving along x, y and zooming, [3, 3]; ``drift`` is how far the figure wanders while it stands.
     """
 
     mirror: int
@@ -69,15 +60,7 @@ def draw_video(
     clip_rng: np.random.Generator,
     every: int = 1,
 ) -> np.ndarray:
-    """Draw one video.
-
-    Args:
-        play: What body and ball do.
-        timeline: When.
-        size: Width and height in pixels.
-        group_rng: State of the drawing of what all clips of a group share.
-        clip_rng: The same for this clip alone.
-        every: Draw the frames 0, every, 2 every, ... only.
+    """Draw the frames 0, every, 2 every, ... of one video; ``group_rng`` draws what the clips of a group share.
 
     Returns:
         Frames, uint8 [T, H, W, 3].

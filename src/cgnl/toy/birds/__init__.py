@@ -1,6 +1,6 @@
 """Drawn birds: a small data set in the layout of CUB-200-2011, with species that look alike but for a part or two.
 
-``skeleton`` and ``drawing`` draw one bird, ``species`` says what tells the species apart, ``scene`` puts a bird
+``skeleton`` and ``drawing`` draw one bird, ``species`` defines the species, ``scene`` puts a bird
 into an image, ``dataset`` writes the files.
 """
 

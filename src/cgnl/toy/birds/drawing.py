@@ -117,11 +117,11 @@ class _Sheet:
         self._draw_region.line(flat, fill=_REGION_IDS[region], width=whole, joint="curve")
 
     def stroke(self, points: np.ndarray, width: float, colour: RGB) -> None:
-        """Draw a line that only shades what is there: the region stays."""
+        """Draw a line that shades what lies below: the region stays."""
         self._draw_colour.line(points.ravel().tolist(), fill=colour, width=max(1, round(width)), joint="curve")
 
     def tint(self, polygon: np.ndarray, colour: RGB) -> None:
-        """Fill a polygon that only colours what is there: the region stays."""
+        """Fill a polygon that colours what lies below: the region stays."""
         self._draw_colour.polygon(_inset(polygon).ravel().tolist(), fill=colour)
 
     def blur(self, radius: float, outline: np.ndarray) -> None:
@@ -131,7 +131,7 @@ class _Sheet:
         self.colours.paste(soft, (left, top))
 
     def lay(self, other: "_Sheet", outline: np.ndarray) -> None:
-        """Copy what another sheet shows inside an outline."""
+        """Copy the inside of an outline from another sheet."""
         stencil = Image.new("L", (self.size, self.size))
         ImageDraw.Draw(stencil).polygon(outline.ravel().tolist(), fill=255)
         self.colours.paste(other.colours, mask=stencil)
@@ -149,7 +149,7 @@ def draw_bird(size: int, look: Look, pose: Pose, light: float = -0.6) -> BirdLay
 
     Returns:
         The layer with mask, regions and part locations. Parts that the bird itself hides have a location too;
-        ``regions`` tells what is seen there.
+        ``regions`` tells which part is seen there.
     """
     bones = Skeleton(look, pose, zoom=SUPERSAMPLING)
     texture = np.random.default_rng(look.texture_seed)

@@ -19,7 +19,7 @@ _ZOOM = 2
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn image and what is true of it.
+    """A drawn image and the truth about it.
 
     Args:
         image: uint8 [S, S, 3].
@@ -142,7 +142,7 @@ def _draw_marks(
     size: int,
     rng: np.random.Generator,
 ) -> None:
-    """Scatter berries and flowers around the bird, in the colours that matter and regardless of what it wears."""
+    """Scatter berries and flowers around the bird, in the colours that matter, whichever of them it has."""
     occupied = np.asarray(Image.fromarray(bird.alpha > 0.02).filter(ImageFilter.MaxFilter(3))).copy()
     for colour in _mark_colours(species, look):
         left = rng.uniform(0, _MAX_MARKS) * scale**2

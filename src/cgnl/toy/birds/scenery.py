@@ -1,4 +1,4 @@
-"""What surrounds drawn birds: backdrop, branches and leaves, and what a camera makes of it."""
+"""Surroundings of drawn birds: backdrop, branches and leaves, and the camera that takes them."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ BARK: tuple[RGB, ...] = ((96, 78, 62), (122, 104, 86), (78, 70, 62), (134, 112, 
 def backdrop(
     top: RGB, bottom: RGB, greens: Sequence[RGB], glows: Sequence[RGB], size: int, rng: np.random.Generator
 ) -> Image.Image:
-    """Return what lies far behind the bird, out of focus."""
+    """Return the picture far behind the bird, out of focus."""
     fade = np.linspace(0, 1, 12, dtype=np.float32)[:, None, None] + rng.normal(0, 0.14, (12, 12, 1))
     cells = np.array(top) + (np.array(bottom) - np.array(top)) * fade + rng.normal(0, 7, (12, 12, 3))
     sheet = Image.fromarray(np.clip(cells, 0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
@@ -91,7 +91,7 @@ def draw_branch(
 
 
 def expose(canvas: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
-    """Return what the camera has of a canvas [H, W, 3]: brightness, colour cast, uneven light and grain; uint8."""
+    """Return a canvas [H, W, 3] as a camera takes it: brightness, colour cast, uneven light and grain; uint8."""
     height, width, _ = canvas.shape
     gain = rng.uniform(0.78, 1.14) * (1 + rng.normal(0, 0.035, 3))
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)

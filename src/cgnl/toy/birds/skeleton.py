@@ -36,7 +36,7 @@ PART_IDS = {name: i for i, name in enumerate(PART_NAMES, start=1)}
 
 @dataclass(frozen=True)
 class Look:
-    """What a bird looks like: colours of its regions, shape of its body.
+    """The looks of a bird: colours of its regions, shape of its body.
 
     Args:
         colours: Colour (0-255) of each region: every name in ``PART_NAMES`` (the legs: their upper half),

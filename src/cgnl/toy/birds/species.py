@@ -35,7 +35,7 @@ class Species:
         name: As in ``classes.txt``, without the number.
         group: Number of the sibling group.
         part: The part its siblings differ in, or the two of a relation with a stroke between.
-        look: What all birds of the species have in common.
+        look: Common to all birds of the species.
         relation: For the species that are told apart by two parts only.
     """
 
@@ -67,7 +67,7 @@ class Species:
 
 @dataclass(frozen=True)
 class _Genus:
-    """A sibling group: a common look, and what its members have of their own."""
+    """A sibling group: a common look, and the marks of its members."""
 
     noun: str
     part: str

@@ -1,6 +1,6 @@
 """The drawn flock: scenes with several birds that hide each other, in the layout of COCO.
 
-``species`` says what the birds look like, ``scene`` draws them and what is true of them, ``masks`` writes masks in
+``species`` defines the birds, ``scene`` draws them and their truth, ``masks`` writes masks in
 COCO's forms, ``dataset`` writes the files.
 """
 

@@ -9,15 +9,10 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 def border_polygons(mask: np.ndarray) -> list[list[int]] | None:
-    """Return the outlines of a mask as COCO's polygons, which COCO's rasteriser turns into exactly this mask.
+    """Return the outlines of a mask bool [H, W] as COCO's polygons, which its rasteriser turns into exactly this mask.
 
-    Corners lie on the borders of pixels; pixels that touch at a corner only belong to different polygons.
-
-    Args:
-        mask: bool [H, W].
-
-    Returns:
-        One list x1, y1, x2, y2, ... for each connected piece; None if a piece has a hole, which polygons cannot say.
+    Corners lie on the borders of pixels; pixels that touch at a corner only belong to different polygons. There is one
+    list x1, y1, x2, y2, ... for each connected piece; None if a piece has a hole, which polygons cannot express.
 
     >>> border_polygons(np.array([[False, True, True], [False, True, False]]))
     [[3, 0, 3, 1, 2, 1, 2, 2, 1, 2, 1, 0]]
@@ -92,11 +87,9 @@ def compressed(counts: list[int]) -> str:
 
 
 def segmentation(mask: np.ndarray, *, as_counts: bool = False) -> list[list[int]] | dict[str, Any]:
-    """Return a mask as COCO's "segmentation".
+    """Return a mask bool [H, W] as COCO's "segmentation".
 
-    Args:
-        mask: bool [H, W].
-        as_counts: Write run lengths as a list; else polygons, or compressed run lengths if the mask has a hole.
+    These are polygons, or compressed run lengths if the mask has a hole, or run lengths as a list (``as_counts``).
     """
     polygons = None if as_counts else border_polygons(mask)
     if polygons is not None:

@@ -23,14 +23,13 @@ _ZOOM = 2
 
 @dataclass(frozen=True)
 class Layer:
-    """A thing of the scene on its own, to be laid over what stands behind it.
+    """A thing of the scene on its own, to be laid over the things behind it.
 
     Args:
         colour: float32 [H, W, 3] in 0..1, already multiplied with ``alpha``.
         alpha: float32 [H, W], share of each pixel that the thing covers.
-        species: Index of the species of a bird or a swarm, None for branches and leaves.
-        crowd: Whether this is a swarm.
-        size: Number of pixels of the whole thing, what lies beyond the image's edge included.
+        species: Index of the species of a bird or a swarm (``crowd``), None for branches and leaves.
+        size: Number of pixels of the whole thing, those beyond the image's edge included.
     """
 
     colour: np.ndarray
@@ -42,12 +41,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stage:
-    """A scene before the camera takes it.
+    """A scene before the camera takes it: a distant backdrop, float32 [H, W, 3] in 0..1, and layers from back to front.
 
-    Args:
-        backdrop: float32 [H, W, 3] in 0..1, what lies far behind.
-        layers: From back to front.
-        light: Where the light comes from: the angle from straight above, in radians.
+    The light comes from ``light`` radians from straight above.
     """
 
     backdrop: np.ndarray
