@@ -33,15 +33,8 @@ from cgnl.insertion.hook import (
 from cgnl.insertion.insert import insert_blocks, remove_blocks
 from cgnl.insertion.probe import undisturbed
 
+# _BlockHook and _as_in_host are named so in pickled and traced networks.
 __all__ = [
-    "BLOCK_NAME",
-    "Layout",
-    "_BlockHook",  # under this name in pickled networks
-    "_as_in_host",  # under this name in traced ones
-    "attach_without_hook",
-    "block_without_hook",
-    "insert_blocks",
-    "inserted_blocks",
-    "remove_blocks",
-    "undisturbed",
-]
+    "BLOCK_NAME", "Layout", "_BlockHook", "_as_in_host", "attach_without_hook", "block_without_hook",
+    "insert_blocks", "inserted_blocks", "remove_blocks", "undisturbed",
+]  # fmt: skip

@@ -36,7 +36,8 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
     # Not inside the except, where the failed run's graph would still be in memory.
     blamed = None if failure is None else _blamed(model, blocks, example_input, failure)
     # Last, as a host may keep maps as attributes: those of this run hold no graph, and can be copied.
-    runs = _run_without_gradients(model, blocks, example_input)
+    with undisturbed(model):
+        runs, _ = run(model, blocks.values(), example_input)
     if blamed is not None:
         raise blamed from (None if blamed is failure else failure)
     for path, block in blocks.items():
@@ -57,13 +58,6 @@ def _free_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _run_without_gradients(
-    model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any
-) -> dict[nn.Module, list[Any]]:
-    with undisturbed(model):
-        return run(model, blocks.values(), example_input)[0]
 
 
 def _differentiate(

@@ -2,11 +2,18 @@
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
 
 from cgnl.data.decoding import DataError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -42,6 +49,29 @@ def count_workers(workers: int | None) -> int:
     if workers < 1:
         raise ValueError(f"workers ({workers}) must be at least 1")
     return workers
+
+
+def in_processes(draw: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result]:
+    """Call a function on each item, in several processes if there is more than one worker."""
+    if workers == 1 or len(items) < 2:
+        return list(map(draw, items))
+    with ProcessPoolExecutor(min(workers, len(items))) as pool:
+        return list(pool.map(draw, items, chunksize=max(1, min(8, len(items) // workers))))
+
+
+def write_lines(file: Path, lines: Iterable[str]) -> None:
+    """Write a text file of these lines, the same bytes on every system."""
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def tiled(pictures: Sequence[Image.Image], columns: int, gap: tuple[int, int]) -> Image.Image:
+    """Return pictures in rows on white, each in a cell of the largest width and height, with gaps (x, y) between."""
+    width, height = (max((picture.size[axis] for picture in pictures), default=1) + gap[axis] for axis in (0, 1))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width - gap[0], max(1, rows * height - gap[1])), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * width, i // columns * height))
+    return sheet
 
 
 def _refuse_foreign(root: Path, what: str, settings_file: str, contents: Collection[str]) -> None:

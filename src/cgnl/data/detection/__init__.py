@@ -22,15 +22,6 @@ from cgnl.data.detection.samples import (
 )
 
 __all__ = [
-    "BadAnnotation",
-    "DetectionDataset",
-    "DetectionList",
-    "DetectionReport",
-    "check_annotations",
-    "check_categories",
-    "check_detection",
-    "collate",
-    "read_coco",
-    "with_objects",
-    "write_bad_annotations",
-]
+    "BadAnnotation", "DetectionDataset", "DetectionList", "DetectionReport", "check_annotations",
+    "check_categories", "check_detection", "collate", "read_coco", "with_objects", "write_bad_annotations",
+]  # fmt: skip

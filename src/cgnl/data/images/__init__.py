@@ -16,14 +16,6 @@ from cgnl.data.images.reading import (
 )
 
 __all__ = [
-    "ImageDataset",
-    "ImageReport",
-    "check_images",
-    "collate",
-    "read_class_folders",
-    "read_cub",
-    "read_cub_boxes",
-    "read_cub_parts",
-    "read_image_list",
-    "read_images",
-]
+    "ImageDataset", "ImageReport", "check_images", "collate", "read_class_folders", "read_cub", "read_cub_boxes",
+    "read_cub_parts", "read_image_list", "read_images",
+]  # fmt: skip

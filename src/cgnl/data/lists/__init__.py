@@ -7,26 +7,7 @@ from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, shown, text_lines
 
 __all__ = [
-    "IMAGE_SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "BadFiles",
-    "Inside",
-    "NoSplitError",
-    "Sample",
-    "SampleList",
-    "Split",
-    "check_missing",
-    "class_folders",
-    "exists",
-    "files_below",
-    "integer",
-    "labelled_lines",
-    "listed",
-    "read_classes",
-    "read_table",
-    "readable",
-    "shown",
-    "text_lines",
-    "write_missing",
-    "write_rows",
-]
+    "IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "BadFiles", "Inside", "NoSplitError", "Sample", "SampleList", "Split",
+    "check_missing", "class_folders", "exists", "files_below", "integer", "labelled_lines", "listed",
+    "read_classes", "read_table", "readable", "shown", "text_lines", "write_missing", "write_rows",
+]  # fmt: skip

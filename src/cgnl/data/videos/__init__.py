@@ -19,39 +19,22 @@ if TYPE_CHECKING:
     from cgnl.data.videos.index import index_videos
     from cgnl.data.videos.layouts import read_videos
 
-_MODULE_OF_NAME = {
-    **dict.fromkeys(["VideoReport", "check_videos"], "checking"),
-    **dict.fromkeys(["centre_clip", "test_clips", "timeline_clips", "training_clip"], "clips"),
-    **dict.fromkeys(
-        ["VideoDataset", "collate_videos", "read_clips", "test_videos", "training_videos", "views"], "dataset"
-    ),
-    **dict.fromkeys(["VideoInfo", "decode_all", "probe", "read_frames"], "decoding"),
-    "GuardedReader": "guarded",
-    "index_videos": "index",
-    "read_videos": "layouts",
+_NAMES = {
+    "checking": "VideoReport check_videos",
+    "clips": "centre_clip test_clips timeline_clips training_clip",
+    "dataset": "VideoDataset collate_videos read_clips test_videos training_videos views",
+    "decoding": "VideoInfo decode_all probe read_frames",
+    "guarded": "GuardedReader",
+    "index": "index_videos",
+    "layouts": "read_videos",
 }
+_MODULE_OF_NAME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "GuardedReader",
-    "VideoDataset",
-    "VideoInfo",
-    "VideoReport",
-    "centre_clip",
-    "check_videos",
-    "collate_videos",
-    "decode_all",
-    "index_videos",
-    "probe",
-    "read_clips",
-    "read_frames",
-    "read_videos",
-    "test_clips",
-    "test_videos",
-    "timeline_clips",
-    "training_clip",
-    "training_videos",
-    "views",
-]
+    "GuardedReader", "VideoDataset", "VideoInfo", "VideoReport", "centre_clip", "check_videos", "collate_videos",
+    "decode_all", "index_videos", "probe", "read_clips", "read_frames", "read_videos", "test_clips", "test_videos",
+    "timeline_clips", "training_clip", "training_videos", "views",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -35,13 +35,5 @@ from cgnl.toy.actions.dataset import contact_strip, draw_actions, play_of, rende
 from cgnl.toy.actions.plays import Action, Play, Timeline, catalogue
 
 __all__ = [
-    "Action",
-    "Play",
-    "Timeline",
-    "catalogue",
-    "contact_strip",
-    "draw_actions",
-    "play_of",
-    "render",
-    "timeline_of",
-]
+    "Action", "Play", "Timeline", "catalogue", "contact_strip", "draw_actions", "play_of", "render", "timeline_of",
+]  # fmt: skip

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from cgnl.toy.actions.canvas import RGB, Canvas, View, shade
+from cgnl.toy.actions.canvas import Canvas, View
+from cgnl.toy.birds.drawing import shade
+from cgnl.toy.birds.skeleton import RGB
 
 BOTTOM, TOP = -0.45, 1.2  # of the painted landscape, in heights of the frame from the ground
 BESIDE = 0.35  # how much is painted beyond the sides of the frame

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-RGB = tuple[int, int, int]
-
-
-def shade(colour: RGB, factor: float) -> RGB:
-    """Return a colour made darker (factor below 1) or lighter."""
-    red, green, blue = (min(255, max(0, round(c * factor))) for c in colour)
-    return red, green, blue
+from cgnl.toy.birds.skeleton import RGB
 
 
 @dataclass(frozen=True)
@@ -51,9 +45,7 @@ class Canvas:
 
     def disc(self, centre: np.ndarray, radius: float, colour: RGB) -> None:
         """Fill a circle."""
-        x, y = self._pixels(centre)
-        r = radius * self._scale
-        self._draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        self.oval(centre, radius, radius, colour)
 
     def oval(self, centre: np.ndarray, half_width: float, half_height: float, colour: RGB) -> None:
         """Fill an upright ellipse."""

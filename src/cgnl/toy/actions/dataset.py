@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw
 from cgnl.toy.actions.encoding import write_video
 from cgnl.toy.actions.plays import MAX_CLASSES, SHORTEST, Action, Play, Timeline, catalogue, sample_timeline
 from cgnl.toy.actions.scene import draw_video
-from cgnl.toy.folder import count_workers, replacing
+from cgnl.toy.folder import count_workers, in_processes, replacing, tiled, write_lines
 
 Container = Literal["avi", "mp4", "both"]
 
@@ -105,14 +104,7 @@ def draw_actions(
     with replacing(Path(root), "actions", _SETTINGS_FILE, names) as folder:
         for action in actions:
             (folder / action.name).mkdir()
-        write = partial(_write_item, folder, settings)
-        if workers == 1:
-            for item in items:
-                write(item)
-        else:
-            with ProcessPoolExecutor(min(workers, len(items))) as pool:
-                for _ in pool.map(write, items, chunksize=max(1, min(8, len(items) // workers))):
-                    pass
+        in_processes(partial(_write_item, folder, settings), items, workers)
         _write_lists(folder, actions, items, settings)
         (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
@@ -173,7 +165,7 @@ def contact_strip(
 
     root = Path(root)
     classes = [line.split(maxsplit=1)[1] for line in (root / "classInd.txt").read_text().splitlines()]
-    caption, gap = 18, 8
+    caption = 18
     strips: list[Image.Image] = []
     for name in classes:
         rows = []
@@ -186,11 +178,7 @@ def contact_strip(
         strip.paste(pictures, (0, caption))
         ImageDraw.Draw(strip).text((2, 1), name, fill="black", font_size=13)
         strips.append(strip)
-    width, tall = (max(strip.size[axis] for strip in strips) for axis in (0, 1))
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, -(-len(strips) // columns) * (tall + gap) - gap), "white")
-    for i, strip in enumerate(strips):
-        sheet.paste(strip, (i % columns * (width + gap), i // columns * (tall + gap)))
-    return sheet
+    return tiled(strips, columns, (8, 8))
 
 
 def _check_frames(frames: int) -> None:
@@ -248,12 +236,9 @@ def _test_groups(groups: int, fold: int) -> range:
 
 
 def _write_lists(folder: Path, actions: Sequence[Action], items: Sequence[_Item], settings: _Settings) -> None:
-    def write(name: str, lines: Iterable[str]) -> None:
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-
-    write("classInd.txt", (f"{i} {action.name}" for i, action in enumerate(actions, start=1)))
+    write_lines(folder / "classInd.txt", (f"{i} {action.name}" for i, action in enumerate(actions, start=1)))
     for fold in range(1, _NUM_FOLDS + 1):
         tested = _test_groups(settings.groups, fold)
-        write(f"testlist{fold:02d}.txt", (item.path for item in items if item.group in tested))
+        write_lines(folder / f"testlist{fold:02d}.txt", (item.path for item in items if item.group in tested))
         training = (f"{item.path} {item.class_id}" for item in items if item.group not in tested)
-        write(f"trainlist{fold:02d}.txt", training)
+        write_lines(folder / f"trainlist{fold:02d}.txt", training)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cgnl.toy.actions.canvas import RGB, Canvas, shade
+from cgnl.toy.actions.canvas import Canvas
+from cgnl.toy.birds.drawing import shade
+from cgnl.toy.birds.skeleton import RGB
 
 TORSO, UPPER_ARM, FOREARM, THIGH, SHIN = 0.29, 0.16, 0.17, 0.22, 0.24
 HEAD_RADIUS, NECK_TO_HEAD = 0.105, 0.15
@@ -103,7 +105,7 @@ class Look:
 
 
 class Bones:
-    """The joints of a posture, or of its mirror image (-1), in heights of the figure from the ground below the pelvis."""
+    """The joints of a posture, or of its mirror image (-1), in heights of the figure from the ground below it."""
 
     def __init__(self, posture: Posture, mirror: int) -> None:
         def along(degrees: float) -> np.ndarray:

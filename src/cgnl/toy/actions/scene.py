@@ -7,9 +7,11 @@ import numpy as np
 from PIL import Image
 
 from cgnl.toy.actions.backdrop import BESIDE, BOTTOM, TOP, hue, paint_landscape, sample_distractors
-from cgnl.toy.actions.canvas import RGB, Canvas, View, shade
+from cgnl.toy.actions.canvas import Canvas, View
 from cgnl.toy.actions.figure import Bones, Look, ball_event_posture, body_event, draw_arms, draw_body, standing
 from cgnl.toy.actions.plays import Play, Timeline
+from cgnl.toy.birds.drawing import shade
+from cgnl.toy.birds.skeleton import RGB
 
 _SUPERSAMPLING = 2
 _RAMP = 3  # frames in which an event begins, and ends

@@ -11,15 +11,6 @@ from cgnl.toy.birds.skeleton import PART_NAMES, Look, Pose
 from cgnl.toy.birds.species import Species, catalogue
 
 __all__ = [
-    "PART_NAMES",
-    "BirdLayer",
-    "Look",
-    "Pose",
-    "Scene",
-    "Species",
-    "catalogue",
-    "contact_sheet",
-    "draw_bird",
-    "draw_birds",
-    "draw_scene",
-]
+    "PART_NAMES", "BirdLayer", "Look", "Pose", "Scene", "Species", "catalogue", "contact_sheet", "draw_bird",
+    "draw_birds", "draw_scene",
+]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,20 +12,14 @@ from PIL import Image, ImageDraw
 from cgnl.toy.birds.scene import Scene, draw_scene
 from cgnl.toy.birds.skeleton import PART_NAMES
 from cgnl.toy.birds.species import Species, catalogue
-from cgnl.toy.folder import count_workers, replacing
+from cgnl.toy.folder import count_workers, in_processes, replacing, tiled, write_lines
 
 # Written last: a folder that has it is a whole set.
 _SETTINGS_FILE = "toy_birds.json"
 _CONTENTS = {
-    "images",
-    "parts",
-    "bounding_boxes.txt",
-    "classes.txt",
-    "image_class_labels.txt",
-    "images.txt",
-    "train_test_split.txt",
-    _SETTINGS_FILE,
-}
+    "images", "parts", "bounding_boxes.txt", "classes.txt", "image_class_labels.txt", "images.txt",
+    "train_test_split.txt", _SETTINGS_FILE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,12 +99,7 @@ def draw_birds(
     with replacing(Path(root), "birds", _SETTINGS_FILE, _CONTENTS) as folder:
         for directory in sorted({Path(item.path).parent for item in items}):
             (folder / "images" / directory).mkdir(parents=True)
-        draw = partial(_draw_item, folder, settings)
-        if workers == 1:
-            annotations = [draw(item) for item in items]
-        else:
-            with ProcessPoolExecutor(min(workers, len(items))) as pool:
-                annotations = list(pool.map(draw, items, chunksize=max(1, min(16, len(items) // workers))))
+        annotations = in_processes(partial(_draw_item, folder, settings), items, workers)
         _write_lists(folder, species, items, annotations)
         (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
@@ -138,18 +126,15 @@ def contact_sheet(root: str | Path, *, images_per_species: int = 4, columns: int
         paths[path.split("/")[0]].append(path)
 
     caption = 16
-    rows = -(-len(class_names) // columns)
-    gap = size // 8
-    width, height = images_per_species * size + gap, size + caption
-    sheet = Image.new("RGB", (columns * width - gap, rows * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, name in enumerate(class_names):
-        left, top = i % columns * width, i // columns * height
-        draw.text((left + 2, top + 1), name.replace("_", " "), fill="black", font_size=12)
+    rows = []
+    for name in class_names:
+        row = Image.new("RGB", (images_per_species * size, size + caption), "white")
+        ImageDraw.Draw(row).text((2, 1), name.replace("_", " "), fill="black", font_size=12)
         for j, path in enumerate(paths[name][:images_per_species]):
             with Image.open(root / "images" / path) as image:
-                sheet.paste(image.convert("RGB").resize((size, size)), (left + j * size, top + caption))
-    return sheet
+                row.paste(image.convert("RGB").resize((size, size)), (j * size, caption))
+        rows.append(row)
+    return tiled(rows, columns, (size // 8, 0))
 
 
 def _list_items(species: list[Species], settings: _Settings) -> list[_Item]:
@@ -170,9 +155,6 @@ def _draw_item(folder: Path, settings: _Settings, item: _Item) -> _Annotation:
 
 
 def _write_lists(folder: Path, species: list[Species], items: list[_Item], annotations: list[_Annotation]) -> None:
-    def write(name: str, lines: Iterator[str]) -> None:
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-
     def part_lines() -> Iterator[str]:
         for item, annotation in zip(items, annotations, strict=True):
             for part_id, name in enumerate(PART_NAMES, start=1):
@@ -180,11 +162,13 @@ def _write_lists(folder: Path, species: list[Species], items: list[_Item], annot
                 yield f"{item.image_id} {part_id} {x:.1f} {y:.1f} {int(name in annotation.parts)}"
 
     (folder / "parts").mkdir()
-    write("classes.txt", (f"{i} {i:03d}.{kind.name}" for i, kind in enumerate(species, start=1)))
-    write("images.txt", (f"{item.image_id} {item.path}" for item in items))
-    write("image_class_labels.txt", (f"{item.image_id} {item.class_id}" for item in items))
-    write("train_test_split.txt", (f"{item.image_id} {int(item.is_train)}" for item in items))
+    write_lines(folder / "classes.txt", (f"{i} {i:03d}.{kind.name}" for i, kind in enumerate(species, start=1)))
+    write_lines(folder / "images.txt", (f"{item.image_id} {item.path}" for item in items))
+    write_lines(folder / "image_class_labels.txt", (f"{item.image_id} {item.class_id}" for item in items))
+    write_lines(folder / "train_test_split.txt", (f"{item.image_id} {int(item.is_train)}" for item in items))
     boxes = (" ".join(f"{value:.1f}" for value in annotation.bounding_box) for annotation in annotations)
-    write("bounding_boxes.txt", (f"{item.image_id} {box}" for item, box in zip(items, boxes, strict=True)))
-    write("parts/parts.txt", (f"{i} {name}" for i, name in enumerate(PART_NAMES, start=1)))
-    write("parts/part_locs.txt", part_lines())
+    write_lines(
+        folder / "bounding_boxes.txt", (f"{item.image_id} {box}" for item, box in zip(items, boxes, strict=True))
+    )
+    write_lines(folder / "parts/parts.txt", (f"{i} {name}" for i, name in enumerate(PART_NAMES, start=1)))
+    write_lines(folder / "parts/part_locs.txt", part_lines())

@@ -15,22 +15,9 @@ RGB = tuple[int, int, int]
 
 # Names and order of CUB-200-2011's parts.txt; ids count from 1.
 PART_NAMES = (
-    "back",
-    "beak",
-    "belly",
-    "breast",
-    "crown",
-    "forehead",
-    "left eye",
-    "left leg",
-    "left wing",
-    "nape",
-    "right eye",
-    "right leg",
-    "right wing",
-    "tail",
-    "throat",
-)
+    "back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing", "nape", "right eye",
+    "right leg", "right wing", "tail", "throat",
+)  # fmt: skip
 PART_IDS = {name: i for i, name in enumerate(PART_NAMES, start=1)}
 
 
@@ -159,7 +146,7 @@ class Skeleton:
         lower = self.body(
             [
                 (0.56, -0.09 * p),
-                (0.56, 0.10 * p),
+                (0.56, 0.1 * p),
                 (0.42, 0.27 * p),
                 (0.12, 0.35 * p),
                 (-0.2, 0.27 * p),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw
 from cgnl.toy.flock.masks import segmentation
 from cgnl.toy.flock.scene import FlockScene, draw_scene
 from cgnl.toy.flock.species import catalogue
-from cgnl.toy.folder import count_workers, replacing
+from cgnl.toy.folder import count_workers, in_processes, replacing, tiled
 
 # With gaps, as COCO's own: a label is not an id.
 CATEGORY_IDS = (1, 3, 4, 7, 11, 18, 29, 47)
@@ -87,13 +86,7 @@ def draw_flock(
         (folder / "annotations").mkdir()
         for split in _SPLITS:
             (folder / split).mkdir()
-            draw = partial(_draw_item, folder / split, settings)
-            if workers == 1 or len(ids[split]) < 2:
-                annotations = [draw(image_id) for image_id in ids[split]]
-            else:
-                with ProcessPoolExecutor(min(workers, len(ids[split]))) as pool:
-                    chunk = max(1, min(16, len(ids[split]) // workers))
-                    annotations = list(pool.map(draw, ids[split], chunksize=chunk))
+            annotations = in_processes(partial(_draw_item, folder / split, settings), ids[split], workers)
             truth = _truth(settings, ids[split], annotations)
             (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(truth) + "\n")
         (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
@@ -132,19 +125,13 @@ def contact_sheet(root: str | Path, *, split: str = "val", images: int = 8, colu
     root = Path(root)
     truth = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    shown = truth["images"][:images]
-    width, height = (max((image[side] for image in shown), default=1) for side in ("width", "height"))
-    gap = 6
-    rows = -(-len(shown) // columns)
-    sheet = Image.new("RGB", (columns * (2 * width + gap) - gap, max(1, rows * (height + gap) - gap)), "white")
-    for i, image in enumerate(shown):
+    pairs = []
+    for image in truth["images"][:images]:
         with Image.open(root / split / image["file_name"]) as file:
             plain = file.convert("RGB")
         objects = [each for each in truth["annotations"] if each["image_id"] == image["id"]]
-        left, top = i % columns * (2 * width + gap), i // columns * (height + gap)
-        sheet.paste(plain, (left, top))
-        sheet.paste(_with_truth(plain, objects, names), (left + width, top))
-    return sheet
+        pairs.append(tiled([plain, _with_truth(plain, objects, names)], 2, (0, 0)))
+    return tiled(pairs, columns, (6, 6))
 
 
 def _with_truth(image: Image.Image, objects: Sequence[dict[str, Any]], names: dict[int, str]) -> Image.Image:

@@ -78,9 +78,8 @@ class SceneObject:
     @property
     def bounding_box(self) -> tuple[int, int, int, int]:
         """Left, top, width and height of the mask, in pixels."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
+        left, top, right, bottom = Image.fromarray(self.mask).getbbox() or (0, 0, 0, 0)
+        return left, top, right - left, bottom - top
 
 
 @dataclass(frozen=True)
