@@ -74,11 +74,7 @@ class BadFileError(DataError):
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular local file for reading; a pipe, socket or device is refused instead of waited for.
 
-    Args:
-        path: The file; a symbolic link is followed.
-
-    Returns:
-        The opened file, to be closed by the caller.
+    A symbolic link is followed; the caller closes the file.
 
     Raises:
         BadFileError: The path does not exist, is no regular file or cannot be read.
@@ -124,9 +120,8 @@ def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = N
         opener = next((opener for signature, opener in _OPENERS if signature.match(head)), None)
         if opener is None:
             what = next((name for signature, name in _NAMES_OF_OTHERS if signature.match(head)), None)
-            raise BadFileError(
-                path, "is not a JPEG, PNG, WebP or BMP file" + (f" but looks like {what}" if what else "")
-            )
+            looks = f" but looks like {what}" if what else ""
+            raise BadFileError(path, f"is not a JPEG, PNG, WebP or BMP file{looks}")
         file.seek(0)
         try:
             image = opener(file, os.fspath(path))
@@ -195,18 +190,11 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def resolve_inside(
     root: str | os.PathLike[str], relative: str, *, source: str | os.PathLike[str], line: int | None = None
 ) -> Path:
-    """Join a path read from a list to its root, refusing whatever would lead out of the root.
+    """Join a path read from a list (with ``/`` between its parts) to its root, refusing any that would lead out of the
+    root.
 
-    Nothing is opened, and the file need not exist.
-
-    Args:
-        root: The folder that must hold the file; it may itself be a symbolic link.
-        relative: The path as it was read, with ``/`` between its parts.
-        source: The file (or folder) the path was read from, for the message.
-        line: Its line number there, from 1.
-
-    Returns:
-        ``root / relative``.
+    Nothing is opened, and the file need not exist. The root may itself be a symbolic link. ``source``, the file or
+    folder that the path was read from, and ``line``, from 1, are for the message.
 
     Raises:
         DataError: The path is empty, a URL, absolute, holds ``..`` or a NUL character, or leads out of the

@@ -92,13 +92,9 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
 
 
 def describe_in_flight(error: BaseException | None = None) -> str:
-    """Say which files the data loaders' workers are reading, or were when they died; each is named once.
+    """Return a sentence on the files that the data loaders' workers are reading, or were when they died, each once.
 
-    Args:
-        error: The data loader's error; if it names dead processes, only their files are given.
-
-    Returns:
-        One sentence.
+    If the data loader's ``error`` names dead processes, only their files are given.
     """
     dead = {int(number) for pids in re.findall(r"pid(?:\(s\))? ([0-9, ]+)", str(error)) for number in pids.split(",")}
     reading = [

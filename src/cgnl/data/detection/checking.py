@@ -45,15 +45,7 @@ def check_detection(
 ) -> DetectionReport:
     """Decode every image of a data set in COCO's form, in several processes, and list the bad ones.
 
-    Args:
-        root: The data set, as for :func:`cgnl.data.detection.read_coco`.
-        annotations: A json file that is checked alone.
-        num_classes: Number of categories, where it must be just that.
-        out: A CSV file that is written anew with the path and reason of each bad file and annotation.
-        scanning: ``workers``, ``timeout`` and ``progress`` of :class:`cgnl.data.scanning.Scanning`.
-
-    Returns:
-        Counts of images, objects and categories for each split, and the faults.
+    Arguments are as of :func:`cgnl.data.checking.check_data`; ``annotations`` is a json file that is checked alone.
 
     Raises:
         DataError: A json is not in COCO's form, so that the files are not known; or the splits differ in their

@@ -95,22 +95,16 @@ class DetectionList(SampleList):
     def objects(self, index: int) -> list[dict[str, Any]]:
         """Return the annotations of an image that are used.
 
-        Args:
-            index: Number of the sample.
-
-        Returns:
-            Of each ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels, as the json has
-            it), ``area`` (pixels), ``iscrowd`` and ``segmentation``.
+        Each has ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels, as the json has it),
+        ``area``
+        (pixels), ``iscrowd`` and ``segmentation``.
         """
         return self.annotations[index]
 
     def truth(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the images and the annotations that are used, crowds among them, in COCO's own structure.
+        """Return the ``images``, ``annotations`` that are used (crowds too) and ``categories`` in COCO's own structure.
 
         COCO's evaluation takes the annotation id 0 for "no object", so that one is numbered anew.
-
-        Returns:
-            ``images``, ``annotations`` and ``categories``.
         """
         annotations = [annotation for index in range(len(self)) for annotation in self.objects(index)]
         unused = max((annotation["id"] for annotation in annotations), default=0) + 1
@@ -141,15 +135,7 @@ def with_objects(images: DetectionList) -> DetectionList:
 
 
 def check_categories(first: DetectionList, other: DetectionList) -> None:
-    """Refuse two splits of a data set whose categories differ.
-
-    Args:
-        first: One split.
-        other: Another one.
-
-    Raises:
-        DataError: An id or a name occurs in one of them only; the message names the first.
-    """
+    """Raise DataError if the categories of two splits differ, with the first id or name that only one of them has."""
     ours, theirs = (set(zip(images.category_ids, images.classes, strict=True)) for images in (first, other))
     if ours != theirs:
         id, name = min(ours ^ theirs)
@@ -161,14 +147,8 @@ def check_categories(first: DetectionList, other: DetectionList) -> None:
 
 
 def check_annotations(images: DetectionList, limit: float) -> None:
-    """Refuse a data set with too many bad annotations.
-
-    Args:
-        images: The data set, as it was read.
-        limit: Part of the annotations that may be bad.
-
-    Raises:
-        DataError: More are bad; the message counts them and names the first.
+    """Raise DataError if more than ``limit`` (a part) of the annotations are bad; it counts them and names the first
+    three.
     """
     bad = images.bad_annotations
     total = len(bad) + sum(images.num_objects) + sum(images.num_crowds)
@@ -181,12 +161,7 @@ def check_annotations(images: DetectionList, limit: float) -> None:
 
 
 def write_bad_annotations(folder: str | os.PathLike[str], lists: Iterable[DetectionList]) -> None:
-    """List the bad annotations of data sets in ``bad_annotations.csv``, if there are any.
-
-    Args:
-        folder: The run's folder; a list that is there already is replaced.
-        lists: The data sets.
-    """
+    """List the bad annotations of data sets in ``bad_annotations.csv`` of a run's folder, if there are any."""
     rows = [
         (readable(str(images.source)), bad.id, bad.image, bad.reason)
         for images in lists

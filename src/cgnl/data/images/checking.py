@@ -39,18 +39,8 @@ def check_images(
 ) -> ImageReport:
     """Decode every file of an image data set, in several processes, and list the bad ones.
 
-    A file that crashes its decoder or holds it up is named like any other, and the check goes on.
-
-    Args:
-        root: The data set, as for :func:`cgnl.data.images.read_images`.
-        format: Its layout.
-        list_file: Lines ``path label``; only these files are checked then.
-        num_classes: Number of classes, where it must be just that.
-        out: A CSV file that is written anew with the path and reason of each bad file.
-        scanning: ``workers``, ``timeout`` and ``progress`` of :class:`cgnl.data.scanning.Scanning`.
-
-    Returns:
-        Counts for each split and class, sizes, and the bad files.
+    A file that crashes its decoder or holds it up is named like any other, and the check goes on. ``format`` is a
+    layout of :func:`cgnl.data.images.read_images`; other arguments are as of :func:`cgnl.data.checking.check_data`.
 
     Raises:
         DataError: The layout or a list is wrong, so that the files are not known.

@@ -30,14 +30,7 @@ class BadFiles:
         return len(self._bad)
 
     def add(self, bad: Iterable[tuple[int, Path, str]]) -> None:
-        """Count the bad files of a batch.
-
-        Args:
-            bad: (index, path, reason) of each, as a batch's ``bad`` lists them.
-
-        Raises:
-            DataError: More files are bad than the limit allows.
-        """
+        """Count the bad files of a batch, as (index, path, reason); raise DataError if they exceed the limit."""
         new = [row for row in bad if row[0] not in self._bad]
         if not new:
             return

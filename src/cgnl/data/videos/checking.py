@@ -63,21 +63,9 @@ def check_videos(
 ) -> VideoReport:
     """Decode every frame of a video data set, in several processes, and list the bad ones.
 
-    A video that crashes its decoder or holds it up is named like any other, and the check goes on.
-
-    Args:
-        root: The data set, as for :func:`cgnl.data.videos.layouts.read_videos`.
-        format: Its layout.
-        annotations: Where its lists are.
-        fold: Which of the three splits of UCF101.
-        list_file: Lines ``path label`` or ``folder frames label``; only these videos are checked then.
-        num_classes: Number of classes, where it must be just that.
-        out: A CSV file that is written anew with the path and reason of each bad or damaged video.
-        scanning: ``workers``, ``timeout`` (here by default 600 seconds) and ``progress`` of
-            :class:`cgnl.data.scanning.Scanning`.
-
-    Returns:
-        Counts for each split and class, lengths, rates and sizes, the bad videos and the damaged ones.
+    A video that crashes its decoder or holds it up (by default 600 seconds) is named like any other, and the check goes
+    on. ``format`` is a layout of :func:`cgnl.data.videos.read_videos`; other arguments are as of
+    :func:`cgnl.data.checking.check_data`.
 
     Raises:
         DataError: The layout or a list is wrong, so that the videos are not known.

@@ -40,22 +40,10 @@ def clip_from(frames: int, length: int, step: int, start: int) -> np.ndarray:
 def training_clip(frames: int, length: int, step: int) -> np.ndarray:
     """Return a clip with a random start: from 0 to ``frames - length * step``, or 0 where the video is shorter.
 
-    The start is drawn from torch's global generator.
+    The start is drawn from torch's global generator; arguments, result and errors are as of :func:`clip_from`.
 
-    Args:
-        frames: Number of frames of the video.
-        length: Number of frames of the clip, T.
-        step: Distance between two of them.
-
-    Returns:
-        Numbers of frames, int64 [T].
-
-    Raises:
-        ValueError: A number below 1.
-
-    Example:
-        >>> training_clip(3, length=4, step=2)
-        array([0, 2, 1, 0])
+    >>> training_clip(3, length=4, step=2)
+    array([0, 2, 1, 0])
     """
     _check(frames=frames, length=length, step=step)
     start = int(torch.randint(_last_start(frames, length, step) + 1, ()))
@@ -65,20 +53,10 @@ def training_clip(frames: int, length: int, step: int) -> np.ndarray:
 def centre_clip(frames: int, length: int, step: int) -> np.ndarray:
     """Return the clip in the middle: from floor((frames - length * step) / 2), or from 0 where the video is shorter.
 
-    Args:
-        frames: Number of frames of the video.
-        length: Number of frames of the clip, T.
-        step: Distance between two of them.
+    Arguments, result and errors are as of :func:`clip_from`.
 
-    Returns:
-        Numbers of frames, int64 [T].
-
-    Raises:
-        ValueError: A number below 1.
-
-    Example:
-        >>> centre_clip(9, length=3, step=2)
-        array([1, 3, 5])
+    >>> centre_clip(9, length=3, step=2)
+    array([1, 3, 5])
     """
     _check(frames=frames, length=length, step=step)
     return clip_from(frames, length, step, _last_start(frames, length, step) // 2)
@@ -88,24 +66,14 @@ def test_clips(frames: int, num_clips: int, length: int, step: int) -> np.ndarra
     """Return clips that start evenly spaced: clip j at floor(frames * j / num_clips); one clip alone is centred.
 
     The formula would put a single clip at the beginning, where many videos only fade in; it is :func:`centre_clip`
-    instead.
-
-    Args:
-        frames: Number of frames of the video.
-        num_clips: Number of clips.
-        length: Number of frames of a clip, T.
-        step: Distance between two of them.
+    instead. The other arguments and errors are as of :func:`clip_from`.
 
     Returns:
         Numbers of frames, int64 [num_clips, T].
 
-    Raises:
-        ValueError: A number below 1.
-
-    Example:
-        >>> test_clips(9, num_clips=2, length=3, step=2)
-        array([[0, 2, 4],
-               [4, 6, 8]])
+    >>> test_clips(9, num_clips=2, length=3, step=2)
+    array([[0, 2, 4],
+           [4, 6, 8]])
     """
     _check(frames=frames, num_clips=num_clips, length=length, step=step)
     if num_clips == 1:
@@ -120,13 +88,7 @@ def timeline_clips(frames: int, fps: float, length: int, step: int) -> np.ndarra
     """Return one clip for each second of a video, centred on the middle of that second.
 
     A clip that would begin before the video or end after it is moved to lie inside, so that it does not mix the end
-    with the beginning; only a video shorter than a clip loops.
-
-    Args:
-        frames: Number of frames of the video.
-        fps: Frames per second.
-        length: Number of frames of a clip, T.
-        step: Distance between two of them.
+    with the beginning; only a video shorter than a clip loops. Arguments are as of :func:`clip_from`.
 
     Returns:
         Numbers of frames, int64 [seconds, T]; a part of a second at the end counts as one.
@@ -134,11 +96,10 @@ def timeline_clips(frames: int, fps: float, length: int, step: int) -> np.ndarra
     Raises:
         ValueError: A number below 1, or an fps that is not above 0 (a folder of frames does not tell it).
 
-    Example:
-        >>> timeline_clips(11, fps=4, length=2, step=2)
-        array([[0, 2],
-               [4, 6],
-               [7, 9]])
+    >>> timeline_clips(11, fps=4, length=2, step=2)
+    array([[0, 2],
+           [4, 6],
+           [7, 9]])
     """
     _check(frames=frames, length=length, step=step)
     if not 0 < fps < math.inf:

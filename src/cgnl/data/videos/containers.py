@@ -62,11 +62,8 @@ def container_format(path: str | os.PathLike[str], head: bytes) -> str:
     name = next((name for signature, name in _CONTAINERS if signature.match(head)), None)
     if name is None:
         what = next((name for signature, name in _NAMES_OF_OTHERS if signature.match(head)), None)
-        raise BadFileError(
-            path,
-            "is not an MP4, MOV, AVI, Matroska, WebM, MPEG, FLV or ASF video"
-            + (f" but looks like {what}" if what else ""),
-        )
+        looks = f" but looks like {what}" if what else ""
+        raise BadFileError(path, f"is not an MP4, MOV, AVI, Matroska, WebM, MPEG, FLV or ASF video{looks}")
     return name
 
 

@@ -57,14 +57,7 @@ class GuardedReader:
         self._child: _Child | None = None
 
     def read(self, path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[np.ndarray, int]:
-        """Read frames of a video by number.
-
-        Args:
-            path: A video file, or a folder of frames.
-            indices: T numbers of frames, from 0, in any order; repeats are allowed.
-
-        Returns:
-            uint8 [T, H, W, 3] RGB, upright; and the number of wanted frames that could not be decoded.
+        """Read frames of a video by number, with arguments and results as of :func:`cgnl.data.videos.read_frames`.
 
         Raises:
             BadFileError: As :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
@@ -103,12 +96,6 @@ class GuardedReader:
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
-
-        Args:
-            path: A video file, or a folder of frames.
-
-        Returns:
-            Its length and size.
 
         Raises:
             BadFileError: As :func:`cgnl.data.videos.probe`; and the file crashes its decoder or holds it up.
@@ -186,11 +173,18 @@ class _Child:
         # The first slot is for when the caller holds on to the frames of all others.
         slot = self._free.pop() if self._free else 0
         try:
-            return self._read(path, numbers, slot)
+            reply = self._answer({"path": os.fsencode(path).hex(), "indices": numbers, "slot": slot})
+            pixels = self._pixels(reply, len(numbers), slot)
+            lost = _whole(reply, "lost")
         except BaseException:
             if slot:
                 self._free.append(slot)
             raise
+        if slot:
+            return np.asarray(_Loan(pixels, self._frames, slot, self._free)), lost
+        frames = pixels.copy()
+        self._frames.tidy(slot)
+        return frames, lost
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         reply = self._answer({"path": os.fsencode(path).hex()})
@@ -200,16 +194,6 @@ class _Child:
         if not isinstance(fps, float) or min(frames, width, height) < 1 or not 0 <= fps < math.inf:
             raise _EndedError(_NONSENSE)
         return VideoInfo(frames, fps, width, height, promised)
-
-    def _read(self, path: str | os.PathLike[str], numbers: list[int], slot: int) -> tuple[np.ndarray, int]:
-        reply = self._answer({"path": os.fsencode(path).hex(), "indices": numbers, "slot": slot})
-        pixels = self._pixels(reply, len(numbers), slot)
-        lost = _whole(reply, "lost")
-        if slot:
-            return np.asarray(_Loan(pixels, self._frames, slot, self._free)), lost
-        frames = pixels.copy()
-        self._frames.tidy(slot)
-        return frames, lost
 
     def read_pieces(
         self, path: str | os.PathLike[str], numbers: list[int], size: int, take: Callable[[int, np.ndarray], None]

@@ -10,8 +10,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cgnl.data.scanning import scan_with_bar
 from cgnl.data.videos.decoding import VideoInfo, probe
@@ -26,16 +26,11 @@ _HEADER = ["path", "bytes", "mtime_ns", "frames", "fps", "width", "height", "pro
 _SECONDS_BETWEEN_WRITES = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """Bytes of a file or entries of a folder, and when it was changed: if neither differs, the video is the same."""
-
-    size: int
-    mtime_ns: int
+# Bytes of a file or entries of a folder, and when it was changed: if neither differs, the video is the same.
+_State = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     state: _State | None
     info: VideoInfo | str
 
@@ -72,7 +67,10 @@ def index_videos(
         ValueError: A video that is not below the root.
     """
     root = Path(root)
-    names = {path: _name(path, root) for path in videos}
+    outside = next((path for path in videos if not path.is_relative_to(root)), None)
+    if outside is not None:
+        raise ValueError(f"videos ({outside}) must be below root ({root})")
+    names = {path: path.relative_to(root).as_posix() for path in videos}
     places = [Path(file) if file is not None else root / NAME] + ([Path(otherwise)] if otherwise is not None else [])
     states = {path: _state(path) for path in names}
     found = _known(places, names, states)
@@ -133,12 +131,6 @@ def _alone(index: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _name(path: Path, root: Path) -> str:
-    if not path.is_relative_to(root):
-        raise ValueError(f"videos ({path}) must be below root ({root})")
-    return path.relative_to(root).as_posix()
-
-
 def _state(path: Path) -> _State | None:
     """Return None if the path cannot be read now, so that its entry is not kept."""
     try:
@@ -146,7 +138,7 @@ def _state(path: Path) -> _State | None:
         size = sum(1 for _ in os.scandir(path)) if path.is_dir() else stat.st_size
     except OSError:
         return None
-    return _State(size, stat.st_mtime_ns) if os.access(path, os.R_OK) else None
+    return (size, stat.st_mtime_ns) if os.access(path, os.R_OK) else None
 
 
 def _read(file: Path, *, quiet: bool = False) -> dict[str, _Entry]:
@@ -172,7 +164,7 @@ def _parsed(row: list[str]) -> tuple[str, _Entry]:
     if len(row) != len(_HEADER):
         raise ValueError(f"a line has {len(row)} columns instead of {len(_HEADER)}")
     name, size, mtime_ns, frames, fps, width, height, promised, error = row
-    state = _State(int(size), int(mtime_ns)) if size else None
+    state = (int(size), int(mtime_ns)) if size else None
     if error:
         return name, _Entry(state, error)
     info = VideoInfo(int(frames), float(fps), int(width), int(height), int(promised) if promised else None)
@@ -182,7 +174,7 @@ def _parsed(row: list[str]) -> tuple[str, _Entry]:
 
 
 def _row(name: str, entry: _Entry) -> list[object]:
-    state: list[object] = ["", ""] if entry.state is None else [entry.state.size, entry.state.mtime_ns]
+    state = entry.state or ("", "")
     if isinstance(entry.info, str):
         return [name, *state, "", "", "", "", "", entry.info]
     info = entry.info

@@ -152,21 +152,13 @@ def _frame_row(text: str) -> re.Match[str] | None:
 def read_ucf101(
     root: str | os.PathLike[str], split: Split = "train", *, lists: str | os.PathLike[str], fold: int = 1
 ) -> SampleList:
-    """Read one of the three splits of UCF101.
+    """Read one of the three splits of UCF101, in the order of its list, from a root with the class folders or
+    ``UCF-101/``.
 
-    The label is the number of the video's folder in ``classInd.txt``; the names of files tell no class, as those of
-    HandstandPushups begin with ``v_HandStandPushups``.
-
-    Args:
-        root: The folder with the class folders, in itself or in ``UCF-101/`` or ``UCF101/``.
-        split: ``train``, or ``test`` (``val`` means the same).
-        lists: The folder with ``classInd.txt``, ``trainlist01.txt`` (``path label``, labels from 1), ``testlist01.txt``
-            (the path alone) and so on.
-        fold: 1, 2 or 3.
-
-    Returns:
-        Samples in the order of the list, labels from 0. Where a listed file is not there, but one video or folder of
-        frames of that name without its suffix is, it is taken for the same, converted.
+    ``lists`` holds ``classInd.txt``, ``trainlist01.txt`` (``path label``, labels from 1), ``testlist01.txt`` (the path
+    alone) and so on. The label is the number of the video's folder in ``classInd.txt``; the names of files tell no
+    class, as those of HandstandPushups begin with ``v_HandStandPushups``. Where a listed file is not there, but one
+    video or folder of frames of that name without its suffix is, it is taken for the same, converted.
 
     Raises:
         DataError: A line is malformed, names an unknown class or a label other than that of its folder, or a path
@@ -227,7 +219,7 @@ def _videos_by_stem(folder: Path) -> dict[str, list[str]]:
 
 def _ucf101_lines(list_file: Path, *, with_label: bool) -> list[tuple[int, str, int | None]]:
     if with_label:
-        return [(line, path, label) for line, path, label in labelled_lines(list_file, first=1)]
+        return list(labelled_lines(list_file, first=1))
     rows: list[tuple[int, str, int | None]] = []
     for line, text in text_lines(list_file):
         path, _, label = text.partition(" ")
@@ -241,16 +233,10 @@ def _ucf101_lines(list_file: Path, *, with_label: bool) -> list[tuple[int, str, 
 def read_video_list(
     list_file: str | os.PathLike[str], video_root: str | os.PathLike[str], num_classes: int | None = None
 ) -> SampleList:
-    """Read a list file with lines ``path label``, separated by spaces, a comma or a tab; labels from 0.
+    """Read a list file with lines ``path label``, separated by spaces, a comma or a tab; labels from 0 to K - 1.
 
-    Args:
-        list_file: The file; a path is that of a video file or of a folder of frames, and may hold spaces and commas,
-            as the label is what follows the last one.
-        video_root: The folder that the paths start from.
-        num_classes: Number of classes K; by default one more than the largest label.
-
-    Returns:
-        Samples in the order of the file.
+    A path is that of a video file or of a folder of frames, and may hold spaces and commas, as the label is what
+    follows the last one. K is by default one more than the largest label.
 
     Raises:
         DataError: A line has no label, or one that is no whole number or not from 0 to K - 1; labels count
@@ -267,14 +253,7 @@ def read_frame_list(
 ) -> SampleList:
     """Read a list file with lines ``folder frames label`` of folders with a picture for each frame.
 
-    Args:
-        list_file: The file; separators and labels as for :func:`read_video_list`.
-        video_root: The folder that the paths start from.
-        num_classes: Number of classes K; by default one more than the largest label.
-
-    Returns:
-        Samples in the order of the file; a folder with another number of pictures than the list says counts as
-        missing, and ``reasons`` tells both.
+    A folder with another number of pictures than the list says counts as missing, and ``reasons`` tells both.
 
     Raises:
         DataError: As :func:`read_video_list`; or the number of frames is none.
@@ -291,10 +270,8 @@ def read_frame_list(
         numbers[path] = int(row[2])
         rows.append((line, path, label))
     videos = replace(listed(list_file, video_root, rows, num_classes=num_classes), kind="frame_list")
-    reasons = {}
-    for sample in videos.samples:
-        if (reason := _wrong_folder(sample.path, numbers[sample.path])) is not None:
-            reasons[sample.path] = reason
+    found = {sample.path: _wrong_folder(sample.path, numbers[sample.path]) for sample in videos.samples}
+    reasons = {path: reason for path, reason in found.items() if reason is not None}
     samples = tuple(sample for sample in videos.samples if sample.path not in reasons)
     return replace(videos, samples=samples, missing=(*videos.missing, *reasons), reasons=reasons)
 
