@@ -109,19 +109,10 @@ class Geometry:
 
 
 def test_geometry(height: int, width: int, size: int, resize: int) -> Geometry:
-    """Return where :func:`test_transform` takes each point of an image.
-
-    Args:
-        height: Of the image (pixels, upright).
-        width: Of the image (pixels, upright).
-        size: Height and width of the transform's output (pixels).
-        resize: Length of the shorter side before the crop (pixels).
-
-    Returns:
-        Scale and offset of each axis.
+    """Return where :func:`test_transform`, of the same ``size`` and ``resize``, takes each point of an upright image.
 
     Raises:
-        ValueError: A size below 1, or a crop larger than the resized image.
+        ValueError: A size (pixels) below 1, or a crop larger than the resized image.
 
     Example:
         >>> test_geometry(375, 500, size=448, resize=512)
@@ -133,12 +124,8 @@ def test_geometry(height: int, width: int, size: int, resize: int) -> Geometry:
     # The longer side is rounded down to whole pixels, so the scales of the two axes differ a little.
     longer = int(resize * max(height, width) / min(height, width))
     new_height, new_width = (longer, resize) if height > width else (resize, longer)
-    return Geometry(
-        new_height / height,
-        new_width / width,
-        round((new_height - size) / 2),
-        round((new_width - size) / 2),
-    )
+    offset_y, offset_x = round((new_height - size) / 2), round((new_width - size) / 2)
+    return Geometry(new_height / height, new_width / width, offset_y, offset_x)
 
 
 test_geometry.__test__ = False  # type: ignore[attr-defined]
@@ -151,19 +138,10 @@ def clip_train_transform(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
 ) -> v2.Compose:
-    """Random crop, resized to a square, and random flip as in :func:`train_transform`, the same for all frames.
-
-    Args:
-        size: Height and width of the output (pixels).
-        area: Range of the crop's area, as a part of the frame's.
-        aspect: Range of the crop's width over its height.
-        flip: Probability of the flip.
+    """Random crop, resized to a square, and random flip, as of :func:`train_transform`, the same for all frames.
 
     Returns:
         A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, size, size].
-
-    Raises:
-        ValueError: A size below 1, or a range that is empty or not positive.
 
     Example:
         >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -230,10 +208,7 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
 
 
 def normalise_clip(
-    clip: Tensor,
-    *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    clip: Tensor, *, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
 ) -> Tensor:
     """Turn 8-bit clips into a network's input; meant for the device that the network runs on.
 

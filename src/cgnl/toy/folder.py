@@ -11,6 +11,7 @@ from typing import TypeVar
 from PIL import Image
 
 from cgnl.data.decoding import DataError
+from cgnl.settings.checks import within
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,8 +47,7 @@ def count_workers(workers: int | None) -> int:
     """
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
-        raise ValueError(f"workers ({workers}) must be at least 1")
+    within("workers", workers, 1)
     return workers
 
 

@@ -70,10 +70,7 @@ class DetectionDataset(FileDataset):
 
 
 def collate(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of the samples that could be read, and list the others.
-
-    Args:
-        records: Samples of :class:`DetectionDataset`, B of which could be read.
+    """Make a batch of the samples that could be read, B of them, and list the others.
 
     Returns:
         ``image``, a list of B images [3, H, W], each with its own size; ``target``, a list of as many; ``label`` [B],

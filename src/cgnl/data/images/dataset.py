@@ -43,10 +43,7 @@ class ImageDataset(FileDataset):
 
 
 def collate(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of the samples that could be read, and list the others.
-
-    Args:
-        records: Samples of :class:`ImageDataset`.
+    """Make a batch of the samples of :class:`ImageDataset` that could be read, and list the others.
 
     Returns:
         ``image`` [B, 3, H, W], ``label`` [B], ``index`` [B], and ``bad``, a list of (index, path, reason). If

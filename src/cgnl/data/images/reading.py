@@ -141,10 +141,7 @@ def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList
 
 
 def read_cub_boxes(root: str | os.PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
-    """Read the bounding boxes of a folder in the layout of CUB-200-2011.
-
-    Args:
-        root: The folder with ``images.txt`` and ``bounding_boxes.txt``.
+    """Read the ``bounding_boxes.txt`` of a folder in the layout of CUB-200-2011.
 
     Returns:
         ``(x, y, width, height)`` in pixels for each image file.
@@ -161,10 +158,7 @@ def read_cub_boxes(root: str | os.PathLike[str]) -> dict[Path, tuple[float, floa
 
 
 def read_cub_parts(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[Path, dict[str, tuple[float, float]]]]:
-    """Read the part locations of a folder in the layout of CUB-200-2011.
-
-    Args:
-        root: The folder with ``images.txt``, ``parts/parts.txt`` and ``parts/part_locs.txt``.
+    """Read the ``parts/parts.txt`` and ``parts/part_locs.txt`` of a folder in the layout of CUB-200-2011.
 
     Returns:
         The names of all parts, and for each image file the ``(x, y)`` in pixels of its visible parts.

@@ -11,6 +11,8 @@ import math
 import numpy as np
 import torch
 
+from cgnl.settings.checks import within
+
 
 def clip_from(frames: int, length: int, step: int, start: int) -> np.ndarray:
     """Return the frames of the clip that starts at a frame.
@@ -119,5 +121,4 @@ def _last_start(frames: int, length: int, step: int) -> int:
 
 def _check(**numbers: int) -> None:
     for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} ({value}) must be at least 1")
+        within(name, value, 1)

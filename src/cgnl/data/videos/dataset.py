@@ -23,6 +23,7 @@ from cgnl.data.transforms import clip_test_transform, clip_train_transform, crop
 from cgnl.data.videos.clips import centre_clip, test_clips, training_clip
 from cgnl.data.videos.decoding import VideoInfo
 from cgnl.data.videos.guarded import GuardedReader
+from cgnl.settings.checks import within
 
 # Decoded frames that are held at once while a video's test frames are read (bytes); 500 of 340 x 256 fit.
 _AT_ONCE = 1 << 27
@@ -108,17 +109,9 @@ def training_videos(
 ) -> VideoDataset:
     """Return a data set of one random clip of each video, with one random crop and flip for all its frames.
 
-    Args:
-        videos: Videos to read.
-        infos: Of each video its length, or why it cannot be read.
-        length: Number of frames of a clip, T.
-        step: Distance between two of them.
-        size: Height and width of a clip (pixels).
-        area: Range of the crop's area, as a part of the frame's.
-        aspect: Range of the crop's width over its height.
-        flip: Probability of the flip.
-        seed: Of the random draws.
-        timeout: Seconds that reading one clip may take.
+    ``length`` (T) and ``step`` are as of :func:`cgnl.data.videos.clips.clip_from`; ``size`` (pixels), ``area``,
+    ``aspect`` and ``flip`` as of :func:`cgnl.data.transforms.clip_train_transform`; the others as of
+    :class:`VideoDataset`.
 
     Raises:
         ValueError: A number or range that makes no sense.
@@ -144,18 +137,14 @@ def test_videos(
     """Return a data set of the views or frames that testing each video needs.
 
     With one clip and one crop a record holds that view, as ``image``. Otherwise it holds ``frames`` (resized, not
-    cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` and ``size``.
+    cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` and ``size``. Arguments are as of
+    :func:`training_videos`, besides:
 
     Args:
-        videos: Videos to read.
-        infos: Of each video its length, or why it cannot be read.
-        length: Number of frames of a clip, T.
-        step: Distance between two of them.
         num_clips: Clips of each video.
         num_crops: Crops of each clip, 1 or 3.
         size: Height and width of a crop (pixels).
         resize: Length of the shorter side before the crop (pixels).
-        timeout: Seconds that reading one video may take.
 
     Raises:
         ValueError: A number that makes no sense.
@@ -184,12 +173,9 @@ def read_clips(
 ) -> dict[str, Any]:
     """Read the frames of several clips of one video, each of them once.
 
-    Args:
-        reader: The decoder.
-        path: The video.
-        numbers: Of the clips' frames, int64 [num_clips, T].
-        transform: From frames, uint8 [U, H, W, 3], to uint8 [3, U, H', W'].
-        frame_bytes: Size of a decoded frame; of large ones some at a time are decoded and resized.
+    ``numbers`` are those of the clips' frames, int64 [num_clips, T]; ``transform`` makes uint8 [3, U, H', W'] of
+    frames, uint8
+    [U, H, W, 3]. Of large decoded frames (``frame_bytes``) some at a time are in memory.
 
     Returns:
         ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in
@@ -235,8 +221,7 @@ def views(frames: Tensor, clips: Tensor, *, num_crops: int, size: int, chunk: in
         >>> [tuple(part.shape) for part in views(frames, clips, num_crops=3, size=8, chunk=4)]
         [(4, 3, 2, 8, 8), (2, 3, 2, 8, 8)]
     """
-    if chunk < 1:
-        raise ValueError(f"chunk ({chunk}) must be at least 1")
+    within("chunk", chunk, 1)
     height, width = frames.shape[-2:]
     offsets = crop_offsets(height, width, size, num_crops)
     crops = [frames[:, :, top : top + size, left : left + size].movedim(0, -1) for top, left in offsets]
@@ -251,10 +236,7 @@ def views(frames: Tensor, clips: Tensor, *, num_crops: int, size: int, chunk: in
 
 
 def collate_videos(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of the videos that could be read, and list the others.
-
-    Args:
-        records: Samples of one :class:`VideoDataset`.
+    """Make a batch of the samples of :class:`VideoDataset` that could be read, and list the others.
 
     Returns:
         ``label`` [B], ``index`` [B], ``lost`` [B], ``bad``, a list of (index, path, reason), and

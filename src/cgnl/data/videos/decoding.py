@@ -37,15 +37,9 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Count the frames of a video and look at its first one.
+    """Count the frames of a video file or of a folder of frames, and look at its first one.
 
     The frames are counted by their packets, without decoding them, wherever the packets tell; else all are decoded.
-
-    Args:
-        path: A video file, or a folder of frames.
-
-    Returns:
-        Its length and size.
 
     Raises:
         BadFileError: The path is no video that is opened, or holds no frame that can be decoded.
@@ -54,13 +48,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 
 def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
-    """Decode a whole video and count the frames that come out.
-
-    Args:
-        path: A video file, or a folder of frames.
-
-    Returns:
-        Its length and size; ``frames`` is less than for :func:`probe` where frames are damaged.
+    """Decode a whole video file or folder of frames; ``frames`` is less than for :func:`probe` where some are damaged.
 
     Raises:
         BadFileError: As for :func:`probe`; and a picture in a folder of frames cannot be decoded.

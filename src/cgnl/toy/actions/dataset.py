@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cgnl.settings.checks import within
 from cgnl.toy.actions.encoding import write_video
 from cgnl.toy.actions.plays import MAX_CLASSES, SHORTEST, Action, Play, Timeline, catalogue, sample_timeline
 from cgnl.toy.actions.scene import draw_video
@@ -34,14 +35,13 @@ class _Settings:
     container: Container
 
     def __post_init__(self) -> None:
-        _check_frames(self.frames)
+        within("frames", self.frames, SHORTEST)
         _check_size(self.size)
         limits = {"groups": (_NUM_FOLDS, 99), "clips_per_group": (1, 99)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} ({getattr(self, name)}) must lie between {least} and {most}")
-        if self.seed < 0:
-            raise ValueError(f"seed ({self.seed}) must be at least 0")
+        within("seed", self.seed, 0)
         if self.container not in get_args(Container):
             raise ValueError(f"container ({self.container!r}) must be one of {', '.join(get_args(Container))}")
 
@@ -138,14 +138,13 @@ def render(
     >>> render(1, 1, 1, size=(64, 48), every=40).shape
     (2, 48, 64, 3)
     """
-    if every < 1:
-        raise ValueError(f"every ({every}) must be at least 1")
+    within("every", every, 1)
     return _draw(class_id, group, clip, frames, size, seed, every)[0]
 
 
 def timeline_of(class_id: int, group: int, clip: int, *, frames: int = 80, seed: int = 0) -> Timeline:
     """Return when the events of a video happen; the arguments are those of :func:`render`."""
-    _check_frames(frames)
+    within("frames", frames, SHORTEST)
     return sample_timeline(frames, _clip_rng(class_id, group, clip, seed))
 
 
@@ -181,11 +180,6 @@ def contact_strip(
     return tiled(strips, columns, (8, 8))
 
 
-def _check_frames(frames: int) -> None:
-    if frames < SHORTEST:
-        raise ValueError(f"frames ({frames}) must be at least {SHORTEST}")
-
-
 def _check_size(size: Sequence[int]) -> None:
     if len(size) != 2 or any(side < 32 or side % 2 for side in size):
         raise ValueError(f"size ({tuple(size)}) must be two even numbers of at least 32, width and height")
@@ -201,7 +195,7 @@ def _draw(
     class_id: int, group: int, clip: int, frames: int, size: tuple[int, int], seed: int, every: int = 1
 ) -> tuple[np.ndarray, np.random.Generator]:
     """Return a video and the random state after it was drawn."""
-    _check_frames(frames)
+    within("frames", frames, SHORTEST)
     _check_size(size)
     rng = _clip_rng(class_id, group, clip, seed)
     timeline = sample_timeline(frames, rng)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cgnl.settings.checks import within
 from cgnl.toy.birds.scene import Scene, draw_scene
 from cgnl.toy.birds.skeleton import PART_NAMES
 from cgnl.toy.birds.species import Species, catalogue
@@ -32,8 +33,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         for name, least in (("train_images", 0), ("test_images", 0), ("size", 32), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}")
+            within(name, getattr(self, name), least)
         if self.train_images + self.test_images == 0:
             raise ValueError("train_images (0) or test_images (0) must be at least 1")
 

@@ -139,17 +139,10 @@ class _Sheet:
 
 
 def draw_bird(size: int, look: Look, pose: Pose, light: float = -0.6) -> BirdLayer:
-    """Draw one bird on an empty, square layer.
+    """Draw one bird on an empty, square layer of ``size`` pixels.
 
-    Args:
-        size: Side of the layer, in pixels.
-        look: Colours and shape.
-        pose: Place and posture.
-        light: Where the light comes from: the angle from straight above, in radians, positive to the right.
-
-    Returns:
-        The layer with mask, regions and part locations. Parts that the bird itself hides have a location too;
-        ``regions`` tells which part is seen there.
+    ``light`` is the angle from straight above that light comes from, in radians, positive to the right.
+    Parts that the bird itself hides have a location too; ``regions`` tells which part is seen there.
     """
     bones = Skeleton(look, pose, zoom=SUPERSAMPLING)
     texture = np.random.default_rng(look.texture_seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cgnl.settings.checks import within
 from cgnl.toy.flock.masks import segmentation
 from cgnl.toy.flock.scene import FlockScene, draw_scene
 from cgnl.toy.flock.species import catalogue
@@ -35,8 +36,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0")
+            within(name, getattr(self, name), 0)
         if self.train_images + self.test_images == 0:
             raise ValueError("train_images (0) or test_images (0) must be at least 1")
         if len(self.size) != 2 or min(self.size) < 64:
