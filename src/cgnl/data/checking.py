@@ -1,10 +1,9 @@
 """``cgnl data check``: decode every file of a data set, of images, of images with objects or of videos."""
 
-import os
 from pathlib import Path
 from typing import Unpack
 
-from cgnl.data.decoding import DataError
+from cgnl.data.decoding import AnyPath, DataError
 from cgnl.data.images.checking import check_images
 from cgnl.data.lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below, text_lines
 from cgnl.data.reports import Report
@@ -14,13 +13,13 @@ _CUB = ("images.txt", "CUB_200_2011/images.txt")
 
 
 def check_data(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     *,
-    list_file: str | os.PathLike[str] | None = None,
-    annotations: str | os.PathLike[str] | None = None,
+    list_file: AnyPath | None = None,
+    annotations: AnyPath | None = None,
     fold: int = 1,
     num_classes: int | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> Report:
     """Decode every file of a data set, whose layout is recognised, and list the bad ones.
@@ -66,7 +65,7 @@ def check_data(
     )
 
 
-def _is_coco(root: Path, annotations: str | os.PathLike[str] | None) -> bool:
+def _is_coco(root: Path, annotations: AnyPath | None) -> bool:
     if annotations is not None:
         return Path(annotations).suffix.lower() == ".json"
     return any(any(root.glob(pattern)) for pattern in ("annotations/instances_*.json", "*/_annotations.coco.json"))

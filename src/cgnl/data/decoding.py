@@ -48,6 +48,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+AnyPath = str | os.PathLike[str]
 
 
 class DataError(ValueError):
@@ -62,7 +63,7 @@ class BadFileError(DataError):
         reason: The fault, as the rest of a sentence that begins with the path.
     """
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: AnyPath, reason: str) -> None:
         super().__init__(path, reason)
         self.path = Path(path)
         self.reason = reason
@@ -71,7 +72,7 @@ class BadFileError(DataError):
         return f"{self.path} {self.reason}"
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: AnyPath) -> BinaryIO:
     """Open a regular local file for reading; a pipe, socket or device is refused instead of waited for.
 
     A symbolic link is followed; the caller closes the file.
@@ -94,7 +95,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     raise BadFileError(path, "is not a regular file")
 
 
-def open_image(path: str | os.PathLike[str], *, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file fully into upright 8-bit RGB.
 
     The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to
@@ -187,9 +188,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return upright
 
 
-def resolve_inside(
-    root: str | os.PathLike[str], relative: str, *, source: str | os.PathLike[str], line: int | None = None
-) -> Path:
+def resolve_inside(root: AnyPath, relative: str, *, source: AnyPath, line: int | None = None) -> Path:
     """Join a path read from a list (with ``/`` between its parts) to its root, refusing any that would lead out of the
     root.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, Unpack
 from rich.console import Console
 from rich.table import Table
 
+from cgnl.data.decoding import AnyPath
 from cgnl.data.lists import NoSplitError, SampleList, Split, readable, write_rows
 from cgnl.data.scanning import Scanning, scan_with_bar
 
@@ -96,9 +97,7 @@ def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
     )
 
 
-def read_splits(
-    read: Callable[[Split], SampleList], root: Path, list_file: str | os.PathLike[str] | None
-) -> dict[str, SampleList]:
+def read_splits(read: Callable[[Split], SampleList], root: Path, list_file: AnyPath | None) -> dict[str, SampleList]:
     """Read all splits that a data set has, by name; one alone where annotations or ``list_file`` are those of one."""
     try:
         train = read("train")
@@ -145,7 +144,7 @@ def report_of(name: str, samples: SampleList, bad: Mapping[Path, str]) -> SplitR
     return SplitReport(name, tuple(zip(samples.classes, counts, strict=True)), unreadable, len(samples.missing))
 
 
-def write_anew(out: str | os.PathLike[str] | None, rows: Sequence[tuple[Path, str]]) -> None:
+def write_anew(out: AnyPath | None, rows: Sequence[tuple[Path, str]]) -> None:
     """Write the path and reason of each bad file to a CSV file; None writes nothing."""
     if out is not None:
         Path(out).unlink(missing_ok=True)

@@ -1,13 +1,12 @@
 """``cgnl data check`` for a data set in COCO's form: decode every image, count the contents and list the faults."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Unpack
 
-from cgnl.data.decoding import DataError, decoded_size
+from cgnl.data.decoding import AnyPath, DataError, decoded_size
 from cgnl.data.detection.reading import read_coco
 from cgnl.data.detection.samples import DetectionList, check_categories
 from cgnl.data.lists import SampleList, Split
@@ -36,11 +35,11 @@ class DetectionReport(Report):
 
 
 def check_detection(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     *,
-    annotations: str | os.PathLike[str] | None = None,
+    annotations: AnyPath | None = None,
     num_classes: int | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> DetectionReport:
     """Decode every image of a data set in COCO's form, in several processes, and list the bad ones.

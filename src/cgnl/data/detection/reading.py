@@ -1,12 +1,11 @@
 """Data sets in COCO's form on disk: finding the json file and the images, and reading the json."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cgnl.data.decoding import MAX_PIXELS, BadFileError, DataError, open_regular, resolve_inside
+from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError, DataError, open_regular, resolve_inside
 from cgnl.data.detection.annotations import ImageEntry, is_id, sort_annotations
 from cgnl.data.detection.samples import DetectionList, Packed
 from cgnl.data.lists import NoSplitError, Sample, Split, exists
@@ -16,11 +15,7 @@ _PREFIX = "instances_"
 
 
 def read_coco(
-    root: str | os.PathLike[str] | None,
-    split: Split = "train",
-    *,
-    annotations: str | os.PathLike[str] | None = None,
-    images: str | os.PathLike[str] | None = None,
+    root: AnyPath | None, split: Split = "train", *, annotations: AnyPath | None = None, images: AnyPath | None = None
 ) -> DetectionList:
     """Read one split of a data set in COCO's form: its images, and the objects in them.
 

@@ -1,6 +1,5 @@
 """Images with objects: one split of a data set in COCO's form, with its bad annotations."""
 
-import os
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cgnl.data.decoding import DataError
+from cgnl.data.decoding import AnyPath, DataError
 from cgnl.data.lists import SampleList, readable
 from cgnl.files import write_csv
 
@@ -160,7 +159,7 @@ def check_annotations(images: DetectionList, limit: float) -> None:
         )
 
 
-def write_bad_annotations(folder: str | os.PathLike[str], lists: Iterable[DetectionList]) -> None:
+def write_bad_annotations(folder: AnyPath, lists: Iterable[DetectionList]) -> None:
     """List the bad annotations of data sets in ``bad_annotations.csv`` of a run's folder, if there are any."""
     rows = [
         (readable(str(images.source)), bad.id, bad.image, bad.reason)

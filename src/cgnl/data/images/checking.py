@@ -1,11 +1,10 @@
 """``cgnl data check``: decode every image of a data set and list the bad ones."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Unpack
 
-from cgnl.data.decoding import decoded_size
+from cgnl.data.decoding import AnyPath, decoded_size
 from cgnl.data.images.reading import Format, read_images
 from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Report, examined, read_splits, report_of, sizes_in_words, write_anew
@@ -29,12 +28,12 @@ class ImageReport(Report):
 
 
 def check_images(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     *,
     format: Format = "auto",
-    list_file: str | os.PathLike[str] | None = None,
+    list_file: AnyPath | None = None,
     num_classes: int | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> ImageReport:
     """Decode every file of an image data set, in several processes, and list the bad ones.

@@ -1,13 +1,12 @@
 """The layouts of image data sets on disk: CUB-200-2011, list files, folders of classes."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from cgnl.data.decoding import DataError, resolve_inside
+from cgnl.data.decoding import AnyPath, DataError, resolve_inside
 from cgnl.data.lists import (
     IMAGE_SUFFIXES,
     Inside,
@@ -31,11 +30,11 @@ Format = Literal["auto", "cub", "list", "folders"]
 
 
 def read_images(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     split: Split = "train",
     *,
     format: Format = "auto",
-    list_file: str | os.PathLike[str] | None = None,
+    list_file: AnyPath | None = None,
     num_classes: int | None = None,
     missing_limit: float = 0.05,
 ) -> SampleList:
@@ -80,7 +79,7 @@ def read_images(
     return images
 
 
-def _recognise(root: Path, list_file: str | os.PathLike[str] | None) -> Format:
+def _recognise(root: Path, list_file: AnyPath | None) -> Format:
     if list_file is not None:
         return "list"
     if (root / "images.txt").exists():
@@ -96,7 +95,7 @@ def _recognise(root: Path, list_file: str | os.PathLike[str] | None) -> Format:
     )
 
 
-def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList:
+def read_cub(root: AnyPath, split: Split = "train") -> SampleList:
     """Read a folder in the layout of CUB-200-2011.
 
     Args:
@@ -140,7 +139,7 @@ def read_cub(root: str | os.PathLike[str], split: Split = "train") -> SampleList
     return SampleList(root, tuple(samples), classes, "cub", tuple(missing))
 
 
-def read_cub_boxes(root: str | os.PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
+def read_cub_boxes(root: AnyPath) -> dict[Path, tuple[float, float, float, float]]:
     """Read the ``bounding_boxes.txt`` of a folder in the layout of CUB-200-2011.
 
     Returns:
@@ -157,7 +156,7 @@ def read_cub_boxes(root: str | os.PathLike[str]) -> dict[Path, tuple[float, floa
     return boxes
 
 
-def read_cub_parts(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], dict[Path, dict[str, tuple[float, float]]]]:
+def read_cub_parts(root: AnyPath) -> tuple[tuple[str, ...], dict[Path, dict[str, tuple[float, float]]]]:
     """Read the ``parts/parts.txt`` and ``parts/part_locs.txt`` of a folder in the layout of CUB-200-2011.
 
     Returns:
@@ -195,10 +194,7 @@ def _known_image(paths: dict[int, Path], image_id: float, file: Path, line: int)
 
 
 def read_image_list(
-    list_file: str | os.PathLike[str],
-    image_root: str | os.PathLike[str],
-    classes: Sequence[str] | None = None,
-    num_classes: int | None = None,
+    list_file: AnyPath, image_root: AnyPath, classes: Sequence[str] | None = None, num_classes: int | None = None
 ) -> SampleList:
     """Read a list file of the released code: lines ``path label`` by white space, labels from 0.
 
@@ -222,7 +218,7 @@ def read_image_list(
     return listed(list_file, image_root, rows, classes=classes, num_classes=num_classes)
 
 
-def read_class_folders(root: str | os.PathLike[str], split: Split = "train") -> SampleList:
+def read_class_folders(root: AnyPath, split: Split = "train") -> SampleList:
     """Read ``root/{train,val,test}/<class>/*``; labels number the class folders of ``train`` by sorted name.
 
     Hidden files and files whose suffix is not that of an image format are skipped; folders inside a class folder belong

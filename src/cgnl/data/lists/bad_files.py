@@ -1,11 +1,10 @@
 """Accounts of the files of a data set that are missing or cannot be read."""
 
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cgnl.data.decoding import DataError
+from cgnl.data.decoding import AnyPath, DataError
 from cgnl.data.lists.samples import SampleList
 from cgnl.data.lists.text import readable
 
@@ -20,7 +19,7 @@ class BadFiles:
         limit: Part of the data set that may be bad.
     """
 
-    def __init__(self, samples: SampleList, folder: str | os.PathLike[str] | None, *, limit: float = 0.05) -> None:
+    def __init__(self, samples: SampleList, folder: AnyPath | None, *, limit: float = 0.05) -> None:
         self.samples, self.limit = samples, limit
         self.file = None if folder is None else Path(folder, "bad_files.csv")
         self._bad: set[int] = set()
@@ -46,7 +45,7 @@ class BadFiles:
             )
 
 
-def write_missing(folder: str | os.PathLike[str], lists: Iterable[SampleList]) -> None:
+def write_missing(folder: AnyPath, lists: Iterable[SampleList]) -> None:
     """List the missing files of data sets in ``missing_files.csv`` of a run's folder, if there are any."""
     rows = [(path, samples.why_missing(path)) for samples in lists for path in samples.missing]
     if rows:

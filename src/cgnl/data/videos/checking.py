@@ -1,7 +1,6 @@
 """``cgnl data check`` for videos: decode every frame of a data set, count its contents and list its faults."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import ClassVar, Unpack
 
 from rich.table import Table
 
+from cgnl.data.decoding import AnyPath
 from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Report, examined, read_splits, report_of, write_anew
 from cgnl.data.scanning import Scanning
@@ -51,14 +51,14 @@ class VideoReport(Report):
 
 
 def check_videos(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     *,
     format: str = "auto",
-    annotations: str | os.PathLike[str] | None = None,
+    annotations: AnyPath | None = None,
     fold: int = 1,
-    list_file: str | os.PathLike[str] | None = None,
+    list_file: AnyPath | None = None,
     num_classes: int | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> VideoReport:
     """Decode every frame of a video data set, in several processes, and list the bad ones.

@@ -5,7 +5,6 @@ name other files and addresses, which it then opens. Here the format is fixed fr
 gets an opened regular file instead of a name, and whatever else it may ask to open is refused.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from cgnl.data.decoding import MAX_ASPECT, MAX_PIXELS, BadFileError, open_regular
+from cgnl.data.decoding import MAX_ASPECT, MAX_PIXELS, AnyPath, BadFileError, open_regular
 
 av.logging.set_libav_level(av.logging.PANIC)
 
@@ -48,7 +47,7 @@ class _File:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
-def container_format(path: str | os.PathLike[str], head: bytes) -> str:
+def container_format(path: AnyPath, head: bytes) -> str:
     """Return FFmpeg's name of the demuxer for a video file whose first kilobyte is ``head``.
 
     Raises:
@@ -68,7 +67,7 @@ def container_format(path: str | os.PathLike[str], head: bytes) -> str:
 
 
 @contextmanager
-def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: AnyPath) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a regular local video file; no other file or address is ever opened.
 
     Yields:

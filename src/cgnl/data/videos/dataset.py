@@ -6,7 +6,6 @@ to the network, whose convolutions may want just that order.
 Shapes: B batch, T frames of a clip, U frames of a video that its test clips need, V views, H height, W width.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgnl.data.decoding import BadFileError
+from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.lists import SampleList
 from cgnl.data.records import FileDataset, sort_out
 from cgnl.data.transforms import clip_test_transform, clip_train_transform, crop_offsets
@@ -165,7 +164,7 @@ test_videos.__test__ = False  # type: ignore[attr-defined]  # no test, though py
 
 def read_clips(
     reader: GuardedReader,
-    path: str | os.PathLike[str],
+    path: AnyPath,
     numbers: np.ndarray,
     transform: Callable[[np.ndarray], Tensor],
     *,

@@ -5,13 +5,13 @@ The processes that decode videos import this module, so it imports no torch.
 Shapes: T frames wanted, H height, W width.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cgnl.data.decoding import AnyPath
 from cgnl.data.videos import streams
 from cgnl.data.videos.frame_folders import probe_folder, read_folder
 from cgnl.data.videos.streams import Pieces
@@ -36,7 +36,7 @@ class VideoInfo:
     promised: int | None
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
+def probe(path: AnyPath) -> VideoInfo:
     """Count the frames of a video file or of a folder of frames, and look at its first one.
 
     The frames are counted by their packets, without decoding them, wherever the packets tell; else all are decoded.
@@ -47,7 +47,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     return VideoInfo(*(probe_folder(path) if Path(path).is_dir() else streams.probe_stream(path, decode_all=False)))
 
 
-def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
+def decode_all(path: AnyPath) -> VideoInfo:
     """Decode a whole video file or folder of frames; ``frames`` is less than for :func:`probe` where some are damaged.
 
     Raises:
@@ -60,7 +60,7 @@ def decode_all(path: str | os.PathLike[str]) -> VideoInfo:
     return VideoInfo(*streams.probe_stream(path, decode_all=True))
 
 
-def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[np.ndarray, int]:
+def read_frames(path: AnyPath, indices: Sequence[int]) -> tuple[np.ndarray, int]:
     """Read frames of a video by number, decoding only the stretches that are wanted.
 
     Frame i is the i-th that a decode of the whole first video stream shows; in a damaged file those that cannot be
@@ -82,7 +82,7 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[n
 
 
 def read_into(
-    path: str | os.PathLike[str], indices: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray]
+    path: AnyPath, indices: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray]
 ) -> tuple[np.ndarray, int]:
     """Read frames as :func:`read_frames` does, into memory that ``allocate`` makes for a shape.
 
@@ -100,7 +100,7 @@ def read_into(
     return frames, sum(number in lost for number in numbers)
 
 
-def read_pieces(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pieces) -> list[int]:
+def read_pieces(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[int]:
     """Read frames of a video by number (``wanted`` ascends), of which some at a time are in memory.
 
     Return the wanted numbers that could not be decoded, which get the nearest frame.

@@ -3,19 +3,18 @@
 Shapes: T frames wanted, H height, W width.
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cgnl.data.decoding import BadFileError, open_image
+from cgnl.data.decoding import AnyPath, BadFileError, open_image
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
-def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
+def frame_files(folder: AnyPath) -> list[Path]:
     """Return the JPEG, PNG, WebP and BMP files of a folder in natural order of names: ``img_2`` before ``img_10``.
 
     Raises:
@@ -36,7 +35,7 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, int | None]:
+def probe_folder(folder: AnyPath) -> tuple[int, float, int, int, int | None]:
     """Count the frames of a folder and look at the first.
 
     Returns:
@@ -50,7 +49,7 @@ def probe_folder(folder: str | os.PathLike[str]) -> tuple[int, float, int, int, 
 
 
 def read_folder(
-    folder: str | os.PathLike[str], wanted: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray] | None
+    folder: AnyPath, wanted: Sequence[int], allocate: Callable[[tuple[int, ...]], np.ndarray] | None
 ) -> tuple[np.ndarray, list[int]]:
     """Read frames of a folder by number (``wanted`` ascends) into a uint8 array that ``allocate`` makes of a shape.
 

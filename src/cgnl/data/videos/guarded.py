@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cgnl.data.decoding import BadFileError
+from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.videos.decoding import VideoInfo, checked_indices, probe, read_into, read_pieces
 from cgnl.data.videos.streams import Pieces
 
@@ -56,7 +56,7 @@ class GuardedReader:
         self.timeout = timeout
         self._child: _Child | None = None
 
-    def read(self, path: str | os.PathLike[str], indices: Sequence[int]) -> tuple[np.ndarray, int]:
+    def read(self, path: AnyPath, indices: Sequence[int]) -> tuple[np.ndarray, int]:
         """Read frames of a video by number, with arguments and results as of :func:`cgnl.data.videos.read_frames`.
 
         Raises:
@@ -68,7 +68,7 @@ class GuardedReader:
         return self._asked(path, lambda child: child.read(path, numbers))
 
     def read_pieces(
-        self, path: str | os.PathLike[str], wanted: Sequence[int], size: int, take: Callable[[int, np.ndarray], None]
+        self, path: AnyPath, wanted: Sequence[int], size: int, take: Callable[[int, np.ndarray], None]
     ) -> int:
         """Read frames of a video in one go, of which some at a time are in memory.
 
@@ -94,7 +94,7 @@ class GuardedReader:
             raise ValueError(f"size ({size}) must be at least 1")
         return self._asked(path, lambda child: child.read_pieces(path, numbers, size, take))
 
-    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+    def probe(self, path: AnyPath) -> VideoInfo:
         """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
 
         Raises:
@@ -103,7 +103,7 @@ class GuardedReader:
         """
         return self._asked(path, lambda child: child.probe(path))
 
-    def _asked(self, path: str | os.PathLike[str], ask: Callable[["_Child"], T]) -> T:
+    def _asked(self, path: AnyPath, ask: Callable[["_Child"], T]) -> T:
         if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
             self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
@@ -169,7 +169,7 @@ class _Child:
             self.stop()
             raise RuntimeError(f"the process that reads videos does not start: it {error}") from None
 
-    def read(self, path: str | os.PathLike[str], numbers: list[int]) -> tuple[np.ndarray, int]:
+    def read(self, path: AnyPath, numbers: list[int]) -> tuple[np.ndarray, int]:
         # The first slot is for when the caller holds on to the frames of all others.
         slot = self._free.pop() if self._free else 0
         try:
@@ -186,7 +186,7 @@ class _Child:
         self._frames.tidy(slot)
         return frames, lost
 
-    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+    def probe(self, path: AnyPath) -> VideoInfo:
         reply = self._answer({"path": os.fsencode(path).hex()})
         frames, width, height = (_whole(reply, name) for name in ("frames", "width", "height"))
         promised = None if reply.get("promised") is None else _whole(reply, "promised")
@@ -195,9 +195,7 @@ class _Child:
             raise _EndedError(_NONSENSE)
         return VideoInfo(frames, fps, width, height, promised)
 
-    def read_pieces(
-        self, path: str | os.PathLike[str], numbers: list[int], size: int, take: Callable[[int, np.ndarray], None]
-    ) -> int:
+    def read_pieces(self, path: AnyPath, numbers: list[int], size: int, take: Callable[[int, np.ndarray], None]) -> int:
         request: dict[str, Any] = {"path": os.fsencode(path).hex(), "indices": numbers, "slot": 0, "size": size}
         spent = 0.0
         try:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from cgnl.data.decoding import AnyPath
 from cgnl.data.scanning import scan_with_bar
 from cgnl.data.videos.decoding import VideoInfo, probe
 from cgnl.files import whole_file
@@ -37,10 +38,10 @@ class _Entry(NamedTuple):
 
 def index_videos(
     videos: Sequence[Path],
-    root: str | os.PathLike[str],
+    root: AnyPath,
     *,
-    file: str | os.PathLike[str] | None = None,
-    otherwise: str | os.PathLike[str] | None = None,
+    file: AnyPath | None = None,
+    otherwise: AnyPath | None = None,
     workers: int | None = None,
     timeout: float = 60.0,
     progress: bool = True,

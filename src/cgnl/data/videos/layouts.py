@@ -1,6 +1,5 @@
 """The layouts of video data sets on disk: UCF101, Kinetics, Mini-Kinetics, list files, folders of classes."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -8,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from cgnl.data.decoding import BadFileError, DataError, resolve_inside
+from cgnl.data.decoding import AnyPath, BadFileError, DataError, resolve_inside
 from cgnl.data.lists import (
     VIDEO_SUFFIXES,
     Inside,
@@ -33,12 +32,12 @@ _UCF101_NAMES = ("UCF-101", "UCF101")
 
 
 def read_videos(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     split: Split = "train",
     *,
     format: str = "auto",
-    list_file: str | os.PathLike[str] | None = None,
-    annotations: str | os.PathLike[str] | None = None,
+    list_file: AnyPath | None = None,
+    annotations: AnyPath | None = None,
     fold: int = 1,
     num_classes: int | None = None,
     missing_limit: float = 0.05,
@@ -149,9 +148,7 @@ def _frame_row(text: str) -> re.Match[str] | None:
     return re.fullmatch(rf"(.+?)[{_SEPARATORS}]+([0-9]{{1,9}})[{_SEPARATORS}]+(-?[0-9]+)", text)
 
 
-def read_ucf101(
-    root: str | os.PathLike[str], split: Split = "train", *, lists: str | os.PathLike[str], fold: int = 1
-) -> SampleList:
+def read_ucf101(root: AnyPath, split: Split = "train", *, lists: AnyPath, fold: int = 1) -> SampleList:
     """Read one of the three splits of UCF101, in the order of its list, from a root with the class folders or
     ``UCF-101/``.
 
@@ -230,9 +227,7 @@ def _ucf101_lines(list_file: Path, *, with_label: bool) -> list[tuple[int, str, 
     return rows
 
 
-def read_video_list(
-    list_file: str | os.PathLike[str], video_root: str | os.PathLike[str], num_classes: int | None = None
-) -> SampleList:
+def read_video_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | None = None) -> SampleList:
     """Read a list file with lines ``path label``, separated by spaces, a comma or a tab; labels from 0 to K - 1.
 
     A path is that of a video file or of a folder of frames, and may hold spaces and commas, as the label is what
@@ -248,9 +243,7 @@ def read_video_list(
     return listed(list_file, video_root, rows, num_classes=num_classes)
 
 
-def read_frame_list(
-    list_file: str | os.PathLike[str], video_root: str | os.PathLike[str], num_classes: int | None = None
-) -> SampleList:
+def read_frame_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | None = None) -> SampleList:
     """Read a list file with lines ``folder frames label`` of folders with a picture for each frame.
 
     A folder with another number of pictures than the list says counts as missing, and ``reasons`` tells both.

@@ -8,7 +8,6 @@ Shapes: T frames wanted, P frames of a piece of them, H height, W width.
 """
 
 import math
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from cgnl.data.decoding import MAX_PIXELS, BadFileError
+from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError
 from cgnl.data.videos.containers import open_video
 
 # One packet of these holds one frame; others have packets without a frame (VP8's alternate references).
@@ -320,7 +319,7 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def read_stream(path: str | os.PathLike[str], wanted: Sequence[int], pieces: Pieces) -> list[int]:
+def read_stream(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[int]:
     """Read frames of a video file (``wanted`` ascends), decoding none twice unless something is wrong with the file.
 
     Returns:
@@ -368,7 +367,7 @@ def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator
         yield number, frame
 
 
-def probe_stream(path: str | os.PathLike[str], *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
+def probe_stream(path: AnyPath, *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
     """Count the frames of a video file, by its packets where they can be trusted unless ``decode_all``.
 
     Returns:
