@@ -13,7 +13,6 @@ from cgnl.insertion.nested import Select
 from cgnl.insertion.recording import Call, Run
 from cgnl.insertion.stages import Stages
 
-_BLOCK_FOR = {1: "CGNL1d", 2: "CGNL2d", 3: "CGNL3d"}
 _WORDS = {
     (1, "channels_first"): "[B, C, L]",
     (2, "channels_first"): "[B, C, H, W]",
@@ -123,7 +122,7 @@ def _nothing_found(run: Run, blocks: list[Call], num_axes: int | None) -> str:
         return (
             f"blocks: they take {num_axes} {'axis' if num_axes == 1 else 'axes'} besides batch and channels, but the "
             f"maps in {name} have {call.num_axes}, such as {shape} after {call.path!r}; "
-            f"give a block like cgnl.{_BLOCK_FOR[call.num_axes]}"
+            f"give a block like cgnl.CGNL{call.num_axes}d"
         )
     maps = [call for call in run.calls.values() if call.path and 3 <= len(call.out_shape) <= 5]
     seen = ", ".join(f"{call.path} {list(call.out_shape)}" for call in maps[-8:]) or "none"

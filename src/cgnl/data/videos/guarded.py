@@ -70,20 +70,18 @@ class GuardedReader:
     def read_pieces(
         self, path: AnyPath, wanted: Sequence[int], size: int, take: Callable[[int, np.ndarray], None]
     ) -> int:
-        """Read frames of a video in one go, of which some at a time are in memory.
+        """Read frames of a video in one go (``wanted`` ascends without repeats), of which P (``size``) at a time are in
+        memory.
 
-        Args:
-            path: A video file, or a folder of frames.
-            wanted: T numbers of frames, ascending, without repeats.
-            size: Number of frames at a time, P; the last time they may be fewer.
-            take: Is called with the place of the first of some frames among the wanted ones and the frames, uint8
-                [P, H, W, 3], which are there until it returns; from place 0 again, should decoding have to begin anew.
+        ``take`` is called with the place of the first of some frames among the wanted ones and the frames, uint8 [P, H,
+        W, 3] (the last time they may be fewer), which are there until it returns; from place 0 again, should decoding
+        have to begin anew.
 
         Returns:
             The number of wanted frames that could not be decoded.
 
         Raises:
-            BadFileError: As :meth:`read`; what was handed over before is to be forgotten.
+            BadFileError: As :meth:`read`; forget the frames that were handed over before.
             ValueError: A size below 1; numbers that do not ascend, a negative one or none.
             RuntimeError: The process does not start.
         """

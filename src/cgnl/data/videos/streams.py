@@ -269,29 +269,24 @@ class Canvas:
         self._size = stream.codec_context.width, stream.codec_context.height
         self._number, self._pieces = number, pieces
         self._pixels = np.empty((0, 0, 0, 3), np.uint8)
-        self._first = self._taken = 0
+        self._first = self.taken = 0
         self._reformatter = VideoReformatter()
-
-    @property
-    def empty(self) -> bool:
-        """Tell whether there was no frame yet."""
-        return self._taken == 0
 
     def take(self, number: int, frame: VideoFrame) -> None:
         """Convert the next wanted frame and keep its pixels; hand the piece over that it completes."""
         width, height = self._size
-        if self._taken == self._first:
+        if self.taken == self._first:
             self._pixels = self._pieces.allocate((min(self._pieces.size, self._number - self._first), height, width, 3))
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        self._pixels[self._taken - self._first] = rows[:, : width * 3].reshape(height, width, 3)
-        self._taken += 1
-        if self._taken == self._first + len(self._pixels):
+        self._pixels[self.taken - self._first] = rows[:, : width * 3].reshape(height, width, 3)
+        self.taken += 1
+        if self.taken == self._first + len(self._pixels):
             matrix = display_matrix(frame)
             upright = self._pixels if matrix is None else turned(self._pixels, matrix)
             self._pieces.take(self._first, np.ascontiguousarray(upright))
-            self._first = self._taken
+            self._first = self.taken
 
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
@@ -346,7 +341,7 @@ def read_stream(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[in
             numbered = _numbered(decode(demux(container, stream), stream), times)
             lost = read_from_start(numbered, wanted, canvas.take)
             break
-    if canvas.empty:
+    if not canvas.taken:
         raise BadFileError(path, _NO_FRAME)
     return lost
 

@@ -6,7 +6,7 @@ outlines; sizes in pixels are those of the finished layer.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -85,17 +85,12 @@ def mix(a: RGB, b: RGB, share: float) -> RGB:
     return red, green, blue
 
 
-@dataclass
 class _Sheet:
     """Two drawings made together: the colours, and which region each pixel shows."""
 
-    size: int
-    colours: Image.Image = field(init=False)
-    regions: Image.Image = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.colours = Image.new("RGB", (self.size, self.size))
-        self.regions = Image.new("L", (self.size, self.size))
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.colours, self.regions = (Image.new(mode, (size, size)) for mode in ("RGB", "L"))
         self._draw_colour = ImageDraw.Draw(self.colours)
         self._draw_region = ImageDraw.Draw(self.regions)
 
