@@ -56,6 +56,12 @@ def test_the_kind_of_block_decides_which_options_there_are(name, arguments, bloc
     assert found == block
 
 
+def test_the_network_decides_which_values_of_the_recipe_stay():
+    network = parsed("video", "--network.arch", "torchvision:r3d_18", "--network.dropout=0.1").network
+    assert (network.weights, network.temporal_strides, network.dropout) == ("default", (2, 2, 2), 0.1)
+    assert parsed("image", "--network.arch=resnet18").network.weights == "IMAGENET1K_V1"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "refused"),
     [

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
-from cgnl.settings.image import Recipe
+from cgnl.settings.image import Recipe, with_arch
 
 _METAVARS = {
     "block": f"{{{','.join(OPTIONS)}}}|CLASS",
@@ -30,12 +30,15 @@ _HELP_OF_BLOCK = "Kind of block: {}, or a class of your own such as mypackage.My
 def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[str]) -> Any:
     """Parse options that are the fields of a recipe, whichever its kind, and those of ``more``.
 
-    The kind of block comes first, as it decides which options of blocks there are. ``--network.groups`` and the like,
-    as earlier versions spelled the options of blocks, are read as ``--block.groups``.
+    The network and the kind of block come first: they decide which values of the recipe stay, and which options of
+    blocks there are. ``--network.groups`` and the like, as earlier versions spelled the options of blocks, are read as
+    ``--block.groups``.
 
     Raises:
         ValueError: An option of a block that its kind does not have.
     """
+    if (arch := _last_value("--network.arch", arguments)) is not None:
+        recipe = replace(recipe, network=with_arch(recipe.network, arch))
     if (block := _last_value("--network.block", arguments)) is not None:
         recipe = replace(recipe, network=replace(recipe.network, block=block))
     arguments = [_option_of_block(argument, recipe) for argument in arguments]

@@ -15,6 +15,7 @@ from cgnl.settings.marks import FOR_TESTS, FREE
 class DetectionNetworkConfig:
     """Mask R-CNN and the blocks in its backbone."""
 
+    of_others: ClassVar[Mapping[str, Any]] = {"neck": "fpn", "weights": None, "backbone_weights": "default"}
     arch: str = "resnet50"
     """Network of the backbone: resnet18, resnet34, resnet50, resnet101; with neck fpn also a convolutional classifier
     of a library such as torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network."""

@@ -1,12 +1,12 @@
 """The settings of a training run on images: network, data, and the whole recipe."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import check_arch, within
+from cgnl.settings.checks import check_arch, is_dotted_name, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -19,6 +19,8 @@ ARCHITECTURES = get_args(Architecture)
 class NetworkConfig:
     """The network and the blocks in it."""
 
+    # in place of values that fit the paper's networks alone, where another network comes in their place
+    of_others: ClassVar[Mapping[str, Any]] = {"dropout": None, "weights": "default"}
     arch: str = "resnet50"
     """Network that the blocks go into: resnet18, resnet34, resnet50, resnet101, resnet152, a classifier of a library
     such as timm:convnext_tiny or torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network,
@@ -42,6 +44,31 @@ class NetworkConfig:
         check_arch(self.arch, ARCHITECTURES)
         check_blocks(self.block, self.num_blocks, given_places(self.places))
         within("network.dropout", self.dropout, 0, 1)
+
+
+def with_arch(network: Any, arch: str) -> Any:
+    """Return a network's settings with another network.
+
+    Where that is none of the paper's, values that fit those alone fall away, and named weights give way to the
+    library's own.
+
+    Args:
+        network: The settings.
+        arch: The name of the other network.
+
+    Raises:
+        ValueError: No network has such a name.
+    """
+    if arch in ARCHITECTURES or network.arch not in ARCHITECTURES:
+        return replace(network, arch=arch)
+    changed = dict(network.of_others)
+    for name in [name for name in changed if name.endswith("weights")]:
+        now = getattr(network, name)
+        if now is None or Path(now).suffix:  # none, or a file
+            del changed[name]
+        elif is_dotted_name(arch):
+            changed[name] = None
+    return replace(network, arch=arch, **changed)
 
 
 @dataclass(frozen=True)

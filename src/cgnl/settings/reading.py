@@ -9,7 +9,7 @@ from typing import Any
 from cgnl.settings.blocks import BLOCK_OPTIONS, check_names, fitting, options_class
 from cgnl.settings.checks import converted
 from cgnl.settings.detection import DetectionRecipe
-from cgnl.settings.image import Recipe
+from cgnl.settings.image import Recipe, with_arch
 from cgnl.settings.video import VideoDataConfig, VideoRecipe
 
 # Fields that had other names in earlier versions.
@@ -81,6 +81,9 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: the file must be a mapping of fields, got {values!r}")
     rest, block = _apart(values)
+    network = rest.get("network")
+    if isinstance(network, Mapping) and isinstance(network.get("arch"), str):
+        recipe = dataclasses.replace(recipe, network=with_arch(recipe.network, network["arch"]))
     recipe = _override(recipe, rest, source, "")
     if isinstance(block, Mapping):
         check_names(recipe.network.block, block, f"{source}: block.")

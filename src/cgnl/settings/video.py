@@ -14,6 +14,11 @@ from cgnl.settings.marks import FOR_TESTS, FREE
 class VideoNetworkConfig(NetworkConfig):
     """The video network: frames through a residual network of images, and space-time blocks between."""
 
+    of_others: ClassVar[Mapping[str, Any]] = {
+        **NetworkConfig.of_others,
+        "temporal_strides": (2, 2, 2),
+        "head": "average",
+    }
     arch: str = "resnet50"
     """Residual network of torchvision that each frame goes through: resnet18, resnet34, resnet50, resnet101, resnet152.
     Or a network of videos: torchvision:r3d_18 and the like, or a function of your own such as
@@ -28,8 +33,8 @@ class VideoNetworkConfig(NetworkConfig):
         for stride in self.temporal_strides:
             within("network.temporal_strides", stride, 1)
         if self.arch not in ARCHITECTURES:
-            for name, default in (("temporal_strides", (2, 2, 2)), ("head", "average")):
-                if getattr(self, name) != default:
+            for name in ("temporal_strides", "head"):
+                if getattr(self, name) != self.of_others[name]:
                     raise ValueError(f"network.{name} must be left out for network.arch {self.arch}, which has none")
 
 
