@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cgnl.cli import main
 from cgnl.cli.arguments import parse_fields, parts_of, take_trust
 from cgnl.recipes import RECIPES
 from cgnl.settings.blocks import CGNLOptions, NonLocalOptions
@@ -98,3 +99,13 @@ def test_trust_is_taken_from_any_place():
     rest, trusted = take_trust(["train", "--trust", "one", "x", "--network.block", "my.Block", "--trust=two"])
     assert rest == ["train", "x", "--network.block", "my.Block"]
     assert trusted == ["one", "two", "my.Block"]
+    # a kind of ours, or a network, is no package of that name in the working directory
+    assert take_trust(["train", "x", "--network.block", "se", "--network.arch=resnet50"])[1] == []
+    assert take_trust(["train", "x", "--network.arch=timm:resnet10t.c3_in1k"])[1] == []
+
+
+@pytest.mark.parametrize("arguments", [["--trust"], ["--trust="], ["--trust", "--smoke"], ["--trust=--smoke"]])
+def test_trust_without_a_package_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "image", *arguments])
+    assert "must be a package, such as mypackage" in capsys.readouterr().err

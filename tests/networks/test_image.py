@@ -308,3 +308,9 @@ def test_multiplications_of_a_block(block: str, products: int) -> None:
     assert added == 196 * products
     if block == "cgnl":
         assert 100 * added / plain == pytest.approx(7.8, abs=0.1), "the share of the multiplications in %"
+
+
+def test_of_blocks_without_a_shell_in_a_file_no_number_is_said(tmp_path):
+    torch.save(image.resnet18("se", num_classes=3).state_dict(), tmp_path / "se.pth")
+    with pytest.raises(CheckpointError, match=r"excite\.bias is unknown to the network\.$"):
+        image.resnet18("none", num_classes=3, weights=tmp_path / "se.pth")

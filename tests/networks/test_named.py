@@ -285,3 +285,14 @@ def test_cost_without_memory(name: str) -> None:
     cost = network_cost(lambda: named_network(name, 5, IMAGE, blocks=blocks).network, IMAGE)
     assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert cost.multiplications == counter.get_total_flops() // 2
+
+
+def test_places_are_found_where_a_list_names_none_and_are_refused_twice() -> None:
+    for places in ([], ["auto"], "auto", ()):
+        assert named_network("torchvision:regnet_y_400mf", 5, IMAGE, blocks=blocks, places=places).places == (
+            "trunk_output.block3.block3-4",
+        )
+    with pytest.raises(
+        ValueError, match=r"places \(trunk_output.block3 trunk_output.block3\) must name each path once"
+    ):
+        named_network("torchvision:regnet_y_400mf", 5, IMAGE, blocks=blocks, places=["trunk_output.block3"] * 2)

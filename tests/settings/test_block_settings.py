@@ -83,3 +83,9 @@ def test_old_spellings_are_read():
     new = override(recipe, {"block": {"kernel": "rbf", "groups": 4}}, "a file")
     assert override(recipe, {"network": {"kernel": "rbf", "groups": 4}}, "a file") == new
     assert new.block == CGNLOptions(kernel="rbf", groups=4)
+
+
+@pytest.mark.parametrize("kind", [CGNLOptions, OPTIONS["residual"]])
+def test_a_word_that_is_no_number_of_groups_is_refused(kind):
+    with pytest.raises(ValueError, match=r"block\.groups \('channels'\) must be one of 'auto' or a number"):
+        kind(groups="channels")

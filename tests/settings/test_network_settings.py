@@ -39,6 +39,13 @@ def test_what_is_given_with_another_network_stays():
     assert (found.dropout, found.weights) == (0.2, "r160_in1k")
     file = override(recipe, {"network": {"weights": "mine.pth"}}, "a file").network
     assert with_arch(file, "timm:test_convnext").weights == "mine.pth"
+    values = {"arch": "torchvision:r3d_18", "temporal_strides": [1, 1, 2]}
     with pytest.raises(ValueError, match=r"network\.temporal_strides must be left out for .*r3d_18, which has none"):
-        values = {"arch": "torchvision:r3d_18", "temporal_strides": [1, 1, 2]}
         override(RECIPES["video"].make(), {"network": values}, "a file")
+
+
+@pytest.mark.parametrize("name", ["image", "video", "detection"])
+def test_a_place_that_is_named_twice_is_refused(name):
+    values = {"network": {"places": ["layer3.4", "layer3.4"], "num_blocks": 2}}
+    with pytest.raises(ValueError, match=r"network\.places \(layer3\.4 layer3\.4\) must name each path once"):
+        override(RECIPES[name].make(), values, "a file")

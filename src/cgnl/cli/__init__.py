@@ -262,8 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What stands behind ``cgnl``; by default that of this process.
     """
-    arguments, trusted = take_trust(sys.argv[1:] if arguments is None else arguments)
     try:
+        arguments, trusted = take_trust(sys.argv[1:] if arguments is None else arguments)
         with trusting(*trusted):
             _run(arguments)
     except BrokenPipeError:

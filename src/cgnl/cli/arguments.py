@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
+from cgnl.settings.checks import is_dotted_name
 from cgnl.settings.image import Recipe, with_arch
 
 _METAVARS = {
@@ -128,6 +129,9 @@ def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take ``--trust PACKAGE`` out of arguments; return the rest, and the names that this command line trusts.
 
     These are the packages behind ``--trust``, and the classes and functions that it names itself.
+
+    Raises:
+        ValueError: There is no package behind ``--trust``.
     """
     rest, trusted = [], []
     waiting = iter(arguments)
@@ -138,8 +142,11 @@ def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             trusted.append(argument.partition("=")[2])
         else:
             rest.append(argument)
-    named = (_last_value(option, rest) for option in ("--network.block", "--network.arch"))
-    return rest, [name for name in (*trusted, *named) if name]
+    if wrong := [name for name in trusted if not name or name.startswith("-")]:
+        raise ValueError(f"--trust ({wrong[0]}) must be a package, such as mypackage")
+    named = (_last_value(option, rest) or "" for option in ("--network.block", "--network.arch"))
+    # a name without a dot is one of ours, and no package of that name
+    return rest, [*trusted, *filter(is_dotted_name, named)]
 
 
 def parts_of(recipe: Recipe) -> dict[str, Any]:

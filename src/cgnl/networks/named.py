@@ -126,9 +126,7 @@ def put_blocks(
     """
     layout: Layout | None = None
     select: dict[str, Select | None] = {}
-    if isinstance(places, str) and places != "auto":
-        raise ValueError(f"places ({places!r}) must be 'auto' or module paths")
-    if places in ("auto", ("auto",), ()):
+    if to_find(places):
         found = find_places(network, example_input, num_blocks, num_axes=None, layout=None)
         places, layout, select = found.paths, found.layout, found.select
     keys = {path: keys_of(select.get(path)) for path in places}
@@ -147,6 +145,20 @@ def put_blocks(
             select={path: select.get(path) for path in paths},
         )
     return tuple(places)
+
+
+def to_find(places: Sequence[str]) -> bool:
+    """Return whether places are to be found: "auto", or none given.
+
+    Raises:
+        ValueError: They are neither "auto" nor module paths, each of them once.
+    """
+    if isinstance(places, str) and places != "auto":
+        raise ValueError(f"places ({places!r}) must be 'auto' or module paths")
+    found = places == "auto" or [*places] in ([], ["auto"])
+    if not found and len(set(places)) < len(places):
+        raise ValueError(f"places ({' '.join(places)}) must name each path once")
+    return found
 
 
 def _set_dropout(network: nn.Module, path: str, dropout: float, name: str) -> None:

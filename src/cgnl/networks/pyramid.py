@@ -18,7 +18,7 @@ from cgnl.insertion.places import find_places
 from cgnl.networks.checkpoints import load_checkpoint_file
 from cgnl.networks.detection import PREDICTORS, BackboneNorm, limits, load_file, with_pyramid
 from cgnl.networks.libraries import library_of
-from cgnl.networks.named import BlocksByAxes, NamedNetwork, put_blocks
+from cgnl.networks.named import BlocksByAxes, NamedNetwork, put_blocks, to_find
 from cgnl.networks.weights import Checkpoint, Weights, is_file, load_checked
 
 _STRIDES = (4, 8, 16, 32)
@@ -122,7 +122,7 @@ def named_detector(
     )
     device = next(body.parameters()).device
     example = torch.zeros(1, 3, _EXAMPLE, _EXAMPLE, device=device)
-    if blocks is not None and places in ("auto", ("auto",), ()):
+    if blocks is not None and to_find(places):
         places = find_places(body, example, num_blocks, num_axes=2, layout="channels_first").paths
     if backbone_norm == "frozen":
         _freeze_norms(body)

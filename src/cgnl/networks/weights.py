@@ -145,8 +145,9 @@ def load_checked(network: nn.Module, state_dict: dict[str, Tensor], source: str,
         if all(phrase.startswith(classifier) for phrase in wrong):
             hint = " Only the classifier differs: new_classifier=True (--network.new-classifier) starts a new one."
         elif any(f".{BLOCK_NAME}." in phrase for phrase in wrong):
-            found = block_settings(state_dict)
-            hint = f" The blocks in the file: {', '.join(f'{key}={value!r}' for key, value in found.items())}."
+            found = ", ".join(f"{key}={value!r}" for key, value in block_settings(state_dict).items())
+            # of other blocks than those with a shell nothing is known
+            hint = "" if found == "num_blocks=0" else f" The blocks in the file: {found}."
         raise CheckpointError(f"Checkpoint {source} does not fit the network: {'; '.join(wrong)}.{hint}")
     # Nothing but the counters of batches can be missing here, and those keep their zeros.
     network.load_state_dict(state_dict, strict=False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from cgnl.settings.checks import check_choice, converted, positive, within
+from cgnl.settings.checks import check_choice, converted, is_dotted_name, positive, within
 from cgnl.settings.marks import FREE
 
 
@@ -43,6 +43,13 @@ class ShellOptions(SizedOptions):
     cancels the attention of a CGNL block, as batch does with one image in each process."""
 
 
+def _check_groups(groups: str | int) -> None:
+    if isinstance(groups, str):
+        check_choice("block.groups", groups, ("auto",), " or a number")
+    else:
+        within("block.groups", groups, 1)
+
+
 @dataclass(frozen=True)
 class ResidualOptions(ShellOptions):
     """The options of a residual block, which has no attention."""
@@ -54,8 +61,7 @@ class ResidualOptions(ShellOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.groups != "auto":
-            within("block.groups", self.groups, 1)
+        _check_groups(self.groups)
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,7 @@ class CGNLOptions(ShellOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.groups != "auto":
-            within("block.groups", self.groups, 1)
+        _check_groups(self.groups)
         check_choice("block.scale", self.scale, (None, "sqrt", "mean"), f" for a {self.public_name} block")
         positive("block.g_std", self.g_std)
         within("block.order", self.order, 0)
@@ -209,7 +214,7 @@ def options_class(block: str) -> type[BlockOptions]:
     """
     if block in OPTIONS:
         return OPTIONS[block]
-    if "." in block and all(part.isidentifier() for part in block.split(".")):
+    if is_dotted_name(block):
         return BlockOptions
     raise ValueError(
         f"block ({block!r}) must be one of {', '.join(OPTIONS)}, or a class of your own such as mypackage.MyBlock"
@@ -234,6 +239,8 @@ def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
     """
     options_class(block)
     within("network.num_blocks", num_blocks, 1)
+    if len(set(places)) < len(places):
+        raise ValueError(f"network.places ({' '.join(places)}) must name each path once")
     if places and num_blocks not in (1, len(places)):
         raise ValueError(
             f"network.num_blocks ({num_blocks}) must be left out, or be the number of network.places ({len(places)})"
