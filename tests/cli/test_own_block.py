@@ -71,6 +71,8 @@ def test_a_trusted_run_predicts_and_shows_the_effect_of_its_block(run, class_fol
     done = cgnl(run, "explain", "run", image, "--trust=myblocks", "--out", "page.html")
     assert done.returncode == 0, done.stderr
     assert "block of your own (Shift)" in (run / "page.html").read_text()
+    done = cgnl(run, "explain", "run", image, "--trust=myblocks", "--figure=5")
+    assert done.stderr.endswith("has a block of your own (Shift) after layer3.0, which has no affinity to show\n")
 
 
 def test_options_that_it_does_not_have_are_refused():

@@ -271,7 +271,7 @@ def test_what_cannot_be_drawn(images, clips):
         figure5(IMAGE, {"CGNL": (images["CGNL"][0], "layer3")}, (30, 20), VIEW)
     with pytest.raises(ValueError, match="networks must hold"):
         figure5(IMAGE, {}, (30, 20), VIEW)
-    with pytest.raises(ValueError, match="relates no positions"):
+    with pytest.raises(ValueError, match="residual block has no affinity to show"):
         figure5(IMAGE, {"plain": traced(ResidualBlock2d(16), 6, 6)}, (30, 20), VIEW)
     several = dataclasses.replace(images["CGNL"][0].blocks[""], samples=3)
     with pytest.raises(ValueError, match=r"networks\['regions'\]: a block that saw 3 samples for one input has no"):

@@ -296,3 +296,10 @@ def test_places_are_found_where_a_list_names_none_and_are_refused_twice() -> Non
         ValueError, match=r"places \(trunk_output.block3 trunk_output.block3\) must name each path once"
     ):
         named_network("torchvision:regnet_y_400mf", 5, IMAGE, blocks=blocks, places=["trunk_output.block3"] * 2)
+
+
+def test_an_input_of_a_size_that_the_network_cannot_take() -> None:
+    with pytest.raises(
+        ValueError, match=r"arch \(torchvision:mvit_v2_s\) cannot run on an input of \[1, 3, 4, 32, 32\]: "
+    ):
+        named_network("torchvision:mvit_v2_s", 5, (1, 3, 4, 32, 32), blocks=blocks)

@@ -216,7 +216,8 @@ def _block(trace: Any, block: str | None, name: str) -> str:
     if block not in trace.blocks:
         raise ValueError(f"block ({block}) must be one of {', '.join(trace.blocks)}")
     if trace.blocks[block].kind == "residual":
-        raise ValueError(f"the network {name} has a {trace.blocks[block].phrase} after {block}, which relates nothing")
+        phrase = trace.blocks[block].phrase
+        raise ValueError(f"the network {name} has a {phrase} after {block}, which has no affinity to show")
     return block
 
 

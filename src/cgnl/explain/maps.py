@@ -305,7 +305,7 @@ def _at(features: Tensor, position: tuple[int, ...]) -> Tensor:
 
 def _phi_and_g(block: BlockTrace) -> tuple[Tensor, Tensor]:
     if block.phi is None or block.g is None:
-        raise ValueError(f"block ({block.path!r}) is a residual block, which relates nothing: it has no phi and g")
+        raise ValueError(f"block ({block.path!r}) is a {block.phrase}, which has no affinity to show")
     return block.phi, block.g
 
 

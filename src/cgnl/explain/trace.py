@@ -150,7 +150,7 @@ def check_drawable(block: BlockTrace, name: str) -> None:
         name: What the block or its network is called in the error.
     """
     if block.phi is None:
-        raise ValueError(f"{name}: a {block.phrase} relates no positions to each other")
+        raise ValueError(f"{name}: a {block.phrase} has no affinity to show")
     if block.samples > 1:
         raise ValueError(f"{name}: a block that saw {block.samples} samples for one input has no place in it")
 

@@ -89,7 +89,11 @@ def named_network(
     paths: tuple[str, ...] = ()
     if blocks is not None:
         example = torch.zeros(input_shape, device=next(network.parameters()).device)
-        paths = put_blocks(network, blocks, example, places, num_blocks)
+        try:
+            paths = put_blocks(network, blocks, example, places, num_blocks)
+        except RuntimeError as error:  # the network's own layers
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"arch ({name}) cannot run on an input of {[*input_shape]}: {reason}") from error
     if checkpoint is not None:
         state_dict = checkpoint.state_dict
         starts = tuple(f"{path}." for path in classifier)

@@ -183,7 +183,7 @@ function roundedNotes(block) {
 function evidenceCard(block, card, k) {
   if (block.kind !== "cgnl") {
     return cardOf(block, element("p", { className: "honest" }, block.kind === "residual"
-      ? "This block has no attention: it gathers nothing."
+      ? "This block has no affinity to show, so there is nothing to add up."
       : "Only a compact block adds its elements up to sums that hold for all references. What this block gathers depends on the reference: see Affinity."));
   }
   const { settings } = card;
@@ -343,7 +343,7 @@ function drawPicture(shown, block) {
   const name = `${block.network} · ${block.path || "block"}`;
   const where = inWords(reference(block));
   canvas.setAttribute("aria-label", `${index[state.item].name}; reference at ${where}; map of ${name}`);
-  const says = !shown ? "This block has no attention." : `${state.tab === "evidence" && block.kind === "cgnl" ? "Evidence" : "Affinity"}, ${name}, ${tile.name}: `
+  const says = !shown ? "This block has no affinity to show." : `${state.tab === "evidence" && block.kind === "cgnl" ? "Evidence" : "Affinity"}, ${name}, ${tile.name}: `
     + `reference at ${where} of ${block.shape.slice(-2).join(" × ")}; strongest at ${inWords(positionOf(tile.peak.at, shown.shape))} of ${shown.shape.slice(-2).join(" × ")}, ${number(tile.peak.value)}.`;
   byId("status").textContent = says;
   byId("place").hidden = !input.toFile;
