@@ -93,6 +93,7 @@ def test_the_help_text_says_what_the_recipe_is_and_names_values(capsys):
     assert "--run FOLDER" in text
     assert "--network.block {none,nl," in text
     assert "default: None" not in text
+    assert "(default: )" not in text
 
 
 def test_trust_is_taken_from_any_place():

@@ -69,13 +69,13 @@ def _values(config: Any) -> dict[str, Any]:
 
 
 def _shown(config: Any) -> Any:
-    """Return settings as the same of a subclass whose options name their values, and no default that is None."""
+    """Return settings as the same of a subclass whose options name their values, and no default that is empty."""
     hints = get_type_hints(type(config))
     notes = {
         part.name: tyro.conf.arg(
             metavar=_metavar(part.name, hints[part.name]),
             help=_HELP_OF_BLOCK if part.name == "block" else None,
-            help_behavior_hint="" if getattr(config, part.name) is None else None,
+            help_behavior_hint="" if getattr(config, part.name) in (None, ()) else None,
         )
         for part in fields(config)
     }

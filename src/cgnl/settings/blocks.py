@@ -102,7 +102,7 @@ class CGNLOptions(ShellOptions):
     gamma: float | None = None
     """Width of rbf; by default 1e-4."""
     beta: Literal["constant", "normalized", "exact"] | None = None
-    """What becomes of the factors of theta alone and phi alone in rbf; by default constant."""
+    """How rbf treats its factors of theta alone and of phi alone; by default constant."""
     coefficients: tuple[float, ...] | None = None
     """Coefficients of (theta phi)^0, (theta phi)^1, ... of series."""
     scale: Literal["sqrt", "mean"] | None = None

@@ -26,7 +26,7 @@ class OptimizerConfig:
     bias_lr_factor: float = 1.0
     """Factor on the learning rate of all biases, those of norms among them."""
     lr_batch: int | None = None
-    """Batch that lr is meant for: with another data.batch_size the rate is scaled linearly; none: lr as it is."""
+    """Batch size that lr is meant for: lr grows in proportion to data.batch_size; by default lr stays as it is."""
     block_lr_factor: float = 1.0
     """Factor on the learning rate of the inserted blocks."""
     head_lr_factor: float = 1.0
@@ -55,7 +55,7 @@ class ScheduleConfig:
     kind: Literal["steps", "cosine", "constant"] = "steps"
     """After the warm-up: drops at the milestones, half a cosine to zero, or constant."""
     unit: Literal["epoch", "step"] = "epoch"
-    """What warmup and milestones are counted in: epochs, or optimizer steps (a run that trainer.max_steps ends)."""
+    """Unit of warmup and milestones: epochs, or optimizer steps (for a run that trainer.max_steps ends)."""
     warmup: float = 0.0
     """Length of the linear warm-up (epochs or steps)."""
     warmup_start_lr: float = 1e-5
