@@ -31,6 +31,13 @@ def test_version_is_one():
     assert f'version = "{cgnl.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
+def test_messages_name_extras_that_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for path in [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        named = re.findall(r"cgnl\[([\w,]+)\]", path.read_text())
+        assert {extra for group in named for extra in group.split(",")} <= extras.keys(), path
+
+
 def test_help_needs_no_torch():
     code = "import sys; sys.argv = ['cgnl', '--help']; import cgnl.cli\ntry: cgnl.cli.main()\nexcept SystemExit: pass\n"
     code += "heavy = {'torch', 'lightning', 'torchvision', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"

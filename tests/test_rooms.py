@@ -119,19 +119,35 @@ def test_no_two_files_import_each_other():
 
 
 def tells_tasks_apart(tree):
-    """Lines that ask a recipe or its settings which task they are of."""
+    """Lines that ask a recipe, its settings or a task object which task they are of."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "task":
-            yield node.lineno
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
-            kinds = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node.args[1])}
-            if any(kind.endswith(("Recipe", "NetworkConfig", "DataConfig")) for kind in kinds):
+        asked = []
+        match node:
+            case ast.Attribute(attr="task") | ast.Call(func=ast.Name("getattr"), args=[_, ast.Constant("task"), *_]):
                 yield node.lineno
+            case ast.Call(func=ast.Name("isinstance" | "issubclass"), args=[_, *asked]):
+                pass
+            case ast.Compare(left=left, comparators=others):
+                asked = [left, *others]
+            case ast.MatchClass(cls=kind):
+                asked = [kind]
+        kinds = {getattr(part, "id", getattr(part, "attr", "")) for one in asked for part in ast.walk(one)}
+        if any(kind.endswith(("Recipe", "NetworkConfig", "DataConfig", "Task")) for kind in kinds):
+            yield node.lineno
 
 
 def test_asking_for_a_task_is_found():
-    code = "isinstance(a, VideoRecipe)\nif b.task == 'video': isinstance(c, int | s.DetectionDataConfig)\nd = Task()"
-    assert sorted(tells_tasks_apart(ast.parse(code))) == [1, 2, 2]
+    lines = """
+isinstance(a, VideoRecipe)
+if b.task == 'video': isinstance(c, int | s.DetectionDataConfig)
+issubclass(type(d), s.VideoRecipe)
+type(e) is VideoRecipe
+getattr(f, "task", None)
+match g: case VideoNetworkConfig(): pass
+isinstance(h, VideoTask)
+i = Task()
+""".strip().replace(": case", ":\n case")
+    assert sorted(tells_tasks_apart(ast.parse(lines))) == [1, 2, 2, 3, 4, 5, 7, 8]
 
 
 def test_tasks_are_told_apart_in_settings_and_tasks_alone():

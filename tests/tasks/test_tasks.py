@@ -13,7 +13,7 @@ from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import to_dict
 from cgnl.settings.video import VideoRecipe
-from cgnl.tasks import build_network, detect, load_trained, predict, recipe_cost, smoke, task_of
+from cgnl.tasks import build_network, detect, load_trained, predict, predict_timeline, recipe_cost, smoke, task_of
 from cgnl.tasks.registry import TASKS, task_named
 from cgnl.training.trained import FORMAT
 
@@ -60,10 +60,18 @@ def test_the_cost_counts_the_network_that_is_built(name):
 
 def test_a_detector_is_no_classifier(tmp_path, photo):
     trained = load_trained(written(tmp_path / "run", SMALLEST["detection"]))
-    with pytest.raises(ValueError, match="predict needs a network that classifies: use detect"):
+    with pytest.raises(ValueError, match=r"predict needs a network that classifies, and .* is a detector"):
         predict(trained, photo)
     found = detect(trained, Image.open(photo).convert("RGB"))
     assert len(found["boxes"]) == len(found["scores"])
+
+
+def test_a_classifier_of_images_has_no_objects_and_no_seconds(tmp_path, photo):
+    trained = load_trained(written(tmp_path / "run", SMALLEST["image"]))
+    with pytest.raises(ValueError, match="detect needs a detector, and birds-resnet18-cgnl is none"):
+        detect(trained, Image.open(photo))
+    with pytest.raises(ValueError, match=r"needs a video classifier, and .* is an image classifier"):
+        next(predict_timeline(trained, photo))
 
 
 @pytest.mark.parametrize("name", ["image", "detection"])

@@ -134,8 +134,9 @@ def _mistakes(checkpoint: Path, networks: dict[str, Any], count: int) -> dict[Pa
     """Return the samples that a run got wrong with the highest probability, and their classes."""
     from cgnl.tasks import task_of
 
-    if not task_of(next(iter(networks.values())).recipe).classifies:
-        raise ValueError(f"mistakes needs a network that classifies, and {checkpoint} is a detector")
+    task = task_of(next(iter(networks.values())).recipe)
+    if not task.classifies:
+        raise ValueError(f"mistakes needs a network that classifies, and {checkpoint} is {task.words}")
     file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "evaluation" / "predictions.csv"
     if not file.is_file():
         raise ValueError(f"mistakes: there is no {file}; `cgnl evaluate {checkpoint}` writes it")

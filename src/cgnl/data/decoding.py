@@ -105,7 +105,7 @@ def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.I
     Args:
         path: A JPEG, PNG, WebP or BMP file, whatever its name.
         size: Width and height (pixels) of the image that annotations were made for. Where the pixels have it as they
-            are stored, they stay so: Whoever made the annotations did not look at the EXIF orientation.
+            are stored, they stay so: whoever made the annotations did not look at the EXIF orientation.
 
     Returns:
         An image of mode ``RGB``, loaded; the file is closed.

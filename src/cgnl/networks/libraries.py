@@ -218,7 +218,7 @@ class _Timm(Library):
         try:
             import timm
         except ImportError as error:
-            raise ImportError(f"timm:{name} needs timm: pip install timm") from error
+            raise ImportError(f"timm:{name} needs timm: pip install 'cgnl[timm]'") from error
 
         self.timm: Any = timm
         self.arch, _, self.tag = name.partition(".")

@@ -264,10 +264,14 @@ def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.
     Returns:
         ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels), ``labels`` [D] (from 1), ``scores`` [D] and ``masks`` [D, H, W]
         (bool).
+
+    Raises:
+        ValueError: The network is no detector.
     """
     device = default_device()
-    heads = trained.network.to(device).roi_heads
-    assert isinstance(heads, RoIHeads)
+    heads = getattr(trained.network.to(device), "roi_heads", None)
+    if not isinstance(heads, RoIHeads):
+        raise ValueError(f"detect needs a detector, and {trained.name} is none")
     own_score = heads.score_thresh
     try:
         # masks are pasted of what is kept alone; torchvision keeps what is above its threshold, not at it

@@ -80,11 +80,11 @@ def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[
 
     Raises:
         DataError: The file is no image or video that is opened.
-        ValueError: The network is a detector.
+        ValueError: The network does not classify.
     """
     task = task_of(trained.recipe)
     if not isinstance(task, ClassificationTask):
-        raise ValueError(f"predict needs a network that classifies: use detect, as {trained.name} is a detector")
+        raise ValueError(f"predict needs a network that classifies, and {trained.name} is {task.words}")
     return most_probable(trained, task.probabilities(trained, path), top)
 
 
@@ -103,8 +103,11 @@ def predict_timeline(
 
     Raises:
         DataError: The file is no video that is opened, or does not tell its frames per second.
+        ValueError: The network does not classify videos.
     """
     task: Any = task_of(trained.recipe)
+    if "timeline" not in task.prediction_options:
+        raise ValueError(f"a timeline needs a video classifier, and {trained.name} is {task.words}")
     yield from task.timeline(trained, path, top)
 
 
