@@ -60,8 +60,8 @@ def test_own_coefficients_are_a_power_series():
 
 
 def test_a_class_of_ones_own():
-    with pytest.raises(ValueError, match=r"torch.nn.Dropout is code of another package"):
+    with pytest.raises(ValueError, match=r"torch.nn.Dropout is code from another package"):
         block_maker("torch.nn.Dropout", {})
     assert block_maker("torch.nn.Identity", {}, trust=("torch",)) is nn.Identity
-    with pytest.raises(ValueError, match=r"groups is no option of block torch\.nn\.Identity"):
+    with pytest.raises(ValueError, match=r"groups is not an option of block torch\.nn\.Identity"):
         block_maker("torch.nn.Identity", {"groups": 2}, trust=("torch",))

@@ -302,7 +302,7 @@ def test_refuses_frames_that_do_not_fit():
         ((2, 8, 3), r"x \(2, 8, 3\) must be \[B, C, T, H, W\]"),
         ((2, 4, 1, 2, 3), "has 4 channels"),
         ((2, 8, 0, 2, 3), r"x \(2, 8, 0, 2, 3\) must hold at least one frame"),
-        ((3, 8, 1, 2, 3), r"goes with sums of shape \[F, 3, 2, 2\].*call reset\(\)"),
+        ((3, 8, 1, 2, 3), r"needs sums of shape \[F, 3, 2, 2\].*call reset\(\)"),
     ):
         with pytest.raises(ValueError, match=message):
             stream(random(*shape))

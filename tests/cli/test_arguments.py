@@ -69,10 +69,10 @@ def test_the_network_decides_which_values_of_the_recipe_stay():
         (
             "cub-resnet50-nl",
             ["--network.kernel", "rbf", "--network.groups", "32"],
-            "block.kernel is no option of block nl",
+            "block.kernel is not an option of block nl",
         ),
-        ("cub-resnet50-nl", ["--block.groups=32"], "block.groups is no option of block nl, which has: .*pairwise"),
-        ("cub-resnet50-cgnl", ["--block.no-subsample"], "block.subsample is no option of block cgnl"),
+        ("cub-resnet50-nl", ["--block.groups=32"], "block.groups is not an option of block nl, which has: .*pairwise"),
+        ("cub-resnet50-cgnl", ["--block.no-subsample"], "block.subsample is not an option of block cgnl"),
         ("cub-resnet50-cgnl", ["--network.block=none", "--block.groups=8"], "block.groups is .* which has: none"),
         ("cub-resnet50", ["--network.block", "cgln"], "block .'cgln'. must be one of none, nl"),
     ],

@@ -164,7 +164,7 @@ MISTAKES = {
     ),
     "options that the block does not have": (
         ["train", "cub-resnet50-nl", "--network.kernel", "rbf", "--network.groups", "32"],
-        "block.kernel is no option of block nl, which has: ",
+        "block.kernel is not an option of block nl, which has: ",
     ),
     "a batch larger than the data": (
         [

@@ -101,7 +101,7 @@ def test_where_nothing_can_run_the_record_says_so_and_there_is_no_plot(capsys, t
     monkeypatch.setattr(accuracy, "BACKENDS", ("fused",))
     code, printed, _ = run(capsys, "accuracy", "--smallest", "--threads=1", "--out", tmp_path)
     assert code == 0
-    assert printed.splitlines()[-1].endswith("accuracy_cpu.json, and no plot: no row holds what it would show")
+    assert printed.splitlines()[-1].endswith("accuracy_cpu.json; no plot, because no row has values for it")
     assert [path.name for path in tmp_path.iterdir()] == ["accuracy_cpu.json"]
 
 
@@ -171,9 +171,14 @@ MISTAKES = {
     "repeats (1) must be at least 2": ["block", "--repeats=1"],
     "networks () must name at least one": ["networks", "--networks"],
     "must be a folder or a file that ends in .json": ["accuracy", "--out", __file__],
-    "must lie where a folder can be made: Not a directory": ["accuracy", "--smallest", "--out", f"{__file__}/x"],
-    "must lie where a folder can be made: File exists": ["accuracy", "--smallest", "--out", f"{__file__}/x.json"],
-    "threads (2) are of a CPU": ["table1", "--device=cuda", "--threads=2"],
+    "must be a place where a folder can be made: Not a directory": ["accuracy", "--smallest", "--out", f"{__file__}/x"],
+    "must be a place where a folder can be made: File exists": [
+        "accuracy",
+        "--smallest",
+        "--out",
+        f"{__file__}/x.json",
+    ],
+    "threads (2) is for CPUs": ["table1", "--device=cuda", "--threads=2"],
 }
 
 

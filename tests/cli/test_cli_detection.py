@@ -51,7 +51,7 @@ def test_a_test_set_without_objects_is_told_as_undefined(capsys, flock, tmp_path
     code, out, err = run(capsys, "train", "flock-maskrcnn-resnet18-cgnl", *where, *SMALL)
     assert code == 0, err
     assert f"last epoch: mask AP nan %, box AP nan %  {tmp_path / 'run' / 'last.ckpt'}" in out
-    assert "complete already" not in out
+    assert "already complete" not in out
 
 
 def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detector, flock, tmp_path):

@@ -384,7 +384,7 @@ MISTAKES = {
     "a seed without score": (["birds", "image", "--seed", "1"], "--seed does nothing without --score"),
     "an empty at": (["birds", "image", "--at", ""], r"at \(\) must be x,y or x,y,frame"),
     "a frame of an image": (["birds", "image", "--at", "40,40,1"], "must be x,y for an image, which has no frames"),
-    "a folder to write": (["birds", "image", "--out", "tmp"], r"out \(.*\) is a folder, and must be a file"),
+    "a folder to write": (["birds", "image", "--out", "tmp"], r"out \(.*\) must be a file, not a folder"),
     "the same beside": (["birds", "image", "--beside", "birds"], "must be another network than the first"),
     "a figure of a score": (["birds", "--score", "--figure", "5"], "--figure does nothing with --score"),
     "a channel of NL": (["nl", "image", "--figure", "5", "--channel", "3"], "--channel does nothing for a block"),

@@ -40,7 +40,7 @@ def test_the_smallest_demo_writes_a_whole_report(subject, tmp_path):
         assert image["src"].startswith("data:image/")
         assert image["alt"]
     assert not re.search(r"https?://|<script|<link", text)
-    assert "What the block relates" in text
+    assert "Maps of the block" in text
     assert '<a href="explain.html">' in text
     assert "How strongly the reference element" in (path.parent / "explain.html").read_text()
     assert "its accuracies mean nothing" in text

@@ -56,10 +56,10 @@ def test_a_run_alone_does_not_run_the_package(run, class_folders):
     for command in (["predict", "run", image], ["evaluate", "run"], ["explain", "run", image]):
         done = cgnl(run, *command)
         assert done.returncode == 2
-        assert done.stderr.startswith("cgnl: myblocks.Shift is code of another package")
+        assert done.stderr.startswith("cgnl: myblocks.Shift is code from another package")
         assert "--trust myblocks" in done.stderr
         assert not (run / "imported").exists()
-    with pytest.raises(ValueError, match=r"myblocks\.Shift is code of another package"):
+    with pytest.raises(ValueError, match=r"myblocks\.Shift is code from another package"):
         load_trained(run / "run")
 
 
@@ -76,5 +76,5 @@ def test_a_trusted_run_predicts_and_shows_the_effect_of_its_block(run, class_fol
 
 
 def test_options_that_it_does_not_have_are_refused():
-    with pytest.raises(ValueError, match=r"block\.groups is no option of block myblocks\.Shift, which has: none"):
+    with pytest.raises(ValueError, match=r"block\.groups is not an option of block myblocks\.Shift, which has: none"):
         override(RECIPES["birds-resnet18-cgnl"].make(), {"network": {"block": "myblocks.Shift", "groups": 8}}, "a file")

@@ -418,7 +418,7 @@ def test_several_inputs_and_the_worst_mistakes_first(browser, tmp_path):
     while browser.evaluate("state.item") != 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert browser.evaluate("document.getElementById('item-name').textContent") == "slightly <wrong>"
-    assert "Truth: robin" in browser.evaluate("document.getElementById('predictions').textContent")
+    assert "True class: robin" in browser.evaluate("document.getElementById('predictions').textContent")
     assert "no attention" in browser.evaluate("document.querySelectorAll('#panel-affinity .honest')[1].textContent")
     assert browser.complaints() == []
 

@@ -259,7 +259,7 @@ def test_what_cannot_be_scored_is_refused(birds, tmp_path):
     for options, message in (
         ({"path": "layer2.0"}, r"path \('layer2.0'\) must be where a block is: layer3.0"),
         ({"threshold": 0}, r"threshold \(0\) must lie above 0"),
-        ({"radius": 2}, r"radius \(2\) must lie above 0 and be at most 1"),
+        ({"radius": 2}, r"radius \(2\) must be above 0 and at most 1"),
         ({"limit": 0}, r"limit \(0\) must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):

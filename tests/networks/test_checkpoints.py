@@ -97,7 +97,7 @@ def test_refuses_a_pickle_with_code_and_does_not_run_it(tmp_path: Path, zipped: 
 def test_damaged_files_end_in_one_sentence(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"Checkpoint \S*bad{suffix} is no readable"):
+    with pytest.raises(CheckpointError, match=rf"Checkpoint \S*bad{suffix} is not a readable"):
         load_checkpoint_file(path)
 
 
@@ -107,14 +107,14 @@ def test_truncated_files_end_in_one_sentence(tmp_path: Path, released: dict[str,
     path = tmp_path / "cut.pth.tar"
     for part in (0.001, 0.5, 0.99999):
         path.write_bytes(whole[: int(part * len(whole))])
-        with pytest.raises(CheckpointError, match=r"cut\.pth\.tar is no readable"):
+        with pytest.raises(CheckpointError, match=r"cut\.pth\.tar is not a readable"):
             load_checkpoint_file(path)
 
 
 def test_files_without_a_state_dict(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint_file(tmp_path / "absent.pth")
-    with pytest.raises(CheckpointError, match="does not exist or is no file"):
+    with pytest.raises(CheckpointError, match="does not exist or is not a file"):
         load_checkpoint_file(tmp_path)
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds no state dict: found list"):

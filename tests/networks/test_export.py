@@ -187,7 +187,7 @@ class OtherAboveEight(nn.Module):
     [
         (
             lambda x: x * 1.001,
-            r"traced at \[1, 8, 8\] is not the network at \[2, 8, 11\].*differ by 0\.001 of the largest",
+            r"traced at \[1, 8, 8\] and behaves differently at \[2, 8, 11\].*differ by 0\.001 of the largest",
         ),
         (lambda x: x * float("nan"), "differ by nan"),
         (lambda x: x[:, :, :9], r"outputs have shape \[2, 8, 11\] instead of \[2, 8, 9\]"),

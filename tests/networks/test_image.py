@@ -157,12 +157,12 @@ def test_names_that_mean_the_same_block(options: dict, same_as: dict) -> None:
             {"block": "cgln"},
             r"block \('cgln'\) must be one of none, nl, cgnl, cgnlx",
         ),
-        ({"block": "nl", "g_std": 0.5}, r"g_std is no option of block nl, which has: channel_reduction, "),
-        ({"block": "residual", "g_std": 0.5}, "g_std is no option of block residual"),
-        ({"block": "none", "g_std": 0.5}, "g_std is no option of block none, which has: none"),
-        ({"block": None, "g_std": 0.5}, "g_std is no option of block none"),
+        ({"block": "nl", "g_std": 0.5}, r"g_std is not an option of block nl, which has: channel_reduction, "),
+        ({"block": "residual", "g_std": 0.5}, "g_std is not an option of block residual"),
+        ({"block": "none", "g_std": 0.5}, "g_std is not an option of block none, which has: none"),
+        ({"block": None, "g_std": 0.5}, "g_std is not an option of block none"),
         ({"block": "nl", "scale": "sqrt"}, r"scale \('sqrt'\) must be one of True, False for block 'nl'"),
-        ({"block": "residual", "scale": "mean"}, "scale is no option of block residual"),
+        ({"block": "residual", "scale": "mean"}, "scale is not an option of block residual"),
         ({"block": "cgnl", "scale": True}, r"scale \(True\) must be one of None, 'sqrt', 'mean' for a CGNL block"),
         (
             {"block": "cgnl", "channel_reduction": 3},
@@ -182,13 +182,13 @@ def test_wrong_arguments(options: dict, message: str) -> None:
 
 
 def test_a_misspelt_option_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"group is no option of block cgnl, which has: .*groups"):
+    with pytest.raises(ValueError, match=r"group is not an option of block cgnl, which has: .*groups"):
         image.resnet18("cgnl", group=4)
 
 
 @pytest.mark.parametrize("block", [None, "none", "nl", cgnl.CGNL2d])
 def test_an_option_that_the_block_does_not_have_is_refused_by_name(block) -> None:
-    with pytest.raises(ValueError, match="groups is no option of"):
+    with pytest.raises(ValueError, match="groups is not an option of"):
         image.resnet18(block, groups=8)
 
 

@@ -169,7 +169,7 @@ def test_start_weights_are_said() -> None:
         ("timm:convnext_tinny", 2, r"arch \(timm:convnext_tinny\) must be one of timm's .*near names: convnext_tiny"),
         ("timm:convnext_tiny.fb_in23k", 2, r"has no weights fb_in23k; timm has .*fb_in22k"),
         ("timm:hf-hub:someone/network", 2, r"must be one of timm's image classifiers"),
-        ("timm:convnext_tiny", 3, r"timm has networks of images, none of videos"),
+        ("timm:convnext_tiny", 3, r"timm has networks for images, not for videos"),
         ("torchvision:maskrcnn_resnet50_fpn", 2, r"must be one of torchvision's image classifiers"),
         ("torchvision:r3d_18", 2, r"must be one of torchvision's image classifiers"),
         ("torchvision:resnet18", 3, r"must be one of torchvision's video classifiers"),
@@ -241,7 +241,7 @@ def test_a_function_of_ones_own_is_imported_only_where_it_is_trusted(
     monkeypatch.syspath_prepend(tmp_path)
     name = "owned.make_network"
     for trust in ((), ("other",), ("own",), ("owned.make",)):
-        with pytest.raises(ValueError, match=r"owned.make_network is code of another package.*trust=\('owned',\)"):
+        with pytest.raises(ValueError, match=r"owned.make_network is code from another package.*trust=\('owned',\)"):
             named_network(name, 5, IMAGE, trust=trust)
     assert inputs_of(name) == Inputs()
     assert start_weights(name, weights=tmp_path / "net.pth") == f"start weights: {tmp_path / 'net.pth'}"

@@ -20,7 +20,7 @@ from cgnl.settings.video import VideoNetworkConfig, VideoRecipe
 def test_each_kind_nests_into_each_task(recipe, network, block):
     made = recipe(network=network(block=block))
     assert from_dict(to_dict(made), "a file") == made
-    with pytest.raises(ValueError, match=rf"a file: block.nothing is no option of block {block}, which has: "):
+    with pytest.raises(ValueError, match=rf"a file: block.nothing is not an option of block {block}, which has: "):
         override(made, {"block": {"nothing": 1}}, "a file")
 
 
@@ -37,14 +37,14 @@ def test_defaults_of_the_tasks():
     [
         (
             {"network": {"block": "nl", "kernel": "rbf", "groups": 32}},
-            "block.kernel is no option of block nl, which has",
+            "block.kernel is not an option of block nl, which has",
         ),
-        ({"network": {"block": "nl"}, "block": {"groups": 32}}, "block.groups is no option of block nl"),
-        ({"network": {"block": "gc", "norm": "batch"}}, "block.norm is no option of block gc"),
-        ({"network": {"block": "none", "groups": 8}}, "block.groups is no option of block none, which has: none"),
-        ({"network": {"block": "own.Block", "groups": 8}}, "block.groups is no option of block own.Block"),
+        ({"network": {"block": "nl"}, "block": {"groups": 32}}, "block.groups is not an option of block nl"),
+        ({"network": {"block": "gc", "norm": "batch"}}, "block.norm is not an option of block gc"),
+        ({"network": {"block": "none", "groups": 8}}, "block.groups is not an option of block none, which has: none"),
+        ({"network": {"block": "own.Block", "groups": 8}}, "block.groups is not an option of block own.Block"),
         ({"network": {"block": "cgln"}}, r"block \('cgln'\) must be one of none, nl, cgnl"),
-        ({"block": {"kernel": "dot", "order": 2}}, r"block.order \(2\) is no option of the kernel dot, which has none"),
+        ({"block": {"kernel": "dot", "order": 2}}, r"block.order \(2\) is not an option of the kernel dot"),
         ({"block": {"kernel": "embedded_gaussian", "gamma": 2}}, r"block.gamma \(2.0\) is .* which has order"),
         ({"block": {"kernel": "rbf", "coefficients": [1, 2]}}, r"which has order, gamma, beta"),
         ({"block": {"kernel": "series"}}, "block.coefficients is needed"),

@@ -24,7 +24,7 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("trust", [(), ("foreign",), ("foreignpackage.other",), ("foreignpackage.blocks.MyBloc",)])
 def test_what_is_not_trusted_does_not_run(package, trust):
-    with pytest.raises(ValueError, match=r"foreignpackage.blocks.MyBlock is code of another package.*--trust foreignp"):
+    with pytest.raises(ValueError, match=r"foreignpackage.blocks.MyBlock is code from another package.*--trust for"):
         import_named("foreignpackage.blocks.MyBlock", trust)
     assert not (package / "ran").exists()
 

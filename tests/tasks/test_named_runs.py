@@ -137,7 +137,7 @@ def test_the_code_of_a_package_runs_only_where_this_command_names_it(birds, tmp_
         assert code == 2, output
         lines = output.strip().splitlines()
         assert len(lines) == 1, output
-        assert "owned.make_network is code of another package" in lines[0]
+        assert "owned.make_network is code from another package" in lines[0]
         assert "--trust owned" in lines[0]
     assert not ran.exists()
 

@@ -80,7 +80,7 @@ def test_a_recipe_with_a_scale_starts_as_the_block_does(name, tmp_path):
 @pytest.mark.parametrize("name", OF_EACH_TASK)
 @pytest.mark.parametrize("block", ["nl", "residual", "none"])
 def test_a_start_of_g_is_for_cgnl_blocks_alone(name, block):
-    with pytest.raises(ValueError, match=rf"test: block.g_std is no option of block {block}, which has: "):
+    with pytest.raises(ValueError, match=rf"test: block.g_std is not an option of block {block}, which has: "):
         override(RECIPES[name].make(), {"network": {"block": block, "g_std": 0.5}}, "test")
 
 

@@ -56,7 +56,7 @@ def test_a_run_that_its_steps_have_ended_resumes_to_nothing(finished, tmp_path, 
     run = shutil.copytree(finished[1], tmp_path / "run")
     before = {name: (run / name).read_bytes() for name in ("last.ckpt", "epochs.csv", "steps.csv")}
     main(["train", str(run), "--resume"])
-    assert "the run was complete already" in capsys.readouterr().out
+    assert "the run was already complete" in capsys.readouterr().out
     assert before == {name: (run / name).read_bytes() for name in before}
 
 

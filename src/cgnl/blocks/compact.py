@@ -84,8 +84,8 @@ class _CompactBlock(GroupedBlock):
         over_a_part = norm is not None and norm.training and type(norm) in BATCH_NORMS.values()
         if self.process_group is not None and over_a_part:
             raise ValueError(
-                "norm 'batch' in training would see a part of each sample; with a process_group take "
-                "norm='sync_batch', or frozen statistics (block.norm.eval())"
+                "norm 'batch' in training would see only a part of each sample: with a process_group, use "
+                "norm='sync_batch' or frozen statistics (block.norm.eval())"
             )
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -144,9 +144,9 @@ class _CompactBlock(GroupedBlock):
 @cache
 def _warn_of_normalized_features() -> None:
     warnings.warn(
-        'A block with beta="normalized" was loaded that may come from cgnl 0.1 (or its state dict does not say). There '
-        "the constant exp(-2 gamma) stood in place of the factors exp(-gamma t^2) exp(-gamma u^2), so a block trained "
-        "with it gives other results now: train it further, or multiply conv_z's weight by exp(-2 gamma).",
+        'The state dict of a block with beta="normalized" may come from cgnl 0.1, which had the constant exp(-2 gamma) '
+        "in place of the factors exp(-gamma t^2) exp(-gamma u^2). A block trained with that version now gives other "
+        "results: train it further, or multiply conv_z's weight by exp(-2 gamma).",
         stacklevel=2,
     )
 

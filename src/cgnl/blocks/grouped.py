@@ -149,7 +149,7 @@ def is_over_this_process(norm: nn.Module) -> bool:
 @cache
 def _warn_of_single_sample() -> None:
     warnings.warn(
-        "A CGNL block with BatchNorm is in training with one sample per process: its norm then divides out "
+        "A CGNL block with BatchNorm is training on one sample per process, so its norm divides out "
         'the scalars that the block computes. Use a larger batch, norm="sync_batch" over several processes, or '
         "frozen statistics.",
         SingleSampleWarning,

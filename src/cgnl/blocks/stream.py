@@ -109,7 +109,7 @@ class CGNLStream3d(Block):
         if self.training or (self.norm is not None and self.norm.training):
             raise ValueError(
                 "CGNLStream3d must be in evaluation mode: gradients would have to go back through all frames, "
-                "and its norm would take its statistics from the frames at hand"
+                "and its norm would take its statistics from the current frames alone"
             )
         transforming = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
         if transforming or torch.jit.is_tracing() or is_exporting():
@@ -132,7 +132,7 @@ class CGNLStream3d(Block):
         needed = (x.shape[0], self.groups, self._num_kept())
         if self.sums is not None and self.sums.shape[1:] != needed:
             raise ValueError(
-                f"x {tuple(x.shape)} goes with sums of shape [F, {', '.join(map(str, needed))}], but those kept are "
+                f"x {tuple(x.shape)} needs sums of shape [F, {', '.join(map(str, needed))}], but the stream keeps "
                 f"{list(self.sums.shape)}: call reset() before frames of another batch"
             )
 

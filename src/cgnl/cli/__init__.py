@@ -65,7 +65,7 @@ def train(arguments: Sequence[str]) -> None:
     if not is_first_process():
         return
     if not result.scores:
-        print(f"the run was complete already; its last checkpoint is {result.last}")
+        print(f"the run was already complete; its last checkpoint is {result.last}")
         return
     print(f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}")
     # an average precision is undefined where the test images hold no object
@@ -304,7 +304,7 @@ def _usage(arguments: Sequence[str]) -> NoReturn:
     for name, function in COMMANDS.items():
         print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
     print("\nOptions of a command: cgnl COMMAND --help", file=stream)
-    print("--trust PACKAGE lets any of them run a block or network of your own package.", file=stream)
+    print("--trust PACKAGE lets a command run blocks and networks from your own package.", file=stream)
     sys.exit(0 if asked else 2)
 
 

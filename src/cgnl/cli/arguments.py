@@ -162,12 +162,12 @@ def take_recipe(command: str, arguments: Sequence[str]) -> tuple[str, Recipe, li
         source = "CHECKPOINT ..." if command == "evaluate" else "RECIPE"
         print(f"usage: cgnl {command} {source} [options]\n")
         if command == "evaluate":
-            print("CHECKPOINT is a file or a run folder; of several the mean is given, too.")
-            print("A RECIPE in its place tests its --network.weights.\n")
+            print("CHECKPOINT is a checkpoint file or a run folder. For several, cgnl also prints the mean.")
+            print("If you give a RECIPE instead, cgnl tests its --network.weights.\n")
         print("RECIPE is one of these names, a YAML file, or a run folder:")
         width = max(map(len, RECIPES))
         print("\n".join(f"  {name:{width}}  {entry.words}" for name, entry in RECIPES.items()))
-        print(f"\nOptions of one: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")
+        print(f"\nOptions of a recipe: cgnl {command} RECIPE --help. The paper's tables: cgnl recipes.")
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     name, recipe = load_recipe(arguments[0])
     return name, recipe, list(arguments[1:])

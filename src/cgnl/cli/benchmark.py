@@ -21,7 +21,7 @@ class Benchmark:
     """One measurement.
 
     Args:
-        device: Where to run. On CUDA all but `accuracy` measure bfloat16, `networks` by autocast.
+        device: Where to run. On CUDA, all but `accuracy` measure bfloat16; `networks` uses autocast.
         out: Folder for the record and the plot, or the record's file (.json).
         threads: CPU threads; 2 by default.
         seed: Seed of weights and inputs.
@@ -40,7 +40,7 @@ class Table1(Benchmark):
     """Measure Table 1: time and memory of GNL and CGNL against N, C and P, and of blocks against N, with exponents.
 
     Args:
-        repeats: Turns that count, at least 2; 3 by default, on CUDA 10.
+        repeats: Number of measured turns, at least 2; by default 3, on CUDA 10.
     """
 
     repeats: _Count = None
@@ -53,7 +53,7 @@ class Block(Benchmark):
     On CUDA the fused operators are measured too, also in a CUDA graph.
 
     Args:
-        repeats: Turns that count, at least 2; 5 by default, on CUDA 20.
+        repeats: Number of measured turns, at least 2; by default 5, on CUDA 20.
         compiled: Also measure the block behind torch.compile, which takes a C++ compiler and some minutes.
     """
 
@@ -66,7 +66,7 @@ class Networks(Benchmark):
     """Measure networks with 0, 1 and 5 CGNL blocks, in training and in inference.
 
     Args:
-        repeats: Turns that count, at least 2; 7 by default.
+        repeats: Number of measured turns, at least 2; by default 7.
         networks: Which networks to measure. With --smallest they are ResNet-18.
     """
 
@@ -76,10 +76,10 @@ class Networks(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Benchmark):
-    """Measure the largest errors of every backend and type against float64; a result that is not finite fails.
+    """Measure the largest errors of every backend and type against float64; fail if a result is not finite.
 
     Also run the self-test that backend "auto" makes on a GPU before it takes the fused operators there. On a CPU the
-    fused operators run with TRITON_INTERPRET=1 only, and then slowly.
+    fused operators run only with TRITON_INTERPRET=1, and slowly.
     """
 
 
@@ -124,7 +124,7 @@ def benchmark(arguments: Sequence[str]) -> None:
         print_self_test(request.device, smallest=request.smallest)
     plot = record_file.with_suffix(".png")
     drawn = draw(kind, record, plot)
-    print(f"{record_file}, {plot}" if drawn else f"{record_file}, and no plot: no row holds what it would show")
+    print(f"{record_file}, {plot}" if drawn else f"{record_file}; no plot, because no row has values for it")
     not_finite = [row for row in record["rows"] if "not_finite" in row]
     for row in not_finite:
         where = f"{row['backend']}, {row['dtype']}, {row['case']}, {row['kernel']}"
@@ -137,7 +137,7 @@ def _checked(request: Benchmark, kind: str) -> Path:
     """Check the options and return the record's file."""
     if request.threads is not None:
         if request.device == "cuda":
-            raise ValueError(f"threads ({request.threads}) are of a CPU; device ('cuda') takes none")
+            raise ValueError(f"threads ({request.threads}) is for CPUs: leave it out with device ('cuda')")
         if request.threads < 1:
             raise ValueError(f"threads ({request.threads}) must be at least 1")
     repeats = getattr(request, "repeats", None)
@@ -157,6 +157,6 @@ def _make_folder(folder: Path, out: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"out ({out}) must lie where a folder can be made: {error.strerror}") from None
+        raise ValueError(f"out ({out}) must be a place where a folder can be made: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"out ({out}) must lie in a folder that can be written to")
+        raise ValueError(f"out ({out}) must lie in a writable folder")

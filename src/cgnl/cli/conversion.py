@@ -38,7 +38,9 @@ def convert(
     if target.suffix == ".onnx":
         for name, value in (("arch", arch), ("block", block)):
             if value is not None:
-                raise ValueError(f"{name} ({value}) is for a .safetensors target; for {target} the source names it")
+                raise ValueError(
+                    f"{name} ({value}) is for a .safetensors target; for {target} it comes from the source"
+                )
         _to_onnx(source, target, opset)
     elif target.suffix == ".safetensors":
         if opset is not None:

@@ -35,7 +35,7 @@ def explain(
     limit: OptionalInt = None,
     seed: int = 0,
 ) -> None:
-    """Show which positions the blocks of a network relate: a page to click in, or a figure of the paper.
+    """Show which positions the blocks of a network relate: on an interactive page, or in a figure of the paper.
 
     Args:
         checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
@@ -105,7 +105,7 @@ def _refuse(when: str, given: dict[str, bool]) -> None:
 
 def _check_out(out: Path, *, page: bool) -> None:
     if out.is_dir():
-        raise ValueError(f"out ({out}) is a folder, and must be a file")
+        raise ValueError(f"out ({out}) must be a file, not a folder")
     wanted: tuple[str, ...] = (".html", ".htm")
     if not page:
         from cgnl.explain.figures import SUFFIXES as wanted
@@ -145,7 +145,7 @@ def _mistakes(checkpoint: Path, networks: dict[str, Any], count: int) -> dict[Pa
         reader = csv.DictReader(opened)
         if lacking := [name for name in columns if name not in (reader.fieldnames or ())]:
             raise ValueError(
-                f"mistakes: {file} has no column {lacking[0]}; `cgnl evaluate {checkpoint}` writes it anew"
+                f"mistakes: {file} has no column {lacking[0]}; `cgnl evaluate {checkpoint}` writes it again"
             )
         rows = list(reader)
     try:
@@ -153,7 +153,7 @@ def _mistakes(checkpoint: Path, networks: dict[str, Any], count: int) -> dict[Pa
             (row for row in rows if row["label"] != row["class1"]), key=lambda row: -float(row["probability1"])
         )
     except ValueError as error:
-        raise ValueError(f"mistakes: {file}: {error}; `cgnl evaluate {checkpoint}` writes it anew") from None
+        raise ValueError(f"mistakes: {file}: {error}; `cgnl evaluate {checkpoint}` writes it again") from None
     if not wrong:
         raise ValueError(f"mistakes: {file} has none")
     return {Path(row["path"]): row["label"] for row in wrong[:count]}
@@ -252,7 +252,7 @@ def write_maps_page(networks: dict[str, Any], truths: dict[Path, str | None], at
                 bad += 1
 
     try:
-        write_explain_page(out, items(), "What the blocks relate", class_names=classes, notes=_notes(networks))
+        write_explain_page(out, items(), "Maps of the blocks", class_names=classes, notes=_notes(networks))
     except ValueError:
         if bad < len(truths):
             raise
@@ -341,7 +341,7 @@ def _score(
 
     root = data or next(iter(networks.values())).recipe.data.root
     if root is None:
-        raise ValueError("data is needed: the folder of a data set with parts")
+        raise ValueError("data is needed: the folder of a data set with annotated parts")
     for trained in networks.values():
         scored_block(trained, block)  # told before the work, not after it
     scores = [

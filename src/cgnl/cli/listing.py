@@ -23,7 +23,7 @@ def list_recipes(*, smoke: bool) -> None:
         detection = any(entry.base.backbone_alone for _, entry in lines)
         table = Table(title=f"Table {title}" if title else "Our own", title_justify="left", caption_justify="left")
         if detection:
-            table.caption = "multiplications of a detector: those of its backbone, for an image of 4 : 3"
+            table.caption = "multiplications of a detector: its backbone alone, for an image with sides 4 : 3"
         table.add_column("row" if title else "what it is")
         table.add_column("recipe")
         of_paper = ("paper box/mask AP" if detection else "paper top-1/top-5", "released")

@@ -203,7 +203,7 @@ def token_grid(num_tokens: int) -> tuple[int, int, int]:
         if side and side**2 == num_tokens - first:
             return side, side, first
     raise ValueError(
-        f"num_tokens ({num_tokens}) must be the positions of a square grid, and one more for a class token"
+        f"num_tokens ({num_tokens}) must be the number of positions of a square grid, or one more for a class token"
     )
 
 

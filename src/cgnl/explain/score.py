@@ -153,7 +153,7 @@ def score_parts(
     path = scored_block(trained, path)
     for name, number in (("threshold", threshold), ("radius", radius)):
         if not 0 < number <= 1:
-            raise ValueError(f"{name} ({number}) must lie above 0 and be at most 1")
+            raise ValueError(f"{name} ({number}) must be above 0 and at most 1")
     if seed < 0:
         raise ValueError(f"seed ({seed}) must be at least 0")
     if limit is not None and limit < 1:
@@ -323,7 +323,7 @@ def scores_figure(scores: Sequence[tuple[str, PartScores]]) -> Figure:
         ValueError: There are no scores.
     """
     if not scores:
-        raise ValueError("scores must be of at least one network")
+        raise ValueError("scores must hold at least one network")
     bars = [
         (f"{name}\n{row.maps}", {other.by: other for other in score.rows if other.maps == row.maps})
         for name, score in scores

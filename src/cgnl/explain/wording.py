@@ -44,18 +44,18 @@ def statement(block: BlockTrace, view: View = "row") -> str:
     """
     if block.kind == "residual":
         if "your own" in block.phrase:
-            return "Nothing is known of how this block relates elements, so there is no affinity to show."
+            return "cgnl does not know how this block relates elements, so there is no affinity to show."
         return "This block has no attention: it relates no element to another, so there is no affinity to show."
     if block.kind == "nl":
         return _non_local_statement(block, view)
     own, other = ("theta", "phi") if view == "row" else ("phi", "theta")
     if block.kind == "cgnl" and block.kernel is not None and not any(block.kernel.coefficients[1:]):
-        return "The series has no power of theta · phi but p = 0, which is left out: the map is empty."
+        return "The series has only the power p = 0 of theta · phi, which is left out, so the map is empty."
     if _is_linear(block):
         return _linear_statement(block, own, other) + _left_out(block)
     if block.kind == "gnl":
         return (
-            f"The exact kernel function of the reference's {own} and every {other} of its group: one number a pair, so "
+            f"The exact kernel function of the reference's {own} and each {other} of its group gives one number, so "
             f"references of one group with equal {own} give equal maps, wherever they lie."
             + _small_arguments(block, own, other)
             + _left_out(block)
@@ -69,9 +69,11 @@ def statement(block: BlockTrace, view: View = "row") -> str:
 def _linear_statement(block: BlockTrace, own: str, other: str) -> str:
     lead = "With the dot product" if isinstance(block.kernel, DotProduct) else "As the series ends with theta · phi,"
     shows = "what this spot prefers" if own == "theta" else "which spots prefer this one"
-    after = "What it changed is its effect."
+    after = "The effect shows the change that this made."
     if block.kind == "cgnl":
-        after = "What the block gathered is its evidence; what that changed is its effect."
+        after = (
+            "The evidence shows the amounts that the block gathered, and the effect shows the change that they made."
+        )
     return (
         f"{lead} all reference elements of one group whose {own} has the same sign give the same map, up to its "
         f"strength: it shows where {other} is large, not {shows}. {after}"
@@ -120,7 +122,7 @@ def _left_out(block: BlockTrace) -> str:
         zero = torch.zeros(())
         if not kernel.exact(zero, zero):
             return ""
-        return " What theta and phi give each on their own, f(t, 0) f(0, u) / f(0, 0), is left out."
+        return " The contribution of theta and phi each on their own, f(t, 0) f(0, u) / f(0, 0), is left out."
     if not kernel.coefficients[0]:
         return ""
     if _has_envelope(block):
@@ -132,21 +134,21 @@ def _non_local_statement(block: BlockTrace, view: View) -> str:
     if block.pairwise in ("gaussian", "embedded_gaussian"):
         if view == "column":
             return (
-                "What the softmax of every position gives to the reference, the same for every channel; a column does "
-                "not add up to 1. It says how much of its g the reference lends, not what that did to the prediction, "
-                "which is the effect."
+                "This is the share that the softmax of every position gives to the reference. It is the same for every "
+                "channel, and a column does not add up to 1. It shows how much of its g the reference lends. The "
+                "effect shows the change in the prediction."
             )
         return (
-            "A row is a softmax over all positions: it adds up to 1 and is the same for every channel. It says how "
-            "much of g each position lends to the reference, not what that did to the prediction, which is the effect."
+            "A row is a softmax over all positions: it adds up to 1 and is the same for every channel. It shows how "
+            "much of g each position lends to the reference. The effect shows the change in the prediction."
         )
     if block.pairwise in DOT_PRODUCTS:
         divided = ", over the number of positions" if block.pairwise == "dot_product" else ""
         return (
-            f"The dot product of the channel vectors of two positions{divided}; it may be negative, and is the same "
-            "for every channel. What it did to the prediction is the effect."
+            f"The dot product of the channel vectors of two positions{divided}; it may be negative and is the same "
+            "for every channel. The effect shows the change in the prediction."
         )
     return (
         "ReLU of one number of the reference plus one of the other position: where the sum is positive, all references "
-        "give the same map up to a constant. What it did to the prediction is the effect."
+        "give the same map up to a constant. The effect shows the change in the prediction."
     )

@@ -56,7 +56,7 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"Checkpoint {path} does not exist or is no file.")
+        raise CheckpointError(f"Checkpoint {path} does not exist or is not a file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"Checkpoint {path} holds no state dict: found {type(content).__name__}.")
@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"Checkpoint {path} is no readable safetensors file: {error}.") from error
+        raise CheckpointError(f"Checkpoint {path} is not a readable safetensors file: {error}.") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -107,7 +107,7 @@ def _read_pickle(path: Path) -> Any:
         if refused is None:
             raise _unreadable(path) from error
         raise CheckpointError(
-            f"Checkpoint {path} is refused: it holds Python objects that are no weights ({refused[1]}), "
+            f"Checkpoint {path} is refused: it holds Python objects that are not weights ({refused[1]}), "
             "and loading them would run code from the file."
         ) from error
     except Exception as error:  # bytes of unknown origin make the parsers fail in any way they can
@@ -115,7 +115,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path) -> CheckpointError:
-    return CheckpointError(f"Checkpoint {path} is no readable PyTorch file: it is cut off, damaged or of another kind.")
+    return CheckpointError(f"Checkpoint {path} is not a readable PyTorch file: it is cut off, damaged or another kind.")
 
 
 def from_released(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def convert(
         raise ValueError(f"target ({target}) must end in .safetensors")
     state_dict = from_released(load_checkpoint_file(source))
     if "fc.weight" not in state_dict or state_dict["fc.weight"].ndim != 2:
-        raise CheckpointError(f"Checkpoint {source} holds no image network: fc.weight is missing or no matrix.")
+        raise CheckpointError(f"Checkpoint {source} holds no image network: fc.weight is missing or not a matrix.")
     settings = {**block_settings(state_dict), "num_classes": state_dict["fc.weight"].shape[0]}
     if (settings["num_blocks"] == 0) != (block is None):
         raise CheckpointError(

@@ -147,10 +147,10 @@ def limits(
     Args:
         size: Pixels that the shorter side of an image is resized to.
         max_size: Pixels that the longer side has at most; the shorter side is then shorter.
-        rois: Regions of an image that the heads are trained on.
+        rois: Number of regions per image that train the heads.
         proposals: Regions of an image that the region proposal network hands on in eval mode; twice as many in
             training.
-        detections: Objects that are kept in an image at most.
+        detections: Maximum number of objects kept in an image.
         score_threshold: Minimum score of a detection, from 0 to 1.
 
     Raises:
@@ -183,7 +183,7 @@ def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score
     Args:
         network: A network of :func:`maskrcnn`.
         proposals: As in :func:`limits`, like the next two; training is left as it is.
-        detections: Objects that are kept in an image at most.
+        detections: Maximum number of objects kept in an image.
         score_threshold: Minimum score of a detection, from 0 to 1.
     """
     c4 = isinstance(network.backbone, _Res4Backbone)

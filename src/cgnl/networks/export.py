@@ -203,8 +203,8 @@ def _difference(network: nn.Module, content: bytes, example_input: Tensor, names
 
 def _is_not_the_network(network: nn.Module, example_input: Tensor, shape: list[int], reason: str) -> ValueError:
     return ValueError(
-        f"network ({type(network).__name__}) as traced at {list(example_input.shape)} is not the network at {shape}, "
-        f"so that a larger example_input or fewer dynamic axes are needed: {reason}"
+        f"network ({type(network).__name__}) was traced at {list(example_input.shape)} and behaves differently at "
+        f"{shape}; use a larger example_input or fewer dynamic axes: {reason}"
     )
 
 

@@ -153,7 +153,7 @@ def _library(name: str, num_axes: int, trust: Sequence[str]) -> Library:
     prefix, colon, rest = name.partition(":")
     if colon and prefix == "timm":
         if num_axes != 2:
-            raise ValueError(f"arch ({name}): timm has networks of images, none of videos")
+            raise ValueError(f"arch ({name}): timm has networks for images, not for videos")
         return _Timm(rest)
     if not colon and is_dotted_name(name):
         return _Own(name, trust)

@@ -79,8 +79,8 @@ def _download(weights: "WeightsEnum") -> dict[str, Tensor]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"Cannot get the weights {weights} from {weights.url} by way of {folder}: {reason}. "
-            "Without a connection, put the file there or give the path of a file as weights."
+            f"Cannot get the weights {weights} from {weights.url} into {folder}: {reason}. "
+            "Without a connection, put the file into that folder, or give the path of a file as weights."
         ) from error
 
 
@@ -88,7 +88,7 @@ def num_classes_of(checkpoint: Checkpoint) -> int:
     """Return the number of classes K of a ResNet's weights."""
     classifier = checkpoint.state_dict.get("fc.weight")
     if classifier is None or classifier.ndim != 2:
-        raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or no matrix.")
+        raise CheckpointError(f"Checkpoint {checkpoint.source} holds no ResNet: fc.weight is missing or not a matrix.")
     return classifier.shape[0]
 
 

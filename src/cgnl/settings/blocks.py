@@ -25,9 +25,9 @@ class SizedOptions(BlockOptions):
     """The options of every block with inner channels."""
 
     channel_reduction: int = 2
-    """Channels of the map over the block's inner channels."""
+    """Number of the map's channels divided by that of the block's inner channels."""
     inner_channels: int | None = None
-    """Inner channels of the block, in place of channel_reduction."""
+    """Number of inner channels, instead of channel_reduction."""
 
     def __post_init__(self) -> None:
         within("block.channel_reduction", self.channel_reduction, 1)
@@ -106,7 +106,7 @@ class CGNLOptions(ShellOptions):
     coefficients: tuple[float, ...] | None = None
     """Coefficients of (theta phi)^0, (theta phi)^1, ... of series."""
     scale: Literal["sqrt", "mean"] | None = None
-    """Scale of the sums: 1/sqrt(M), 1/M, or none, which the authors found best."""
+    """Scale of the sums: sqrt for 1/sqrt(M), mean for 1/M, or None, which the authors found best."""
     g_std: float | None = field(default=None, metadata=FREE)
     """Standard deviation of the first weights of g; by default 0.01, with scale sqrt 0.2, and with mean 2."""
 
@@ -128,7 +128,7 @@ class CGNLOptions(ShellOptions):
         for option in ("order", "gamma", "beta", "coefficients"):
             if getattr(self, option) is not None and option not in has:
                 raise ValueError(
-                    f"block.{option} ({getattr(self, option)}) is no option of the kernel {name}, which has "
+                    f"block.{option} ({getattr(self, option)}) is not an option of the kernel {name}, which has "
                     f"{', '.join(has) or 'none'}"
                 )
         if name == "series" and self.coefficients is None:
@@ -166,7 +166,7 @@ class GlobalContextOptions(SizedOptions):
     public_name: ClassVar[str] = "GlobalContext"
     words: ClassVar[str] = "global context"
     channel_reduction: int = 16
-    """Channels of the map over the block's inner channels."""
+    """Number of the map's channels divided by that of the block's inner channels."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class SqueezeExcitationOptions(SizedOptions):
     public_name: ClassVar[str] = "SqueezeExcitation"
     words: ClassVar[str] = "squeeze-and-excitation"
     channel_reduction: int = 16
-    """Channels of the map over the block's inner channels."""
+    """Number of the map's channels divided by that of the block's inner channels."""
 
 
 KERNEL_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -277,7 +277,7 @@ def check_names(block: str, names: typing.Iterable[str], where: str = "") -> Non
     has = names_of(options_class(block))
     for name in names:
         if name not in has:
-            raise ValueError(f"{where}{name} is no option of block {block}, which has: {', '.join(has) or 'none'}")
+            raise ValueError(f"{where}{name} is not an option of block {block}, which has: {', '.join(has) or 'none'}")
 
 
 def fitting(kind: type[BlockOptions], values: Mapping[str, Any]) -> dict[str, Any]:

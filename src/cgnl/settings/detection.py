@@ -26,22 +26,22 @@ class DetectionNetworkConfig:
     num_blocks: int = 1
     """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()
-    """Module paths in the classifier that the blocks follow, in place of the paper's, such as layer3.4; in networks of
-    libraries they are found where not given, or with auto."""
+    """Module paths in the classifier that the blocks follow, such as layer3.4; by default the paper's. In a library's
+    network, cgnl finds them by default, or with auto."""
     weights: str | None = field(default=None, metadata=FREE)
-    """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or none."""
+    """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or None."""
     backbone_weights: str | None = field(default=None, metadata=FREE)
-    """Start weights of the backbone alone: IMAGENET1K_V1, an image network's checkpoint, or none."""
+    """Start weights of the backbone alone: IMAGENET1K_V1, an image network's checkpoint, or None."""
     new_classifier: bool = field(default=False, metadata=FREE)
-    """Leave the predictors of boxes, classes and masks in a weights file out and start new ones."""
+    """Start new predictors of boxes, classes and masks instead of those in a weights file."""
     backbone_norm: Literal["frozen", "batch"] = "frozen"
-    """Norms of the backbone: frozen BatchNorm, or BatchNorm that is trained (start from nothing, large batches)."""
+    """Norms of the backbone: frozen BatchNorm, or trained BatchNorm (for random start weights and large batches)."""
     rois: int = 512
-    """Regions of an image that the heads are trained on."""
+    """Number of regions per image that train the heads."""
     proposals: int = field(default=1000, metadata=FOR_TESTS)
-    """Regions of an image that the region proposal network hands on at test time (and twice as many in training)."""
+    """Number of regions per image from the region proposal network at test time (twice as many in training)."""
     detections: int = field(default=100, metadata=FOR_TESTS)
-    """Objects that are kept in an image at most."""
+    """Maximum number of objects kept in an image."""
     score_threshold: float = field(default=0.05, metadata=FOR_TESTS)
     """Minimum score of a detection."""
 
@@ -57,19 +57,19 @@ class DetectionNetworkConfig:
 
 @dataclass(frozen=True)
 class DetectionDataConfig:
-    """The images and their objects, and how many go into one step."""
+    """The images, their objects, and the batch."""
 
     root: Path | None = field(default=None, metadata=FREE)
-    """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same of val; not needed
-    where the files and folders below are given."""
+    """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same for val; not needed
+    if you give the files and folders below."""
     train_annotations: Path | None = field(default=None, metadata=FREE)
-    """COCO json file for training, where the layout is another one."""
+    """COCO JSON file for training, if the layout is another one."""
     test_annotations: Path | None = field(default=None, metadata=FREE)
-    """COCO json file for testing, where the layout is another one."""
+    """COCO JSON file for testing, if the layout is another one."""
     train_images: Path | None = field(default=None, metadata=FREE)
-    """Folder of the training images, where the layout is another one."""
+    """Folder of the training images, if the layout is another one."""
     test_images: Path | None = field(default=None, metadata=FREE)
-    """Folder of the test images, where the layout is another one."""
+    """Folder of the test images, if the layout is another one."""
     size: int = 800
     """Length of the shorter side of the network's input (pixels)."""
     max_size: int = 1333
@@ -77,15 +77,15 @@ class DetectionDataConfig:
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     group_by_aspect: bool = True
-    """Put wide and tall images into batches of their own, so that little is padded."""
+    """Put wide and tall images into separate batches, to keep the padding small."""
     batch_size: int = 8
     """Images in one optimizer step, over all processes and accumulated parts together."""
     workers: int = field(default=2, metadata=FREE)
     """Processes that read images, for each training process; 0 reads in the training process itself."""
     timeout: int = field(default=120, metadata=FREE)
-    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
-    """Part of the images, or of the annotations, that may be missing or bad before the run stops."""
+    """Fraction of the images, or of the annotations, that may be missing or bad before the run stops."""
 
     def __post_init__(self) -> None:
         for name in ("size", "batch_size", "timeout"):

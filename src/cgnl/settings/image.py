@@ -30,15 +30,15 @@ class NetworkConfig:
     num_blocks: int = 1
     """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()
-    """Module paths that the blocks follow, in place of the paper's, such as layer3.4 layer4.1; in networks of libraries
-    they are found where not given, or with auto."""
+    """Module paths that the blocks follow, such as layer3.4 layer4.1; by default the paper's. In a library's network,
+    cgnl finds them by default, or with auto."""
     dropout: float | None = 0.5
-    """Probability of dropout before the classifier; none leaves the library's own."""
+    """Probability of dropout before the classifier; None leaves the library's own."""
     weights: str | None = field(default=None, metadata=FREE)
-    """Start weights: default for the library's own, the name of torchvision weights (IMAGENET1K_V1) or a tag
-    of timm, a checkpoint file, or none."""
+    """Start weights: default for the library's own, the name of torchvision weights (IMAGENET1K_V1), a tag of timm, a
+    checkpoint file, or None for random weights."""
     new_classifier: bool = field(default=False, metadata=FREE)
-    """Leave the classifier of a weights file out and start a new one (named weights with other classes always do)."""
+    """Start a new classifier instead of that in a weights file. Named weights always get one for other classes."""
 
     def __post_init__(self) -> None:
         check_arch(self.arch, ARCHITECTURES)
@@ -73,7 +73,7 @@ def with_arch(network: Any, arch: str) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images, how they are cut, and how many go into one step."""
+    """The images, their crops, and the batch."""
 
     root: Path | None = field(default=None, metadata=FREE)
     """Folder: CUB_200_2011, or one with train/ and val/ of class folders, or the image root of list files."""
@@ -84,16 +84,16 @@ class DataConfig:
     test_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label` for testing (labels from 0)."""
     num_classes: int | None = None
-    """Number of classes; found from the data where not given."""
+    """Number of classes; by default found from the data."""
     num_outputs: int | None = None
     """Number of outputs of the classifier, if larger than the number of classes; the classes are the first ones.
-    1000 keeps the classifier of ImageNet weights. Default: one for each class."""
+    1000 keeps the classifier of ImageNet weights. By default there is one for each class."""
     size: int = 448
     """Input height and width of the network (pixels)."""
     resize: int = 512
     """Length of the shorter side before the centre crop at test time (pixels)."""
     crop_area: tuple[float, float] = (0.08, 1.25)
-    """Area of the random training crop as a part of the image; parts above 1 are redrawn."""
+    """Area of the random training crop as a fraction of the image; fractions above 1 are drawn again."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the random training crop."""
     flip: float = 0.5
@@ -107,9 +107,9 @@ class DataConfig:
     workers: int = field(default=2, metadata=FREE)
     """Processes that read images, for each training process; 0 reads in the training process itself."""
     timeout: int = field(default=120, metadata=FREE)
-    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
-    """Part of the data set that may be missing or unreadable before the run stops."""
+    """Fraction of the data set that may be missing or unreadable before the run stops."""
 
     def __post_init__(self) -> None:
         for name in ("size", "resize", "batch_size", "timeout"):

@@ -144,7 +144,7 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
             continue
         name = _RENAMED.get(f"{prefix}{given}", given)
         if name not in fields:
-            raise ValueError(f"{source}: {prefix}{name} is no field of a recipe; fields here: {', '.join(fields)}")
+            raise ValueError(f"{source}: {prefix}{name} is not a field of a recipe; fields here: {', '.join(fields)}")
         if dataclasses.is_dataclass(getattr(config, name)):
             changed[name] = _override(getattr(config, name), value, source, f"{prefix}{name}.")
         else:

@@ -22,19 +22,19 @@ class OptimizerConfig:
     norm_weight_decay: float | None = None
     """Weight decay of the norms' weights and biases; by default that of all other weights and biases."""
     bias_weight_decay: float | None = None
-    """Weight decay of the biases (a norm's only without norm_weight_decay); by default that of all weights."""
+    """Weight decay of the biases (also of norms, unless norm_weight_decay is given); by default that of all weights."""
     bias_lr_factor: float = 1.0
-    """Factor on the learning rate of all biases, those of norms among them."""
+    """Factor on the learning rate of all biases, including those of norms."""
     lr_batch: int | None = None
     """Batch size that lr is meant for: lr grows in proportion to data.batch_size; by default lr stays as it is."""
     block_lr_factor: float = 1.0
     """Factor on the learning rate of the inserted blocks."""
     head_lr_factor: float = 1.0
-    """Factor on the learning rate of the classifier; of a detector's layers that predict classes, boxes and masks."""
+    """Factor on the learning rate of the classifier, or of a detector's predictors of classes, boxes and masks."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy."""
     clip_norm: float | None = None
-    """Largest 2-norm of the gradient; larger ones are scaled down."""
+    """Maximum 2-norm of the gradient; larger gradients are scaled down."""
 
     def __post_init__(self) -> None:
         positive("optimizer.lr", self.lr)
@@ -61,9 +61,9 @@ class ScheduleConfig:
     warmup_start_lr: float = 1e-5
     """Learning rate at the start of the warm-up."""
     warmup_interval: Literal["epoch", "step"] = "step"
-    """Whether the warm-up rises at every step or once an epoch (the released code)."""
+    """How often the warm-up raises the rate: at every step, or once per epoch (as in the released code)."""
     milestones: tuple[int, ...] = ()
-    """Epochs or steps (from 0, warm-up counted in) at whose start the learning rate drops."""
+    """Epochs or steps at whose start the learning rate drops, counted from 0 and including the warm-up."""
     gamma: float = 0.1
     """Factor of each drop."""
 
@@ -74,24 +74,24 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long, on what, and how the run is kept."""
+    """The length of the run, its hardware and its files."""
 
     max_epochs: int = field(default=100, metadata=FREE)
     """Length of the training (epochs)."""
     max_steps: int = field(default=-1, metadata=FREE)
-    """Stop after so many optimizer steps; -1 is no limit."""
+    """Maximum number of optimizer steps; -1 is no limit."""
     seed: int = 0
     """Seed of the weights, the order of the samples, crops and dropout."""
     devices: int | None = field(default=None, metadata=FREE)
-    """Processes (GPUs) on this machine; by default all GPUs, or one process on a CPU."""
+    """Number of processes (GPUs) on this machine; by default all GPUs, or one process on a CPU."""
     nodes: int = field(default=1, metadata=FREE)
-    """Machines, started by torchrun or SLURM."""
+    """Number of machines; torchrun or SLURM starts them."""
     accelerator: Literal["auto", "cpu", "gpu"] = field(default="auto", metadata=FREE)
     """Where to train."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Number type of the network's forward and backward pass."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other, to save memory."""
+    """Number of parts in which a batch is computed, one after the other, to save memory."""
     channels_last: bool | None = None
     """Keep feature maps in the channels-last memory format; by default where it is faster (CPUs, GPUs in 16 bits)."""
     compile: bool = False
@@ -109,7 +109,7 @@ class TrainerConfig:
     test_every_n_epochs: int = 1
     """Epochs between two tests."""
     skip_limit: int = field(default=20, metadata=FREE)
-    """Steps that may be left out because of a non-finite loss or gradient before the run stops."""
+    """Number of steps that may be skipped for a non-finite loss or gradient before the run stops."""
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "nodes", "accumulate"):

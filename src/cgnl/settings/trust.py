@@ -48,7 +48,7 @@ def import_named(name: str, trust: Collection[str] = ()) -> Any:
     if not any(name == trusted or name.startswith(f"{trusted}.") for trusted in (*trust, *_trusted.get())):
         package = name.partition(".")[0]
         raise ValueError(
-            f"{name} is code of another package, and no file may run it: "
+            f"{name} is code from another package, which a file alone may not run: "
             f"add --trust {package} to the command, or trust=({package!r},) in Python"
         )
     module, _, attribute = name.rpartition(".")

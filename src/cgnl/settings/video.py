@@ -12,7 +12,7 @@ from cgnl.settings.marks import FOR_TESTS, FREE
 
 @dataclass(frozen=True)
 class VideoNetworkConfig(NetworkConfig):
-    """The video network: frames through a residual network of images, and space-time blocks between."""
+    """The video network and the space-time blocks in it."""
 
     of_others: ClassVar[Mapping[str, Any]] = {
         **NetworkConfig.of_others,
@@ -40,14 +40,14 @@ class VideoNetworkConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class VideoDataConfig(DataConfig):
-    """The videos, how clips are cut from them, and how many go into one step."""
+    """The videos, the clips from them, and the batch."""
 
     root: Path | None = field(default=None, metadata=FREE)
     """Folder of the videos (or of folders of frames): UCF101, Kinetics, or train/ and val/ of class folders."""
     format: Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"] = "auto"  # type: ignore[assignment]
     """Layout of the data set; auto recognises it."""
     annotations: Path | None = field(default=None, metadata=FREE)
-    """Folder of UCF101's lists, of Mini-Kinetics' id lists and csv files, or Kinetics' csv file or their folder."""
+    """Folder of UCF101's lists or of Mini-Kinetics' id lists and CSV files; of Kinetics a CSV file or its folder."""
     fold: int = 1
     """Split of UCF101: 1, 2 or 3."""
     train_list: Path | None = field(default=None, metadata=FREE)
@@ -55,7 +55,7 @@ class VideoDataConfig(DataConfig):
     test_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label`, or `folder frames label`, for testing (labels from 0)."""
     index: Path | None = field(default=None, metadata=FREE)
-    """File with the lengths and sizes of the videos, made on first use; by default beside them or in the run."""
+    """File with the lengths and sizes of the videos, made on first use; by default beside the videos or in the run."""
     num_frames: int = 32
     """Frames of a clip."""
     frame_step: int = 2
@@ -67,15 +67,15 @@ class VideoDataConfig(DataConfig):
     batch_size: int = 64
     """Clips in one optimizer step, over all processes and accumulated parts together."""
     test_clips: int = field(default=10, metadata=FREE)
-    """Clips of a video that are tested after training, evenly spaced; their probabilities are averaged."""
+    """Clips of a video in a test, evenly spaced; their probabilities are averaged."""
     test_crops: int = field(default=3, metadata=FREE)
-    """Crops of each of them along the longer side: 1 or 3."""
+    """Crops of each test clip along the longer side: 1 or 3."""
     views_per_step: int = field(default=6, metadata=FREE)
     """Views (clips x crops) that go through the network at once at test time."""
     decode_timeout: int = field(default=60, metadata=FREE)
     """Seconds that reading a clip may take before its video counts as unreadable."""
     timeout: int = field(default=600, metadata=FREE)
-    """Seconds after which a reader that gives nothing is an error (with workers only)."""
+    """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

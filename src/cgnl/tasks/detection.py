@@ -142,7 +142,7 @@ class DetectionTask(Task[DetectionRecipe]):
     def page_note(self) -> str | None:
         """Say what dark bands are, and why there are no effects."""
         return (
-            "A detector pads images with zeros on the right and below: the dark bands. "
+            "A detector pads images with zeros on the right and at the bottom, which show as dark bands. "
             "It gives no single prediction, so the page shows no effects."
         )
 

@@ -83,7 +83,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
 
     def page_note(self) -> str | None:
         """Say which clip the maps are of."""
-        return "Of each video the page shows the clip in the middle; predictions are of that clip alone."
+        return "The page shows the middle clip of each video, and the predictions are for that clip alone."
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Return the shape to trace the network at, its free axes and its description."""
@@ -133,7 +133,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
             info = reader.probe(path)
             if info.fps <= 0:
-                raise BadFileError(path, "does not tell its frames per second, so there is no timeline of it")
+                raise BadFileError(path, "does not say how many frames it has per second, so there is no timeline")
             clips = timeline_clips(info.frames, info.fps, config.num_frames, config.frame_step)
             for begin in range(0, len(clips), config.views_per_step):
                 some = clips[begin : begin + config.views_per_step].tolist()

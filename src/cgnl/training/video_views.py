@@ -24,7 +24,7 @@ def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
     """
     found = []
     if info is not None and info.promised not in (None, info.frames):
-        found.append(f"holds {info.frames} frames, its container promises {info.promised}")
+        found.append(f"holds {info.frames} frames, but its container promises {info.promised}")
     if lost:
         found.append(f"has {lost} wanted frames that could not be decoded")
     return found

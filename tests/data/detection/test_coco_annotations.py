@@ -37,9 +37,9 @@ BAD = [
     ({"category_id": 1}, "has the unknown category 1"),
     ({"category_id": None}, "has the unknown category None"),
     ({"category_id": [18]}, "has the unknown category [18]"),
-    ({"image_id": 99}, "is of an image that the file does not name"),
-    ({"image_id": None}, "is of an image that the file does not name"),
-    ({"image_id": {}}, "is of an image that the file does not name"),
+    ({"image_id": 99}, "belongs to an image that the file does not name"),
+    ({"image_id": None}, "belongs to an image that the file does not name"),
+    ({"image_id": {}}, "belongs to an image that the file does not name"),
     ({"iscrowd": 2}, "has the iscrowd 2"),
     ({"iscrowd": []}, "has the iscrowd []"),
     ({"segmentation": None}, "has no mask"),
@@ -69,7 +69,7 @@ def test_ids_are_whole_numbers_and_given_once(tmp_path):
     make_coco(tmp_path, rows)
     images = read_coco(tmp_path)
     assert images.bad_annotations == (
-        BadAnnotation(4, "0001.png", "has the id of an annotation before it"),
+        BadAnnotation(4, "0001.png", "has the same id as an earlier annotation"),
         BadAnnotation("number 3 of the list", "0001.png", "has the id '5', expected a whole number"),
         BadAnnotation("number 4 of the list", "image id None", "has the id None, expected a whole number"),
         BadAnnotation("number 5 of the list", "0001.png", "has the id True, expected a whole number"),
@@ -108,7 +108,7 @@ def test_the_list_in_the_run_folder(tmp_path):
     assert rows == [
         ["file", "id", "image", "reason"],
         [source, "5", "0001.png", "has the area -1, expected a number from 0"],
-        [source, "6", "image id 'a, b'", "is of an image that the file does not name"],
+        [source, "6", "image id 'a, b'", "belongs to an image that the file does not name"],
     ]
 
 

@@ -105,7 +105,7 @@ def test_missing_images_and_their_annotations(tmp_path):
     assert images.image_ids == (1,)
     assert images.missing == (tmp_path / "train2017/0002.png",)
     assert [str(bad) for bad in images.bad_annotations] == [
-        f"annotation {id} (0002.png) is of an image that is missing" for id in (2, 3)
+        f"annotation {id} (0002.png) belongs to an image that is missing" for id in (2, 3)
     ]
     with pytest.raises(DataError, match=r"1 of 2 files .* are missing"):
         check_missing(images, 0.4)

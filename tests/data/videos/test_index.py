@@ -168,13 +168,13 @@ def test_a_root_that_cannot_be_written_to(root, tmp_path, monkeypatch, caplog):
     assert build(root, otherwise=file) == infos
     assert (
         caplog.messages.count(
-            f"{root / 'video_index.csv'} cannot be used (Is a directory): the videos are looked into anew"
+            f"{root / 'video_index.csv'} cannot be used (Is a directory): cgnl reads the videos again"
         )
         == 2
     )
     caplog.clear()
     assert set(build(root).values()) == {"was asked again"}
-    assert "the index of the videos is not kept" in caplog.text
+    assert "cannot save the index of the videos" in caplog.text
     assert list((root).glob(".*")) == []
 
 
@@ -206,7 +206,7 @@ def test_a_damaged_or_foreign_index_is_built_anew(root, caplog, old, new):
 def test_an_index_of_bytes_that_are_no_text(root, caplog):
     (root / "video_index.csv").write_bytes(bytes(range(256)))
     assert build(root)["a.mp4"] == probe(root / "x/a.mp4")
-    assert "cannot be used (it is of another version or none at all)" in caplog.text
+    assert "cannot be used (it has another version or none)" in caplog.text
     assert len(rows(root / "video_index.csv")) == 4
 
 

@@ -104,11 +104,13 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
     console.print(f"Drawing {subject.drawing} ...")
     subject.draw(out / subject.folder, seed)
     recipes = {"base": _fitted(subject, "base", out, seed, None)}
-    console.print(f"\nTraining a plain {subject.network} from scratch, the base of both: {subject.base} ...")
+    console.print(
+        f"\nTraining a plain {subject.network} from scratch, as the base of both networks: {subject.base} ..."
+    )
     train(recipes["base"], out / "base", name="base")
     start = subject.start(out / "base")
     for key, what in (
-        ("plain", "the base for some epochs more, as it is"),
+        ("plain", "the base for some more epochs, unchanged"),
         ("cgnl", "the base for the same epochs and samples, with one CGNL block"),
     ):
         recipes[key] = _fitted(subject, key, out, seed, start)
@@ -220,8 +222,8 @@ def _page(
     about = (
         f"A plain {subject.network} was trained from scratch on drawn {subject.folder} "
         f"(epochs: {recipes['base'].trainer.max_epochs}): {subject.base}. "
-        f"From there two networks went on (epochs: {recipe.trainer.max_epochs}) with the same seed, samples and "
-        "crops: one as it was, one with a compact generalized non-local block in its res4 stage, which starts as "
+        f"From there, two networks trained on (epochs: {recipe.trainer.max_epochs}) with the same seed, samples and "
+        "crops: one unchanged, and one with a compact generalized non-local block in its res4 stage, which starts as "
         f"the identity. {subject.about} Accuracies are those of the last epoch, with 95 % intervals."
     )
     sections = [

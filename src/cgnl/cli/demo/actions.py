@@ -127,5 +127,7 @@ def _pairs(runs: dict[str, Path]) -> list[tuple[str, str]]:
         interval = "{:.1f} to {:.1f} %".format(*wilson_interval(right, len(in_pair)))
         rows.append((name, f"{100 * len(in_pair) / len(predictions):.1f} %", within, interval))
     header = ("network", "right pair", "right class within it", "95 % interval")
-    about = "Within a pair chance is 50 %: to be better, what the body does and what the ball does must be related."
+    about = (
+        "Within a pair, chance is 50 %. To do better, a network must relate the action of the body to that of the ball."
+    )
     return [("Pairs", report.table(header, rows, numbers=(1, 2, 3)) + report.paragraph(about))]

@@ -108,8 +108,8 @@ def _page(out: Path, trained: TrainedNetwork, result: DetectionEvaluation, secon
         f"pyramid was trained on drawn flocks for {recipe.trainer.max_steps} steps of {recipe.data.batch_size} images. "
         "A compact generalized non-local block stands right before the last residual block of res4; it starts as the "
         "identity. Average precisions are COCO's, over the test images after the last step: AP is the mean over "
-        "thresholds of the overlap from 0.5 to 0.95, AP50 and AP75 are those at 0.5 and 0.75. What the block adds is "
-        "not measured here."
+        "thresholds of the overlap from 0.5 to 0.95, AP50 and AP75 are those at 0.5 and 0.75. The demo does not "
+        "measure what the block adds."
     )
     rows = [(kind, *(f"{getattr(result, kind)[measure]:.1f} %" for measure in _MEASURES)) for kind in _KINDS]
     sections = [
@@ -124,7 +124,7 @@ def _page(out: Path, trained: TrainedNetwork, result: DetectionEvaluation, secon
         maps_section(trained, _some_images(out), out / "explain.html"),
         ("Training", report.figure(_curves(out), "Loss in training, and average precision on the test images.")),
         ("By species", _per_class(result)),
-        ("The flocks", report.photograph(contact_sheet(out / "flock"), "Some test images, and what is true of them.")),
+        ("The flocks", report.photograph(contact_sheet(out / "flock"), "Some test images and their annotations.")),
     ]
     return report.page("Mask R-CNN with a CGNL block, on drawn flocks", sections)
 
@@ -160,7 +160,7 @@ def _pictures(out: Path, trained: TrainedNetwork, count: int = 10) -> str:
     for row, pair in enumerate(pairs):
         for column, picture in enumerate(pair):
             sheet.paste(picture, (column * width, row * height))
-    caption = f"Test images: the truth on the left, detections with a score of at least {_MIN_SCORE} on the right."
+    caption = f"Test images: annotations on the left, detections with a score of at least {_MIN_SCORE} on the right."
     return report.photograph(sheet, caption)
 
 

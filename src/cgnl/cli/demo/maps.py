@@ -25,7 +25,7 @@ def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | No
     networks = {"CGNL": trained}
     body = report.paragraph(
         "Green marks the reference, the spot where the block's g is strongest; a map shows how strongly each element "
-        "is related to it. What is true of each map stands below it; none says that the answer comes from there."
+        "is related to it. The text below each map says how to read it. No map shows that the answer comes from there."
     )
     for path, _ in samples:
         seen, traces = trace_file(networks, path)
@@ -36,7 +36,7 @@ def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | No
             drawn = figure6(seen.frames, chosen, at, seen.view)
         else:
             drawn = figure5(seen.frames[0], chosen, at[:2], seen.view, parts=parts_of(path))
-        body += report.figure(drawn, f"What the block relates in {path.name}.")
+        body += report.figure(drawn, f"Maps of the block in {path.name}.")
     write_maps_page(networks, dict(samples), None, page)
-    body += report.link(page.name, "Click in these images and see every map of the block")
-    return "What the block relates", body
+    body += report.link(page.name, "Click these images to see every map of the block")
+    return "Maps of the block", body

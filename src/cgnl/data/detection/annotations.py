@@ -60,7 +60,7 @@ def sort_annotations(
             reason: str | None = f"has the id {id!r:.80}, expected a whole number"
             id = f"number {number} of the list"
         elif id in known:
-            reason = "has the id of an annotation before it"
+            reason = "has the same id as an earlier annotation"
         else:
             known.add(id)
             reason = _why_bad(fields, image, category_ids)
@@ -85,9 +85,9 @@ def sort_annotations(
 
 def _why_bad(fields: Mapping[str, Any], image: ImageEntry | None, category_ids: Collection[int]) -> str | None:
     if image is None:
-        return "is of an image that the file does not name"
+        return "belongs to an image that the file does not name"
     if not image.exists:
-        return "is of an image that is missing"
+        return "belongs to an image that is missing"
     category = fields.get("category_id")
     if not is_id(category) or category not in category_ids:
         return f"has the unknown category {category!r:.80}"
@@ -112,7 +112,7 @@ def _why_bad_box(bbox: Any, image: ImageEntry) -> str | None:
     if right <= left or bottom <= top:
         return f"has the box {bbox!r:.80} outside the image of {image.width} x {image.height} pixels"
     if min(right - left, bottom - top) < _LEAST_SIDE:
-        return "has a box of which no area lies in the image"
+        return "has a box with no area inside the image"
     return None
 
 

@@ -47,7 +47,7 @@ def _why_bad_polygons(polygons: list[Any], width: int, height: int) -> str | Non
     surely_covers = False
     for polygon in polygons:
         if not isinstance(polygon, list):
-            return "has a mask that is no list of polygons, each a list of numbers"
+            return "has a mask that is not a list of polygons, each a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"has a polygon of {len(polygon)} numbers, but needs x and y of 3 points or more"
         try:
@@ -55,7 +55,7 @@ def _why_bad_polygons(polygons: list[Any], width: int, height: int) -> str | Non
         except (TypeError, OverflowError):
             finite = False
         if not finite:
-            return "has a polygon with something that is no finite number"
+            return "has a polygon with a value that is not a finite number"
         left, right, top, bottom = (pick(polygon[axis::2]) for axis in (0, 1) for pick in (min, max))
         if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
             return "has a polygon that reaches more than an image's size beyond the image"

@@ -34,7 +34,7 @@ _MAX_REPLY = 1 << 20
 # Room for a clip each; more than any clip needs, as it takes no space before it is written.
 _SLOTS, _SLOT_BYTES = 8, 1 << 36
 _KEPT_BYTES = 1 << 26
-_NONSENSE = "makes the process that decodes it answer nonsense"
+_NONSENSE = "makes the process that decodes it send invalid data"
 
 
 class GuardedReader:
@@ -346,7 +346,7 @@ class _Server:
             except BadFileError as error:
                 self._reply({"path": os.fsencode(error.path).hex(), "bad": error.reason})
             except MemoryError:
-                self._reply({"path": request["path"], "bad": "needs more memory to be decoded than there is"})
+                self._reply({"path": request["path"], "bad": "needs more memory for decoding than there is"})
 
     def _next(self) -> dict[str, Any] | None:
         line = self._requests.readline()

@@ -147,7 +147,7 @@ def _read(file: Path, *, quiet: bool = False) -> dict[str, _Entry]:
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
             if opened.readline().rstrip("\r\n") != _TITLE:
-                raise ValueError("it is of another version or none at all")
+                raise ValueError("it has another version or none")
             rows = csv.reader(opened)
             if next(rows, None) != _HEADER:
                 raise ValueError("its header is damaged")
@@ -157,7 +157,7 @@ def _read(file: Path, *, quiet: bool = False) -> dict[str, _Entry]:
     except (OSError, ValueError, csv.Error) as error:
         if not quiet:
             reason = error.strerror if isinstance(error, OSError) else error
-            _logger.warning("%s cannot be used (%s): the videos are looked into anew", file, reason)
+            _logger.warning("%s cannot be used (%s): cgnl reads the videos again", file, reason)
         return {}
 
 
@@ -170,7 +170,7 @@ def _parsed(row: list[str]) -> tuple[str, _Entry]:
         return name, _Entry(state, error)
     info = VideoInfo(int(frames), float(fps), int(width), int(height), int(promised) if promised else None)
     if min(info.frames, info.width, info.height) < 1 or not 0 <= info.fps < math.inf:
-        raise ValueError("a line holds numbers of no video")
+        raise ValueError("a line holds numbers that no video can have")
     return name, _Entry(state, info)
 
 
@@ -193,7 +193,7 @@ def _keep(places: Sequence[Path], new: Mapping[str, _Entry]) -> None:
             return
         except OSError as error:
             problems.append(f"{place}: {error.strerror}")
-    _logger.warning("the index of the videos is not kept (%s)", "; ".join(problems))
+    _logger.warning("cannot save the index of the videos (%s)", "; ".join(problems))
 
 
 def _write(file: Path, entries: Mapping[str, _Entry]) -> None:

@@ -26,8 +26,8 @@ _TABLE_SIZE = 129
 _LARGE = ("theta", "phi", "g", "concat", "logDenominators", "sums", "thetaRange", "kernel")
 
 _AVERAGED_EVIDENCE = (
-    "The maps under Evidence do not add up to the sums z here: those are of all positions, the maps of fewer, averaged "
-    "ones, and an average of products is not the product of the averages."
+    "The maps under Evidence do not add up to the sums z here. The sums are over all positions, but the maps show "
+    "fewer, averaged ones, and an average of products is not the product of the averages."
 )
 
 
@@ -197,12 +197,12 @@ def _notes(block: BlockTrace, small: BlockTrace, rounded: BlockTrace) -> list[st
         peak = exact.abs().max().item()
         differences.append((ours - exact).abs().max().item() / peak if peak else 0.0)
     notes.append(
-        "theta, phi and g are rounded to 8 bits with one scale a channel: maps of five references differ by at most "
-        f"{100 * max(differences):.2g} % of their strongest value from the unrounded ones."
+        "theta, phi and g are rounded to 8 bits with one scale per channel. The maps of five references differ by at "
+        f"most {100 * max(differences):.2g} % of their strongest value from the unrounded maps."
     )
     if block.kernel is not None:
         notes.append(
-            "A reference whose theta is close to zero is rounded the most: all its maps are then off by a factor."
+            "Rounding affects a reference most if its theta is close to zero: all its maps are then off by a factor."
         )
     if block.kind == "cgnl":
         notes.append("The sums z and the curve are those of the unrounded features.")

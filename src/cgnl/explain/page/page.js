@@ -165,7 +165,7 @@ function affinityCard(block, card, k) {
     if (block.groups > 1) controls.append(groups);
     controls.append(reference.label, shown.label);
   }
-  controls.append(choice("view", [["row", "what the reference receives from"], ["column", "what receives from it"]], (value) => {
+  controls.append(choice("view", [["row", "the reference receives from"], ["column", "the reference gives to"]], (value) => {
     settings.view = value;
     update();
   }));
@@ -176,7 +176,7 @@ function affinityCard(block, card, k) {
 }
 
 function roundedNotes(block) {
-  return element("details", { className: "dim" }, element("summary", {}, "What is rounded"),
+  return element("details", { className: "dim" }, element("summary", {}, "Rounding"),
     ...block.notes.map((note) => element("p", {}, note)));
 }
 
@@ -184,7 +184,7 @@ function evidenceCard(block, card, k) {
   if (block.kind !== "cgnl") {
     return cardOf(block, element("p", { className: "honest" }, block.kind === "residual"
       ? "This block has no affinity to show, so there is nothing to add up."
-      : "Only a compact block adds its elements up to sums that hold for all references. What this block gathers depends on the reference: see Affinity."));
+      : "Only a compact block gathers the same sums for all references. This block gathers other amounts for each reference: see Affinity."));
   }
   const { settings } = card;
   const powers = block.kernel.coefficients.map((a2, p) => [a2, p]).filter(([a2]) => a2 !== 0).map(([, p]) => p);
@@ -234,14 +234,14 @@ function effectCard(block) {
   const classes = choice("probability of", names.map((name, k) => [String(k), name]), (value) => fill(Number(value)));
   const most = Math.max(...probabilities.flatMap((row) => row.map((value, column) => Math.abs(value - probabilities[0][column]))));
   const hardly = most >= 0.005 ? [] : [element("p", { className: "honest" },
-    `No probability here moves by more than ${(100 * most).toFixed(2)} points: this block hardly changes this prediction, whatever its maps look like.`)];
+    `No probability here moves by more than ${(100 * most).toFixed(2)} percentage points: this block hardly changes this prediction, whatever its maps look like.`)];
   return cardOf(block, ...hardly, element("div", { className: "controls" }, classes),
     element("table", {},
       element("thead", {}, element("tr", {}, element("th", { scope: "col", colSpan: 2 }, "the network"),
         ...["probability", "change"].map((text) => element("th", { scope: "col" }, text)))),
       body),
-    element("p", { className: "dim" }, "Changes are in points of a percent."
-      + (groups ? " All groups left out together are the bypass, but their changes do not add up to its change: the rest of the network is not linear." : "")));
+    element("p", { className: "dim" }, "Changes are in percentage points."
+      + (groups ? " Leaving out all groups together is the bypass, but their single changes do not add up to its change, because the rest of the network is not linear." : "")));
 }
 
 function buildCards() {
@@ -305,7 +305,7 @@ function describeEvidence(block, card, shown) {
   const theta = block.theta[channel * block.positions + flatIndex(reference(block), block.shape)];
   const [low, high] = block.thetaRange[shown.group];
   card.curve.replaceChildren(curveOf((value) => polynomialAt(block, shown.group, value), [low, high], own ? theta : null,
-    `What group ${shown.group} made of theta: y is ${number(polynomialAt(block, shown.group, low))} at theta ${number(low)} and ${number(polynomialAt(block, shown.group, high))} at ${number(high)}`));
+    `The curve of group ${shown.group}: y is ${number(polynomialAt(block, shown.group, low))} at theta ${number(low)} and ${number(polynomialAt(block, shown.group, high))} at ${number(high)}`));
 }
 
 function describeAffinity(block, card, shown) {
@@ -421,7 +421,7 @@ function showPredictions(entry) {
       ranked.length > 1 ? element("span", { className: "dim" },
         `; then ${ranked.slice(1, 5).map(([name, value]) => `${name} ${percent(value)}`).join(", ")}`) : "")));
   byId("predictions").hidden = parts.length === 0;
-  byId("predictions").replaceChildren(element("p", {}, entry.truth === null ? "The truth is not known." : `Truth: ${entry.truth}`), ...parts);
+  byId("predictions").replaceChildren(element("p", {}, entry.truth === null ? "The true class is not known." : `True class: ${entry.truth}`), ...parts);
 }
 
 function buildStrip() {
