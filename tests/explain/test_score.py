@@ -258,7 +258,7 @@ def test_what_cannot_be_scored_is_refused(birds, tmp_path):
             score_parts(dataclasses.replace(trained, recipe=recipe), birds)
     for options, message in (
         ({"path": "layer2.0"}, r"path \('layer2.0'\) must be where a block is: layer3.0"),
-        ({"threshold": 0}, r"threshold \(0\) must lie above 0"),
+        ({"threshold": 0}, r"threshold \(0\) must be above 0"),
         ({"radius": 2}, r"radius \(2\) must be above 0 and at most 1"),
         ({"limit": 0}, r"limit \(0\) must be at least 1"),
     ):

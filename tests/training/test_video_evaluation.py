@@ -122,7 +122,7 @@ def test_a_folder_of_frames_is_a_video(run, video, tmp_path, capsys):
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert len(json.loads(out)["top"]) == 4
-    assert "does not tell its frames per second" in err
+    assert "does not say how many frames it has per second" in err
 
 
 def test_the_timeline_has_a_clip_of_each_second(run, video, tmp_path):
@@ -179,7 +179,7 @@ def test_a_video_that_is_cut_off_is_tested_and_listed(run, cut, tmp_path, capsys
     (row,) = rows_of(out / "damaged_videos.csv")
     assert row["path"] == str(cut)
     frames = len(decode(cut))
-    assert row["reason"].startswith(f"holds {frames} frames, its container promises ")
+    assert row["reason"].startswith(f"holds {frames} frames, but its container promises ")
     assert int(row["reason"].split()[-1]) > frames
 
 

@@ -23,7 +23,7 @@ BAD = [
     ({"box": (2, 3, 1e-7, 5)}, "which has no area"),
     ({"bbox": [31, 3, 5, 5]}, "has the box [31, 3, 5, 5] outside the image of 30 x 20 pixels"),
     ({"bbox": [-9, 3, 9, 5]}, "outside the image"),
-    ({"bbox": [29.995, 3, 9, 5]}, "of which no area lies in the image"),
+    ({"bbox": [29.995, 3, 9, 5]}, "with no area inside the image"),
     ({"bbox": None}, "has no box"),
     ({"bbox": []}, "has no box"),
     ({"bbox": [1, 2, 3]}, "expected 4 finite numbers"),
