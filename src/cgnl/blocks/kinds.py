@@ -235,7 +235,7 @@ def block_maker(
     """
     if block is not None and not isinstance(block, str):
         if options:
-            raise ValueError(f"{next(iter(options))} is no option of a function that makes the block")
+            raise ValueError(f"{next(iter(options))} is not an option of a function that makes the block")
         return block
     block = block or "none"
     check_names(block, options)
