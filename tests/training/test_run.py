@@ -363,7 +363,7 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("recipe: cub-resnet50-cgml", "there is no recipe 'cub-resnet50-cgml'; near names: cub-resnet50-cgnl"),
         ("recipe: [1]", "there is no recipe '[1]'"),
         ("optimizer: {lr: 0}", "optimizer.lr (0.0) must be above 0"),
-        ("optimiser: {lr: 1}", "optimiser is not a field of a recipe; fields here: network, data"),
+        ("optimiser: {lr: 1}", "optimiser is not a field of a recipe; fields here: network, block, data"),
         ("data: {size: big}", "data.size must be of type int, got 'big'"),
         ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
         ("data: 3", "data must be a mapping"),

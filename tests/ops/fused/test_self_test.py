@@ -10,7 +10,7 @@ from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs
 
 from cgnl import CGNL2d, ops
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
-from cgnl.measure import accuracy
+from cgnl.measure import accuracy, tables
 from cgnl.ops import backends
 from cgnl.ops.fused import branches, narrow, polynomials, self_test, sums
 from cgnl.ops.fused.launching import launches
@@ -302,20 +302,20 @@ def test_a_trace_asks_outside_its_graph(works, dynamic, monkeypatch):
 
 
 def test_the_accuracy_benchmark_prints_it(capsys, monkeypatch):
-    accuracy.print_self_test(DEVICE, smallest=True)
+    tables.print_self_test(DEVICE, smallest=True)
     printed = capsys.readouterr().out
     assert printed.count("passed") == 4
     assert "batch_norm in float32, channels first, groups of up to 16 features, powers 1" in printed
     monkeypatch.setattr(polynomials, "write_polynomial", raising)
     kind = Kind("features", torch.float32, "first", 0b10, False, 16)
     monkeypatch.setattr(accuracy, "_kinds_for_self_test", lambda *arguments: [kind])
-    accuracy.print_self_test(DEVICE, smallest=True)
+    tables.print_self_test(DEVICE, smallest=True)
     assert "RuntimeError: out of resource: shared memory" in capsys.readouterr().out
 
 
 def test_the_accuracy_benchmark_says_why_there_is_none(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    accuracy.print_self_test("cpu", smallest=True)
+    tables.print_self_test("cpu", smallest=True)
     assert capsys.readouterr().out == (
         "no self-test of the fused operators: it needs a CUDA device, and the tensors are on cpu\n"
     )
