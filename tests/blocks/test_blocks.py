@@ -562,7 +562,7 @@ def test_a_state_dict_of_normalized_features_from_before_warns_once():
         cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(beta="exact")).load_state_dict(dict(block.state_dict()))
     state._metadata["0"]["version"] = 1
     blocks.compact._warn_of_normalized_features.cache_clear()
-    with pytest.warns(UserWarning, match=r"beta=\"normalized\" was loaded that may come from cgnl 0\.1"):
+    with pytest.warns(UserWarning, match=r"beta=\"normalized\" may come from cgnl 0\.1"):
         network.load_state_dict(state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -111,7 +111,7 @@ def test_token_grids():
     assert token_grid(49) == (7, 7, 0)
     assert token_grid(50) == (7, 7, 1)
     for tokens in (0, 48, 51):
-        with pytest.raises(ValueError, match=rf"num_tokens \({tokens}\) must be the positions of a square"):
+        with pytest.raises(ValueError, match=rf"num_tokens \({tokens}\) must be the number of positions of a square"):
             token_grid(tokens)
 
 

@@ -281,7 +281,7 @@ def test_effect_shows_the_probabilities_without_the_block_and_each_group(browser
         "",
         *(f"{change:+.2f}" if round(change, 2) else "0.00" for change in moved),
     ]
-    assert "All groups left out together are the bypass" in browser.evaluate(
+    assert "Leaving out all groups together is the bypass" in browser.evaluate(
         "document.getElementById('panel-effect').textContent"
     )
     assert browser.complaints() == []

@@ -365,7 +365,10 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("optimizer: {lr: 0}", "optimizer.lr (0.0) must be above 0"),
         ("optimiser: {lr: 1}", "optimiser is not a field of a recipe; fields here: network, block, data"),
         ("data: {size: big}", "data.size must be of type int, got 'big'"),
-        ("network: {block: cgn}", "network.block must be one of none, nl, cgnl, cgnlx, residual, got 'cgn'"),
+        (
+            "network: {block: cgn}",
+            "block ('cgn') must be one of none, nl, cgnl, cgnlx, residual, gnl, gc, se, or a class of your own",
+        ),
         ("data: 3", "data must be a mapping"),
         ("- 1", "must be a mapping"),
         ("trainer: {max_steps: 0}", "trainer.max_steps (0) must be -1 or at least 1"),
