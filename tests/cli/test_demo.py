@@ -42,7 +42,7 @@ def test_the_smallest_demo_writes_a_whole_report(subject, tmp_path):
     assert not re.search(r"https?://|<script|<link", text)
     assert "Maps of the block" in text
     assert '<a href="explain.html">' in text
-    assert "How strongly the reference element" in (path.parent / "explain.html").read_text()
+    assert "how strongly the reference element" in (path.parent / "explain.html").read_text()
     assert "its accuracies mean nothing" in text
     assert text.count("95 % interval") >= 1
     for key in ("base", "plain", "cgnl"):
