@@ -294,10 +294,16 @@ def test_limits_that_are_set_are_those_of_a_network_made_with_them(neck: detecti
     assert vars(network.rpn)["_pre_nms_top_n"]["testing"] == vars(expected.rpn)["_pre_nms_top_n"]["testing"]
 
 
-# "batch": the feature map of res4 is of 16 bits, too
-@pytest.mark.parametrize(("neck", "backbone_norm"), [("c4", "frozen"), ("c4", "batch"), ("fpn", "frozen")])
-def test_mixed_precision_leaves_boxes_and_scores_in_float32(neck: str, backbone_norm: str) -> None:
-    network = small("cgnl", neck=neck, backbone_norm=backbone_norm, proposals=8, rois=64, detections=30)
+# "batch": the feature map of res4 is of 16 bits, too. In the pyramid one of eight regions that is another moved the loss
+# of the boxes by a quarter on one CPU; a hundred, all of them trained on, move it less.
+@pytest.mark.parametrize(
+    ("neck", "backbone_norm", "proposals", "rois"),
+    [("c4", "frozen", 8, 64), ("c4", "batch", 8, 64), ("fpn", "frozen", 100, 512)],
+)
+def test_mixed_precision_leaves_boxes_and_scores_in_float32(
+    neck: str, backbone_norm: str, proposals: int, rois: int
+) -> None:
+    network = small("cgnl", neck=neck, backbone_norm=backbone_norm, proposals=proposals, rois=rois, detections=30)
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
     seen: dict[str, Any] = {}
     for name in ("rpn.anchor_generator", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor"):
@@ -318,8 +324,8 @@ def test_mixed_precision_leaves_boxes_and_scores_in_float32(neck: str, backbone_
             of_truth = (regions[:, None] == target["boxes"]).all(dim=2).any(dim=0)
             assert of_truth.all(), "true boxes are among the regions that are trained on, not rounded"
     torch.testing.assert_close(*anchors, rtol=0.0, atol=0.0)  # checks the type, too
-    # scores near each other change places, so some of the regions are others; how many, depends on the CPU's bfloat16
-    torch.testing.assert_close(losses[1], losses[0], rtol=0.4, atol=0.0)
+    # scores near each other change places, so some of the regions are others
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.25, atol=0.0)
     torch.stack(list(losses[1].values())).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
