@@ -31,7 +31,7 @@ def check_data(
         annotations: Where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
         fold: Which of the three splits of UCF101; each of them holds all its videos.
         num_classes: Number of classes, where it must be just that.
-        out: A CSV file that is written anew with the path and reason of each bad file or annotation.
+        out: A CSV file for the path and reason of each bad file or annotation; an earlier one is replaced.
         scanning: ``workers``, ``timeout`` (by default 60 seconds for an image, 600 for a video) and ``progress`` of
             :class:`cgnl.data.scanning.Scanning`.
 

@@ -111,7 +111,7 @@ def in_memory_format(x: Tensor, name: str) -> Tensor:
 
 
 def training_step(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    """Return a function that runs forward and backward with random output gradients; every gradient is made anew.
+    """Return a function that runs forward and backward with random output gradients; each run replaces all gradients.
 
     Args:
         module: Gives a tensor or a tuple of tensors.

@@ -56,7 +56,7 @@ def is_exporting() -> bool:
 
 
 def is_empty(features: Tensor) -> bool:
-    """Tell whether a map has no elements; compilers and tracers are told that it has some."""
+    """Tell whether a map has no elements; always False while a compiler or tracer is at work."""
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and not features.numel()
 
 

@@ -9,7 +9,7 @@ import torch
 class EpochBatches:
     """Batches of ``(epoch, index)`` keys for one process; a batch sampler for ``torch.utils.data.DataLoader``.
 
-    In training the samples are shuffled anew in each epoch and an incomplete last batch is left out. In testing
+    In training each epoch shuffles the samples again, and an incomplete last batch is left out. In testing
     they keep their order and each is given to exactly one process, none twice: the processes' shares differ by at
     most one sample.
 

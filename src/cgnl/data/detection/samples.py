@@ -103,7 +103,7 @@ class DetectionList(SampleList):
     def truth(self) -> dict[str, list[dict[str, Any]]]:
         """Return the ``images``, ``annotations`` that are used (crowds too) and ``categories`` in COCO's own structure.
 
-        COCO's evaluation takes the annotation id 0 for "no object", so that one is numbered anew.
+        COCO's evaluation takes the annotation id 0 for "no object", so that one gets another number.
         """
         annotations = [annotation for index in range(len(self)) for annotation in self.objects(index)]
         unused = max((annotation["id"] for annotation in annotations), default=0) + 1

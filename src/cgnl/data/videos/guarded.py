@@ -74,8 +74,8 @@ class GuardedReader:
         memory.
 
         ``take`` is called with the place of the first of some frames among the wanted ones and the frames, uint8 [P, H,
-        W, 3] (the last time they may be fewer), which are there until it returns; from place 0 again, should decoding
-        have to begin anew.
+        W, 3] (the last time they may be fewer), which are there until it returns. If decoding has to start again, so do
+        the places, from 0.
 
         Returns:
             The number of wanted frames that could not be decoded.

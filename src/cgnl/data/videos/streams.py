@@ -49,8 +49,8 @@ class Pieces:
     """Where wanted frames go: ``size`` (P) of them at a time, in their order.
 
     ``allocate`` makes the uint8 array of a shape for frames that need not be turned. ``take`` gets the place of a
-    piece's first frame among the wanted ones and the frames, contiguous uint8 [P, H, W, 3]; it begins anew with the
-    first piece where decoding has to.
+    piece's first frame among the wanted ones and the frames, contiguous uint8 [P, H, W, 3]; it starts again
+    with the first piece if decoding does.
     """
 
     size: int
