@@ -294,8 +294,8 @@ def test_limits_that_are_set_are_those_of_a_network_made_with_them(neck: detecti
     assert vars(network.rpn)["_pre_nms_top_n"]["testing"] == vars(expected.rpn)["_pre_nms_top_n"]["testing"]
 
 
-# "batch": the feature map of res4 is of 16 bits, too. In the pyramid one of eight regions that is another moved the loss
-# of the boxes by a quarter on one CPU; a hundred, all of them trained on, move it less.
+# "batch": the feature map of res4 is of 16 bits, too. In the pyramid, one region of eight that changed places moved the
+# loss of the boxes by a quarter on one CPU; a hundred regions, all of them trained on, move it less.
 @pytest.mark.parametrize(
     ("neck", "backbone_norm", "proposals", "rois"),
     [("c4", "frozen", 8, 64), ("c4", "batch", 8, 64), ("fpn", "frozen", 100, 512)],
