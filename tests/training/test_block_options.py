@@ -159,3 +159,11 @@ def test_a_new_kind_is_trained_and_loaded(block, class_folders, tmp_path):
     train(override(recipe, {"trainer": {"max_epochs": 2}}, ""), tmp_path / "run", resume=True, progress=False)
     with pytest.raises(ValueError, match=r"network\.block was .*, now nl"):
         train(override(recipe, {"network": {"block": "nl"}}, ""), tmp_path / "run", resume=True, progress=False)
+
+
+@pytest.mark.parametrize("name", ["cub-resnet50-nl", "cub-resnet50", "ucf101-resnet50-nl"])
+def test_an_empty_option_that_a_block_does_not_have_asks_for_nothing(name):
+    recipe = RECIPES[name].make()
+    assert override(recipe, {"network": {"scale": None, "g_std": None}}, "a file") == recipe
+    scaled = override(RECIPES["cub-resnet50-cgnl"].make(), {"block": {"scale": "mean"}}, "a file")
+    assert override(scaled, {"network": {"scale": None}}, "a file").block.scale is None

@@ -86,6 +86,9 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
         recipe = dataclasses.replace(recipe, network=with_arch(recipe.network, network["arch"]))
     recipe = _override(recipe, rest, source, "")
     if isinstance(block, Mapping):
+        # earlier versions read `scale: null` for every kind of block: it asks for nothing
+        kind = type(recipe.block)
+        block = {name: value for name, value in block.items() if value is not None or fitting(kind, {name: value})}
         check_names(recipe.network.block, block, f"{source}: block.")
     return dataclasses.replace(recipe, block=_override(recipe.block, block, source, "block."))
 
