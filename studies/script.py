@@ -12,12 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def study(
-    file: str,
-    description: str | None,
-    *,
-    repeats: int = 15,
-    repeats_are: str = "turns that count",
-    threads: int = 2,
+    file: str, description: str | None, *, repeats: int = 15, repeats_are: str = "turns that count", threads: int = 2
 ) -> argparse.ArgumentParser:
     """Return a parser with the options of every study.
 

@@ -5,13 +5,7 @@ import pytest
 import torch
 
 from cgnl import ops
-from cgnl.kernel_functions import (
-    DotProduct,
-    EmbeddedGaussian,
-    GaussianRBF,
-    SeriesKernel,
-    resolve_kernel_function,
-)
+from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel, resolve_kernel_function
 
 
 def series(kernel, t, u):

@@ -29,16 +29,7 @@ _ROOM_OF_NAME = {
 }
 _ROOMS = ("data", "networks", "ops", "recipes", "training")
 
-__all__ = [
-    "data",
-    "fuse_blocks",
-    "insert_blocks",
-    "networks",
-    "ops",
-    "recipes",
-    "remove_blocks",
-    "training",
-]
+__all__ = ["data", "fuse_blocks", "insert_blocks", "networks", "ops", "recipes", "remove_blocks", "training"]
 __all__ += ["CGNLStream3d", *_BLOCKS, *_KERNELS]
 
 

@@ -453,10 +453,7 @@ def test_gradient_of_a_gradient_through_the_module():
         (lambda: cgnl.CGNL2d(0), r"channels \(0\) must be an integer of at least 1"),
         (lambda: cgnl.CGNL2d(32, groups=0), r"groups \(0\) must be an integer of at least 1"),
         (lambda: cgnl.CGNL2d(32, kernel="dots"), r"kernel \('dots'\) must be one of"),
-        (
-            lambda: cgnl.CGNL2d(32, norm="layer"),
-            r"norm \('layer'\) must be one of 'batch', 'sync_batch', 'group'",
-        ),
+        (lambda: cgnl.CGNL2d(32, norm="layer"), r"norm \('layer'\) must be one of 'batch', 'sync_batch', 'group'"),
         (lambda: cgnl.CGNL2d(32, scale="half"), r"scale \('half'\) must be one of None, 'sqrt', 'mean'"),
         (lambda: cgnl.CGNL2d(32, backend="gpu"), r"backend \('gpu'\) must be one of 'auto', 'eager', 'fused', 'naive'"),
         (

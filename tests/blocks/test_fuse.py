@@ -12,10 +12,7 @@ import tolerances
 BLOCKS = {
     "CGNL1d": (lambda: cgnl.CGNL1d(16), (3, 16, 11)),
     "CGNL2d": (lambda: cgnl.CGNL2d(16, groups=2, kernel="embedded_gaussian", scale="mean"), (3, 16, 5, 7)),
-    "CGNL2d rbf exact": (
-        lambda: cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(gamma=0.3, beta="exact")),
-        (3, 16, 5, 7),
-    ),
+    "CGNL2d rbf exact": (lambda: cgnl.CGNL2d(16, kernel=cgnl.GaussianRBF(gamma=0.3, beta="exact")), (3, 16, 5, 7)),
     "CGNL2d naive": (lambda: cgnl.CGNL2d(16, backend="naive"), (2, 16, 5, 3)),
     "CGNL2d sync": (lambda: cgnl.CGNL2d(16, norm="sync_batch"), (3, 16, 5, 7)),
     "CGNL2d norm without weight": (

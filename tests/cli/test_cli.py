@@ -191,10 +191,7 @@ MISTAKES = {
     "a score of a classifier": (["predict", "{run}", "x.jpg", "--score=0.5"], "score (0.5) does nothing here"),
     "no top": (["predict", "{run}", "x.jpg", "--top=-1"], "top (-1) must be at least 1"),
     "a picture from a classifier": (["predict", "{run}", "x.jpg", "--out=x.png"], "out (x.png) does nothing here"),
-    "a timeline of images": (
-        ["predict", "{run}", "x.jpg", "--timeline=t.csv"],
-        "timeline (t.csv) does nothing here",
-    ),
+    "a timeline of images": (["predict", "{run}", "x.jpg", "--timeline=t.csv"], "timeline (t.csv) does nothing here"),
     "a recipe file with a wrong name": (["train", "{yaml}"], "there is no recipe 'cub-resnet50-cgml'; near names"),
     "a crop larger than the image": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", *SMALL, "--data.size=40"],

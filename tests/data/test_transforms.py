@@ -56,10 +56,7 @@ def test_geometry_finds_a_point_of_the_image_in_the_input(height, width):
     array[y - 3 : y + 4, x - 3 : x + 4] = 255
     output = unnormalised(test_transform(size, resize)(Image.fromarray(array)))[..., 0]
     geometry = test_geometry(height, width, size, resize)
-    expected = (
-        (y + 0.5) * geometry.scale_y - geometry.offset_y,
-        (x + 0.5) * geometry.scale_x - geometry.offset_x,
-    )
+    expected = ((y + 0.5) * geometry.scale_y - geometry.offset_y, (x + 0.5) * geometry.scale_x - geometry.offset_x)
     weights = output / output.sum()
     centre = tuple((weights.sum(axis) * (np.arange(size) + 0.5)).sum() for axis in (1, 0))
     assert centre == pytest.approx(expected, abs=0.1)

@@ -48,10 +48,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def clips():
-    return {
-        "NL": traced(NonLocal3d(16, subsample=True), 4, 6, 6),
-        "CGNL": traced(CGNL3d(16, groups=2), 4, 6, 6),
-    }
+    return {"NL": traced(NonLocal3d(16, subsample=True), 4, 6, 6), "CGNL": traced(CGNL3d(16, groups=2), 4, 6, 6)}
 
 
 def boxes(ax, colour):

@@ -126,12 +126,7 @@ def timm_host(name: str, **sizes: object) -> Callable[[], nn.Module]:
 timm_convnext = timm_host("convnext_atto", depths=(1, 1, 1, 1), dims=(16, 16, 32, 32))
 timm_vit = timm_host("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
 timm_swin = timm_host(
-    "swin_tiny_patch4_window7_224",
-    img_size=32,
-    window_size=4,
-    embed_dim=16,
-    depths=(2, 2),
-    num_heads=(2, 4),
+    "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4)
 )
 
 IMAGE = (2, 3, 32, 32)

@@ -321,13 +321,7 @@ NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
     "timm regnet": (timm_host("regnetx_002"), BIG, make_2d, ["s3.b3"], ["s2.b1", "s3.b2", "s3.b4"]),
     "efficientnet": (tv("efficientnet_b0"), BIG, make_2d, ["features.5.1"], ["features.4.1", "features.5.1"]),
     "timm efficientnet": (timm_host("efficientnet_b0"), BIG, make_2d, ["blocks.4.1"], ["blocks.3.1", "blocks.4.1"]),
-    "mobilenet": (
-        tv("mobilenet_v3_small"),
-        BIG,
-        make_2d,
-        ["features.7"],
-        ["features.2", "features.5", "features.7"],
-    ),
+    "mobilenet": (tv("mobilenet_v3_small"), BIG, make_2d, ["features.7"], ["features.2", "features.5", "features.7"]),
     "shufflenet": (
         tv("shufflenet_v2_x0_5"),
         BIG,
@@ -349,13 +343,7 @@ NETWORKS: dict[str, tuple[Any, Any, Any, list[str], list[str]]] = {
         ["inception4d"],
         ["inception3a", "inception4b", "inception4d"],
     ),
-    "swin": (
-        tv_swin,
-        BIG,
-        make_2d,
-        ["features.5.2"],
-        ["features.3.0", "features.5.1", "features.5.3"],
-    ),
+    "swin": (tv_swin, BIG, make_2d, ["features.5.2"], ["features.3.0", "features.5.1", "features.5.3"]),
     "timm swin": (timm_swin, IMAGE, make_2d, ["layers.0.blocks.0"], ["layers.0.blocks.0"]),
     "hf swin": (
         hf_swin,

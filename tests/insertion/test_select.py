@@ -347,15 +347,9 @@ def _outputs(model: nn.Module, x: Tensor) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        (
-            None,
-            r"feature map, .*, but is a tuple of 0: a torch.float32 tensor of .* 10\], 1: an int; select= takes",
-        ),
+        (None, r"feature map, .*, but is a tuple of 0: a torch.float32 tensor of .* 10\], 1: an int; select= takes"),
         (1, r"feature map, .*, but is an int; select= takes"),
-        (
-            2,
-            r"blocks\['sized'\]: select: there is no 2 in a tuple of 0: a torch.float32 tensor of .* 10\], 1: an int",
-        ),
+        (2, r"blocks\['sized'\]: select: there is no 2 in a tuple of 0: a torch.float32 tensor of .* 10\], 1: an int"),
         ("x", r"select: there is no 'x' in a tuple"),
         ((0, 0), r"select: there is no 0 in a torch.float32 tensor of shape \[2, 8, 10\]"),
         ({"listed": 0}, r"select: its paths \['listed'\] must be among those of blocks, \['sized'\]"),

@@ -12,13 +12,7 @@ from torchvision import models
 
 import cgnl
 from cgnl.networks import image
-from cgnl.networks.checkpoints import (
-    CheckpointError,
-    block_settings,
-    from_released,
-    load_checkpoint_file,
-    mismatches,
-)
+from cgnl.networks.checkpoints import CheckpointError, block_settings, from_released, load_checkpoint_file, mismatches
 from cgnl.networks.conversion import convert
 
 GROUPS = 4

@@ -153,10 +153,7 @@ def test_names_that_mean_the_same_block(options: dict, same_as: dict) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"block": "cgln"},
-            r"block \('cgln'\) must be one of none, nl, cgnl, cgnlx",
-        ),
+        ({"block": "cgln"}, r"block \('cgln'\) must be one of none, nl, cgnl, cgnlx"),
         ({"block": "nl", "g_std": 0.5}, r"g_std is not an option of block nl, which has: channel_reduction, "),
         ({"block": "residual", "g_std": 0.5}, "g_std is not an option of block residual"),
         ({"block": "none", "g_std": 0.5}, "g_std is not an option of block none, which has: none"),
@@ -164,10 +161,7 @@ def test_names_that_mean_the_same_block(options: dict, same_as: dict) -> None:
         ({"block": "nl", "scale": "sqrt"}, r"scale \('sqrt'\) must be one of True, False for block 'nl'"),
         ({"block": "residual", "scale": "mean"}, "scale is not an option of block residual"),
         ({"block": "cgnl", "scale": True}, r"scale \(True\) must be one of None, 'sqrt', 'mean' for a CGNL block"),
-        (
-            {"block": "cgnl", "channel_reduction": 3},
-            r"channels \(256\) must be divisible by channel_reduction \(3\)",
-        ),
+        ({"block": "cgnl", "channel_reduction": 3}, r"channels \(256\) must be divisible by channel_reduction \(3\)"),
         ({"block": "cgnlx", "kernel": "dot"}, r"kernel \('dot'\) must be 'rbf' for block 'cgnlx'"),
         ({"block": "cgnl", "groups": 3}, r"divisible by groups \(3\)"),
         ({"dropout": 1.5}, r"dropout \(1\.5\) must be between 0 and 1"),
@@ -294,11 +288,7 @@ def test_costs_are_torchvisions(arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "products"),
-    [
-        ("cgnl", 3 * 1024 * 512 + 1024 * 512 // 8),
-        ("nl", 4 * 1024 * 512 + 2 * 196 * 512),
-    ],
+    ("block", "products"), [("cgnl", 3 * 1024 * 512 + 1024 * 512 // 8), ("nl", 4 * 1024 * 512 + 2 * 196 * 512)]
 )
 def test_multiplications_of_a_block(block: str, products: int) -> None:
     def cost(build: Callable[[], nn.Module]) -> int:

@@ -27,13 +27,7 @@ from cgnl.toy.flock.species import MAX_SPECIES
 # pycocotools knows numpy 1 only.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-ARGUMENTS: dict[str, Any] = {
-    "num_species": 5,
-    "train_images": 16,
-    "test_images": 5,
-    "size": (128, 96),
-    "seed": 3,
-}
+ARGUMENTS: dict[str, Any] = {"num_species": 5, "train_images": 16, "test_images": 5, "size": (128, 96), "seed": 3}
 
 
 @pytest.fixture(scope="module")

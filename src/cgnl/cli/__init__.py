@@ -98,11 +98,7 @@ def recipes(smoke: bool = False) -> None:
 
 
 def demo(
-    out: OptionalFolder = None,
-    video: bool = False,
-    detection: bool = False,
-    seed: int = 0,
-    smallest: bool = False,
+    out: OptionalFolder = None, video: bool = False, detection: bool = False, seed: int = 0, smallest: bool = False
 ) -> None:
     """Draw data, train a network on it with and without a CGNL block, and write a report.
 

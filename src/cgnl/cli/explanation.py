@@ -180,13 +180,7 @@ def _position(at: str, seen: Any) -> tuple[float, float, int]:
 
 
 def _draw(
-    networks: dict[str, Any],
-    path: Path,
-    at: str | None,
-    number: int,
-    block: str | None,
-    channel: int | None,
-    out: Path,
+    networks: dict[str, Any], path: Path, at: str | None, number: int, block: str | None, channel: int | None, out: Path
 ) -> None:
     from cgnl.explain.figures import figure1, figure5, figure6, save_figure
     from cgnl.explain.inputs import parts_of, strongest_position

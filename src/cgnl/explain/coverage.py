@@ -137,12 +137,7 @@ def measure(maps: Tensor | np.ndarray, parts: SeenParts, reference: int, *, thre
 
     area, middle, here = float(region.mean()), np.full(2, 0.5), parts.centres[reference]
     position = 1 / len(touching)
-    coverage = [
-        shares @ region,
-        np.full(len(others), area),
-        parts.in_square(middle, area),
-        parts.in_square(here, area),
-    ]
+    coverage = [shares @ region, np.full(len(others), area), parts.in_square(middle, area), parts.in_square(here, area)]
     pointing = [
         hits.mean(),
         touching.mean(),

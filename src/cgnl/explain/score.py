@@ -172,14 +172,7 @@ def score_parts(
     if not tally.images:
         raise DataError(f"{root} has no test image that can be read with two parts at different positions.")
     return PartScores(
-        path,
-        kind,
-        threshold,
-        radius,
-        len(tally.images),
-        tally.parts,
-        unreadable,
-        tuple(tally.rows(seed)),
+        path, kind, threshold, radius, len(tally.images), tally.parts, unreadable, tuple(tally.rows(seed))
     )
 
 

@@ -157,11 +157,7 @@ def _accuracy(record: Record) -> Figure | None:
 
 
 def _bars(
-    groups: Mapping[str, Mapping[str, tuple[Spread, ...]]],
-    series: tuple[str, str],
-    what: str,
-    *,
-    columns: int,
+    groups: Mapping[str, Mapping[str, tuple[Spread, ...]]], series: tuple[str, str], what: str, *, columns: int
 ) -> Figure | None:
     """Draw bars of medians with quartiles, with a panel for each group and two bars for each of its members."""
     if not groups:

@@ -65,11 +65,7 @@ def convert(
     for key, value in expected.items():
         if key not in state_dict:
             state_dict[key] = torch.zeros(value.shape, dtype=value.dtype)
-    metadata = {
-        "arch": arch,
-        "block": block or "none",
-        **{key: str(value) for key, value in settings.items()},
-    }
+    metadata = {"arch": arch, "block": block or "none", **{key: str(value) for key, value in settings.items()}}
     contiguous = {key: state_dict[key].contiguous() for key in expected}
     write_atomically(target, save(contiguous, {"format": "pt", **metadata}))
     return metadata

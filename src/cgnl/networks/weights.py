@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.insertion import BLOCK_NAME
-from cgnl.networks.checkpoints import (
-    CheckpointError,
-    block_settings,
-    from_released,
-    load_checkpoint_file,
-    mismatches,
-)
+from cgnl.networks.checkpoints import CheckpointError, block_settings, from_released, load_checkpoint_file, mismatches
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum

@@ -102,14 +102,7 @@ def non_local(
     Source: Wang et al., "Non-local Neural Networks", CVPR 2018.
     """
     y = read_only_non_local(
-        theta,
-        phi,
-        g,
-        pairwise=pairwise,
-        scale=scale,
-        concat_weight=concat_weight,
-        backend=backend,
-        out_dtype=out_dtype,
+        theta, phi, g, pairwise=pairwise, scale=scale, concat_weight=concat_weight, backend=backend, out_dtype=out_dtype
     )
     is_kept = pairwise in ("embedded_gaussian", "gaussian") and backend != "naive" and y.requires_grad
     return y.clone() if is_kept else y

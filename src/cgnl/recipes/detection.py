@@ -25,13 +25,7 @@ def _coco(values: Mapping[str, Any]) -> Recipe:
         network=DetectionNetworkConfig(neck="c4", backbone_norm="frozen", backbone_weights="IMAGENET1K_V1", rois=512),
         data=DetectionDataConfig(size=800, max_size=1333, flip=0.5, batch_size=8),
         optimizer=OptimizerConfig(
-            name="sgd",
-            lr=_LR,
-            lr_batch=8,
-            momentum=0.9,
-            weight_decay=1e-4,
-            bias_weight_decay=0.0,
-            bias_lr_factor=2.0,
+            name="sgd", lr=_LR, lr_batch=8, momentum=0.9, weight_decay=1e-4, bias_weight_decay=0.0, bias_lr_factor=2.0
         ),
         schedule=ScheduleConfig(
             kind="steps", unit="step", warmup=500, warmup_start_lr=_LR / 3, milestones=(120_000, 160_000)

@@ -50,9 +50,7 @@ def _own(make: Any, **more: Any) -> Base:
 
 IMAGE = table(None, _own(_image), row("image", "Your own images: ResNet-50 with a CGNL block", "cgnl"))
 VIDEO = table(
-    None,
-    _own(_video, sample="clip"),
-    row("video", "Your own videos: C2D-ResNet-50 with a CGNL block", "cgnl"),
+    None, _own(_video, sample="clip"), row("video", "Your own videos: C2D-ResNet-50 with a CGNL block", "cgnl")
 )
 DETECTION = table(
     None,

@@ -46,12 +46,7 @@ class DetectionModule(TrainingModule):
     reported: ClassVar[dict[str, str]] = {"test/mask_ap": "mask AP", "test/box_ap": "box AP"}
 
     def __init__(
-        self,
-        network: MaskRCNN,
-        *,
-        truth: Mapping[str, Any],
-        category_ids: Sequence[int],
-        **options: Any,
+        self, network: MaskRCNN, *, truth: Mapping[str, Any], category_ids: Sequence[int], **options: Any
     ) -> None:
         super().__init__(network, **options)
         self.truth, self.category_ids = truth, tuple(category_ids)

@@ -127,10 +127,7 @@ def _rows(parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[flo
 def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:
     samples, names = data.test_samples.samples, data.classes
     pairs = [(samples[index].label, classes[0]) for index, classes, _ in rows]
-    counts, right = (
-        Counter(label for label, _ in pairs),
-        Counter(label for label, best in pairs if label == best),
-    )
+    counts, right = (Counter(label for label, _ in pairs), Counter(label for label, best in pairs if label == best))
     confused = Counter((label, best) for label, best in pairs if label != best).most_common()
     count = len(rows)
     return Evaluation(

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from cgnl.data.decoding import DataError
-from cgnl.data.images import (
-    read_class_folders,
-    read_cub,
-    read_cub_boxes,
-    read_cub_parts,
-    read_image_list,
-    read_images,
-)
+from cgnl.data.images import read_class_folders, read_cub, read_cub_boxes, read_cub_parts, read_image_list, read_images
 from cgnl.data.lists import Sample
 
 CUB = {
@@ -149,11 +142,7 @@ def make_list(root: Path, text: str | bytes, touch: tuple[str, ...] = ("a.jpg", 
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "a.jpg 0\nb.jpg 1\nc.jpg 1\n",
-        "a.jpg 0\r\nb.jpg 1\r\nc.jpg 1",
-        "\ufeffa.jpg\t0\n\n  b.jpg   1  \nc.jpg \t 1\n\n",
-    ],
+    ["a.jpg 0\nb.jpg 1\nc.jpg 1\n", "a.jpg 0\r\nb.jpg 1\r\nc.jpg 1", "\ufeffa.jpg\t0\n\n  b.jpg   1  \nc.jpg \t 1\n\n"],
 )
 def test_list_files(tmp_path, text):
     images = read_images(tmp_path, list_file=make_list(tmp_path, text))
@@ -292,12 +281,7 @@ def test_folders_of_classes(tmp_path):
     assert train.kind == "folders"
     assert train.classes == ("a", "b")
     named = [(str(sample.path.relative_to(tmp_path)), sample.label) for sample in train.samples]
-    assert named == [
-        ("train/a/3", 0),
-        ("train/a/images/2.png", 0),
-        ("train/b/0.JPEG", 1),
-        ("train/b/1.jpg", 1),
-    ]
+    assert named == [("train/a/3", 0), ("train/a/images/2.png", 0), ("train/b/0.JPEG", 1), ("train/b/1.jpg", 1)]
     for split in ("val", "test"):
         assert read_images(tmp_path, split).samples == (Sample(tmp_path / "val/b/9.bmp", 1),)
 

@@ -102,10 +102,7 @@ def check_block_operation(rank):
                 run = partial(ops.cgnl_block, groups=groups, kernel=kernel, scale=scale)
                 expected = with_gradients(partial(run, backend="naive"), [whole], weights, dy)
                 actual = with_gradients(
-                    partial(run, process_group=dist.group.WORLD),
-                    [part_of(whole, rank)],
-                    weights,
-                    part_of(dy, rank),
+                    partial(run, process_group=dist.group.WORLD), [part_of(whole, rank)], weights, part_of(dy, rank)
                 )
                 assert_parts_of(expected, actual, rank, ("block's operation", shape, name, groups, scale))
 

@@ -50,8 +50,7 @@ def test_equals_naive_with_every_gradient(case, form):
 
 
 @pytest.mark.parametrize(
-    ("form", "kernel"),
-    [pytest.param(f, k, id=f"{n}-{f}") for f in ("plain", "features") for n, k in KERNELS.items()],
+    ("form", "kernel"), [pytest.param(f, k, id=f"{n}-{f}") for f in ("plain", "features") for n, k in KERNELS.items()]
 )
 def test_every_kernel_function_equals_naive(kernel, form):
     results, expected = results_of(form, SMALL, kernel, 0.3)

@@ -210,13 +210,7 @@ def _page(
     recipe, tested = recipes["cgnl"], results["plain"]
     warning = "This is the smallest form of the demo: it shows that all parts work; its accuracies mean nothing. "
     rows = [
-        (
-            names[key],
-            f"{r.top1:.1f} %",
-            "{:.1f} to {:.1f} %".format(*r.top1_interval),
-            f"{r.top5:.1f} %",
-            str(r.count),
-        )
+        (names[key], f"{r.top1:.1f} %", "{:.1f} to {:.1f} %".format(*r.top1_interval), f"{r.top5:.1f} %", str(r.count))
         for key, r in results.items()
     ]
     about = (
@@ -235,8 +229,7 @@ def _page(
             )
             + report.paragraph(about)
             + report.paragraph(
-                f"Input {recipe.data.size} pixels, seed {recipe.trainer.seed}, {seconds:.0f} s in all.",
-                dim=True,
+                f"Input {recipe.data.size} pixels, seed {recipe.trainer.seed}, {seconds:.0f} s in all.", dim=True
             ),
         ),
         maps_section(load_trained(out / "cgnl" / "last.ckpt"), _some_samples(out), out / "explain.html"),

@@ -147,10 +147,7 @@ def _pictures(out: Path, trained: TrainedNetwork, count: int = 10) -> str:
         pairs.append(
             [
                 draw_objects(image, names=images.classes, min_side=432, **objects)
-                for objects in (
-                    {key: target[key] for key in ("boxes", "labels", "masks")},
-                    {**found, "scores": scores},
-                )
+                for objects in ({key: target[key] for key in ("boxes", "labels", "masks")}, {**found, "scores": scores})
             ]
         )
     width, height = (

@@ -134,12 +134,7 @@ def explain_page(
 
 
 def write_explain_page(
-    path: Path,
-    items: Iterable[PageItem],
-    title: str,
-    *,
-    class_names: ClassNames = None,
-    notes: Sequence[str] = (),
+    path: Path, items: Iterable[PageItem], title: str, *, class_names: ClassNames = None, notes: Sequence[str] = ()
 ) -> None:
     """Write the report page of some inputs, whole or not at all; see `explain_page`.
 

@@ -120,10 +120,7 @@ def _pooled(block: BlockTrace, max_bytes: int) -> Any:
     strides = [size // small for size, small in zip(block.shape[-2:], block.phi.shape[-2:], strict=True)]
     axes_phi = [max(1, size // stride) for size, stride in zip(axes, strides, strict=True)]
     return dataclasses.replace(
-        block,
-        theta=_averaged(block.theta, axes),
-        phi=_averaged(block.phi, axes_phi),
-        g=_averaged(block.g, axes_phi),
+        block, theta=_averaged(block.theta, axes), phi=_averaged(block.phi, axes_phi), g=_averaged(block.g, axes_phi)
     )
 
 

@@ -326,13 +326,7 @@ def _through_features(
 
 
 def _write_feature_gradients(
-    d_features: Tensor,
-    kept: Kept,
-    phi: Tensor,
-    g: Tensor,
-    d_sums: Tensor | None,
-    part: slice,
-    settings: Settings,
+    d_features: Tensor, kept: Kept, phi: Tensor, g: Tensor, d_sums: Tensor | None, part: slice, settings: Settings
 ) -> None:
     """Write the gradients of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
     d_theta, d_phi, d_g = d_features.chunk(3, dim=1)

@@ -256,12 +256,7 @@ def _factor_of_channels(y: Split, z_matrices: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def update_running_statistics(
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    count: int,
-    momentum: float,
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, variance: Tensor, count: int, momentum: float
 ) -> None:
     """Move running statistics, where given, towards those of a batch of ``count`` values a channel."""
     for running, value in ((running_mean, mean), (running_var, variance * (count / max(1, count - 1)))):
