@@ -5,8 +5,7 @@ weight and bias of its norm are zero at first, or conv_z's weight where the norm
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 
-State dict: ``theta.weight``, ``phi.weight``, ``g.weight``, ``z.weight``, ``norm.*``, and biases where asked
-for.
+State dict: ``theta.weight``, ``phi.weight``, ``g.weight``, ``z.weight``, ``norm.*``, and biases where asked for.
 
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 """

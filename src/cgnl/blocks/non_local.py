@@ -105,8 +105,7 @@ class NonLocal2d(_NonLocalBlock):
         scale: Whether softmax forms divide their logits by the square root of theta's channels.
         subsample: Whether phi and g are max-pooled by 2 along the spatial axes (an axis of one position stays as it
             is), and never along time.
-        norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a
-            module.
+        norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a module.
         bias: Whether theta, phi and g have biases.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.
         device: Where the parameters and buffers lie; None for PyTorch's default.

@@ -33,10 +33,9 @@ def train_transform(
 ) -> v2.Compose:
     """Random crop, resized to a square, and random horizontal flip.
 
-    The paper draws the crop's area from 0.08 to 1.25 of the image. No crop is larger than its image: a draw
-    that does not fit is rejected and drawn again (ten times at most, then the middle of the image is taken),
-    so areas above 1 leave the distribution of 0.08 to 1.0 as it is. All draws come from torch's global
-    generator.
+    The paper draws the crop's area from 0.08 to 1.25 of the image. No crop is larger than its image: a draw that does
+    not fit is rejected and drawn again (ten times at most, then the middle of the image is taken), so areas above 1
+    leave the distribution of 0.08 to 1.0 as it is. All draws come from torch's global generator.
 
     Args:
         size: Height and width of the output (pixels).

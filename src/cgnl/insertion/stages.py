@@ -1,8 +1,7 @@
 """The blocks and stages of a network, found in a recorded run.
 
-Blocks are what a network repeats: modules of one class with outputs of one shape under one parent (or, in a
-network of layers alone, a convolution and the layers up to the next). A stage is a row of them whose maps have
-one size.
+Blocks are what a network repeats: modules of one class with outputs of one shape under one parent (or, in a network of
+layers alone, a convolution and the layers up to the next). A stage is a row of them whose maps have one size.
 """
 
 import math

@@ -133,10 +133,9 @@ def recipe_cost(recipe: Recipe) -> NetworkCost:
     """Count the parameters of a recipe's network and its multiplications for one image or clip as in training.
 
     Without ``data.num_outputs`` and ``data.num_classes`` the classes are those of the data set that the recipe names,
-    else ImageNet's 1000.
-    The parameters of a detector are all of them, for COCO's 80 classes and the background; its multiplications are
-    those of the backbone with its blocks and neck for an image of 4 : 3, since those of the heads depend on the
-    regions that it proposes.
+    else ImageNet's 1000. The parameters of a detector are all of them, for COCO's 80 classes and the background; its
+    multiplications are those of the backbone with its blocks and neck for an image of 4 : 3, since those of the heads
+    depend on the regions that it proposes.
 
     Args:
         recipe: The recipe; its start weights are not looked at.

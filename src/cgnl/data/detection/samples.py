@@ -95,8 +95,7 @@ class DetectionList(SampleList):
         """Return the annotations of an image that are used.
 
         Each has ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels, as the json has it),
-        ``area``
-        (pixels), ``iscrowd`` and ``segmentation``.
+        ``area`` (pixels), ``iscrowd`` and ``segmentation``.
         """
         return self.annotations[index]
 

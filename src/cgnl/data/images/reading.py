@@ -107,8 +107,7 @@ def read_cub(root: AnyPath, split: Split = "train") -> SampleList:
         Samples in the order of ``images.txt``, labels from 0.
 
     Raises:
-        DataError: A line is malformed, an id or label unknown or given twice, or a path leads out of
-            ``images/``.
+        DataError: A line is malformed, an id or label unknown or given twice, or a path leads out of ``images/``.
 
     Source: Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
     """

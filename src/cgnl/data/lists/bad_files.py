@@ -14,8 +14,7 @@ class BadFiles:
 
     Args:
         samples: The data set.
-        folder: Where ``bad_files.csv`` is kept; what it names already is not written again. None writes
-            nothing.
+        folder: Where ``bad_files.csv`` is kept; what it names already is not written again. None writes nothing.
         limit: Part of the data set that may be bad.
     """
 

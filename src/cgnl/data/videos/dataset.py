@@ -173,8 +173,7 @@ def read_clips(
     """Read the frames of several clips of one video, each of them once.
 
     ``numbers`` are those of the clips' frames, int64 [num_clips, T]; ``transform`` makes uint8 [3, U, H', W'] of
-    frames, uint8
-    [U, H, W, 3]. Of large decoded frames (``frame_bytes``) some at a time are in memory.
+    frames, uint8 [U, H, W, 3]. Of large decoded frames (``frame_bytes``) some at a time are in memory.
 
     Returns:
         ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in

@@ -67,13 +67,12 @@ def draw_birds(
 ) -> None:
     """Draw a set of bird images and write it in the layout of CUB-200-2011.
 
-    The species come in sibling groups of two or three that differ in one small part only (the mark around the eye,
-    the number of wing bars, the beak, the colours of the legs, the stripe on the throat, the pattern of the belly),
-    and in pairs that differ only in whether two distant parts have the same colour (crown and tail, throat and
-    tail, beak and belly). A set of any size holds whole groups, of both kinds if it has 4 species or more (but not
-    5): 2 species are the eye pair, 3 the wing bars, 4 eye and crown/tail; 8 are eye, crown/tail, throat/tail and
-    legs; 10 are eye, crown/tail, wing bars and beaks; 20 have everything; beyond, the groups come again in other
-    colours.
+    The species come in sibling groups of two or three that differ in one small part only (the mark around the eye, the
+    number of wing bars, the beak, the colours of the legs, the stripe on the throat, the pattern of the belly), and in
+    pairs that differ only in whether two distant parts have the same colour (crown and tail, throat and tail, beak and
+    belly). A set of any size holds whole groups, of both kinds if it has 4 species or more (but not 5): 2 species are
+    the eye pair, 3 the wing bars, 4 eye and crown/tail; 8 are eye, crown/tail, throat/tail and legs; 10 are eye,
+    crown/tail, wing bars and beaks; 20 have everything; beyond, the groups come again in other colours.
 
     Every image is drawn from the seed, its class and its number alone: the same arguments give the same bytes,
     with any number of workers. Bounding boxes and part locations are true; a part that the bird itself or a
