@@ -11,18 +11,10 @@ from typing import IO, Any
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared: bool = False) -> Iterator[IO[Any]]:
-    """Open a file that takes the path's name once it is complete.
+    """Open a file, for UTF-8 text ("w", line ends stay) or bytes ("wb"), that takes the path's name once complete.
 
-    After an error, a full disk or a kill the earlier file is as it was. A device or a pipe is written to directly.
-
-    Args:
-        path: The file to write.
-        mode: ``"w"`` for UTF-8 text whose line ends stay as they are, ``"wb"`` for bytes.
-        make_folder: Whether a missing folder is made.
-        shared: Whether other processes may write this file at the same time; the last one wins.
-
-    Raises:
-        OSError: Writing fails; the error names the path.
+    After an error, a full disk or a kill the earlier file is as it was. A device or a pipe is written to directly. With
+    ``shared``, other processes may write this file at the same time, and the last one wins. An OSError names the path.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     direct = path.parent == Path("/dev") or (path.exists() and not path.is_file())

@@ -60,15 +60,7 @@ class GlobalContext2d(_GlobalContext):
     """Global context block for images: Z = X + W2 ReLU(LayerNorm(W1 sum_m softmax_m(k · x_m) x_m)).
 
     The non-local block with one attention map that all positions share. It starts as the identity: W2 is zero.
-
-    Args:
-        channels: C.
-        inner_channels: C'; None for C // 16.
-        device: Where the parameters lie; None for PyTorch's default.
-        dtype: Their type; None for PyTorch's default.
-
-    Raises:
-        ValueError: An argument is outside its range.
+    ``inner_channels`` None is C // 16; an argument outside its range is a ValueError.
 
     Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV workshops 2019.
 

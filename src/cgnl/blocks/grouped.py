@@ -102,23 +102,9 @@ class GeneralizedNonLocal1d(_ExactBlock):
 class GeneralizedNonLocal2d(_ExactBlock):
     """Generalized non-local block for images: the exact kernel function over all pairs (Eq. 7-8, 13).
 
-    What `CGNL2d` approximates: same arguments, same state dict, time that grows with the square of the input.
-    Memory stays bounded.
-
-    Args:
-        channels: C.
-        inner_channels: C'; None for C // 2.
-        groups: As in `CGNL2d`.
-        kernel: As in `CGNL2d`; its exact form is taken.
-        norm: As in `CGNL2d`.
-        scale: As in `CGNL2d`.
-        g_std: As in `CGNL2d`.
-        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
-        device: As in `CGNL2d`.
-        dtype: As in `CGNL2d`.
-
-    Raises:
-        ValueError: An argument is outside its range.
+    What `CGNL2d` approximates: arguments, errors and state dict are those of `CGNL2d`, time grows with the square of
+    the input, and memory stays bounded. ``kernel`` is taken in its exact form; the backend is ``"auto"``, ``"eager"``
+    or ``"naive"``.
 
     Source: Yue et al., NeurIPS 2018.
 

@@ -177,11 +177,9 @@ def kind_of(block: nn.Module) -> str | None:
 
 
 def features(block: nn.Module, x: Tensor) -> Features:
-    """Return what a block makes of its input before it relates positions.
+    """Return what a block of any kind makes of its input x [B, C, *S] before it relates positions.
 
-    Args:
-        block: A block of any kind; of other modules nothing is known, so that theta is the input.
-        x: Its input, [B, C, *S], in the type and on the device of the result.
+    Of other modules nothing is known, so that theta is the input.
     """
     kind = kind_of(block)
     return KINDS[kind].features(block, x) if kind else _relates_nothing(block, x)
@@ -200,10 +198,7 @@ def phrase_of(block: nn.Module) -> str:
 
 
 def words_of(block: str) -> str:
-    """Return what a network with a kind of block is called beside others.
-
-    Args:
-        block: A name in ``KINDS``, "none", or the dotted name of a class of one's own.
+    """Return what a network with a kind of block, its name or dotted name, is called beside others.
 
     >>> words_of("cgnlx"), words_of("none"), words_of("mypackage.MyBlock")
     ('CGNLx', 'plain', 'MyBlock')
@@ -221,17 +216,11 @@ def block_maker(
 ) -> MakeBlock | None:
     """Return the function from the channel count to a new block, or None for no block.
 
-    Args:
-        block: None or "none", a name in ``KINDS``, the dotted name of a class of one's own, or a function, which comes
-            back as it is.
-        options: Options of that kind of block by name; see ``cgnl.settings.blocks``. A kernel function may be an object
-            of ``cgnl.kernel_functions``, and a norm None or a function of the channel count.
-        num_axes: Axes of the maps: 2 for images, 3 for videos.
-        defaults: Values of options in place of the kind's own defaults, where the kind has them.
-        trust: Packages whose classes may be imported; see :func:`cgnl.settings.trust.import_named`.
-
-    Raises:
-        ValueError: There is no such kind, or it has no such option or value.
+    ``block`` is None or "none", a name in ``KINDS``, the dotted name of a class of one's own in a package of ``trust``
+    (see :func:`cgnl.settings.trust.import_named`), or a function, which comes back as it is. ``options`` are that
+    kind's, by name (see ``cgnl.settings.blocks``); a kernel function may be an object of ``cgnl.kernel_functions``, and
+    a norm None or a function of the channel count. ``defaults`` stand in place of the kind's own, where it has them;
+    ``num_axes`` is 2 for images and 3 for videos. Raises ValueError where there is no such kind, option or value.
     """
     if block is not None and not isinstance(block, str):
         if options:

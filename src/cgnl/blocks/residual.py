@@ -40,18 +40,7 @@ class ResidualBlock2d(_ResidualBlock):
 
     The comparison of Table 3, a CGNL block without attention: it has the CGNL block's conv_theta and conv_z and lacks
     phi and g. The paper does not say whether its conv_z is grouped; it is here, as the CGNL block's, so that the two
-    differ by the attention alone.
-
-    Args:
-        channels: C.
-        inner_channels: C'; None for C // 2.
-        groups: Groups of conv_z; as in `CGNL2d`.
-        norm: As in `CGNL2d`.
-        device: As in `CGNL2d`.
-        dtype: As in `CGNL2d`.
-
-    Raises:
-        ValueError: An argument is outside its range.
+    differ by the attention alone. Arguments and errors are those of `CGNL2d`.
 
     Source: Yue et al., NeurIPS 2018.
 

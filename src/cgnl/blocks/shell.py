@@ -107,16 +107,9 @@ class Block(nn.Module):
             return of_any_size(convolve, y.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output.
+        """Return the block's output for x [B, C, *S], in its shape, type and memory format.
 
-        Args:
-            x: [B, C, *S].
-
-        Returns:
-            [B, C, *S], in x's type and memory format.
-
-        Raises:
-            ValueError: x has another number of axes or channels than the block.
+        Raises ValueError where x has another number of axes or channels than the block.
         """
         if isinstance(x, fx.Proxy):
             return self._through_modules(x)
@@ -152,17 +145,12 @@ class Block(nn.Module):
         check_input(self, x, self.num_axes, self.channels)
 
     def fuse(self) -> Self:
-        """Fold the norm into conv_z, in place: for inference, with the same output up to rounding.
+        """Fold the norm into conv_z, in place, for inference with the same output up to rounding; return the block.
 
         The block gets a conv_z of its own with a bias, its norm is None, and it cannot be trained: the state dict is
-        another one. A block without a norm stays as it is.
-
-        Returns:
-            The block.
-
-        Raises:
-            ValueError: The block is in training, its norm is neither BatchNorm with running statistics nor None, or
-                conv_z or the norm is not as the block made it (another module, hooks, a bias).
+        another one. A block without a norm stays as it is. Raises ValueError where the block is in training, its norm
+        is neither BatchNorm with running statistics nor None, or conv_z or the norm is not as the block made it
+        (another module, hooks, a bias).
 
         Example:
             >>> from cgnl import CGNL2d

@@ -51,15 +51,7 @@ class SqueezeExcitation2d(_SqueezeExcitation):
     """Squeeze-and-excitation block for images: Z = 2 sigmoid(W2 ReLU(W1 mean_m x_m)) X, for each channel.
 
     It starts as the identity: W2 is zero, and the factor 2, which the paper does not have, turns its sigmoid into 1.
-
-    Args:
-        channels: C.
-        inner_channels: C'; None for C // 16.
-        device: Where the parameters lie; None for PyTorch's default.
-        dtype: Their type; None for PyTorch's default.
-
-    Raises:
-        ValueError: An argument is outside its range.
+    ``inner_channels`` None is C // 16; an argument outside its range is a ValueError.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
 

@@ -25,18 +25,14 @@ def check_data(
     """Decode every file of a data set, whose layout is recognised, and list the bad ones.
 
     Args:
-        root: The data set, in any layout of :func:`cgnl.data.images.read_images`,
-            :func:`cgnl.data.detection.read_coco` or :func:`cgnl.data.videos.layouts.read_videos`.
+        root: The data set, in any layout of :func:`cgnl.data.images.read_images`, :func:`cgnl.data.detection.read_coco`
+            or :func:`cgnl.data.videos.layouts.read_videos`.
         list_file: Lines ``path label``, or ``folder frames label`` of folders of frames; only these are checked then.
         annotations: Where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
         fold: Which of the three splits of UCF101; each of them holds all its videos.
         num_classes: Number of classes, where it must be just that.
         out: A CSV file for the path and reason of each bad file or annotation; an earlier one is replaced.
-        scanning: ``workers``, ``timeout`` (by default 60 seconds for an image, 600 for a video) and ``progress`` of
-            :class:`cgnl.data.scanning.Scanning`.
-
-    Returns:
-        Contents of the data set and its faults; as a string, tables to read.
+        scanning: Fields of :class:`cgnl.data.scanning.Scanning`; the timeout is by default 60 seconds, for a video 600.
 
     Raises:
         DataError: The layout or a list is wrong, so that the files are not known.

@@ -56,12 +56,7 @@ class DataError(ValueError):
 
 
 class BadFileError(DataError):
-    """One file cannot be used.
-
-    Args:
-        path: The file.
-        reason: The fault, as the rest of a sentence that begins with the path.
-    """
+    """One file cannot be used; ``reason`` is the rest of a sentence that begins with the path."""
 
     def __init__(self, path: AnyPath, reason: str) -> None:
         super().__init__(path, reason)
@@ -73,12 +68,9 @@ class BadFileError(DataError):
 
 
 def open_regular(path: AnyPath) -> BinaryIO:
-    """Open a regular local file for reading; a pipe, socket or device is refused instead of waited for.
+    """Open a regular local file for reading; the caller closes it. A symbolic link is followed.
 
-    A symbolic link is followed; the caller closes the file.
-
-    Raises:
-        BadFileError: The path does not exist, is no regular file or cannot be read.
+    Raises BadFileError where it does not exist or cannot be read; a pipe, socket or device is refused, not waited for.
     """
     try:
         # Looked at before it is opened, as opening a device can already act on it; and once more when open,
@@ -96,23 +88,17 @@ def open_regular(path: AnyPath) -> BinaryIO:
 
 
 def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image file fully into upright 8-bit RGB.
+    """Decode a JPEG, PNG, WebP or BMP file, whatever its name, fully into an upright 8-bit RGB image.
 
-    The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to
-    8 bits, CMYK is converted without a colour profile, and transparent pixels are composited on white. Of an
-    animation the first frame is taken.
-
-    Args:
-        path: A JPEG, PNG, WebP or BMP file, whatever its name.
-        size: Width and height (pixels) of the image that annotations were made for. Where the pixels have it as they
-            are stored, they stay so: whoever made the annotations did not look at the EXIF orientation.
-
-    Returns:
-        An image of mode ``RGB``, loaded; the file is closed.
+    The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to 8 bits,
+    CMYK is converted without a colour profile, and transparent pixels are composited on white. Of an animation the
+    first frame is taken. ``size``, width and height (pixels), is that of the image that annotations were made for:
+    where the pixels have it as they are stored, they stay so, as whoever made the annotations did not look at the
+    orientation.
 
     Raises:
-        BadFileError: The file is missing, empty, of another format, over 100 megapixels (seen in the header,
-            before any pixel is decoded), truncated or otherwise broken, or of another size than ``size``.
+        BadFileError: The file is missing, empty, of another format, over 100 megapixels (seen in the header, before any
+            pixel is decoded), truncated or otherwise broken, or of another size than ``size``.
     """
     with open_regular(path) as file:
         head = file.read(32)
@@ -189,15 +175,11 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def resolve_inside(root: AnyPath, relative: str, *, source: AnyPath, line: int | None = None) -> Path:
-    """Join a path read from a list (with ``/`` between its parts) to its root, refusing any that would lead out of the
-    root.
+    """Join a path read from a list (with ``/`` between its parts) to its root, refusing any that would lead out of it.
 
-    Nothing is opened, and the file need not exist. The root may itself be a symbolic link. ``source``, the file or
-    folder that the path was read from, and ``line``, from 1, are for the message.
-
-    Raises:
-        DataError: The path is empty, a URL, absolute, holds ``..`` or a NUL character, or leads out of the
-            root through a symbolic link.
+    Nothing is opened, and the file need not exist. The root may itself be a symbolic link. ``source`` and ``line``
+    (from 1), where the path was read, are for the message. Raises DataError where the path is empty, a URL, absolute,
+    holds ``..`` or a NUL character, or leads out of the root through a symbolic link.
     """
     where = os.fspath(source) if line is None else f"{os.fspath(source)}, line {line}"
     posix = PurePosixPath(relative)

@@ -28,13 +28,9 @@ _datasets: weakref.WeakSet["FileDataset"] = weakref.WeakSet()
 class FileDataset(Dataset[dict[str, Any]], ABC):
     """Reads the files of a :class:`cgnl.data.lists.SampleList` into records; a subclass does the reading.
 
-    A key is ``(epoch, index)``, or an index alone for epoch 0. Whatever is drawn from torch's or Python's global
-    random generator on the CPU while a file is read is a function of seed, epoch and index alone: the same in any
-    order, in any worker and after a resume. Both generators are left as they were.
-
-    Args:
-        samples: Samples to read.
-        seed: Of the random draws.
+    A key is ``(epoch, index)``, or an index alone for epoch 0. Whatever is drawn from torch's or Python's global random
+    generator on the CPU while a file is read is a function of seed, epoch and index alone: the same in any order, in
+    any worker and after a resume. Both generators are left as they were.
     """
 
     def __init__(self, samples: SampleList, *, seed: int = 0) -> None:
@@ -67,14 +63,9 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         return Path(os.fsdecode(self._paths[index]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Read one sample.
+        """Read one sample by its key: ``label``, ``index`` and what was read.
 
-        Args:
-            key: ``(epoch, index)`` or ``index``.
-
-        Returns:
-            ``label``, ``index`` and what was read; if the file cannot be read, ``image`` is None, and ``path`` and
-            ``error`` tell which and why.
+        If the file cannot be read, ``image`` is None, and ``path`` and ``error`` tell which and why.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = {"label": int(self._labels[index]), "index": index}

@@ -33,14 +33,10 @@ class SplitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Contents of a data set and its faults; as a string, tables to read.
+    """Contents of a data set, split by split, and its faults; as a string, tables to read.
 
-    Args:
-        root: The data set.
-        kind: Its layout.
-        splits: The contents of each split.
-        bad: (path, reason) of each file that is missing or cannot be read.
-        damaged: The same of files that can be read, but not as a whole.
+    ``bad`` has path and reason of each file that is missing or cannot be read, ``damaged`` of those that can be read in
+    part.
     """
 
     noun: ClassVar[str]

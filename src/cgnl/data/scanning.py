@@ -23,13 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scanned(Generic[T]):
-    """Outcome for one file.
+    """Outcome for one file: the function's result, or its error, as the rest of a sentence after the path.
 
-    Args:
-        path: The file.
-        value: Result of the function; None if it failed.
-        error: Why it failed, as the rest of a sentence that begins with the path; None if it did not.
-        answered: False if the process died or took too long, so that the function itself said nothing.
+    ``answered`` is False if the process died or took too long, so that the function itself said nothing.
     """
 
     path: Path
@@ -85,14 +81,9 @@ def scan(
 ) -> Iterator[Scanned[T]]:
     """Call a function, importable by name, on each file in several processes (by default one for each core).
 
-    It may raise :class:`cgnl.data.decoding.BadFileError`, and has ``timeout`` seconds for a file.
-
-    Yields:
-        The outcome for each file, in the order in which they are done.
-
-    Raises:
-        ValueError: Fewer than one worker, or a timeout that is not positive.
-        RuntimeError: The processes do not start.
+    It may raise :class:`cgnl.data.decoding.BadFileError`, and has ``timeout`` seconds for a file. The outcomes come in
+    the order in which they are done. Raises ValueError for fewer than one worker or a timeout that is not positive, and
+    RuntimeError where the processes do not start.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

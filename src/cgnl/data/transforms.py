@@ -67,18 +67,8 @@ def test_transform(
 ) -> v2.Compose:
     """Resize the shorter side, then crop a square from the middle (CUB: 448 of 512; ImageNet: 224 of 256).
 
-    Args:
-        size: Height and width of the output (pixels).
-        resize: Length of the shorter side before the crop (pixels).
-        mean: Of each channel (RGB, values from 0 to 1), subtracted.
-        std: Of each channel, divided by.
-        interpolation: As in :func:`train_transform`.
-
-    Returns:
-        A transform from an RGB image of Pillow to a float32 tensor [3, size, size].
-
-    Raises:
-        ValueError: A size below 1, or a crop larger than the resized image.
+    ``resize`` is the length of the shorter side before the crop (pixels); all else is as in :func:`train_transform`.
+    Raises ValueError for a size below 1, or a crop larger than the resized image.
     """
     _check_crop(size, resize)
     return v2.Compose(
@@ -110,9 +100,6 @@ class Geometry:
 def test_geometry(height: int, width: int, size: int, resize: int) -> Geometry:
     """Return where :func:`test_transform`, of the same ``size`` and ``resize``, takes each point of an upright image.
 
-    Raises:
-        ValueError: A size (pixels) below 1, or a crop larger than the resized image.
-
     Example:
         >>> test_geometry(375, 500, size=448, resize=512)
         Geometry(scale_y=1.3653333333333333, scale_x=1.364, offset_y=32, offset_x=117)
@@ -139,8 +126,7 @@ def clip_train_transform(
 ) -> v2.Compose:
     """Random crop, resized to a square, and random flip, as of :func:`train_transform`, the same for all frames.
 
-    Returns:
-        A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, size, size].
+    From frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, size, size].
 
     Example:
         >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -150,17 +136,9 @@ def clip_train_transform(
 
 
 def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:
-    """Resize the shorter side, then crop a square from the middle if a size is given.
+    """Resize the shorter side, then crop a square from the middle if a size is given, as :func:`test_transform`.
 
-    Args:
-        resize: Length of the shorter side (pixels).
-        size: Height and width of the crop (pixels); None leaves the whole frames, for :func:`crop_offsets`.
-
-    Returns:
-        A transform from frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, H', W'].
-
-    Raises:
-        ValueError: A size below 1, or a crop larger than the resized frame.
+    From frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, H', W']; whole frames are for :func:`crop_offsets`.
 
     Example:
         >>> clip_test_transform(128)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -174,20 +152,9 @@ def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:
 
 
 def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
-    """Return where square test crops begin: one in the middle, or three along the longer side.
+    """Return top and left (pixels) of square test crops: the middle, or three along the longer side.
 
-    Args:
-        height: Of the frames (pixels).
-        width: Of the frames (pixels).
-        size: Height and width of a crop (pixels).
-        num_crops: 1 or 3.
-
-    Returns:
-        Top and left of each crop (pixels): the middle, or the beginning, middle and end of the longer side in the
-        middle of the other.
-
-    Raises:
-        ValueError: Another number of crops, or one larger than the frames.
+    Raises ValueError for another number of crops than 1 or 3, or one larger than the frames.
 
     Example:
         >>> crop_offsets(256, 340, size=256, num_crops=3)
@@ -209,18 +176,9 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
 def normalise_clip(
     clip: Tensor, *, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
 ) -> Tensor:
-    """Turn 8-bit clips into a network's input; meant for the device that the network runs on.
+    """Turn 8-bit clips [..., 3, T, H, W] into a network's input, float32, on their device (that of the network, best).
 
-    Args:
-        clip: uint8 [..., 3, T, H, W].
-        mean: Of each channel (RGB, values from 0 to 1), subtracted.
-        std: Of each channel, divided by.
-
-    Returns:
-        float32 [..., 3, T, H, W] on the same device, in the same order in memory.
-
-    Raises:
-        ValueError: Another dtype than uint8.
+    Raises ValueError for another dtype than uint8.
 
     Example:
         >>> normalise_clip(torch.full((3, 1, 1, 1), 255, dtype=torch.uint8)).flatten()

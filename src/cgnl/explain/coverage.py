@@ -48,9 +48,7 @@ class SeenParts:
     def in_square(self, middle: np.ndarray, area: float) -> np.ndarray:
         """Return how much of each part lies in a square, [K].
 
-        Args:
-            middle: [2], x and y of its middle; it is moved so far that it lies in the input as a whole.
-            area: Its share of the input.
+        ``middle`` is its x and y, moved so that all of it lies in the input; ``area`` is its share of the input.
         """
         half = math.sqrt(area) / 2
         inside = (np.abs(self.discs - np.clip(middle, half, 1 - half)) < half).all(-1)
@@ -65,11 +63,8 @@ def _positions(points: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def seen_parts(parts: Mapping[str, tuple[float, float]], radius: float, view: View) -> SeenParts:
     """Return the parts whose centres a network saw.
 
-    Args:
-        parts: Name, and x and y in pixels of the image from its corner. (Whether CUB's clicks were counted from 0 or
-            from 1 is not documented; a pixel is little beside the radius.)
-        radius: Of every part (pixels of the image).
-        view: What the network saw of the image.
+    ``parts`` maps names to x and y, and ``radius`` is every part's, in pixels of the image. (Whether CUB's clicks were
+    counted from 0 or from 1 is not documented; a pixel is little beside the radius.)
     """
     size = np.array([view.input_width, view.input_height])
     centres = np.array([view.to_input(x, y) for x, y in parts.values()]).reshape(-1, 2) / size
@@ -101,17 +96,11 @@ class Covered:
 
 
 def measure(maps: Tensor | np.ndarray, parts: SeenParts, reference: int, *, threshold: float = 0.7) -> Covered | None:
-    """Measure how well maps cover the parts other than the reference.
+    """Measure how well the regions of maps, together, cover the parts other than the reference.
 
-    Args:
-        maps: [L, H, W], how much each position is related with the reference, of any number of channels; NaN where the
-            block leaves a position out.
-        parts: The K parts.
-        reference: Which of them is the reference.
-        threshold: Share of a map's largest absolute value, from which on a position is in its region. Zeros never are.
-
-    Returns:
-        What is covered by the union of the regions; None where no part lies at another position.
+    ``maps`` [L, H, W] hold how much each position is related with part number ``reference`` (NaN where the block leaves
+    a position out). A region holds the values from the share ``threshold`` of the map's largest on; zeros never. The
+    result is None where no part lies at another position.
 
     Example:
         >>> from cgnl.explain.geometry import view_of

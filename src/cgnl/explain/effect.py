@@ -60,24 +60,18 @@ def effect(
 
     A group is left out by bypassing it: conv_z is grouped, so each group has its own C/G of the block's channels, and
     these get the block's input in place of its output. All groups left out together are the bypass; a non-local block
-    has one group, which is the bypass too.
-    Takes 2 + G forward passes, in eval mode and without gradients; the network is left as it was, also after an error.
+    has one group, which is the bypass too. Takes 2 + G forward passes, in eval mode and without gradients; the network
+    is left as it was, also after an error.
 
     Args:
         network: Any network with blocks, inserted or its own.
-        x: One input, [1, 3, H, W] or [1, 3, T, H, W], or a list of one image [3, H, W] for detectors, on the network's
-            device.
+        x: One input, [1, 3, H, W] or [1, 3, T, H, W], or a list of one image [3, H, W], on the network's device.
         path: Which block, as in the keys of ``trace_blocks(...).blocks``.
         groups: Whether to leave the groups out, one after the other.
-        vector: For a network whose output is not logits [1, K]: makes a vector [K] of the output. The effect's
-            probabilities mean something only if these are logits.
-
-    Returns:
-        The outputs, on the CPU.
+        vector: Makes a vector [K] of an output that is not logits [1, K]; the probabilities then mean little.
 
     Raises:
-        ValueError: There is no block at ``path``, ``x`` holds another number of samples than one, or the output (or
-            what ``vector`` makes of it) has another shape.
+        ValueError: There is no block at ``path``, or ``x`` or the output has another shape.
 
     Example:
         >>> from cgnl import CGNL2d

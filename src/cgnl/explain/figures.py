@@ -132,24 +132,10 @@ def figure1(
     """Draw the regions of a video that blocks relate a spot in one frame to (Fig. 1).
 
     A row for each network. In each frame the regions of at least ``threshold`` of the largest affinity in the whole
-    clip are framed, and the rest is darkened. Of GNL and CGNL blocks every position has the largest affinity over
-    the channels of the group.
-
-    Args:
-        frames: The frames that the network saw, all of them in order, as the file has them; one for an image.
-        networks: For each network, by its name, its trace on these frames and the path of one of its blocks.
-        at: x, y of the reference (pixels of the frame) and the number of its frame, from 0.
-        view: What the networks saw of a frame.
-        threshold: Part of the largest affinity, above 0 and at most 1.
-        num_frames: Frames drawn at most, evenly spread over the clip, that of the reference among them.
-        channel: Reference channel of GNL and CGNL blocks; None for the one with the strongest g at the reference.
-        caption: Text below; None for a few words on what is shown.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: An argument is outside its range, the network did not see the reference, or a block has no maps.
+    clip are framed, and the rest is darkened. Of GNL and CGNL blocks every position has the largest affinity over the
+    channels of the group. ``frames`` are all that the network saw, in order, as the file has them (one for an image),
+    of which at most ``num_frames`` are drawn, evenly spread and that of the reference among them; ``at`` is x, y
+    (pixels of the frame) and the number of the frame, from 0. The rest is as in :func:`figure5`.
     """
     return _strip(frames, networks, at, view, threshold, num_frames, channel, caption)
 
@@ -166,38 +152,15 @@ def figure6(
 ) -> Figure:
     """Draw heat maps of what blocks relate a spot in one frame of a video to (Fig. 6).
 
-    A row for each network, as in :func:`figure1`; the maps are divided by the largest affinity in the whole clip.
-
-    Args:
-        frames: The frames that the network saw, all of them in order, as the file has them; one for an image.
-        networks: For each network, by its name, its trace on these frames and the path of one of its blocks.
-        at: x, y of the reference (pixels of the frame) and the number of its frame, from 0.
-        view: What the networks saw of a frame.
-        num_frames: Frames drawn at most, evenly spread over the clip, that of the reference among them.
-        channel: Reference channel of GNL and CGNL blocks; None for the one with the strongest g at the reference.
-        caption: Text below; None for a few words on what is shown.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: An argument is outside its range, the network did not see the reference, or a block has no maps.
+    Arguments and rows are those of :func:`figure1`; the maps are divided by the largest affinity in the whole clip.
     """
     return _strip(frames, networks, at, view, None, num_frames, channel, caption)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, whole or not at all; the same figure gives the same file.
+    """Write a figure as .png, .svg or .pdf, whole or not at all, and return the path.
 
-    Args:
-        figure: Any figure of matplotlib.
-        path: A file whose name ends in .png, .svg or .pdf; its folder is made if needed.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: Another ending.
+    The same figure gives the same file.
     """
     path = Path(path)
     suffix = path.suffix.lower()

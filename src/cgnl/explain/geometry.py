@@ -27,15 +27,9 @@ Box = tuple[float, float, float, float]
 class View:
     """What a network saw of an image or of the frames of a video: ``input = image * scale - offset`` on each axis.
 
-    Args:
-        width: of the image (pixels, upright).
-        height: of the image (pixels, upright).
-        input_width: of the network's input (pixels).
-        input_height: of the network's input (pixels).
-        scale_x: width of a pixel of the image in the resized image.
-        scale_y: height of a pixel of the image in the resized image.
-        left: where the input begins in the resized image (pixels).
-        top: where the input begins in the resized image (pixels).
+    ``width`` and ``height`` are of the upright image, ``input_width`` and ``input_height`` of the network's input,
+    ``scale_x`` and ``scale_y`` the size of an image pixel in the resized image, and ``left`` and ``top`` where the
+    input begins there (all in pixels).
     """
 
     width: int
@@ -71,18 +65,9 @@ class View:
         return (x + self.left) / self.scale_x, (y + self.top) / self.scale_y
 
     def position(self, x: float, y: float, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return the position of a feature map that a point of the image falls into.
+        """Return row and column of the position of a feature map (rows, columns) that a point of the image falls into.
 
-        Args:
-            x: of the point (pixels of the image).
-            y: of the point (pixels of the image).
-            shape: Rows and columns of the feature map.
-
-        Returns:
-            Row and column.
-
-        Raises:
-            ValueError: The network did not see the point, or the image ends before it.
+        ``x`` and ``y`` are in pixels of the image. Raises ValueError for a point that the network did not see.
 
         Example:
             >>> view_of(100, 50, size=80, resize=100).position(32, 25, (8, 8))
@@ -104,15 +89,7 @@ class View:
         )
 
     def box(self, row: int, column: int, shape: tuple[int, int]) -> Box:
-        """Return the part of the image that a position of a feature map stands for.
-
-        Args:
-            row: of the position.
-            column: of the position.
-            shape: Rows and columns of the feature map.
-
-        Returns:
-            x0, y0, x1, y1 (pixels of the image).
+        """Return x0, y0, x1, y1 (pixels of the image) of what a position of a feature map (rows, columns) stands for.
 
         Example:
             >>> view_of(100, 50, size=80, resize=100).box(4, 0, (8, 8))
@@ -126,17 +103,9 @@ class View:
 def view_of(width: int, height: int, *, size: int | None = None, resize: int | None = None) -> View:
     """Return what a network sees of an image behind the test transforms of :mod:`cgnl.data.transforms`.
 
-    Args:
-        width: of the image (pixels, upright).
-        height: of the image (pixels, upright).
-        size: height and width of the crop from the middle (pixels), or None where nothing is cut off.
-        resize: length of the shorter side before the crop (pixels), or None where nothing is resized.
-
-    Returns:
-        The view.
-
-    Raises:
-        ValueError: a size below 1, or a crop larger than the resized image.
+    All are in pixels: the upright image's width and height; ``size`` of the crop from the middle, or None where nothing
+    is cut off; ``resize``, the shorter side before it, or None. Raises ValueError for a size below 1 or a crop larger
+    than the resized image.
 
     Example:
         >>> view_of(500, 375, size=448, resize=512).left
@@ -159,17 +128,10 @@ def time_step(frame: int, num_frames: int, num_steps: int) -> int:
     """Return the step along the time axis of a feature map that the middle of a frame of the input falls into.
 
     A step stands for an equal part of the input's frames, as a position does for a part of its space, and what it is
-    made from need not lie around the middle of its part: behind three convolutions with stride 2 and padding, step t
-    is centred on frame 8 t, the first of its part, and is drawn over all of 8 t to 8 t + 7. Where a layer samples
-    every second frame alone, the frames between are not read at all, and are drawn with the step of their part.
-
-    Args:
-        frame: Number of the frame, from 0.
-        num_frames: Frames of the input.
-        num_steps: Length of the feature map's time axis.
-
-    Raises:
-        ValueError: There is no such frame.
+    made from need not lie around the middle of its part: behind three convolutions with stride 2 and padding, step t is
+    centred on frame 8 t, the first of its part, and is drawn over all of 8 t to 8 t + 7. Where a layer samples every
+    second frame alone, the frames between are not read at all, and are drawn with the step of their part. Raises
+    ValueError for a frame (from 0) that does not exist.
 
     Example:
         >>> [time_step(frame, 8, 4) for frame in range(8)]
@@ -183,16 +145,9 @@ def time_step(frame: int, num_frames: int, num_steps: int) -> int:
 
 
 def token_grid(num_tokens: int) -> tuple[int, int, int]:
-    """Return how a sequence of tokens lies on the image.
+    """Return how tokens lie on the image: rows, columns, and the number of tokens before them, 0 or 1 (a class token).
 
-    Args:
-        num_tokens: Length of the sequence: the positions of a square grid row by row, behind a class token or none.
-
-    Returns:
-        Rows, columns, and the number of tokens before them, 0 or 1.
-
-    Raises:
-        ValueError: So many tokens do not fill a square grid.
+    Raises ValueError where ``num_tokens`` do not fill a square grid, row by row.
 
     Example:
         >>> token_grid(197)
@@ -208,18 +163,10 @@ def token_grid(num_tokens: int) -> tuple[int, int, int]:
 
 
 def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Spread a map over sub-sampled positions to all of them.
+    """Spread a map [..., h', w'] over positions max-pooled by 2 to all positions, [..., h, w].
 
-    Args:
-        values: [..., h', w'], one number for each 2 x 2 positions, as a max-pooling by 2 leaves them.
-        shape: Lengths of all axes before the pooling, h and w the last.
-
-    Returns:
-        [..., h, w]; NaN in an odd row or column at the end, which the pooling leaves out. Where nothing was pooled,
-        the map as it is.
-
-    Raises:
-        ValueError: The pooled map of this shape would be of another.
+    ``shape`` has the lengths of all axes before the pooling. An odd row or column at the end, which the pooling leaves
+    out, is NaN; where nothing was pooled the map comes back. Raises ValueError where the shapes do not fit.
 
     Example:
         >>> import torch
@@ -238,14 +185,9 @@ def unpool(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def regions(mask: Tensor | np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return the boxes around the connected regions of a mask; positions that share an edge are connected.
+    """Return the boxes around the connected regions of a mask [h, w]; positions that share an edge are connected.
 
-    Args:
-        mask: [h, w], true where a region is.
-
-    Returns:
-        First row, first column, and the row and column after the last, of each region, in the order of their first
-        positions row by row.
+    Each is first row, first column, and the row and column after the last; in the order of their first positions.
 
     Example:
         >>> regions(np.array([[1, 0, 0], [1, 0, 1]]))

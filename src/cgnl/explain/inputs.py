@@ -52,17 +52,10 @@ class SeenInput:
 def trace_seen(
     networks: Mapping[str, TrainedNetwork], seen: Mapping[str, SeenInput]
 ) -> tuple[SeenInput, dict[str, Trace]]:
-    """Trace the blocks of several networks on what they see of one image or video.
+    """Trace the blocks of several networks, by name, on what each sees of one image or video.
 
-    Args:
-        networks: The networks by name; each is moved to the GPU where there is one.
-        seen: What each of them sees.
-
-    Returns:
-        What the networks saw, and their traces by name; those of plain networks have no blocks.
-
-    Raises:
-        ValueError: The networks are tested on inputs of different sizes, or on different frames.
+    Works on the GPU where there is one. Returns what they saw and the traces by name; those of plain networks have no
+    blocks. Raises ValueError where networks are tested on different sizes or frames.
     """
     first = next(iter(seen.values()))
     if any((each.view, each.frames) != (first.view, first.frames) for each in seen.values()):
@@ -79,12 +72,7 @@ def on(device: torch.device, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 
 
 def strongest_position(block: BlockTrace, seen: SeenInput) -> tuple[float, float, int]:
-    """Return where a block's g is strongest: x and y (pixels of the file) of the position's middle, and the frame.
-
-    Args:
-        block: What the block saw of the input.
-        seen: The input.
-    """
+    """Return where a block's g is strongest: x and y (pixels of the file) of the position's middle, and the frame."""
     assert block.g is not None
     strength = block.g.abs().amax(0)
     if len(block.shape) == 1:

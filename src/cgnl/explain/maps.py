@@ -27,19 +27,10 @@ _ENTRIES_AT_ONCE = 2**20
 
 
 def reference_channel(block: BlockTrace, position: tuple[int, ...]) -> int:
-    """Return the channel in which g is strongest at a position: the largest |g_{n,c}| over all channels.
+    """Return the channel c in which g is strongest at a position: the first of the largest |g_{n,c}| over all channels.
 
-    The paper picks its reference "in the space of g" (Fig. 5).
-
-    Args:
-        block: The trace of a block with attention.
-        position: Index n into the axes *S.
-
-    Returns:
-        c, from 0 to C' - 1; the first of equal ones.
-
-    Raises:
-        ValueError: The position lies outside the feature map, or the block has no attention.
+    The paper picks its reference "in the space of g" (Fig. 5). ``position`` is an index n into the axes *S. Raises
+    ValueError where it lies outside the feature map, or the block has no attention.
     """
     _, g = _phi_and_g(block)
     _check_position(block, position)
@@ -47,17 +38,9 @@ def reference_channel(block: BlockTrace, position: tuple[int, ...]) -> int:
 
 
 def affinity_group(block: BlockTrace, channel: int) -> range:
-    """Return the channels of the group that a channel belongs to, which are those that `affinity` has maps of.
+    """Return the channels of the group of a channel, which are those that `affinity` has maps of.
 
-    Args:
-        block: The trace of a block.
-        channel: c, from 0 to C' - 1.
-
-    Returns:
-        The group's channels; all channels for a non-local block, which has one group.
-
-    Raises:
-        ValueError: The block has no such channel.
+    A non-local block has one group. Raises ValueError where the block has no such channel.
     """
     channels = (block.theta if block.g is None else block.g).shape[0]
     if not 0 <= channel < channels:
@@ -130,16 +113,8 @@ def affinity(
 def strongest_channels(maps: Tensor, count: int = 5) -> list[int]:
     """Return the channels whose maps have the strongest peak, the largest absolute value; Fig. 5 shows five.
 
-    Args:
-        maps: [C'/G, *S], as `affinity` gives them.
-        count: How many; all where there are fewer.
-
-    Returns:
-        Indices into ``maps``, strongest first and the lower index first among equals; add the start of `affinity_group`
-        for channels of the block.
-
-    Raises:
-        ValueError: ``count`` is below 1.
+    Returned are at most ``count`` indices into ``maps`` [C'/G, *S], the strongest first and the lower among equals; add
+    the start of `affinity_group` for channels of the block.
 
     Example:
         >>> strongest_channels(torch.tensor([[0.1, 0.2], [-3.0, 1.0], [2.0, 2.0]]), count=2)
@@ -153,12 +128,6 @@ def strongest_channels(maps: Tensor, count: int = 5) -> list[int]:
 def normalised(values: Tensor) -> Tensor:
     """Return a map, or several together, divided by the largest absolute value: from -1 to 1, with signs and zero kept.
 
-    Args:
-        values: Any shape.
-
-    Returns:
-        The same shape; zeros stay zeros.
-
     Example:
         >>> normalised(torch.tensor([1.0, -4.0, 0.0]))
         tensor([ 0.2500, -1.0000,  0.0000])
@@ -168,20 +137,10 @@ def normalised(values: Tensor) -> Tensor:
 
 
 def evidence(block: BlockTrace, group: int, power: int) -> Tensor:
-    """Return the terms of a group's sum z_p: a2_p phi^p g, with the scale (and the envelope of phi) in them.
+    """Return the terms [C'/G, *S] of a group's sum z_p: a2_p phi^p g, with the scale (and the envelope of phi) in them.
 
-    What the block gathered from where, whatever the reference (Eq. 12).
-
-    Args:
-        block: The trace of a compact generalized non-local block.
-        group: From 0 to G - 1.
-        power: p, from 0 to P.
-
-    Returns:
-        [C'/G, *S]; its sum is ``sums(block)[group, power]``.
-
-    Raises:
-        ValueError: The block has no such group or power, or is of another kind.
+    What a compact block gathered from where, whatever the reference (Eq. 12); they sum to ``sums(block)[group,
+    power]``. Raises ValueError where the block has no such group or power, or is of another kind.
     """
     kernel = _series_kernel(block)
     size = _check_group(block, group)
@@ -194,16 +153,9 @@ def evidence(block: BlockTrace, group: int, power: int) -> Tensor:
 
 
 def sums(block: BlockTrace) -> Tensor:
-    """Return the sums z_p of every group: all that a compact block knows of the other elements (Eq. 12).
+    """Return the sums z_p of every group, [G, P + 1]: all that a compact block knows of the other elements (Eq. 12).
 
-    Args:
-        block: The trace of a compact generalized non-local block.
-
-    Returns:
-        [G, P + 1], with the coefficients a2_p and the scale in them.
-
-    Raises:
-        ValueError: The block is of another kind.
+    The coefficients a2_p and the scale are in them. Raises ValueError where the block is of another kind.
     """
     powers = range(len(_series_kernel(block).coefficients))
     return torch.stack(
@@ -214,18 +166,9 @@ def sums(block: BlockTrace) -> Tensor:
 def polynomial(block: BlockTrace, group: int, theta: Tensor) -> Tensor:
     """Return the function that a group applied to its theta in this sample: y = sum over p of z_p theta^p (Eq. 12).
 
-    Args:
-        block: The trace of a compact generalized non-local block.
-        group: From 0 to G - 1.
-        theta: Values to apply it to, in any shape, as ``block.theta`` has them (normalised where the kernel function
-            normalises).
-
-    Returns:
-        y in theta's shape, with the envelope of theta where the kernel function has one. At the group's part of
-        ``block.theta`` it is the operation's output.
-
-    Raises:
-        ValueError: The block has no such group, or is of another kind.
+    ``theta`` has any shape, and values as in ``block.theta`` (normalised where the kernel function normalises); y has
+    the envelope of theta in it. At the group's part of ``block.theta`` it is the operation's output. Raises ValueError
+    where the block has no such group, or is of another kind.
     """
     kernel = _series_kernel(block)
     _check_group(block, group)

@@ -27,12 +27,7 @@ figcaption, .dim { color: var(--dim); font-size: .9rem; }
 
 
 def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
-    """Return a whole HTML page.
-
-    Args:
-        title: The page's title (plain text).
-        sections: Heading (plain text; empty for none) and body (HTML) of each section.
-    """
+    """Return a whole HTML page; each section is a heading (plain text; empty for none) and a body (HTML)."""
     body = "\n".join(
         (f"<h2>{html.escape(heading)}</h2>\n" if heading else "") + content for heading, content in sections
     )
@@ -55,13 +50,7 @@ def link(target: str, text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """Return a table of plain texts.
-
-    Args:
-        header: Names of the columns.
-        rows: The cells, row by row.
-        numbers: Columns (from 0) that are set flush right.
-    """
+    """Return a table of plain texts; the columns in ``numbers`` (from 0) are set flush right."""
 
     def cells(row: Sequence[str], tag: str) -> str:
         return "".join(

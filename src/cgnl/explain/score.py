@@ -307,14 +307,7 @@ def _percent(mean: Mean) -> str:
 
 
 def scores_figure(scores: Sequence[tuple[str, PartScores]]) -> Figure:
-    """Return a plot of the scores of several networks: bars with 95 % intervals, baselines as lines across them.
-
-    Args:
-        scores: Name and scores of each network.
-
-    Raises:
-        ValueError: There are no scores.
-    """
+    """Return a plot of several networks' scores: bars with 95 % intervals, baselines as lines across them."""
     if not scores:
         raise ValueError("scores must hold at least one network")
     bars = [

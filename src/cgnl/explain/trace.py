@@ -79,22 +79,12 @@ class Trace:
 
 
 def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
-    """Runs a network once, in eval mode and without gradients, and keeps what its blocks saw.
+    """Run a network once, in eval mode and without gradients, and return its output and what its blocks saw.
 
     The network is left as it was, also after an error: flags, buffers, random state and hooks. Blocks that did not run
-    are left out. Of a block that sees several samples
-    for one input (the regions of a detector), in one run or several, the first is kept and all are counted.
-
-    Args:
-        network: Any network with blocks, inserted or its own.
-        x: One input, [1, 3, H, W] or [1, 3, T, H, W], or a list of one image [3, H, W] for detectors, on the network's
-            device.
-
-    Returns:
-        The output and the traces of the blocks; none for a network without blocks.
-
-    Raises:
-        ValueError: ``x`` holds another number of samples than one.
+    are left out. Of a block that sees several samples for one input (the regions of a detector), in one run or several,
+    the first is kept and all are counted. ``x`` is one input, [1, 3, H, W] or [1, 3, T, H, W], or a list of one image
+    [3, H, W] for detectors, on the network's device; ValueError for another number of samples.
 
     Example:
         >>> from cgnl import CGNL2d
@@ -118,11 +108,7 @@ def trace_blocks(network: nn.Module, x: Tensor | list[Tensor]) -> Trace:
 def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
     """Return the blocks of a network: inserted ones, and those of ``cgnl.blocks`` among its own modules.
 
-    Args:
-        network: Any network.
-
-    Returns:
-        The blocks, by the path they stand after (or, not inserted, by their own), in the order of ``named_modules()``.
+    Their keys are the paths they stand after (or, not inserted, their own), in the order of ``named_modules()``.
     """
     inserted = {block: path for path, block in inserted_blocks(network).items()}
     return {
@@ -143,12 +129,7 @@ def check_single(x: Tensor | list[Tensor]) -> None:
 
 
 def check_drawable(block: BlockTrace, name: str) -> None:
-    """Raises ValueError where a trace has no affinities, or none that lie in the image or video.
-
-    Args:
-        block: The trace.
-        name: What the block or its network is called in the error.
-    """
+    """Raise ValueError, which says ``name``, where a trace has no affinities, or none in the image or video."""
     if block.phi is None:
         raise ValueError(f"{name}: a {block.phrase} has no affinity to show")
     if block.samples > 1:

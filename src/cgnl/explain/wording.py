@@ -37,10 +37,8 @@ def _kernel_in_words(block: BlockTrace) -> str:
 def statement(block: BlockTrace, view: View = "row") -> str:
     """Return what is true of a block's affinity maps: how far they depend on the reference, and what is left out.
 
-    Args:
-        block: The trace.
-        view: As in `cgnl.explain.maps.affinity`: a row holds the reference's theta against phi, a column its phi
-            against theta.
+    ``view`` is that of `cgnl.explain.maps.affinity`: a row holds the reference's theta against phi, a column the
+    reverse.
     """
     if block.kind == "residual":
         if "your own" in block.phrase:

@@ -20,11 +20,8 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
     """Run the network with its blocks, by path, once forwards and backwards, in eval mode.
 
     A network that is not made to be differentiated in eval mode fails here for reasons of its own, or has no output
-    with a gradient. It is not refused.
-
-    Raises:
-        ValueError: A block runs more than once; the network works with something else in the block's place and not
-            with the block; the network's output does not depend on the block.
+    with a gradient. It is not refused. Raises ValueError where a block runs more than once, the network works with
+    something else in the block's place and not with the block, or its output does not depend on the block.
     """
     unreached = list(blocks)
     failure = None

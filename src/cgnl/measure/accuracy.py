@@ -71,18 +71,9 @@ class NotFiniteError(ValueError):
 
 
 def error_in_units(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """Return the largest difference, in units of the type's rounding at the largest expected element.
+    """Return max |actual - expected| / (eps · max |expected|) with the eps of ``dtype`` and ``expected`` in float64.
 
-    Args:
-        actual: Result of any type and shape.
-        expected: Expected result in float64, of the same shape.
-        dtype: The type whose eps is the unit.
-
-    Returns:
-        max |actual - expected| / (eps · max |expected|).
-
-    Raises:
-        NotFiniteError: ``actual`` has an element that is not finite, which no comparison may let pass.
+    Raises NotFiniteError where ``actual`` has an element that is not finite, which no comparison may let pass.
 
     >>> error_in_units(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 1.0 + 2.0**-22]).double(), torch.float32)
     1.0
@@ -126,16 +117,9 @@ def results_of(inputs: Sequence[Tensor], case: Case, kernel: KernelFunction, bac
 
 
 def measure(device: str, *, seed: int, smallest: bool) -> dict[str, Any]:
-    """Measure every backend, type, case and kernel function.
+    """Measure every backend, type, case and kernel function; return the record's settings, rows and varying part.
 
-    Args:
-        device: "cpu" or "cuda".
-        seed: Seed of weights and inputs.
-        smallest: Tiny inputs, to see that all parts work.
-
-    Returns:
-        Settings, rows and the varying part of the record; a row of a backend that cannot run, or whose results are not
-        finite, says so.
+    A row of a backend that cannot run, or whose results are not finite, says so. ``smallest`` takes tiny inputs.
     """
     cases = SMALLEST_CASES if smallest else CASES
     rows = []
@@ -184,15 +168,8 @@ def compared(results: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtyp
 def self_test(device: str, *, smallest: bool) -> Iterator[tuple[Kind, float, float, str]]:
     """Yield how the fused operators pass the test that ``backend="auto"`` makes before it takes them on a device.
 
-    Args:
-        device: "cpu" or "cuda".
-        smallest: Whether to test in float32, with channels first and the dot product alone.
-
-    Yields:
-        For each kind of call the largest difference, the largest that passes, and "passed" or why it did not.
-
-    Raises:
-        ValueError: The fused operators cannot run here; the message says why.
+    That is, for each kind of call, the largest difference, the largest that passes, and "passed" or why it did not.
+    ``smallest`` is float32 with channels first and the dot product alone. Raises ValueError where they cannot run.
     """
     where = torch.device(device)
     obstacle = fused.obstacle(torch.ones(1, 1, 1, device=where), kernel=DotProduct())

@@ -70,10 +70,7 @@ def _compiled(channels: int, num_axes: int) -> nn.Module:
 def candidates(device: str, memory_format: str, *, compiled: bool) -> dict[str, Make]:
     """Return the blocks to measure, by name; each is made from C and the number of axes in S.
 
-    Args:
-        device: "cpu" or "cuda"; the fused operators run on the second.
-        memory_format: One of `MEMORY_FORMATS`; the first also has the blocks other than CGNL, and the compiled one.
-        compiled: Whether the compiled block is among them.
+    The first of `MEMORY_FORMATS` also has the blocks other than CGNL, and the compiled one if asked for.
     """
     made: dict[str, Make] = {
         "convolutions": partial(BareConvolutions, groups=GROUPS),
@@ -97,17 +94,9 @@ def candidates(device: str, memory_format: str, *, compiled: bool) -> dict[str, 
 
 
 def measure(device: str, *, repeats: int | None, seed: int, smallest: bool, compiled: bool) -> dict[str, Any]:
-    """Measure every block at every shape, type and memory format.
+    """Measure every block at every shape, type and memory format; return settings, rooflines and rows of the record.
 
-    Args:
-        device: "cpu" or "cuda".
-        repeats: Turns that count; None for 5 (on CUDA 20, in the smallest run 2).
-        seed: Seed of weights and inputs.
-        smallest: Tiny shapes, to see that all parts work.
-        compiled: Whether the compiled block is measured.
-
-    Returns:
-        Settings, rooflines and rows of the record.
+    ``repeats`` counts turns: None for 5 (on CUDA 20, in the smallest run, with tiny shapes, 2).
     """
     shapes, dtypes = CASES[device]
     shapes = SMALLEST if smallest else shapes

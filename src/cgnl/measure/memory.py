@@ -33,9 +33,7 @@ _EASILY_MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "100000
 def bytes_kept(forward: Callable[[], object], *, without: Iterable[Tensor] = ()) -> int:
     """Return the bytes of the distinct storages that a forward pass keeps for its backward pass.
 
-    Args:
-        forward: Runs the forward pass.
-        without: Tensors whose storages do not count, such as parameters, which are there in any case.
+    Those of the tensors ``without``, such as parameters, do not count, as they are there in any case.
     """
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in without}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -53,12 +51,7 @@ def bytes_kept(forward: Callable[[], object], *, without: Iterable[Tensor] = ())
 
 
 def peak_allocated(run: Callable[[], object], device: str) -> int:
-    """Return the bytes that PyTorch's allocator holds at the highest while something runs, above what it held before.
-
-    Args:
-        run: What runs.
-        device: "cpu" or "cuda".
-    """
+    """Return the bytes that PyTorch's allocator holds at most while something runs, above those it held before."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -115,13 +108,9 @@ def add_peaks(
 ) -> None:
     """Write the peak of each row into it as ``peak_bytes``, or why there is none as ``peak_failed``.
 
-    Args:
-        rows: Rows of a record.
-        case: The keys of a row that say what runs.
-        peaks: A module's function that returns the peaks for ``cases``, which are those keys and values of each row;
-            it also takes ``device``, ``threads`` and the other arguments. On a CPU it runs in a fresh process.
-        device: "cpu" or "cuda".
-        arguments: The function's other arguments.
+    ``case`` has the keys of a row that say what runs. ``peaks`` is a module's function that returns the peaks for
+    ``cases``, which are those keys and values of each row; it also takes ``device``, ``threads`` and ``arguments``. On
+    a CPU it runs in a fresh process.
     """
     cases = [{key: row[key] for key in case} for row in rows]
     call = partial(call_in_a_fresh_process, peaks) if device == "cpu" else peaks
@@ -138,13 +127,8 @@ def add_peaks(
 def output_of_a_fresh_process(arguments: Sequence[str], *, mapped: bool = True) -> str:
     """Return what Python prints when it is started with these arguments.
 
-    Args:
-        arguments: Options, script and its arguments.
-        mapped: Whether every tensor has its own mapping, which goes back to the system with it, so that the resident
-            set is what the process needs. It costs time.
-
-    Raises:
-        RuntimeError: The process failed; the last line of its errors is in the message.
+    With ``mapped`` every tensor has its own mapping, which goes back to the system with it, so that the resident set is
+    what the process needs. It costs time. Raises RuntimeError with the last line of the errors where the process fails.
     """
     environment = os.environ | (_EASILY_MAPPED if mapped else {})
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
@@ -155,12 +139,9 @@ def output_of_a_fresh_process(arguments: Sequence[str], *, mapped: bool = True) 
 
 
 def call_in_a_fresh_process(function: Callable[..., Any], *, mapped: bool = True, **arguments: Any) -> Any:
-    """Return the result of a function, called in a process of its own.
+    """Return the result of an importable function, or one of this script, called in a process of its own.
 
-    Args:
-        function: Of a module that can be imported, or of the script that runs.
-        mapped: As in `output_of_a_fresh_process`.
-        arguments: The function's arguments; they and the result go through JSON.
+    The arguments and the result go through JSON; ``mapped`` is as in `output_of_a_fresh_process`.
     """
     module, setup = function.__module__, "import json, sys"
     if module == "__main__":

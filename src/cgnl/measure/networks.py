@@ -156,17 +156,9 @@ def detector_inference(network: MaskRCNN, batch: Batch) -> Callable[[], list[dic
 def measure(
     device: str, *, networks: Sequence[NetworkName], repeats: int | None, seed: int, smallest: bool
 ) -> dict[str, Any]:
-    """Measure every network with every number of blocks in both modes.
+    """Measure every network with every number of blocks in both modes; return settings, rooflines and rows.
 
-    Args:
-        device: "cpu" or "cuda".
-        networks: Networks to measure.
-        repeats: Turns that count; None for 7 (in the smallest run 2).
-        seed: Seed of weights and inputs.
-        smallest: ResNet-18 and small inputs, to see that all parts work.
-
-    Returns:
-        Settings, rooflines and rows of the record.
+    ``repeats`` counts turns: None for 7 (in the smallest run, ResNet-18 with small inputs, 2).
     """
     settings = SMALLEST if smallest else SETTINGS[device]
     repeats = repeats or (2 if smallest else 7)
@@ -230,18 +222,9 @@ def _classifier_run(
 def detector_run(
     setting: Setting, mode: str, block: str | None, num_blocks: int, device: str, seed: int, neck: Neck = "c4"
 ) -> tuple[nn.Module, Run]:
-    """Return a Mask R-CNN and a function that runs one turn of it.
+    """Return a Mask R-CNN and a function that runs one turn of it in ``mode`` "training" or "inference".
 
     The weights outside the blocks are the same for all blocks. Stem and layer1 are frozen, as in the recipes.
-
-    Args:
-        setting: What it is measured on.
-        mode: "training" or "inference".
-        block: "cgnl", "nl", or None.
-        num_blocks: Number of blocks.
-        device: "cpu" or "cuda".
-        seed: Seed of weights, images and objects.
-        neck: "c4" or "fpn".
     """
     torch.manual_seed(seed)
     num_classes = 81

@@ -18,15 +18,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(kind: str, record: Record, path: Path) -> bool:
-    """Draw a record's plot if the record holds something to draw.
+    """Draw a record's plot into a PNG file, whole or not at all, and return True if the record holds something to draw.
 
-    Args:
-        kind: Which measurement it is of: "table1", "block", "networks" or "accuracy".
-        record: As it was written.
-        path: The PNG file, which appears whole or not at all.
-
-    Returns:
-        Whether there was something to draw. Where there was not, there is no file: one from an earlier run goes.
+    Where it does not, there is no file: one from an earlier run goes. ``kind`` is "table1", "block", "networks" or
+    "accuracy".
     """
     figure = _PLOTS[kind](record)
     if figure is None:

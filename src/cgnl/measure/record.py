@@ -26,19 +26,10 @@ def write_result(
     device: str = "cpu",
     **more: Any,
 ) -> dict[str, Any]:
-    """Write a record, whole or not at all.
+    """Write a record, whole or not at all, and return it.
 
-    Args:
-        path: The file.
-        seed: Seed of everything that was drawn at random.
-        settings: What was measured, and how.
-        rows: The measurements.
-        command: What made them; by default this process's script and its arguments.
-        device: "cpu" or "cuda".
-        more: Further parts of the record, such as rooflines.
-
-    Returns:
-        The record.
+    ``settings`` say what was measured, and how; ``rows`` are the measurements, ``more`` further parts, such as
+    rooflines. ``command`` is by default this process's script and its arguments.
     """
     record = {
         "command": command or shlex.join(["python", *sys.argv]),
@@ -73,13 +64,7 @@ def versions() -> dict[str, str]:
 def commit(file: Path = Path(__file__)) -> str:
     """Return the commit that a file of the code is checked out from, with ``-dirty`` where the code differs from it.
 
-    What is in studies/results is not code.
-
-    Args:
-        file: Any file of the code.
-
-    Returns:
-        Twelve digits, or "unknown" where the file is in no checkout, or not part of the one that it lies in.
+    Twelve digits, or "unknown" for a file in no checkout, or not part of it. What is in studies/results is not code.
     """
 
     def git(*arguments: str) -> str:

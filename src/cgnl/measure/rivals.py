@@ -19,13 +19,7 @@ NonLocalForm = Literal["attention", "map", "dot_product"]
 
 
 class BareConvolutions(nn.Module):
-    """The CGNL block's four convolutions and nothing else.
-
-    Args:
-        channels: C.
-        num_axes: Number of axes in S.
-        groups: G, of the fourth convolution.
-    """
+    """The CGNL block's four convolutions, the fourth with G groups, and nothing else."""
 
     def __init__(self, channels: int, num_axes: int, *, groups: int) -> None:
         super().__init__()
@@ -43,14 +37,8 @@ class PublishedCGNL(nn.Module):
     """The CGNL block as the published formulation computes it, with BatchNorm: Eq. 11-13 and Fig. 2 literally.
 
     Three separate convolutions, a loop over groups, batched products of a 1 x M row and an M x 1 column, and for the
-    RBF kernel function the powers of theta and phi stacked to [P + 1, M] (Eq. 11).
-
-    Args:
-        channels: C.
-        num_axes: Number of axes in S.
-        groups: G.
-        order: P of the RBF series, or None for the dot product.
-        gamma: The RBF's width parameter.
+    RBF kernel function of ``order`` P (None for the dot product) the powers of theta and phi stacked to [P + 1, M] (Eq.
+    11).
 
     Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
     """
@@ -90,13 +78,10 @@ class PublishedCGNL(nn.Module):
 class NonLocal(nn.Module):
     """The non-local block with BatchNorm.
 
-    Args:
-        channels: C.
-        num_axes: Number of axes in S.
-        form: How y is computed. ``"attention"``: softmax(theta_n · phi_m / sqrt(C')) over m, through PyTorch's fused
-            attention on contiguous [B, 1, N, C'], which never stores the N x N map. ``"map"``: the same with the
-            map, as Eq. 2 of Wang et al. is printed. ``"dot_product"``: theta_n · phi_m / N
-            as theta (phi^T g), the order that is cheaper where N is larger than C'.
+    ``form`` says how y is computed. ``"attention"``: softmax(theta_n · phi_m / sqrt(C')) over m, through PyTorch's
+    fused attention on contiguous [B, 1, N, C'], which never stores the N x N map. ``"map"``: the same with the map, as
+    Eq. 2 of Wang et al. is printed. ``"dot_product"``: theta_n · phi_m / N as theta (phi^T g), the order that is
+    cheaper where N is larger than C'.
 
     Source: Wang et al., "Non-local Neural Networks", CVPR 2018.
     """

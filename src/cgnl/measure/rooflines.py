@@ -16,12 +16,7 @@ from cgnl.measure.timing import rounded, side_by_side
 
 @dataclass(frozen=True)
 class Rooflines:
-    """Rates of one machine in one run.
-
-    Args:
-        multiplications_per_second: Multiply-adds of a square matrix product, by type.
-        bytes_per_second: Bytes that a copy reads and writes.
-    """
+    """Rates of one machine in one run: multiply-adds of a square matrix product by type, and bytes of a copy."""
 
     multiplications_per_second: dict[str, float]
     bytes_per_second: float
@@ -41,13 +36,7 @@ class Rooflines:
 
 
 def measure_rooflines(device: str, dtypes: Sequence[str], *, smallest: bool = False) -> Rooflines:
-    """Measure the rates; each is the best of several turns, because floors are made from them.
-
-    Args:
-        device: "cpu" or "cuda".
-        dtypes: Names of PyTorch's types.
-        smallest: Whether to show only that it works.
-    """
+    """Measure the rates of a device; each is the best of several turns, because floors are made from them."""
     side, megabytes = (256, 1) if smallest else (8192, 1024) if device == "cuda" else (2048, 256)
     rates = {}
     for name in dtypes:
@@ -64,18 +53,10 @@ def _best_seconds(run: Callable[[], object]) -> float:
 
 
 def block_work(shape: Sequence[int], groups: int, element_size: int) -> dict[str, tuple[int, int]]:
-    """Return the fewest multiplications and bytes of a CGNL block on x, forward alone and with the backward pass.
+    """Return the fewest multiplications and bytes of a CGNL block on x [B, C, *S], for "forward" and "training".
 
     The multiplications are those of its four 1x1 convolutions, with C' = C / 2; the backward pass has twice those of
     the forward pass. The bytes are reading x and writing z, then reading x and dz and writing dx.
-
-    Args:
-        shape: [B, C, *S] of x.
-        groups: G.
-        element_size: Bytes of an element of x.
-
-    Returns:
-        The two numbers for "forward" and for "training".
 
     >>> block_work((1, 4, 3), 2, 4)
     {'forward': (84, 96), 'training': (252, 240)}

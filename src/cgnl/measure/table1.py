@@ -105,17 +105,10 @@ EXPECTED = {
 
 
 def work_of_forward(method: str, channels: int, positions: int, element_size: int) -> dict[str, float]:
-    """Return the work of a method's forward pass with `BATCH` samples, in the units of `LIMITS`.
+    """Return the work of a method's forward pass with `BATCH` samples, C and N, in the units of `LIMITS`.
 
-    Args:
-        method: One of `METHODS`.
-        channels: C.
-        positions: N.
-        element_size: Bytes of an element.
-
-    Returns:
-        The multiplications of its matrix products; the pairs of elements that GNL goes through one by one; the bytes
-        of the map of all pairs of positions.
+    These are the multiplications of its matrix products; the pairs of elements that GNL goes through one by one; and
+    the bytes of the map of all pairs of positions.
     """
     inner = channels // 2
     z_groups = 1 if method.startswith("nl") else GROUPS
@@ -153,15 +146,8 @@ def fit_exponent(positions: Sequence[float], values: Sequence[float]) -> float |
 def measure(device: str, *, repeats: int | None, seed: int, smallest: bool) -> dict[str, Any]:
     """Measure the operations against N, C and P, and a training step of every block at every N and C in the limits.
 
-    Args:
-        device: "cpu" or "cuda".
-        repeats: Turns that count; None for 3 (on CUDA 10, in the smallest run 2).
-        seed: Seed of weights and inputs.
-        smallest: Few and small N and C, to see that all parts work.
-
-    Returns:
-        Settings, rooflines, rows and exponents of the blocks, and rows and exponents of the operations: the record's
-        parts.
+    Returns the record's settings, rooflines, and rows and exponents of blocks and operations. ``repeats`` counts turns:
+    None for 3 (on CUDA 10, in the smallest run, with few and small N and C, 2).
     """
     sides, all_channels = ((3, 6, 12), (16, 32)) if smallest else (SIDES, CHANNELS)
     least_positions = 9 if smallest else LEAST_POSITIONS

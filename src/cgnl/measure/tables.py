@@ -16,14 +16,7 @@ Spread = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of cells as they are written.
-
-    Args:
-        title: What stands above it.
-        header: Names of the columns.
-        rows: Cells, as many as columns in each row.
-        num_texts: Number of columns, from the left, that hold text; the others hold numbers.
-    """
+    """A table of cells as they are written; the first ``num_texts`` columns hold text, the others numbers."""
 
     title: str
     header: Sequence[str]
@@ -51,12 +44,7 @@ def _console() -> rich.console.Console:
 
 
 def tables_of(kind: str, record: Record) -> list[Table]:
-    """Return the tables of a record.
-
-    Args:
-        kind: Which measurement it is of: "table1", "block", "networks" or "accuracy".
-        record: As it was written.
-    """
+    """Return the tables of a record of the ``kind`` "table1", "block", "networks" or "accuracy"."""
     return _TABLES[kind](record)
 
 

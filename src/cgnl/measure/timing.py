@@ -20,17 +20,10 @@ Measured = TypeVar("Measured")
 def side_by_side(
     candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 3, least_seconds: float = 0.0
 ) -> dict[str, list[float]]:
-    """Time each candidate once a turn, in turns.
+    """Time each candidate once a turn, in turns; return the seconds of one call in every turn, by name.
 
-    Args:
-        candidates: Functions without arguments, by name.
-        repeats: Number of turns that count.
-        warmup: Number of turns before them.
-        least_seconds: Minimum length of a candidate's turn: it is called several times in a row, and the turn's time
-            is that of one call. Above 0 the warm-up must have a turn.
-
-    Returns:
-        Seconds of one call in every turn, by name.
+    ``repeats`` turns count, after ``warmup`` turns. A candidate is called in a row until its turn has
+    ``least_seconds``; above 0 the warm-up must have a turn.
     """
     calls = dict.fromkeys(candidates, 1)
 
@@ -113,9 +106,7 @@ def in_memory_format(x: Tensor, name: str) -> Tensor:
 def training_step(module: nn.Module, x: Tensor) -> Callable[[], None]:
     """Return a function that runs forward and backward with random output gradients; each run replaces all gradients.
 
-    Args:
-        module: Gives a tensor or a tuple of tensors.
-        x: The input, which also gets a gradient.
+    The module gives a tensor or a tuple of them; x gets a gradient, too.
     """
     inputs = [x, *module.parameters()]
     d_outputs = tuple(torch.randn_like(output) for output in _outputs(module, x))
@@ -132,13 +123,9 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def in_cuda_graph(run: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that replays the work of ``run``, captured once as a CUDA graph.
+    """Return a function that replays the work of ``run``, on the same CUDA tensors, captured once as a CUDA graph.
 
-    Args:
-        run: Works on the same tensors in each call, and on CUDA alone.
-
-    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whose warm-up on a stream of its own
-    this follows.
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whose warm-up this follows.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

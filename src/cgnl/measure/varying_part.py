@@ -49,16 +49,10 @@ def block_for(kernel: KernelFunction, channels: int, generator: torch.Generator)
 def measure(device: str, *, seed: int, smallest: bool) -> list[dict[str, Any]]:
     """Measure every kernel function on the block with BatchNorm in training, in float32.
 
-    Args:
-        device: "cpu" or "cuda".
-        seed: Seed of weights and inputs.
-        smallest: A tiny input, to see that all parts work.
-
-    Returns:
-        A row for each kernel function and each backend that can run: ``share``, the norm of the branch's varying part
-        over that of the branch; ``share_of_result``, the same after the norm; ``error``, of the varying part of the
-        block's result less x, relative to it; ``rounding``, the part of that error which rounding the exact result to
-        float32 costs.
+    Returns a row for each kernel function and each backend that can run: ``share``, the norm of the branch's varying
+    part over that of the branch; ``share_of_result``, the same after the norm; ``error``, of the varying part of the
+    block's result less x, relative to it; ``rounding``, the part of that error which rounding the exact result to
+    float32 costs.
     """
     shape = SMALLEST_SHAPE if smallest else SHAPE
     rows = []

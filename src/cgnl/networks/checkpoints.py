@@ -43,16 +43,9 @@ class CheckpointError(ValueError):
 def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors`` file onto the CPU, weights only.
 
-    Both PyTorch formats are read, the zip archive and the older one without.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The file's dictionary: a state dict, or a training script's record with one under ``state_dict``.
-
-    Raises:
-        CheckpointError: The file does not exist, is damaged, or holds more than tensors and plain values.
+    Both PyTorch formats are read, the zip archive and the older one without. The dictionary is a state dict, or a
+    training script's record with one under ``state_dict``. Raises CheckpointError where the file does not exist, is
+    damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,17 +57,7 @@ def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict of a file, also one under the key ``state_dict``; see :func:`read_checkpoint_file`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors by their names in the file.
-
-    Raises:
-        CheckpointError: The file cannot be read, or holds no state dict.
-    """
+    """Read the state dict of a file, also one under the key ``state_dict``; see :func:`read_checkpoint_file`."""
     content = read_checkpoint_file(path)
     if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -196,17 +179,11 @@ def _network_names(keys: list[str]) -> dict[str, str]:
 
 
 def block_settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the settings of the blocks off the shapes of their weights.
+    """Read the settings of the blocks off the shapes of the weights of a network, under our names.
 
-    Args:
-        state_dict: A network's state dict under our names.
-
-    Returns:
-        ``num_blocks`` and, where there is a block, ``groups``, ``channel_reduction`` and ``norm`` ("batch" or
-        "group") of the first one; the kernel function and the scale leave no trace in the weights.
-
-    Raises:
-        CheckpointError: The weights of the first block are no convolutions' weights.
+    These are ``num_blocks`` and, where there is a block, ``groups``, ``channel_reduction`` and ``norm`` ("batch" or
+    "group") of the first one; the kernel function and the scale leave no trace. Raises CheckpointError where the
+    weights of the first block are no convolutions'.
     """
     prefixes = [key.removesuffix("z.weight") for key in state_dict if key.endswith(f".{BLOCK_NAME}.z.weight")]
     if not prefixes:
@@ -228,16 +205,9 @@ def block_settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def mismatches(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """List every key of a state dict that is missing, unknown or of another shape, one phrase each.
+    """List every key of a state dict that is missing, unknown or of another shape, as "fc.bias is missing".
 
     The counters ``num_batches_tracked`` may be missing: files older than PyTorch 0.4.1 do not have them.
-
-    Args:
-        state_dict: The tensors at hand.
-        expected: The tensors that the network wants.
-
-    Returns:
-        Phrases such as ``fc.bias is missing``; empty if all fits.
     """
     missing = [
         f"{key} is missing" for key in expected if key not in state_dict and not key.endswith(".num_batches_tracked")

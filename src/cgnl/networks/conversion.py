@@ -20,25 +20,13 @@ from cgnl.settings.blocks import fitting, options_class
 def convert(
     source: str | os.PathLike[str], target: str | os.PathLike[str], arch: str, block: str | None
 ) -> dict[str, str]:
-    """Convert a released checkpoint of an image network to a safetensors file under our names.
+    """Convert a released checkpoint of an image network to a ``.safetensors`` file under our names.
 
-    Number of blocks, groups, channel reduction, norm and number of classes are read off the weights; then
-    every key and shape is compared with the network that :func:`cgnl.networks.image.resnet` builds from them.
-    The target appears whole or not at all.
-
-    Args:
-        source: The released file (``.pth``, ``.pth.tar``), or any that :func:`load_checkpoint_file` reads.
-        target: The ``.safetensors`` file to write.
-        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        block: "cgnl", "cgnlx", "nl", "residual", or None for a network without blocks.
-
-    Returns:
-        The settings stored in the target's metadata: the arguments that build the network again.
-
-    Raises:
-        CheckpointError: The file cannot be read or the target written, or keys or shapes do not fit; all of
-            them are listed.
-        ValueError: The target does not end in ``.safetensors``, or arch or block has an unknown name.
+    Number of blocks, groups, channel reduction, norm and number of classes are read off the weights; then every key and
+    shape is compared with the network that :func:`cgnl.networks.image.resnet` builds from them for ``arch`` and
+    ``block``. The target appears whole or not at all. Returns the arguments that build the network again, which its
+    metadata has too. Raises CheckpointError where a file cannot be read or written, or keys or shapes (all are listed)
+    do not fit, and ValueError for an unknown arch or block or another ending.
     """
     from safetensors.torch import save
 

@@ -27,14 +27,9 @@ class NetworkCost(NamedTuple):
 def network_cost(build: Callable[[], nn.Module], input_shape: tuple[int, ...]) -> NetworkCost:
     """Count the parameters and multiplications of a network, without memory or time for its tensors.
 
-    Counted are the multiply-adds of convolutions and matrix products, one each; elementwise work is not.
-
-    Args:
-        build: Returns the network; called on the meta device, and on the CPU if it computes with numbers.
-        input_shape: Shape of one input with its batch axis, for instance (1, 3, 224, 224).
-
-    Returns:
-        The two counts.
+    Counted are the multiply-adds of convolutions and matrix products, one each; elementwise work is not. ``build``
+    returns the network and is called on the meta device, and on the CPU if it computes with numbers; ``input_shape``
+    has the batch axis, for instance (1, 3, 224, 224).
 
     >>> network_cost(lambda: nn.Conv2d(3, 8, kernel_size=5), (1, 3, 14, 14))
     NetworkCost(parameters=608, multiplications=60000)

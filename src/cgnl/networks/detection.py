@@ -142,7 +142,7 @@ def limits(
     detections: int = 100,
     score_threshold: float = 0.05,
 ) -> dict[str, Any]:
-    """Return torchvision's arguments for a detector's sizes and counts.
+    """Return torchvision's arguments for a detector's sizes and counts; a bad value is a ValueError.
 
     Args:
         size: Pixels that the shorter side of an image is resized to.
@@ -152,9 +152,6 @@ def limits(
             training.
         detections: Maximum number of objects kept in an image.
         score_threshold: Minimum score of a detection, from 0 to 1.
-
-    Raises:
-        ValueError: One of them has a value that it must not have.
     """
     counts = {"size": size, "max_size": max_size, "rois": rois, "proposals": proposals, "detections": detections}
     for name, count in counts.items():
@@ -178,14 +175,7 @@ LIMITS = tuple(inspect.signature(limits).parameters)
 
 
 def set_test_limits(network: MaskRCNN, *, proposals: int, detections: int, score_threshold: float) -> None:
-    """Change how many objects a network looks for in eval mode; no weights hang on it.
-
-    Args:
-        network: A network of :func:`maskrcnn`.
-        proposals: As in :func:`limits`, like the next two; training is left as it is.
-        detections: Maximum number of objects kept in an image.
-        score_threshold: Minimum score of a detection, from 0 to 1.
-    """
+    """Change how many objects a network looks for in eval mode, as in :func:`limits`; training is left as it is."""
     c4 = isinstance(network.backbone, _Res4Backbone)
     network.rpn._pre_nms_top_n["testing"] = _RANKED["c4" if c4 else "fpn"] * proposals
     network.rpn._post_nms_top_n["testing"] = proposals
@@ -263,10 +253,8 @@ def _unrounded(x: Tensor) -> Tensor:
 def with_pyramid(backbone: nn.Module, num_classes: int, **options: Any) -> MaskRCNN:
     """Return torchvision's Mask R-CNN on a feature pyramid; proposals are ranked on each of its levels.
 
-    Args:
-        backbone: From images to five maps of 256 channels, "0" to "3" and "pool".
-        num_classes: Number of classes K, the background among them.
-        options: What :func:`limits` returns.
+    ``backbone`` makes five maps of 256 channels of the images, "0" to "3" and "pool"; ``num_classes`` counts the
+    background; ``options`` are those of :func:`limits`.
     """
     return _mask_rcnn(
         backbone,

@@ -37,16 +37,7 @@ ARCHITECTURES = tuple(_PLACES)
 
 
 class DropoutLinear(nn.Linear):
-    """A classifier with dropout before it, under the state-dict keys of a bare Linear.
-
-    Args:
-        in_features: Size of the pooled features.
-        out_features: Number of classes K.
-        dropout: Probability with which a feature is dropped in training.
-
-    Raises:
-        ValueError: dropout lies outside 0 to 1.
-    """
+    """A classifier with dropout before it, under the state-dict keys of a bare Linear."""
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
         if not 0 <= dropout <= 1:
@@ -63,17 +54,9 @@ class DropoutLinear(nn.Linear):
 
 
 def block_places(arch: str, num_blocks: int) -> list[str]:
-    """Return the module paths of the residual blocks that the blocks follow.
+    """Return the module paths, from the input on, of the residual blocks that 1 or 5 blocks (ResNet-18: 1 or 2) follow.
 
-    Args:
-        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        num_blocks: 1 or 5; for ResNet-18, which has fewer residual blocks, 1 or 2.
-
-    Returns:
-        Paths in the torchvision network, from the input on.
-
-    Raises:
-        ValueError: The architecture is unknown, or it has no places for this number of blocks.
+    Raises ValueError where the architecture is unknown, or has no places for this number of blocks.
 
     Source: section 4.2 of the paper for the stages; the authors' released code for one block (right before the last
     residual block of res4); the code of Wang et al. for five in ResNet-50 and ResNet-101, where those in res4 follow
@@ -162,20 +145,9 @@ resnet152 = partial(resnet, "resnet152")
 def backbone(
     arch: str, num_classes: int | None, weights: Weights, dropout: float
 ) -> tuple[models.ResNet, Checkpoint | None]:
-    """Return a new ResNet without blocks, and the weights that are still to be loaded into it.
+    """Return a new ResNet without blocks, and the weights, if any, that :func:`load_weights` has still to load into it.
 
-    Args:
-        arch: As in :func:`resnet`, like all that follow.
-        num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
-        weights: A name, an enum member or a file.
-        dropout: Dropout probability before the classifier.
-
-    Returns:
-        The network with a new classifier, and what :func:`load_weights` takes, None where there is nothing.
-
-    Raises:
-        ValueError: An argument has a value that it must not have.
-        CheckpointError: The weights cannot be had.
+    Arguments and errors are those of :func:`resnet`.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes ({num_classes}) must be at least 1")

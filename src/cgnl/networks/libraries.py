@@ -39,16 +39,9 @@ class Inputs(NamedTuple):
 def inputs_of(name: str, num_axes: int = 2, weights: Weights = None) -> Inputs:
     """Return the input size, normalisation and interpolation that a network's weights were trained with.
 
-    Args:
-        name: As in :func:`cgnl.networks.named.named_network`; a ResNet without a prefix is torchvision's.
-        num_axes: 2 for images, 3 for videos.
-        weights: The start weights. What is no name of weights (None, a file) means those of the default.
-
-    Returns:
-        The library's own data config; ImageNet's for other networks. No code of a user runs.
-
-    Raises:
-        ValueError: The name is unknown.
+    They are the library's own data config, and ImageNet's for other networks; no code of a user runs. ``name`` is as in
+    :func:`cgnl.networks.named.named_network` (a ResNet without a prefix is torchvision's), ``num_axes`` 2 for images
+    and 3 for videos; weights that have no name (None, a file) mean the default. Raises ValueError for an unknown name.
 
     >>> inputs_of("torchvision:regnet_y_400mf")
     Inputs(size=224, resize=232, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bilinear')
@@ -57,18 +50,7 @@ def inputs_of(name: str, num_axes: int = 2, weights: Weights = None) -> Inputs:
 
 
 def start_weights(name: str, num_axes: int = 2, weights: Weights = None) -> str:
-    """Say which weights a network starts from.
-
-    Args:
-        name: As in :func:`inputs_of`, like the next two.
-        num_axes: 2 for images, 3 for videos.
-        weights: The start weights.
-
-    Returns:
-        A line for people.
-
-    Raises:
-        ValueError: The name is unknown, or there are no such weights.
+    """Return a line that says which weights a network starts from; arguments and errors are those of :func:`inputs_of`.
 
     >>> start_weights("torchvision:regnet_y_400mf", weights="default")
     'start weights: torchvision IMAGENET1K_V2 of regnet_y_400mf'
@@ -80,14 +62,7 @@ def start_weights(name: str, num_axes: int = 2, weights: Weights = None) -> str:
 
 
 def classifier_of(name: str, network: nn.Module, num_classes: int, num_axes: int = 2) -> tuple[str, ...]:
-    """Return the module paths of the layers of a network whose shapes follow from the number of classes.
-
-    Args:
-        name: As in :func:`inputs_of`.
-        network: The network of that name.
-        num_classes: Number of classes K.
-        num_axes: 2 for images, 3 for videos.
-    """
+    """Return the module paths of the layers of a named network whose shapes follow from the number of classes."""
     return _library(name, num_axes, ()).classifier(network, num_classes)
 
 
@@ -105,14 +80,7 @@ class Library(ABC):
     def build(
         self, num_classes: int, size: int, weights: Weights, new_classifier: bool
     ) -> tuple[nn.Module, Checkpoint | None]:
-        """Return the network, and the weights that are still to be loaded into it.
-
-        Args:
-            num_classes: Number of classes K.
-            size: Height and width of the input (pixels), for networks that are made for one size.
-            weights: None, a name or a file.
-            new_classifier: Whether to start a new classifier.
-        """
+        """Return the network, for inputs of ``size`` pixels if made for one, and the weights still to be loaded."""
 
     @abstractmethod
     def words(self, weights: Weights) -> str:
@@ -133,15 +101,9 @@ class Library(ABC):
 
 
 def library_of(name: str, num_axes: int, trust: Sequence[str]) -> Library:
-    """Return the library's network of a name; a user's own function is imported if it is trusted.
+    """Return the library's network of a name; a user's own function is imported if it is in ``trust``.
 
-    Args:
-        name: As in :func:`cgnl.networks.named.named_network`.
-        num_axes: 2 for images, 3 for videos.
-        trust: Packages and modules that may be imported.
-
-    Raises:
-        ValueError: The name is unknown or not trusted.
+    ``name`` and ``num_axes`` are as in :func:`inputs_of`. Raises ValueError for an unknown or untrusted name.
     """
     library = _library(name, num_axes, trust)
     if isinstance(library, _Own):

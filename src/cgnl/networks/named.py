@@ -113,20 +113,10 @@ def put_blocks(
     places: Sequence[str] | Literal["auto"] = "auto",
     num_blocks: int = 1,
 ) -> tuple[str, ...]:
-    """Put blocks into a network, for maps of any number of axes, channels first or last.
+    """Put blocks into any network, in place, and return the module paths that they stand after.
 
-    Args:
-        network: Any network; changed in place.
-        blocks: For each number of axes the function from the channel count to a block.
-        example_input: What the network is called with.
-        places: Module paths, or "auto".
-        num_blocks: Number of blocks where the places are found.
-
-    Returns:
-        The module paths that blocks stand after.
-
-    Raises:
-        ValueError: See :func:`cgnl.insert_blocks`.
+    ``blocks`` has a function from the channel count to a block for each number of axes of the maps, channels first or
+    last; the rest, and the errors, are as in :func:`named_network` and :func:`cgnl.insert_blocks`.
     """
     layout: Layout | None = None
     select: dict[str, Select | None] = {}

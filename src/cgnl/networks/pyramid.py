@@ -30,15 +30,8 @@ _IMAGENET_CLASSES = 1000
 class PyramidBackbone(nn.Module):
     """A classifier's stages, and the feature pyramid on the last map of each stride.
 
-    The body keeps the classifier's module paths, so that blocks and weights find their places; its layers after the
-    last map are gone.
-
-    Args:
-        body: A classifier that runs its top-level modules, and the elements of their Sequentials, one after another.
-        name: Its name, for messages.
-
-    Raises:
-        ValueError: It has no such row of modules from stride 4 to stride 32.
+    ``body`` runs its top-level modules, and the elements of their Sequentials, one after another (else ValueError). It
+    keeps its module paths, so that blocks and weights find their places; its layers after the last map are gone.
     """
 
     out_channels = 256
@@ -88,30 +81,20 @@ def named_detector(
     trust: Sequence[str] = (),
     **sizes: Any,
 ) -> NamedNetwork:
-    """Build a Mask R-CNN on the feature pyramid of a classifier, with blocks in it.
+    """Build a Mask R-CNN on the feature pyramid of a convolutional classifier of images, with blocks in it.
+
+    Arguments and errors are those of :func:`cgnl.networks.named.named_network` (``num_classes`` counts the background),
+    those of :func:`cgnl.networks.detection.limits` as ``sizes``, and:
 
     Args:
-        name: As in :func:`cgnl.networks.named.named_network`, of a convolutional network of images.
-        num_classes: Number of classes K, the background among them.
-        blocks: As in :func:`cgnl.networks.named.named_network`, like the next two.
-        places: Module paths in the classifier that blocks stand after, or "auto".
-        num_blocks: Number of blocks where the places are found.
         weights: None, or a checkpoint file of such a detector.
-        backbone_weights: Weights of the classifier: None, "default", a name or a file. Not read if ``weights`` are
-            given.
+        backbone_weights: None, "default", a name or a file for the classifier. Not read if ``weights`` are given.
         new_classifier: Leave the layers of ``weights`` that predict classes, boxes and masks out and start new ones.
         backbone_norm: "frozen" BatchNorm in the classifier, for pre-trained weights, or "batch" for one that is
             trained. Other norms stay as they are.
-        trust: Packages and modules that may be imported for a dotted name.
-        sizes: ``size``, ``max_size``, ``rois``, ``proposals``, ``detections`` and ``score_threshold`` as in
-            :func:`cgnl.networks.detection.limits`.
 
     Returns:
         The detector, its predictors and the blocks' places; the classifier's weights are under ``backbone.body``.
-
-    Raises:
-        ValueError: The name is unknown or not trusted, or another argument has a value that it must not have.
-        CheckpointError: The weights cannot be had, or do not fit; every key that does not is listed.
     """
     if weights is not None and not is_file(weights):
         raise ValueError(f"weights ({weights}) must be a file for {name}; backbone_weights may be a name")

@@ -41,17 +41,9 @@ _WINDOW = 7
 class C2DResNet(RunsBlocksOfVideos, nn.Module):
     """An image ResNet over the frames of a video.
 
-    The stages are walked residual block by residual block (a hook on a whole stage never runs); the child
-    ``inserted_block`` of a residual block is applied to that block's output, unfolded to [B, C, T, H, W].
-
-    Args:
-        host: The image network, whose children become this network's.
-        temporal_strides: Strides of conv1, pool1 and pool2 along time. Where it is 1 there is no temporal pooling;
-            else the pool looks at 3 frames.
-        head: "average" or "fully_convolutional", see :func:`c2d_resnet`.
-
-    Raises:
-        ValueError: An argument has a value that it must not have.
+    The stages of ``host`` are walked residual block by residual block (a hook on a whole stage never runs); the child
+    ``inserted_block`` of a residual block is applied to that block's output, unfolded to [B, C, T, H, W]. Where a
+    temporal stride is 1 there is no temporal pooling; else the pool looks at 3 frames. See :func:`c2d_resnet`.
     """
 
     def __init__(self, host: models.ResNet, temporal_strides: tuple[int, int, int], head: Head) -> None:
@@ -77,16 +69,9 @@ class C2DResNet(RunsBlocksOfVideos, nn.Module):
         self.fc = host.fc
 
     def forward(self, video: Tensor) -> Tensor:
-        """Return the logits of videos.
+        """Return the logits [B, K] of videos [B, 3, T, H, W], of any T, H and W from 1 on.
 
-        Args:
-            video: [B, 3, T, H, W], of any T, H and W from 1 on.
-
-        Returns:
-            Logits [B, K]; those of a fully convolutional head are logarithms of probabilities.
-
-        Raises:
-            ValueError: The video has another shape.
+        Those of a fully convolutional head are logarithms of probabilities. Another shape is a ValueError.
         """
         if video.dim() != 5 or video.shape[1] != self.conv1.in_channels or 0 in video.shape:
             raise ValueError(f"video {tuple(video.shape)} must be [B, 3, T, H, W], none of them 0")
@@ -103,15 +88,7 @@ class C2DResNet(RunsBlocksOfVideos, nn.Module):
         return self._log_mean_probability(frames.unflatten(0, (batch, -1)).mean(1))
 
     def insert_block(self, path: str, make_block: MakeBlock) -> nn.Module:
-        """Put a block of videos after a residual block.
-
-        Args:
-            path: The residual block, such as "layer3.4".
-            make_block: A function from the channel count to a module that keeps the shape of [B, C, T, H, W].
-
-        Returns:
-            The block.
-        """
+        """Put a block that keeps the shape of [B, C, T, H, W] after a residual block such as "layer3.4"; return it."""
         residual_block = self.get_submodule(path)
         block = make_block(_out_channels(residual_block))
         block.to(next(residual_block.parameters())).train(residual_block.training)
@@ -186,38 +163,25 @@ def c2d_resnet(
 ) -> C2DResNet:
     """Build a C2D ResNet with space-time blocks after the residual blocks that the paper names.
 
-    ``c2d_resnet18``, ``c2d_resnet34``, ``c2d_resnet50``, ``c2d_resnet101`` and ``c2d_resnet152`` are this function
-    with ``arch`` given. A new block is the identity, so the network's output is that of its weights until it is
-    trained. Where nothing else is said, arguments are those of :func:`cgnl.networks.image.resnet`.
+    ``c2d_resnet18``, ``c2d_resnet34``, ``c2d_resnet50``, ``c2d_resnet101`` and ``c2d_resnet152`` are this function with
+    ``arch`` given. A new block is the identity, so the network's output is that of its weights until it is trained.
+    Arguments that are not listed, and the errors, are those of :func:`cgnl.networks.image.resnet`.
 
     Args:
-        arch: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
-        block: As in :func:`cgnl.networks.image.resnet`; its modules keep the shape of [B, C, T, H, W].
-        num_blocks: 1 or 5 (ResNet-18: 1 or 2); unused without a block.
-        num_classes: Number of classes K; by default that of the weights, or 1000 without weights.
-        weights: None, the name of torchvision's weights of the image network, its enum member, or a file: of an
-            image network with or without blocks, or of a video network. Blocks of images become blocks of videos.
-        new_classifier: Leave the classifier of the weights out and start a new one.
-        dropout: Dropout probability before the classifier.
-        temporal_strides: Strides of conv1, pool1 and pool2 along time: ``STRIDES_32_FRAMES``, ``STRIDES_8_FRAMES``
-            or others.
+        block: As there; its modules keep the shape of [B, C, T, H, W].
+        weights: As there: a name, of the image network, or a file of an image or video network. Blocks of images become
+            blocks of videos.
+        temporal_strides: Strides of conv1, pool1 and pool2 along time: ``STRIDES_32_FRAMES``, ``STRIDES_8_FRAMES`` or
+            others.
         head: "average" for the average over time and space before the classifier. "fully_convolutional" for the
             classifier on each window of 7x7 positions (the average over it and over time), the mean of their softmax,
             and of that the logarithm: the softmax of the output is the mean.
-        places: As in :func:`cgnl.networks.image.resnet`, like the next two.
-        trust: Packages that ``block`` may name a class of.
-        options: Options of that kind of block. By default an NL block max-pools phi and g over space (``subsample``)
-            and has biases, as in the Non-local code.
+        options: By default an NL block max-pools phi and g over space (``subsample``) and has biases, as in the
+            Non-local code.
 
     Returns:
-        The network, from videos [B, 3, T, H, W] to logits [B, K]. Its state dict is torchvision's and the keys
-        of the blocks, such as ``layer3.4.inserted_block.theta.weight``.
-
-    Raises:
-        ValueError: An argument has a value that it must not have.
-        CheckpointError: The weights cannot be had, or do not fit; every key that does not is listed.
-
-    Differs from the paper: strides are in the 3x3 convolutions, as in the weights that torchvision gives.
+        The network, from videos [B, 3, T, H, W] to logits [B, K]. Its state dict is torchvision's and the keys of the
+            blocks, such as ``layer3.4.inserted_block.theta.weight``.
 
     >>> with torch.device("meta"):
     ...     network = c2d_resnet18("cgnl", num_classes=200)

@@ -29,19 +29,9 @@ class Checkpoint(NamedTuple):
 
 
 def read_weights(enum: type["WeightsEnum"], weights: Weights, network: str) -> Checkpoint | None:
-    """Read weights by torchvision's name for them, or from a file.
+    """Read weights by torchvision's name for them ("default" for the newest), from a file, or None.
 
-    Args:
-        enum: torchvision's weights of the network.
-        weights: A name ("default" for the newest), an enum member, a file, or None.
-        network: The network's name, for messages.
-
-    Returns:
-        The tensors, None where there are none.
-
-    Raises:
-        ValueError: There is neither such a name nor such a file.
-        CheckpointError: The weights cannot be had.
+    Raises ValueError where there is neither such a name nor such a file, CheckpointError where they cannot be had.
     """
     if weights is None:
         return None
@@ -87,15 +77,10 @@ def num_classes_of(checkpoint: Checkpoint) -> int:
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: bool) -> None:
-    """Load weights into a network with blocks, an image network's blocks also into a video network's.
+    """Load weights into a ResNet with blocks, in place, an image network's blocks also into a video network's.
 
-    Args:
-        network: A ResNet with a classifier ``fc``; changed in place.
-        checkpoint: What :func:`read_weights` read.
-        new_classifier: Whether to start a new classifier; named weights of other classes get one in any case.
-
-    Raises:
-        CheckpointError: The weights do not fit; every key that does not is listed.
+    Named weights of other classes get a new classifier in any case. Raises CheckpointError with every key that does not
+    fit.
     """
     state_dict, source, by_name = checkpoint
     expected = network.state_dict()
@@ -111,17 +96,11 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, new_classifier: boo
 
 
 def load_checked(network: nn.Module, state_dict: dict[str, Tensor], source: str, classifier: tuple[str, ...]) -> None:
-    """Load a state dict of which every key fits; one without blocks leaves the network's blocks as they are.
+    """Load a state dict of which every key fits, in place; one without blocks leaves the network's blocks as they are.
 
-    Args:
-        network: A network with or without blocks; changed in place.
-        state_dict: Tensors under our names. The counters of batches may be missing, and those of norms that
-            are frozen in the network fall away.
-        source: Where the tensors come from, for messages.
-        classifier: What the names of the classifier's weights begin with, for messages.
-
-    Raises:
-        CheckpointError: The weights do not fit; every key that does not is listed.
+    The counters of batches may be missing, and those of norms that are frozen in the network fall away. ``source`` and
+    the beginnings of the classifier's names, ``classifier``, are for messages. Raises CheckpointError with every key
+    that does not fit.
     """
     expected = network.state_dict()
     in_blocks = {key for key in expected if f".{BLOCK_NAME}." in key}

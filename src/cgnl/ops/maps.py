@@ -98,13 +98,10 @@ def kernel_layout(like: Tensor, *others: Tensor) -> dict[str, int]:
 
 
 def parts_of_batch(flat: Tensor, elements: int | None = None) -> list[slice]:
-    """Return slices of the batch to work on one after the other.
+    """Return slices of the batch of a map [B, C, N] to work on one after the other.
 
-    On a CPU so small that everything made of them stays in its cache and takes memory that is at hand; else the whole.
-
-    Args:
-        flat: [B, C, N].
-        elements: The number of elements of the map in a part; None for the usual number.
+    On a CPU so small (``elements``, or the usual number) that everything made of them stays in its cache and takes
+    memory that is at hand; else the whole.
     """
     batch = flat.shape[0]
     step = batch
@@ -124,10 +121,7 @@ def multiply(matrices: Tensor, flat: Tensor, out: Tensor | None = None) -> Tenso
 def convolve(matrices: Tensor, flat: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply [B, G·c_in, N] with the matrices [G, c_out, c_in] at each position: a 1x1 convolution.
 
-    Args:
-        matrices: [G, c_out, c_in].
-        flat: [B, G·c_in, N].
-        out: [B, G·c_out, N] in the map's memory format, to be written; None for a new map.
+    ``out`` [B, G·c_out, N] is written, in the map's memory format; None makes a new map.
     """
     groups = matrices.shape[0]
     if not is_channels_last(flat):

@@ -16,20 +16,10 @@ else:
 
 
 def sum_over_processes(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Add the tensors of all processes; the gradient is the sum of theirs.
+    """Add the tensors of all processes, float32 or float64 (else ValueError); the gradient is the sum of theirs.
 
-    Each process uses the sum, so a change of one process's tensor reaches the loss of every process: backward adds
-    the gradients of all processes.
-
-    Args:
-        tensor: float32 or float64, of one shape on all processes.
-        process_group: A `torch.distributed.ProcessGroup`.
-
-    Returns:
-        The sum, the same on every process.
-
-    Raises:
-        ValueError: The tensor is of another type.
+    Each process uses the sum, so a change of one process's tensor reaches the loss of every process: backward adds the
+    gradients of all processes.
     """
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"tensor is {tensor.dtype}, but sums over processes run in float32 or float64")
@@ -56,19 +46,7 @@ class _Sum(torch.autograd.Function):
 
 
 def count_over_processes(count: int, features: Tensor, process_group: ProcessGroup) -> int:
-    """Add the numbers that the processes give.
-
-    Args:
-        count: The number.
-        features: This process's part of the samples, [B, ...].
-        process_group: The processes.
-
-    Returns:
-        The sum, the same on every process.
-
-    Raises:
-        ValueError: The processes hold different numbers of samples.
-    """
+    """Add the numbers of all processes; ValueError where they hold different numbers of samples (features [B, ...])."""
     batch = features.shape[0]
     numbers = torch.tensor([count, batch, batch**2], device=features.device)
     dist.all_reduce(numbers, dist.ReduceOp.SUM, process_group)

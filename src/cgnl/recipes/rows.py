@@ -136,13 +136,7 @@ class Table(NamedTuple):
 
 
 def table(name: str | None, base: Base, *rows: Row) -> Table:
-    """Return a table of the paper.
-
-    Args:
-        name: The table as the paper numbers it, None for recipes that are ours.
-        base: What the rows share.
-        rows: The rows, in the paper's order.
-    """
+    """Return a table of the paper, by its number (None for recipes that are ours); ``base`` is what rows share."""
     return Table(name, base, rows)
 
 

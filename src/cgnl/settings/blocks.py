@@ -204,14 +204,7 @@ BLOCK_OPTIONS = frozenset(field.name for kind in OPTIONS.values() for field in d
 
 
 def options_class(block: str) -> type[BlockOptions]:
-    """Return the class of the options of a kind of block.
-
-    Args:
-        block: A name in ``OPTIONS``, or the dotted name of a class of one's own.
-
-    Raises:
-        ValueError: There is no such kind.
-    """
+    """Return the options class of a kind of block in ``OPTIONS``, or of a dotted name; ValueError for others."""
     if block in OPTIONS:
         return OPTIONS[block]
     if is_dotted_name(block):
@@ -227,16 +220,7 @@ def given_places(places: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
-    """Check what a network's settings say of its blocks.
-
-    Args:
-        block: The kind.
-        num_blocks: Number of blocks at the paper's places.
-        places: Module paths in place of those.
-
-    Raises:
-        ValueError: There is no such kind, or the numbers do not agree.
-    """
+    """Raise ValueError where a network's settings name no kind of block, or numbers and places do not agree."""
     options_class(block)
     within("network.num_blocks", num_blocks, 1)
     if len(set(places)) < len(places):
@@ -248,12 +232,7 @@ def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
 
 
 def default_options(block: str, defaults: Mapping[str, Any]) -> BlockOptions:
-    """Return the options that a kind of block has where nothing else is said.
-
-    Args:
-        block: The kind.
-        defaults: Values that a task has in place of the dataclass's, for those options that the kind has.
-    """
+    """Return the options that a kind of block has where nothing else is said; the task's ``defaults`` come first."""
     kind = options_class(block)
     return kind(**{name: value for name, value in defaults.items() if name in names_of(kind)})
 
@@ -264,16 +243,7 @@ def names_of(kind: BlockOptions | type[BlockOptions]) -> tuple[str, ...]:
 
 
 def check_names(block: str, names: typing.Iterable[str], where: str = "") -> None:
-    """Refuse options that a kind of block does not have.
-
-    Args:
-        block: The kind.
-        names: Names of options.
-        where: Where they stand, for the message.
-
-    Raises:
-        ValueError: One of them is no option of the kind; the message lists those that are.
-    """
+    """Raise ValueError, which lists the others, where a name is no option of a kind of block."""
     has = names_of(options_class(block))
     for name in names:
         if name not in has:
@@ -297,11 +267,6 @@ def carried_over(options: BlockOptions, block: str, defaults: Mapping[str, Any])
     """Return the options of a kind of block that takes the place of another.
 
     What the old options changed of their defaults stays, where the new kind has the option and the type fits.
-
-    Args:
-        options: The old options.
-        block: The new kind.
-        defaults: The task's defaults.
     """
     old = type(options)(**{name: value for name, value in defaults.items() if name in names_of(options)})
     changed = {

@@ -9,55 +9,27 @@ from typing import Any, Literal
 
 
 def within(name: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Raise ValueError unless a number is None or lies between two others, these included.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The number.
-        low: Smallest number that is allowed.
-        high: Largest number that is allowed.
-    """
+    """Raise ValueError unless a number is None or lies between two others, these included."""
     if value is not None and not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} ({value}) must be {allowed}")
 
 
 def positive(name: str, value: float | None) -> None:
-    """Raise ValueError unless a number is None, or finite and above 0.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The number.
-    """
+    """Raise ValueError unless a number is None, or finite and above 0."""
     if value is not None and not 0 < value < math.inf:
         raise ValueError(f"{name} ({value}) must be above 0")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object], more: str = "") -> None:
-    """Raise ValueError unless a value is one of several.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The value.
-        choices: The values that are allowed.
-        more: Anything else that is allowed, for the message, such as ``" or a function"``.
-    """
+    """Raise ValueError unless a value is one of several; ``more`` names others for the message."""
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
 
 
 def converted(kind: Any, value: Any, where: str) -> Any:
-    """Return a plain value in the type of a field.
-
-    Args:
-        kind: The field's type.
-        value: The value, as YAML or JSON gives it.
-        where: Where it stands, for the message.
-
-    Raises:
-        ValueError: The value is of another type; the message says which is expected.
-    """
+    """Return a plain value of YAML or JSON in the type of a field; ValueError where it is of another type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -103,12 +75,7 @@ def is_dotted_name(name: str) -> bool:
 
 
 def check_arch(arch: str, own: Iterable[str]) -> None:
-    """Raise ValueError unless a network's name has the form of one; no library is asked whether it has the network.
-
-    Args:
-        arch: The name.
-        own: Names of the networks without a prefix.
-    """
+    """Raise ValueError unless a network's name has the form of one; no library is asked whether it has the network."""
     own = tuple(own)
     if (
         arch not in own

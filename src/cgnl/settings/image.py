@@ -47,17 +47,10 @@ class NetworkConfig:
 
 
 def with_arch(network: Any, arch: str) -> Any:
-    """Return a network's settings with another network.
+    """Return a network's settings with another network, whose name may be unknown (ValueError).
 
     Where that is none of the paper's, values that fit those alone fall away, and named weights give way to the
     library's own.
-
-    Args:
-        network: The settings.
-        arch: The name of the other network.
-
-    Raises:
-        ValueError: No network has such a name.
     """
     if arch in ARCHITECTURES or network.arch not in ARCHITECTURES:
         return replace(network, arch=arch)

@@ -48,14 +48,9 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
-    """Return the recipe that ``values`` describe; what they leave out has its default.
+    """Return the recipe that ``values``, nested as of :func:`to_dict`, describe; what they leave out has its default.
 
-    Args:
-        values: Nested mapping, as :func:`to_dict` returns it; ``task`` ("image" where it is left out) tells the kind.
-        source: Where the values stand, for the message.
-
-    Raises:
-        ValueError: An unknown task or field, or a value of another type than the field's.
+    Raises ValueError, with ``source``, for an unknown task ("image" by default) or field, or a value of another type.
     """
     task = values.get("task", "image") if isinstance(values, Mapping) else "image"
     if task not in [*_TASKS]:
@@ -64,15 +59,9 @@ def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
-    """Return ``recipe`` with the fields that ``values`` names replaced.
+    """Return ``recipe`` with the fields replaced that ``values`` name, such as ``{"trainer": {"max_epochs": 10}}``.
 
-    Args:
-        recipe: The recipe to start from.
-        values: Nested mapping such as ``{"trainer": {"max_epochs": 10}}``.
-        source: Where the values stand, for the message.
-
-    Raises:
-        ValueError: A name that is no field, a value of another type than the field's, or another task.
+    Raises ValueError, with ``source``, for a name that is no field, a value of another type, or another task.
     """
     if isinstance(values, Mapping) and "task" in values:
         if values["task"] != recipe.task:
@@ -94,12 +83,7 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def is_whole(values: Mapping[str, Any], source: str) -> bool:
-    """Return whether values leave no field to a default, except those that an earlier version did not have.
-
-    Args:
-        values: Nested mapping, as :func:`to_dict` returns it.
-        source: Where the values stand, for the message.
-    """
+    """Return whether values leave no field to a default, except those that an earlier version did not have."""
     network = values.get("network")
     named = {"block": network["block"]} if isinstance(network, Mapping) and "block" in network else {}
     fields = to_dict(from_dict({"task": values.get("task", Recipe.task), "network": named}, source))

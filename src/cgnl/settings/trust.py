@@ -30,17 +30,10 @@ def trusting(*names: str) -> Iterator[None]:
 
 
 def import_named(name: str, trust: Collection[str] = ()) -> Any:
-    """Import what a dotted name stands for, if it is trusted.
+    """Import what a dotted name such as ``"mypackage.blocks.MyBlock"`` stands for, if it is trusted.
 
-    Args:
-        name: Module and attribute, such as ``"mypackage.blocks.MyBlock"``. A module in the working directory counts.
-        trust: Packages, modules or dotted names that may be imported, besides those of :func:`trusting`.
-
-    Returns:
-        The attribute.
-
-    Raises:
-        ValueError: The name is not trusted, its module cannot be found, or the module has no such attribute.
+    ``trust`` has packages, modules or dotted names, besides those of :func:`trusting`; a module in the working
+    directory counts. Raises ValueError where the name is not trusted, or module or attribute cannot be found.
 
     >>> import_named("math.sqrt", trust=("math",))(4)
     2.0

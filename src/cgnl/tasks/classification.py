@@ -109,12 +109,7 @@ class ClassificationTask(Task[RecipeT]):
         return ClassPrediction(most_probable(trained, self.probabilities(trained, path), top))
 
     def metadata(self, trained: TrainedNetwork, size: int) -> dict[str, str]:
-        """Return what an ONNX file says about the network.
-
-        Args:
-            trained: The network.
-            size: Height and width of its input (pixels).
-        """
+        """Return what an ONNX file says about the network with inputs of ``size`` (pixels)."""
         return {
             "recipe": trained.name,
             "classes": json.dumps(trained.classes, ensure_ascii=False),
@@ -162,12 +157,6 @@ def probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
 
 
 def most_probable(trained: TrainedNetwork, values: Tensor, top: int) -> list[tuple[str, float]]:
-    """Return the names and probabilities of the most probable classes.
-
-    Args:
-        trained: The network, which names the classes.
-        values: Probabilities [K].
-        top: Number of classes.
-    """
+    """Return the names and probabilities of the most probable classes; ``values`` are probabilities [K]."""
     values, classes = values.topk(min(top, len(trained.classes)))
     return [(trained.classes[k], p) for k, p in zip(classes.tolist(), values.tolist(), strict=True)]

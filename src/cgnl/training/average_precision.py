@@ -31,20 +31,12 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """Return detections as rows of COCO's result format, ready for ``json.dump``.
 
-    Args:
-        outputs: What torchvision's detectors return for each image: ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels),
-            ``labels`` [D] from 1, ``scores`` [D], and of Mask R-CNN ``masks`` [D, 1, H, W], probabilities in the
-            image's own pixels; a pixel from 0.5 on belongs to the mask.
-        image_ids: COCO's number of each image.
-        category_ids: COCO's numbers of the K categories; label k is ``category_ids[k - 1]``.
-
-    Returns:
-        ``image_id``, ``category_id``, ``bbox`` (x, y, width, height, to a thousandth of a pixel), ``score``, and with
-        masks ``segmentation``, a compressed run-length code.
-
-    Raises:
-        ValueError: A label lies outside 1..K, or there are more or fewer images than numbers of them.
-        ImportError: There are masks, and faster-coco-eval is missing.
+    ``outputs`` are what torchvision's detectors return for each image: ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels),
+    ``labels`` [D] from 1, ``scores`` [D], and of Mask R-CNN ``masks`` [D, 1, H, W], probabilities in the image's own
+    pixels; a pixel from 0.5 on belongs to the mask. Label k becomes ``category_ids[k - 1]``. The rows have
+    ``image_id``, ``category_id``, ``bbox`` (x, y, width, height, to a thousandth of a pixel), ``score``, and with masks
+    ``segmentation``, a compressed run-length code. Raises ValueError for a label outside 1..K, or other numbers of
+    images than of ``image_ids``.
 
     Example:
         >>> box, label, score = torch.tensor([[2.0, 3.0, 12.0, 8.0]]), torch.tensor([2]), torch.tensor([0.75])
@@ -76,17 +68,7 @@ def coco_results(
 
 
 def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
-    """Return masks as COCO's compressed run lengths, ready for ``json.dump``.
-
-    Args:
-        masks: [D, H, W], true or from 0.5 on where the object is.
-
-    Returns:
-        ``size`` (H, W) and ``counts`` of each mask.
-
-    Raises:
-        ImportError: faster-coco-eval is missing.
-    """
+    """Return masks [D, H, W], true or from 0.5 on where the object is, as COCO's compressed run lengths, for JSON."""
     if len(masks) == 0:
         return []
     # The encoder reads [H, W, D] in Fortran order, which is [D, W, H] in C's.
@@ -98,29 +80,19 @@ def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
 def measures_and_classes(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
 ) -> tuple[dict[str, float], list[tuple[str, float, int]]]:
-    """Return COCO's twelve numbers (%) of detected boxes or masks, and the AP of each class.
+    """Return COCO's twelve numbers (%) of detected boxes ("bbox") or masks ("segm") by name, and the AP of each class.
 
     AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95, categories and 101 points of recall; AP50 and AP75 keep
     one threshold; APs, APm and APl objects of up to 32^2, of 32^2 to 96^2 and of 96^2 pixels or more. AR1, AR10 and
-    AR100 are the recalls at so many detections an image, ARs, ARm and ARl those by size. Crowd regions count neither
-    as found nor as missed. A number without objects to find is nan.
+    AR100 are the recalls at so many detections an image, ARs, ARm and ARl those by size. Crowd regions count neither as
+    found nor as missed. A number without objects to find is nan. The classes come in the order of their ids: name, AP
+    and number of objects, crowds left out. Neither ``truth``, COCO's own structure, nor ``results``, rows of its result
+    format, is changed.
 
     The size of a detected mask is its own, as in COCO's results; pycocotools' ``loadRes`` takes that of the box where a
     row holds both, which changes APs, APm and APl a little.
 
     Source: Lin et al. 2014, "Microsoft COCO: common objects in context"; https://cocodataset.org/#detection-eval.
-
-    Args:
-        truth: COCO's own structure: ``images``, ``annotations`` and ``categories``; it is not changed.
-        results: Rows of COCO's result format; they are not changed.
-        kind: "bbox" or "segm".
-
-    Returns:
-        The numbers by name; and of each category, in the order of the ids, its name, AP (%; nan without objects) and
-        number of objects, crowds left out.
-
-    Raises:
-        ImportError: faster-coco-eval is missing.
     """
     library = _library()
     categories = sorted(truth["categories"], key=lambda category: category["id"])

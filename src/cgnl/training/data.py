@@ -210,12 +210,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return [f"unreadable {self.noun}s: {self.bad_count}"] if self.bad_count else []
 
     def check(self) -> None:
-        """Read both lists and make both data sets, to find mistakes before anything is built.
-
-        Raises:
-            DataError: Something is wrong with the data set.
-            ValueError: A size does not fit.
-        """
+        """Read both lists and make both data sets, to find mistakes (DataError, ValueError) at the beginning."""
         self._dataset("train", training=True)
         self._dataset("test", training=False)
 

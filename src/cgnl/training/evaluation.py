@@ -65,12 +65,7 @@ class Evaluation(TestResult):
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return the 95 % interval (%) of an accuracy, by Wilson's score method.
-
-    Args:
-        correct: Samples that were right.
-        count: All samples.
-        z: Quantile of the normal distribution.
+    """Return the 95 % interval (%) of an accuracy, by Wilson's score method with the normal distribution's quantile z.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
 

@@ -152,14 +152,7 @@ class TrainingModule(pl.LightningModule):
 
 @contextmanager
 def naming_small_batches(images: Sequence[Tensor]) -> Iterator[None]:
-    """Report the size of a batch that is too small for BatchNorm.
-
-    Args:
-        images: The batch: images [3, H, W] or clips [3, T, H, W].
-
-    Raises:
-        DataError: A BatchNorm had a single value for a channel to take statistics of.
-    """
+    """Raise DataError with the batch's size where it is too small for BatchNorm; images are [3, H, W] or clips."""
     try:
         yield
     except ValueError as error:

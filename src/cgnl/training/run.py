@@ -134,15 +134,7 @@ def train(
 def make_module(
     task: Task[Any], recipe: Recipe, network: nn.Module, data: SampleData[Any], *, channels_last: bool | None = None
 ) -> TrainingModule:
-    """Make the Lightning module that trains and tests a recipe's network.
-
-    Args:
-        task: The recipe's task.
-        recipe: The recipe.
-        network: Its network.
-        data: Its data.
-        channels_last: Whether feature maps are in the channels-last memory format; by default as the recipe says.
-    """
+    """Make the Lightning module that trains and tests a recipe's network; ``channels_last`` None is the recipe's."""
     config, batch = recipe.trainer, recipe.optimizer.lr_batch
     return task.make_module(
         recipe,
@@ -168,9 +160,7 @@ def uses_channels_last(config: TrainerConfig) -> bool:
 def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
     """Make Lightning's Trainer for a recipe: devices, precision, DDP over torchrun or SLURM, atomic checkpoints.
 
-    Args:
-        config: The trainer's part of a recipe.
-        options: More arguments of ``lightning.pytorch.Trainer``.
+    ``options`` are more arguments of ``lightning.pytorch.Trainer``.
     """
     devices, nodes, many = _processes(config)
     precision: Any = "32-true" if config.precision == "32" else config.precision

@@ -9,23 +9,19 @@ import torch
 class EpochBatches:
     """Batches of ``(epoch, index)`` keys for one process; a batch sampler for ``torch.utils.data.DataLoader``.
 
-    In training each epoch shuffles the samples again, and an incomplete last batch is left out. In testing
-    they keep their order and each is given to exactly one process, none twice: the processes' shares differ by at
-    most one sample.
+    In training each epoch shuffles the samples again, and an incomplete last batch is left out. In testing they keep
+    their order and each is given to exactly one process, none twice: the processes' shares differ by at most one
+    sample.
 
     Args:
         length: Number of samples in the data set.
         batch_size: Samples of one batch of one process.
-        training: Whether to shuffle and to leave an incomplete last batch out.
+        training: Whether to train; ValueError where there are fewer samples than one step takes.
         seed: Seed of the order.
-        rank: Number of this process.
-        world_size: Number of processes.
+        rank: Number of this process, of ``world_size``.
         parts: Batches that make up one optimizer step (gradient accumulation); an epoch holds whole steps only.
-        groups: In training, a value for each sample: a batch holds samples of one value, except a last one that may
-            be made of what is left over. None mixes all.
-
-    Raises:
-        ValueError: In training, fewer samples than one step takes.
+        groups: In training, a value for each sample: a batch holds samples of one value, except a last one that may be
+            made of what is left over. None mixes all.
     """
 
     def __init__(

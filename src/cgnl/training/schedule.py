@@ -8,19 +8,10 @@ from cgnl.settings.training import ScheduleConfig
 def learning_rate_factor(
     step: int, *, steps_per_epoch: float, max_epochs: int, lr: float, config: ScheduleConfig, max_steps: int = -1
 ) -> float:
-    """Return the factor on the learning rate at an optimizer step.
+    """Return the factor on the learning rate ``lr`` (that after the warm-up) at an optimizer step, from 0.
 
-    Args:
-        step: Optimizer step, from 0.
-        steps_per_epoch: Optimizer steps of one epoch.
-        max_epochs: Length of the run (epochs); the end of the cosine.
-        lr: Learning rate after the warm-up.
-        config: The schedule.
-        max_steps: Length of the run (optimizer steps), where it ends before ``max_epochs``; -1 is no limit. With
-            ``config.unit`` "step" a cosine ends there.
-
-    Returns:
-        The factor on ``lr``.
+    The run, and the cosine, end after ``max_epochs``; or after ``max_steps`` if they come first (-1 is no limit), where
+    a cosine ends only if ``config.unit`` is "step".
 
     Source: the ramp from ``warmup_start_lr`` to ``lr`` follows Goyal et al. 2017, "Accurate, Large Minibatch SGD".
 

@@ -57,12 +57,7 @@ class TestResult(ABC):
 
     @abstractmethod
     def lines(self, tested: str, out: Path) -> list[str]:
-        """Return the result for people.
-
-        Args:
-            tested: What was tested, after a number: ``images``.
-            out: Folder of the tables.
-        """
+        """Return the result for people; ``tested`` follows a number ("images"), ``out`` is the folder of the tables."""
 
     def trouble_lines(self, out: Path) -> list[str]:
         """Return the line about what could not be read, if there is something."""
@@ -103,12 +98,7 @@ class Task(ABC, Generic[RecipeT]):
 
     @abstractmethod
     def build_network(self, recipe: RecipeT, num_classes: int) -> nn.Module:
-        """Build the network that a recipe describes.
-
-        Args:
-            recipe: The recipe.
-            num_classes: Number of classes, without a detector's background.
-        """
+        """Build the network that a recipe describes; ``num_classes`` leaves a detector's background out."""
 
     def network_settings(self, recipe: RecipeT) -> dict[str, Any]:
         """Return the settings of the network and its blocks by name."""
@@ -173,14 +163,7 @@ class Task(ABC, Generic[RecipeT]):
     def make_module(
         self, recipe: RecipeT, network: nn.Module, data: "SampleData[Any]", **options: Any
     ) -> "TrainingModule":
-        """Return the Lightning module that trains and tests a network.
-
-        Args:
-            recipe: The recipe.
-            network: Its network.
-            data: Its data.
-            options: Options of :class:`cgnl.training.module.TrainingModule`.
-        """
+        """Return the module that trains and tests a network; ``options`` are those of ``TrainingModule``."""
 
     # Testing
 
@@ -204,16 +187,9 @@ class Task(ABC, Generic[RecipeT]):
 
     @abstractmethod
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> Prediction:
-        """Return what a network says about a file.
+        """Return what a network says about a file: the ``top`` classes, or the objects from ``score`` on.
 
-        Args:
-            trained: The network; it is moved to the GPU where there is one.
-            path: The file.
-            top: Number of classes, where the network classifies.
-            score: Minimum score of an object, where it detects.
-
-        Raises:
-            DataError: The file cannot be read.
+        It runs on the GPU where there is one. Raises DataError where the file cannot be read.
         """
 
     @abstractmethod

@@ -18,9 +18,7 @@ def view_size(config: VideoDataConfig) -> int:
 def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
     """Tell what is wrong with a video that can be read, as the rest of a sentence that begins with its path.
 
-    Args:
-        info: What is known of it; None if its number of frames is right.
-        lost: Wanted frames that could not be decoded.
+    ``info`` is None if its number of frames is right; ``lost`` counts wanted frames that could not be decoded.
     """
     found = []
     if info is not None and info.promised not in (None, info.frames):
@@ -37,16 +35,10 @@ def normalised_views(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Iterator[Tensor]:
-    """Cut the views of a video, some at a time.
+    """Cut the views of a video, float32 [V, 3, T, H, W], some at a time.
 
-    Args:
-        video: ``frames`` and ``clips`` as :func:`cgnl.data.videos.views` takes them.
-        config: Crops, their size, and how many views at a time.
-        mean: Mean of the input normalisation (RGB, images in 0..1).
-        std: Its standard deviation.
-
-    Yields:
-        float32 [V, 3, T, H, W].
+    ``video`` has ``frames`` and ``clips`` as :func:`cgnl.data.videos.views` takes them; mean and std are those of the
+    input normalisation (RGB, images in 0..1).
     """
     parts = views(
         video["frames"],

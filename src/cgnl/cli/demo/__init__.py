@@ -83,19 +83,10 @@ class Subject:
 
 
 def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
-    """Draw the data, train, test, and write ``out/report.html`` and ``out/accuracies.json``.
+    """Draw the data, train, test, and write ``out/report.html``, which is returned, and ``out/accuracies.json``.
 
-    Args:
-        subject: What to draw and train on.
-        out: Folder for everything; an earlier demo in it is replaced.
-        seed: Seed of the drawing and of the training.
-        smallest: Whether the subject is a run of seconds that only shows that all parts work.
-
-    Returns:
-        The report.
-
-    Raises:
-        DataError: The folder holds something else.
+    An earlier demo in the folder is replaced; DataError where it holds something else. ``smallest`` is for a subject of
+    seconds that only shows that all parts work.
     """
     clear(
         out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "explain.html", "report.html"}, subject.folder
@@ -131,16 +122,7 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
 
 
 def clear(out: Path, written: set[str], data: str) -> None:
-    """Make way for a new demo where there is nothing but an earlier one.
-
-    Args:
-        out: The demo's folder.
-        written: Names of what a demo writes into it.
-        data: The one of them that every earlier demo has.
-
-    Raises:
-        DataError: The folder holds something else.
-    """
+    """Remove an earlier demo, of the names ``written``, among them ``data``, from its folder; else DataError."""
     if not out.exists():
         return
     found = {path.name for path in out.iterdir()}

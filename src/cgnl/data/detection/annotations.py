@@ -42,11 +42,9 @@ def clipped_box(bbox: Sequence[float], width: int, height: int) -> tuple[float, 
 def sort_annotations(
     rows: Sequence[Any], images: Mapping[int, ImageEntry], category_ids: Collection[int]
 ) -> tuple[dict[int, list[dict[str, Any]]], list[BadAnnotation]]:
-    """Tell the usable rows of the json's ``annotations`` from the others.
+    """Return the usable rows of the json's ``annotations`` by their image's id, and the others.
 
-    Returns:
-        The usable ones by their image's id, each with the fields that
-        :meth:`cgnl.data.detection.samples.DetectionList.objects` names; and the others.
+    Each has the fields that :meth:`cgnl.data.detection.samples.DetectionList.objects` names.
     """
     used: dict[int, list[dict[str, Any]]] = {}
     bad = []

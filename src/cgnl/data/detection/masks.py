@@ -22,11 +22,8 @@ _NO_PIXEL = "has a mask that covers no pixel of the image"
 def why_bad_mask(segmentation: Any, width: int, height: int) -> str | None:
     """Return the fault of a segmentation, as the rest of a sentence about the annotation; None if it has none.
 
-    Args:
-        segmentation: As the json holds it: polygons ``[[x0, y0, x1, y1, ...], ...]`` or a run-length encoding
-            ``{"size": [height, width], "counts": ...}`` with a list of counts or a compressed string.
-        width: Of the image (pixels).
-        height: Of the image (pixels).
+    It is as the json holds it, of an image of ``width`` x ``height`` pixels: polygons ``[[x0, y0, x1, y1, ...], ...]``
+    or a run-length encoding ``{"size": [height, width], "counts": ...}`` with a list of counts or a compressed string.
 
     >>> why_bad_mask([[1, 1, 5, 1, 5, 5]], 10, 10)
     >>> why_bad_mask([[1, 1, 5, 1]], 10, 10)

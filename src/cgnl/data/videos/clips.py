@@ -15,19 +15,10 @@ from cgnl.settings.checks import within
 
 
 def clip_from(frames: int, length: int, step: int, start: int) -> np.ndarray:
-    """Return the frames of the clip that starts at a frame.
+    """Return the ``length`` frames of the clip that starts at a frame, ``step`` apart, as int64 [T].
 
-    Args:
-        frames: Number of frames of the video.
-        length: Number of frames of the clip, T.
-        step: Distance between two of them.
-        start: The first one.
-
-    Returns:
-        Numbers of frames, int64 [T], from 0 to ``frames - 1``.
-
-    Raises:
-        ValueError: A number below 1, or a start that is no frame of the video.
+    Behind the last frame the clip goes on with the first. Raises ValueError for a number below 1, or a start that is no
+    frame of the video.
 
     Example:
         >>> clip_from(10, length=4, step=2, start=5)

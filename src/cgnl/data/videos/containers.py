@@ -50,8 +50,7 @@ class _File:
 def container_format(path: AnyPath, head: bytes) -> str:
     """Return FFmpeg's name of the demuxer for a video file whose first kilobyte is ``head``.
 
-    Raises:
-        BadFileError: The file is empty or of another format.
+    Raises BadFileError where the file is empty or of another format.
 
     >>> container_format("a.mp4", bytes(4) + b"ftypisom")
     'mov'
@@ -70,12 +69,9 @@ def container_format(path: AnyPath, head: bytes) -> str:
 def open_video(path: AnyPath) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a regular local video file; no other file or address is ever opened.
 
-    Yields:
-        The container, and its first video stream that is no cover picture, to be decoded with one thread.
-
-    Raises:
-        BadFileError: The file is missing, empty, of another format, broken, without a video stream, of a codec that
-            cannot be decoded, or of frames over 100 megapixels or over 100 times as long one way as the other.
+    Yields the container, and its first video stream that is no cover picture, to be decoded with one thread. Raises
+    BadFileError where the file is missing, empty, of another format, broken, without a video stream, of a codec that
+    cannot be decoded, or of frames over 100 megapixels or over 100 times as long one way as the other.
     """
     with open_regular(path) as file:
         name = container_format(path, file.read(_HEAD))

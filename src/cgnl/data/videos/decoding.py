@@ -103,10 +103,8 @@ def read_into(
 def read_pieces(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[int]:
     """Read frames of a video by number (``wanted`` ascends), of which some at a time are in memory.
 
-    Return the wanted numbers that could not be decoded, which get the nearest frame.
-
-    Raises:
-        BadFileError: As :func:`read_frames`.
+    Return the wanted numbers that could not be decoded, which get the nearest frame. Errors are those of
+    :func:`read_frames`.
     """
     if not Path(path).is_dir():
         return streams.read_stream(path, wanted, pieces)

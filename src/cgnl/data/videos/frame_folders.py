@@ -38,11 +38,8 @@ def _natural(name: str) -> list[str | int]:
 def probe_folder(folder: AnyPath) -> tuple[int, float, int, int, int | None]:
     """Count the frames of a folder and look at the first.
 
-    Returns:
-        Frames, frames per second (0: unknown), width and height (pixels), and the number promised (None).
-
-    Raises:
-        BadFileError: The folder holds no picture, or the first cannot be decoded.
+    Returns frames, frames per second (0: unknown), width and height (pixels), and the number promised (None). Raises
+    BadFileError where the folder holds no picture, or the first cannot be decoded.
     """
     files = frame_files(folder)
     return len(files), 0.0, *open_image(files[0]).size, None
@@ -53,12 +50,8 @@ def read_folder(
 ) -> tuple[np.ndarray, list[int]]:
     """Read frames of a folder by number (``wanted`` ascends) into a uint8 array that ``allocate`` makes of a shape.
 
-    Returns:
-        The frames [T, H, W, 3] (RGB, uint8), none if ``allocate`` is None; and the numbers past the end, which get the
-        last frame.
-
-    Raises:
-        BadFileError: A picture cannot be decoded, or is of another size than the first of the folder.
+    Returns the frames [T, H, W, 3] (RGB, uint8), none if ``allocate`` is None; and the numbers past the end, which get
+    the last frame. Raises BadFileError where a picture cannot be decoded, or has another size than the folder's first.
     """
     files = frame_files(folder)
     first = open_image(files[0])

@@ -62,10 +62,8 @@ def _lacking(file: Path) -> list[str]:
 def read_csv(files: Sequence[Path]) -> tuple[Clip, ...]:
     """Read the clips of csv files ``label,youtube_id,time_start,time_end,split`` (their order is that of the header).
 
-    A clip that is given twice alike counts once.
-
-    Raises:
-        DataError: The header lacks a column, a line is malformed, has no label, or contradicts an earlier one.
+    A clip that is given twice alike counts once. Raises DataError where the header lacks a column, or a line is
+    malformed, has no label, or contradicts an earlier one.
     """
     clips: dict[str, tuple[Clip, str]] = {}
     for file in files:
@@ -124,11 +122,7 @@ def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList
 
     A video is ``{id}_{start:06d}_{end:06d}.mp4`` (or ``.mkv``, ``.webm``, ``.avi``), or ``{id}.mp4`` where the id
     occurs once, anywhere below the root. ``val`` and ``test`` both mean the clips of ``val``, or of ``test`` if there
-    are none.
-
-    Raises:
-        NoSplitError: The csv files have no clip of that split.
-        DataError: As :func:`read_csv`.
+    are none. Raises NoSplitError where the split has no clip, and DataError as :func:`read_csv`.
     """
     clips = [clip for clip in read_csv(files) if clip.label]
     classes = sorted({clip.label for clip in clips})
@@ -150,15 +144,11 @@ def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList
 
 
 def read_mini_kinetics(root: Path, split: Split, folder: Path) -> SampleList:
-    """Read a split of Mini-Kinetics, in the order of its list; its classes are those that its two lists need, by sorted
-    name.
+    """Read a split of Mini-Kinetics, in the order of its list, with the classes that its lists need, by sorted name.
 
     ``folder`` holds ``train_ytid_list.txt``, ``val_ytid_list.txt`` (an id a line) and the csv files of Kinetics-400,
     which have the labels; videos are named as for :func:`read_kinetics`. An id that no csv file has counts as missing.
-
-    Raises:
-        DataError: A list or csv file is missing or malformed, an id is given twice, or its label is not the same
-            everywhere.
+    Raises DataError where a list or csv file is missing or malformed, or an id is given twice or has several labels.
     """
     lists = _id_lists(folder)
     files = csv_files(folder)

@@ -149,17 +149,14 @@ def _frame_row(text: str) -> re.Match[str] | None:
 
 
 def read_ucf101(root: AnyPath, split: Split = "train", *, lists: AnyPath, fold: int = 1) -> SampleList:
-    """Read one of the three splits of UCF101, in the order of its list, from a root with the class folders or
-    ``UCF-101/``.
+    """Read a split of UCF101, in the order of its list, from a root with the class folders or ``UCF-101/``.
 
     ``lists`` holds ``classInd.txt``, ``trainlist01.txt`` (``path label``, labels from 1), ``testlist01.txt`` (the path
     alone) and so on. The label is the number of the video's folder in ``classInd.txt``; the names of files tell no
     class, as those of HandstandPushups begin with ``v_HandStandPushups``. Where a listed file is not there, but one
-    video or folder of frames of that name without its suffix is, it is taken for the same, converted.
-
-    Raises:
-        DataError: A line is malformed, names an unknown class or a label other than that of its folder, or a path
-            leads out of the root.
+    video or folder of frames of that name without its suffix is, it is taken for the same, converted. Raises DataError
+    where a line is malformed, names an unknown class or a label other than that of its folder, or a path leads out of
+    the root.
 
     Source: Soomro et al., "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", 2012.
     """
@@ -231,11 +228,8 @@ def read_video_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | 
     """Read a list file with lines ``path label``, separated by spaces, a comma or a tab; labels from 0 to K - 1.
 
     A path is that of a video file or of a folder of frames, and may hold spaces and commas, as the label is what
-    follows the last one. K is by default one more than the largest label.
-
-    Raises:
-        DataError: A line has no label, or one that is no whole number or not from 0 to K - 1; labels count
-            from 1; or a path leads out of the root.
+    follows the last one. K is by default one more than the largest label. Raises DataError where a line has no label,
+    or one that is no whole number or not from 0 to K - 1; labels count from 1; or a path leads out of the root.
     """
     list_file, video_root = Path(list_file), Path(video_root)
     inside = Inside(video_root, list_file)
@@ -246,10 +240,8 @@ def read_video_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | 
 def read_frame_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | None = None) -> SampleList:
     """Read a list file with lines ``folder frames label`` of folders with a picture for each frame.
 
-    A folder with another number of pictures than the list says counts as missing, and ``reasons`` tells both.
-
-    Raises:
-        DataError: As :func:`read_video_list`; or the number of frames is none.
+    A folder with another number of pictures than the list says counts as missing, and ``reasons`` tells both. Raises
+    DataError as :func:`read_video_list`, or where the number of frames is none.
     """
     list_file, video_root = Path(list_file), Path(video_root)
     inside = Inside(video_root, list_file)

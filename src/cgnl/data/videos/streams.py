@@ -171,16 +171,11 @@ def read_stretches(
     wanted: Sequence[int],
     take: Callable[[int, VideoFrame], None],
 ) -> list[int]:
-    """Decode the wanted frames of a regular stream that was just opened, and little more.
+    """Decode the wanted frames of a regular stream that was just opened, and little more; return those past the end.
 
     ``packets`` are (place, packet) from ``index.start`` or earlier on; ``wanted`` ascends without repeats. ``take`` is
-    called with each wanted number and its frame, in their order; past the end it gets the last frame.
-
-    Returns:
-        The numbers past the end.
-
-    Raises:
-        UnexpectedFrameError: The frames that come out are not those that the index announces.
+    called with each wanted number and its frame, in their order; past the end it gets the last frame. Raises
+    UnexpectedFrameError where the frames that come out are not those that the index announces.
     """
     context = stream.codec_context
     last = len(index.times) - 1
@@ -317,11 +312,8 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def read_stream(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[int]:
     """Read frames of a video file (``wanted`` ascends), decoding none twice unless something is wrong with the file.
 
-    Returns:
-        The wanted numbers that got the nearest frame instead.
-
-    Raises:
-        BadFileError: The file is no video that can be opened, or none of its frames can be decoded.
+    Returns the wanted numbers that got the nearest frame instead. Raises BadFileError where the file is no video that
+    can be opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         enough = _beginning(demux(container, stream), wanted[-1] + 1 + _REORDERED)
@@ -365,13 +357,9 @@ def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator
 def probe_stream(path: AnyPath, *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
     """Count the frames of a video file, by its packets where they can be trusted unless ``decode_all``.
 
-    Returns:
-        Frames, frames per second, width and height (pixels, upright), and the number of frames that the container
-        promises: as stored; else as many as the stored duration would hold, if it is over a quarter longer than the
-        frames last; else None.
-
-    Raises:
-        BadFileError: The file is no video that can be opened, or none of its frames can be decoded.
+    Returns frames, frames per second, width and height (pixels, upright), and the number of frames that the container
+    promises: as stored; else as many as the stored duration would hold, if it is over a quarter longer than the frames
+    last; else None. Errors are those of :func:`read_stream`.
     """
     with open_video(path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)

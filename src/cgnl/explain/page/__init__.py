@@ -136,18 +136,7 @@ def explain_page(
 def write_explain_page(
     path: Path, items: Iterable[PageItem], title: str, *, class_names: ClassNames = None, notes: Sequence[str] = ()
 ) -> None:
-    """Write the report page of some inputs, whole or not at all; see `explain_page`.
-
-    Args:
-        path: The HTML file to write.
-        items: The inputs.
-        title: The page's title.
-        class_names: Names of the networks' classes, of all networks or a mapping from each one's name.
-        notes: Paragraphs below the title.
-
-    Raises:
-        ValueError: As in `explain_page`.
-    """
+    """Write the report page of some inputs, whole or not at all; see `explain_page`."""
     write_text(path, explain_page(items, title, class_names=class_names, notes=notes))
 
 

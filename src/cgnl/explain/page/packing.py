@@ -32,18 +32,10 @@ _AVERAGED_EVIDENCE = (
 
 
 def pack_block(block: BlockTrace, max_bytes: int) -> dict[str, Any]:
-    """Return a block's trace as the page's scripts read it, ready for JSON.
+    """Return a block's trace as the page's scripts read it: plain numbers, texts and lists, ready for JSON.
 
-    Args:
-        block: The trace.
-        max_bytes: Bytes of text that theta, phi and g may take, with what else grows with channels and positions;
-            beyond that they are averaged over space.
-
-    Returns:
-        Plain numbers, texts and lists.
-
-    Raises:
-        ValueError: The kernel function has an envelope of its own, which the page cannot compute.
+    Beyond ``max_bytes`` of text, theta, phi, g and what else grows with channels and positions are averaged over space.
+    Raises ValueError for a kernel function with an envelope of its own, which the page cannot compute.
 
     Example:
         >>> from cgnl import CGNL2d

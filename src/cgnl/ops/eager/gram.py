@@ -29,19 +29,11 @@ _ELEMENTS_OF_MATRICES = 2**21
 
 
 def pays(batch: int, channels: int, inner: int, positions: int, groups: int, *, training: bool) -> bool:
-    """Tell whether the Gram form takes about as little time as phi and g, or less.
+    """Tell whether the Gram form takes about as little time as phi and g, or less, for B, C, C', N and G.
 
     What grows with the positions has to save more than what does not grow with them: the handling of K, the products of
     weights alone, which the batch shares, and the matrices of the groups. The many calls need something to do, too. The
     numbers are multiplications that count, fitted to what was measured: see docs/speed.md.
-
-    Args:
-        batch: B.
-        channels: C.
-        inner: C'.
-        positions: N.
-        groups: G.
-        training: Whether gradients are wanted.
     """
     features, moments, of_k, of_weights = (6, 1.6, 0.54, 3.9) if training else (2, 0.56, 0.35, 2.0)
     saved = positions * (features * inner - moments * channels)
@@ -93,12 +85,7 @@ class _Band:
 
 
 def second_moments(x_flat: Tensor, mean: Tensor) -> Tensor:
-    """Return K of each sample as the elements of its bands, [B, about C^2 / 2].
-
-    Args:
-        x_flat: [B, C, N].
-        mean: Its mean over the positions, [B, C].
-    """
+    """Return K of each sample of x [B, C, N] with mean [B, C], as the elements of its bands, [B, about C^2 / 2]."""
     batch, channels, _ = x_flat.shape
     bands = _bands(channels)
     moments = x_flat.new_empty(batch, bands[-1].place + bands[-1].size)

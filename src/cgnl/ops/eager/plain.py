@@ -97,9 +97,7 @@ def block_in_plain_operations(
 def _centred(varying: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return a map less its mean over the batch, as two parts again, with that mean and the variance, [C] each.
 
-    Args:
-        varying: The part that varies over the positions, [B, C, *S].
-        shared: The part that they share, [B, C]; None for 0.
+    ``varying`` [B, C, *S] varies over the positions, and ``shared`` [B, C], None for 0, does not.
     """
     axes = tuple(range(2, varying.dim()))
     means = varying.mean(axes)

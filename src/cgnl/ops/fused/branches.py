@@ -29,21 +29,15 @@ def branch(
     gamma: float,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """Return conv_z of the polynomial in theta; with ``scale`` and ``shift``, x + scale · that + shift.
+    """Return conv_z of the polynomial in theta, [B, C, *S]; with ``scale`` and ``shift``, x + scale · that + shift.
 
     Args:
         x: [B, C, *S].
-        theta_weight: [C', C, 1, ...], in x's type.
-        z_weight: [C, C'/G, 1, ...], in x's type.
+        theta_weight: [C', C, 1, ...], and z_weight [C, C'/G, 1, ...], in x's type.
         coefficients: z_p of Eq. 12, [B, G, P + 1], float32.
-        scale: [C] or None.
-        shift: [C], or None where ``scale`` is.
+        scale: [C] or None, as shift.
         powers: Bit p says whether power p has coefficients other than zero.
         gamma: Above 0, the polynomial is multiplied by exp(-gamma theta^2).
-        out_dtype: Type of the result.
-
-    Returns:
-        [B, C, *S].
     """
     flat = as_map(x)
     series = Series(theta_weight, z_weight, coefficients, powers, gamma)
@@ -92,10 +86,7 @@ def branch_batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x plus the branch's BatchNorm over this batch, the mean of its varying part, and the biased variance.
 
-    Arguments as in `branch`, and the norm's weight and bias [C]; None for 1 and 0.
-
-    Returns:
-        [B, C, *S] in x's type; [C] and [C] in float32.
+    Arguments as in `branch`, and the norm's weight and bias [C]; None for 1 and 0. The last two are [C], float32.
     """
     flat = as_map(x)
     series = Series(theta_weight, z_weight, coefficients, powers, gamma)
@@ -151,10 +142,8 @@ def branch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `branch`, or with statistics of `branch_batch_norm`; empty where they are not wanted.
 
-    ``mean`` is that of the part that varies, and ``scale`` the norm's weight where there are statistics.
-
-    Returns:
-        The gradients of x, theta_weight, z_weight, coefficients, scale [C] and shift [C].
+    They are those of x, theta_weight, z_weight, coefficients, scale [C] and shift [C]. ``mean`` is that of the part
+    that varies, and ``scale`` the norm's weight where there are statistics.
     """
     flat = as_map(x)
     d_flat = as_map(d_out, flat)

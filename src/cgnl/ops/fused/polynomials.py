@@ -16,18 +16,7 @@ from cgnl.ops.maps import as_map, as_result, empty_map, kernel_layout, kernel_st
 
 @torch.library.custom_op("cgnl::polynomial", mutates_args=())
 def polynomial(theta: Tensor, coefficients: Tensor, powers: int, gamma: float, out_dtype: torch.dtype) -> Tensor:
-    """Evaluate the polynomial in theta with one set of coefficients a sample and group.
-
-    Args:
-        theta: [B, C', *S].
-        coefficients: [B, G, P + 1], float32.
-        powers: Bit p says whether power p has coefficients other than zero.
-        gamma: Above 0, the polynomial is multiplied by exp(-gamma theta^2).
-        out_dtype: Type of the result.
-
-    Returns:
-        [B, C', *S].
-    """
+    """Evaluate the polynomial in theta [B, C', *S]; coefficients [B, G, P + 1], powers and gamma are as in `branch`."""
     flat = as_map(theta)
     y = empty_map(flat, flat.shape[1], out_dtype)
     write_polynomial(flat, coefficients, powers, gamma, y)

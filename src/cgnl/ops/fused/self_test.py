@@ -87,16 +87,8 @@ def passes(operation: Operation, *tensors: Tensor, kernel: KernelFunction, dtype
     """Tell whether the fused operators may run such a call on the tensors' device.
 
     Tests them where no such call has been tested, and warns once if they fail. While a CUDA graph is captured or a
-    backward pass runs, there can be no test, and the answer to an unknown kind is no for this time.
-
-    Args:
-        operation: What is called.
-        tensors: theta, phi and g; or x and the four weights.
-        kernel: The kernel function.
-        dtype: The type in which the operation gets its inputs.
-
-    Returns:
-        Whether they passed.
+    backward pass runs, there can be no test, and the answer to an unknown kind is no for this time. ``tensors`` are
+    theta, phi and g, or x and the four weights; ``dtype`` is the type in which the operation gets its inputs.
     """
     features = operation == "features"
     width = WIDTHS[0] if features else _width_of(tensors[4].shape[1])
@@ -204,15 +196,7 @@ def tolerance_of(kind: Kind) -> float:
 
 
 def errors_of(kind: Kind, device: torch.device) -> dict[str, float]:
-    """Measure how far the fused operators are from the eager form in float64 on the same numbers.
-
-    Args:
-        kind: What to run.
-        device: Where.
-
-    Returns:
-        |fused - eager| / |eager|, in norms, by the name of the result; the output comes first, then gradients.
-    """
+    """Return |fused - eager in float64| / |eager| in norms, by the name of the result: output first, then gradients."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_errors, kind, device).result()
 

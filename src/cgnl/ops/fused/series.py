@@ -60,17 +60,12 @@ class Series(NamedTuple):
         return _around_mean(shared)
 
     def shared_gradients(self, d_sums: Tensor, around_mean: bool) -> tuple[Tensor, Tensor]:
-        """Go back through `shared` or `shared_around_mean`.
+        """Return the gradients of the row sums of conv_z's matrices, [G, C/G], and of z_0, [B, G], in float32.
 
-        In half types, products of maps would lose it: it is z_0, perhaps some thousand times the part of y that varies,
-        times a sum over positions that comes near zero where a norm follows.
-
-        Args:
-            d_sums: The gradient of the branch, summed over positions: [B, C] in float32.
-            around_mean: Whether a norm took the mean away.
-
-        Returns:
-            The gradients of the row sums of conv_z's matrices, [G, C/G], and of z_0, [B, G], in float32.
+        Goes back through `shared` or, where a norm took the mean away, `shared_around_mean`; ``d_sums`` [B, C] is the
+        branch's gradient summed over positions in float32. In half types, products of maps would lose it: it is z_0,
+        perhaps some thousand times the part of y that varies, times a sum over positions that comes near zero where a
+        norm follows.
         """
         z_0 = self.coefficients[:, :, 0]
         if around_mean:

@@ -22,16 +22,8 @@ def power_sums(
 ) -> Tensor:
     """Return a2_p · sum over a group's elements of phi^p g, with phi and g made from x and never written.
 
-    Args:
-        x: [B, C, *S].
-        phi_weight: [C', C, 1, ...], in x's type.
-        g_weight: [C', C, 1, ...], in x's type.
-        groups: G.
-        coefficients: a2_0 .. a2_P; the last is not 0.
-        gamma: Above 0, each g is multiplied by exp(-gamma phi^2) first.
-
-    Returns:
-        [B, G, P + 1], float32; 0 where a2_p is 0.
+    ``coefficients`` are a2_0 .. a2_P, the last not 0. Above 0, ``gamma`` multiplies each g by exp(-gamma phi^2) first.
+    x is [B, C, *S], the weights [C', C, 1, ...] in its type, the sums [B, G, P + 1] in float32; 0 where a2_p is 0.
     """
     from cgnl.ops.fused import kernels
 
@@ -159,18 +151,7 @@ power_sums.register_autograd(_power_sums_gradients, setup_context=_power_sums_co
 
 @torch.library.custom_op("cgnl::feature_sums", mutates_args=())
 def feature_sums(phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], gamma: float) -> Tensor:
-    """Return `power_sums` of given features.
-
-    Args:
-        phi: [B, C', *S].
-        g: [B, C', *S].
-        groups: G.
-        coefficients: a2_0 .. a2_P; the last is not 0.
-        gamma: Above 0, each g is multiplied by exp(-gamma phi^2) first.
-
-    Returns:
-        [B, G, P + 1], float32; 0 where a2_p is 0.
-    """
+    """Return `power_sums` of given features [B, C', *S]."""
     from cgnl.ops.fused import kernels
 
     phi_flat = as_map(phi)

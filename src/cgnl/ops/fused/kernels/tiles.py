@@ -22,13 +22,10 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def place(
     N, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Return a program's place: one sample, one tile of positions and one tile of a group's channels.
+    """Return a program's sample, group, channels and their mask, positions and their mask, and row of partial sums.
 
-    Programs that read the same positions are neighbours, so that they find x in the cache.
-
-    Returns:
-        Sample, group, channels and their mask, positions and their mask, and the program's own row of partial sums
-        [B, G, tiles of a group's channels, tiles of positions].
+    It has one tile of positions and one of a group's channels. Programs that read the same positions are neighbours, so
+    that they find x in the cache. The sums are [B, G, tiles of a group's channels, tiles of positions].
     """
     known_N = N // ALIGN * ALIGN
     tiles_in_group = (CHANNELS + BLOCK_F - 1) // BLOCK_F
