@@ -11,7 +11,7 @@ from PIL import Image
 from cgnl.recipes import RECIPES
 from cgnl.settings.detection import DetectionRecipe
 from cgnl.settings.image import Recipe
-from cgnl.settings.reading import to_dict
+from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.settings.video import VideoRecipe
 from cgnl.tasks import build_network, detect, load_trained, predict, predict_timeline, recipe_cost, smoke, task_of
 from cgnl.tasks.registry import TASKS, task_named
@@ -56,6 +56,38 @@ def test_the_cost_counts_the_network_that_is_built(name):
     classes = {"image": 200, "video": 101, "detection": 80}[name]
     network = build_network(recipe, classes)
     assert recipe_cost(recipe).parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "given", "found"),
+    [
+        ("image", "resnet50", {}, (224, 256)),
+        # timm's data config of this network: 160 pixels, cut out of 160 / 0.95
+        ("image", "timm:test_convnext", {}, (160, 168)),
+        ("image", "timm:test_convnext", {"size": 64}, (64, 67)),
+        ("image", "timm:test_convnext", {"resize": 200}, (160, 200)),
+        # torchvision's presets of their weights
+        ("image", "torchvision:regnet_y_400mf", {}, (224, 232)),
+        ("video", "torchvision:r3d_18", {}, (112, 128)),
+        # a recipe that names its size keeps it
+        ("cub-resnet50-cgnl", "timm:test_convnext", {}, (448, 512)),
+    ],
+)
+def test_the_input_size_is_the_networks_own_where_the_recipe_leaves_it_open(name, arch, given, found):
+    recipe = override(RECIPES[name].make(), {"network": {"arch": arch}, "data": given}, "here")
+    recipe = task_of(recipe).sized(recipe)
+    assert recipe.data.pixels == found
+    assert from_dict(to_dict(recipe), "here") == recipe
+
+
+def test_a_run_says_that_its_input_size_is_not_that_of_the_weights():
+    network = {"arch": "timm:test_convnext", "weights": "default"}
+    recipe = override(RECIPES["image"].make(), {"network": network, "data": {"size": 128, "resize": 144}}, "here")
+    note = "note: data.size is 128; timm:test_convnext was trained with 160 (data.size None takes that)"
+    assert task_of(recipe).note(recipe) == note
+    for other in ({"data": {"size": 160}}, {"network": {"weights": None}}, {"network": {"arch": "resnet18"}}):
+        same = override(recipe, other, "here")
+        assert task_of(same).note(same) is None
 
 
 def test_a_detector_is_no_classifier(tmp_path, photo):

@@ -81,10 +81,11 @@ class DataConfig:
     num_outputs: int | None = None
     """Number of outputs of the classifier, if larger than the number of classes; the classes are the first ones.
     1000 keeps the classifier of ImageNet weights. By default there is one for each class."""
-    size: int = 448
-    """Input height and width of the network (pixels)."""
-    resize: int = 512
-    """Length of the shorter side before the centre crop at test time (pixels)."""
+    size: int | None = 448
+    """Input height and width of the network (pixels); None takes those that the network's weights were trained with."""
+    resize: int | None = 512
+    """Length of the shorter side before the centre crop at test time (pixels); None takes the network's own, in
+    proportion to the size."""
     crop_area: tuple[float, float] = (0.08, 1.25)
     """Area of the random training crop as a fraction of the image; fractions above 1 are drawn again."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -103,6 +104,13 @@ class DataConfig:
     """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
     """Fraction of the data set that may be missing or unreadable before the run stops."""
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Size and resize as numbers; :meth:`cgnl.training.task.Task.sized` puts them in the place of None."""
+        if self.size is None or self.resize is None:
+            raise ValueError(f"data.size ({self.size}) and data.resize ({self.resize}) must be numbers here")
+        return self.size, self.resize
 
     def __post_init__(self) -> None:
         for name in ("size", "resize", "batch_size", "timeout"):

@@ -60,10 +60,11 @@ class VideoDataConfig(DataConfig):
     """Frames of a clip."""
     frame_step: int = 2
     """Distance between two frames of a clip: 2 takes every other frame of the video."""
-    size: int = 224
-    """Height and width of the training clips (pixels)."""
-    resize: int = 256
-    """Length of the shorter side at test time, and with several crops also their height and width (pixels)."""
+    size: int | None = 224
+    """Height and width of the training clips (pixels); None takes those that the network's weights were trained with."""
+    resize: int | None = 256
+    """Length of the shorter side at test time, and with several crops also their height and width (pixels); None takes
+    the network's own, in proportion to the size."""
     batch_size: int = 64
     """Clips in one optimizer step, over all processes and accumulated parts together."""
     test_clips: int = field(default=10, metadata=FREE)

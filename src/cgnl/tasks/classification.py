@@ -97,6 +97,7 @@ class ClassificationTask(Task[RecipeT]):
 
         recipe: Any = trained.recipe
         inputs = self.inputs(recipe)._replace(mean=trained.mean, std=trained.std)
+        data = self.sized(replace(recipe, data=data)).data
         samples = self.make_data(data, run=out, classes=trained.classes, num_classes=trained.num_classes, inputs=inputs)
         return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
@@ -121,17 +122,34 @@ class ClassificationTask(Task[RecipeT]):
 
     def smoke(self, recipe: RecipeT, root: Path, *, size: int | None, batch_size: int | None, steps: int) -> RecipeT:
         """Return a recipe that runs in seconds on a CPU."""
-        size = size or 64
+        size, (own_size, own_resize) = size or 64, recipe.data.pixels
         data = replace(
             recipe.data,
             root=root,
             size=size,
-            resize=round(recipe.data.resize / recipe.data.size * size),
+            resize=round(own_resize / own_size * size),
             batch_size=batch_size or 4,
             workers=0,
         )
         trainer = self.smoke_trainer(recipe.trainer, steps)
         return replace(recipe, network=replace(recipe.network, weights=None), data=data, trainer=trainer)
+
+    def sized(self, recipe: RecipeT) -> RecipeT:
+        """Return a recipe with the network's own input size (pixels) in place of sizes that are None."""
+        data = recipe.data
+        if data.size is not None and data.resize is not None:
+            return recipe
+        own = self.inputs(recipe)
+        size = data.size or own.size
+        resize = data.resize or round(own.resize / own.size * size)
+        return replace(recipe, data=replace(data, size=size, resize=resize))
+
+    def note(self, recipe: RecipeT) -> str | None:
+        """Say that the network's weights were trained with inputs of another size."""
+        own, (size, _) = self.inputs(recipe).size, recipe.data.pixels
+        if recipe.network.arch in ARCHITECTURES or recipe.network.weights is None or size == own:
+            return None
+        return f"note: data.size is {size}; {recipe.network.arch} was trained with {own} (data.size None takes that)"
 
     @abstractmethod
     def input_shape(self, recipe: RecipeT) -> tuple[int, ...]:

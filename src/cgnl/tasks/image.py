@@ -38,10 +38,9 @@ class ImageTask(ClassificationTask[Recipe]):
         """Return an image as the network is tested on it."""
         config, image = trained.recipe.data, open_image(path)
         interpolation = self.inputs(trained.recipe).interpolation
-        x = test_transform(config.size, config.resize, mean=trained.mean, std=trained.std, interpolation=interpolation)(
-            image
-        )
-        view = view_of(image.width, image.height, size=config.size, resize=config.resize)
+        size, resize = config.pixels
+        x = test_transform(size, resize, mean=trained.mean, std=trained.std, interpolation=interpolation)(image)
+        view = view_of(image.width, image.height, size=size, resize=resize)
         return SeenInput(path, (image,), view, x[None])
 
     def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
@@ -51,7 +50,7 @@ class ImageTask(ClassificationTask[Recipe]):
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Return the shape to trace the network at, its free axes and its description."""
-        size = trained.recipe.data.size
+        size, _ = trained.recipe.data.pixels
         if trained.recipe.network.arch not in ARCHITECTURES:
             # attention and position embeddings of many networks are for one size
             return Export((1, 3, size, size), ("batch",), self.metadata(trained, size))
@@ -70,4 +69,5 @@ class ImageTask(ClassificationTask[Recipe]):
 
     def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
         """Return [1, 3, H, W]."""
-        return 1, 3, recipe.data.size, recipe.data.size
+        size, _ = recipe.data.pixels
+        return 1, 3, size, size

@@ -20,7 +20,8 @@ def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
         recipe: The recipe.
         num_classes: Number of classes, without a detector's background.
     """
-    return task_of(recipe).build_network(recipe, num_classes)
+    task = task_of(recipe)
+    return task.build_network(task.sized(recipe), num_classes)
 
 
 def load_trained(path: str | Path, *, trust: Collection[str] = ()) -> TrainedNetwork:
@@ -75,6 +76,7 @@ def from_start_weights(
     if recipe.network.weights is None:
         raise ValueError("network.weights is needed: it names the weights to test")
     task = task_of(recipe)
+    recipe = task.sized(recipe)
     task.check_start_weights(recipe, tuple(classes))
     network, inputs = task.build_network(recipe, len(classes)).eval(), task.inputs(recipe)
     return TrainedNetwork(network, recipe, name, tuple(classes), inputs.mean, inputs.std, 0, 0, num_classes)

@@ -38,7 +38,8 @@ def train(
     """
     from cgnl.training.run import train
 
-    return train(task_of(recipe), recipe, run, name=name, resume=resume, progress=progress)
+    task = task_of(recipe)
+    return train(task, task.sized(recipe), run, name=name, resume=resume, progress=progress)
 
 
 def evaluate(
@@ -126,7 +127,8 @@ def smoke(
         batch_size: Images or clips in a step; by default 4, of detection 2.
         steps: Optimizer steps.
     """
-    return task_of(recipe).smoke(recipe, root, size=size, batch_size=batch_size, steps=steps)
+    task = task_of(recipe)
+    return task.smoke(task.sized(recipe), root, size=size, batch_size=batch_size, steps=steps)
 
 
 def recipe_cost(recipe: Recipe) -> NetworkCost:
@@ -143,4 +145,5 @@ def recipe_cost(recipe: Recipe) -> NetworkCost:
     Returns:
         The two counts; see :func:`cgnl.networks.cost.network_cost`.
     """
-    return task_of(recipe).cost(recipe)
+    task = task_of(recipe)
+    return task.cost(task.sized(recipe))

@@ -46,7 +46,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         for stride in recipe.network.temporal_strides:
             left = -(-left // stride)
         if left > 1 or recipe.network.block == "none" or recipe.network.arch not in ARCHITECTURES:
-            return None
+            return super().note(recipe)
         strides = " ".join(map(str, recipe.network.temporal_strides))
         return (
             f"note: with {recipe.data.num_frames} frames and network.temporal_strides {strides}, the blocks see one "
@@ -165,4 +165,5 @@ class VideoTask(ClassificationTask[VideoRecipe]):
 
     def input_shape(self, recipe: VideoRecipe) -> tuple[int, ...]:
         """Return [1, 3, T, H, W]."""
-        return 1, 3, recipe.data.num_frames, recipe.data.size, recipe.data.size
+        size, _ = recipe.data.pixels
+        return 1, 3, recipe.data.num_frames, size, size

@@ -296,10 +296,11 @@ class ImageData(SampleData[DataConfig]):
     def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
         config, samples = self.config, self.train_samples if split == "train" else self.test_samples
         options: dict[str, Any] = {**self.normalisation, "interpolation": self.inputs.interpolation}
+        size, resize = config.pixels
         if not training:
-            return ImageDataset(samples, test_transform(config.size, config.resize, **options))
+            return ImageDataset(samples, test_transform(size, resize, **options))
         transform = train_transform(
-            config.size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options
+            size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options
         )
         return ImageDataset(samples, transform, seed=self.seed)
 

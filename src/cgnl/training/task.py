@@ -124,6 +124,10 @@ class Task(ABC, Generic[RecipeT]):
             return Inputs()
         return inputs_of(recipe.network.arch, self.num_axes, recipe.network.weights)
 
+    def sized(self, recipe: RecipeT) -> RecipeT:
+        """Return a recipe with the network's own input size (pixels) in place of sizes that are None."""
+        return recipe
+
     def blocks(self, recipe: RecipeT) -> BlocksByAxes | None:
         """Return what makes a recipe's blocks for maps of each number of axes, None for no blocks."""
         if recipe.network.block == "none":

@@ -89,7 +89,7 @@ class VideoData(SampleData[VideoDataConfig]):
         clip: dict[str, Any] = {
             "length": config.num_frames,
             "step": config.frame_step,
-            "size": config.size,
+            "size": config.pixels[0],
             "timeout": config.decode_timeout,
         }
         videos, index = (
@@ -98,7 +98,7 @@ class VideoData(SampleData[VideoDataConfig]):
         if training:
             area, aspect = config.crop_area, config.crop_aspect
             return training_videos(videos, index, **clip, area=area, aspect=aspect, flip=config.flip, seed=self.seed)
-        return test_videos(videos, index, **clip, num_clips=1, num_crops=1, resize=config.resize)
+        return test_videos(videos, index, **clip, num_clips=1, num_crops=1, resize=config.pixels[1])
 
     def share_bad_files(self) -> None:
         """Let every process know the bad and damaged files of all; list the damaged ones."""
@@ -131,7 +131,7 @@ class VideoData(SampleData[VideoDataConfig]):
             num_clips=config.test_clips,
             num_crops=config.test_crops,
             size=view_size(config),
-            resize=config.resize,
+            resize=config.pixels[1],
             timeout=config.decode_timeout,
         )
         # the frames of one video are as much as a training batch

@@ -12,7 +12,8 @@ from cgnl.settings.video import VideoDataConfig
 
 def view_size(config: VideoDataConfig) -> int:
     """Return height and width of a test view: three crops cover the resized frame, one is as in training."""
-    return config.resize if config.test_crops == 3 else config.size
+    size, resize = config.pixels
+    return resize if config.test_crops == 3 else size
 
 
 def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
