@@ -12,7 +12,7 @@ import tyro
 
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
 from cgnl.settings.checks import is_dotted_name
-from cgnl.settings.image import Recipe, with_arch
+from cgnl.settings.image import Recipe, recipe_with_arch
 
 _METAVARS = {
     "block": f"{{{','.join(OPTIONS)}}}|CLASS",
@@ -39,7 +39,7 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
         ValueError: An option of a block that its kind does not have.
     """
     if (arch := _last_value("--network.arch", arguments)) is not None:
-        recipe = replace(recipe, network=with_arch(recipe.network, arch))
+        recipe = recipe_with_arch(recipe, arch)
     if (block := _last_value("--network.block", arguments)) is not None:
         recipe = replace(recipe, network=replace(recipe.network, block=block))
     arguments = [_option_of_block(argument, recipe) for argument in arguments]

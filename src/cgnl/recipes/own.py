@@ -1,4 +1,4 @@
-"""Where to start with data of your own: the network's own input size, batches of 32, AdamW, and any known layout."""
+"""Where to start with data of your own: 224 pixels, batches of 32, AdamW, and the layout of the data recognised."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _TRAINER = TrainerConfig(max_epochs=20)
 
 
 def _image(values: Mapping[str, Any]) -> Recipe:
-    network, data = NetworkConfig(weights="IMAGENET1K_V1"), DataConfig(size=None, resize=None, batch_size=32)
+    network, data = NetworkConfig(weights="IMAGENET1K_V1"), DataConfig(size=224, resize=256, batch_size=32)
     recipe = Recipe(network=network, data=data, optimizer=_OPTIMIZER, schedule=_SCHEDULE, trainer=_TRAINER)
     return override(recipe, values, "recipes")
 
@@ -25,7 +25,7 @@ def _image(values: Mapping[str, Any]) -> Recipe:
 def _video(values: Mapping[str, Any]) -> Recipe:
     recipe = VideoRecipe(
         network=VideoNetworkConfig(weights="IMAGENET1K_V1", temporal_strides=(1, 1, 2)),
-        data=VideoDataConfig(size=None, resize=None, batch_size=32, num_frames=8, frame_step=8),
+        data=VideoDataConfig(size=224, resize=256, batch_size=32, num_frames=8, frame_step=8),
         optimizer=_OPTIMIZER,
         schedule=_SCHEDULE,
         trainer=_TRAINER,

@@ -13,6 +13,8 @@ from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfi
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ARCHITECTURES = get_args(Architecture)
 """The networks of the paper; all others have a library's prefix or a dotted name."""
+IMAGENET_SIZES = (224, 256)
+"""Size and resize (pixels) that torchvision's ResNets were trained with."""
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,20 @@ class Recipe:
     def __post_init__(self) -> None:
         if type(self.block) is not options_class(self.network.block):
             object.__setattr__(self, "block", carried_over(self.block, self.network.block, self.block_defaults))
+
+
+def recipe_with_arch(recipe: Any, arch: str) -> Any:
+    """Return a recipe with another network, as :func:`with_arch`; ImageNet's input size gives way to the network's own.
+
+    Args:
+        recipe: The recipe.
+        arch: The name of the other network.
+
+    Raises:
+        ValueError: No network has such a name.
+    """
+    data = recipe.data
+    changes = arch not in ARCHITECTURES and recipe.network.arch in ARCHITECTURES
+    if changes and isinstance(data, DataConfig) and (data.size, data.resize) == IMAGENET_SIZES:
+        data = replace(data, size=None, resize=None)
+    return replace(recipe, network=with_arch(recipe.network, arch), data=data)

@@ -9,7 +9,7 @@ from typing import Any
 from cgnl.settings.blocks import BLOCK_OPTIONS, check_names, fitting, options_class
 from cgnl.settings.checks import converted
 from cgnl.settings.detection import DetectionRecipe
-from cgnl.settings.image import Recipe, with_arch
+from cgnl.settings.image import Recipe, recipe_with_arch
 from cgnl.settings.video import VideoDataConfig, VideoRecipe
 
 # Fields that had other names in earlier versions.
@@ -72,7 +72,7 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
     rest, block = _apart(values)
     network = rest.get("network")
     if isinstance(network, Mapping) and isinstance(network.get("arch"), str):
-        recipe = dataclasses.replace(recipe, network=with_arch(recipe.network, network["arch"]))
+        recipe = recipe_with_arch(recipe, network["arch"])
     recipe = _override(recipe, rest, source, "")
     if isinstance(block, Mapping):
         # earlier versions read `scale: null` for every kind of block: it asks for nothing

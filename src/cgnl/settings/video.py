@@ -61,7 +61,7 @@ class VideoDataConfig(DataConfig):
     frame_step: int = 2
     """Distance between two frames of a clip: 2 takes every other frame of the video."""
     size: int | None = 224
-    """Height and width of the training clips (pixels); None takes those that the network's weights were trained with."""
+    """Height and width of the training clips (pixels); None takes those of the network's own training."""
     resize: int | None = 256
     """Length of the shorter side at test time, and with several crops also their height and width (pixels); None takes
     the network's own, in proportion to the size."""

@@ -299,9 +299,7 @@ class ImageData(SampleData[DataConfig]):
         size, resize = config.pixels
         if not training:
             return ImageDataset(samples, test_transform(size, resize, **options))
-        transform = train_transform(
-            size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options
-        )
+        transform = train_transform(size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options)
         return ImageDataset(samples, transform, seed=self.seed)
 
 
