@@ -29,7 +29,8 @@ _NEW_FIELDS = {
     "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
     "schedule": {"unit", "warmup"},
 }
-_TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
+TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
+"""The recipes of each task; ``cgnl/tasks/NAME.py`` has the rest of the task NAME."""
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -53,9 +54,9 @@ def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     Raises ValueError, with ``source``, for an unknown task ("image" by default) or field, or a value of another type.
     """
     task = values.get("task", "image") if isinstance(values, Mapping) else "image"
-    if task not in [*_TASKS]:
-        raise ValueError(f"{source}: task must be one of {', '.join(_TASKS)}, got {task!r}")
-    return override(_TASKS[task](), values, source)
+    if task not in [*TASKS]:
+        raise ValueError(f"{source}: task must be one of {', '.join(TASKS)}, got {task!r}")
+    return override(TASKS[task](), values, source)
 
 
 def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:

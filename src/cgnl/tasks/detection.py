@@ -286,3 +286,6 @@ def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.
         "scores": found["scores"].cpu(),
         "masks": (found["masks"] >= 0.5)[:, 0].cpu(),
     }
+
+
+TASK = DetectionTask()

@@ -71,3 +71,6 @@ class ImageTask(ClassificationTask[Recipe]):
         """Return [1, 3, H, W]."""
         size, _ = recipe.data.pixels
         return 1, 3, size, size
+
+
+TASK = ImageTask()

@@ -4,20 +4,15 @@ from importlib import import_module
 from typing import Any
 
 from cgnl.settings.image import Recipe
+from cgnl.settings.reading import TASKS
 from cgnl.training.task import Task
-
-# A task's file and the class in it, by the `task` of its recipes
-TASKS = {
-    "image": "cgnl.tasks.image:ImageTask",
-    "video": "cgnl.tasks.video:VideoTask",
-    "detection": "cgnl.tasks.detection:DetectionTask",
-}
 
 
 def task_named(name: str) -> Task[Any]:
-    """Return the task of that name."""
-    module, _, kind = TASKS[name].partition(":")
-    return getattr(import_module(module), kind)()
+    """Return the task of that name: the ``TASK`` of ``cgnl/tasks/NAME.py``."""
+    if name not in TASKS:
+        raise ValueError(f"task ({name}) must be one of {', '.join(TASKS)}")
+    return import_module(f"cgnl.tasks.{name}").TASK
 
 
 def task_of(recipe: Recipe) -> Task[Any]:

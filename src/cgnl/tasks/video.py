@@ -167,3 +167,6 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         """Return [1, 3, T, H, W]."""
         size, _ = recipe.data.pixels
         return 1, 3, recipe.data.num_frames, size, size
+
+
+TASK = VideoTask()
