@@ -1,10 +1,12 @@
 """Networks by name in recipes: what a recipe of the paper's networks keeps, and where blocks stand."""
 
+import re
+
 import pytest
 
 from cgnl.recipes import RECIPES
 from cgnl.settings.image import with_arch
-from cgnl.settings.reading import override
+from cgnl.settings.reading import from_dict, override
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,18 @@ def test_a_place_that_is_named_twice_is_refused(name):
     values = {"network": {"places": ["layer3.4", "layer3.4"], "num_blocks": 2}}
     with pytest.raises(ValueError, match=r"network\.places \(layer3\.4 layer3\.4\) must name each path once"):
         override(RECIPES[name].make(), values, "a file")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"network": {"arch": "resnet51"}}, "network.arch (resnet51) must be one of"),
+        ({"network": {"block": "cgn"}}, "block ('cgn') must be one of"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr (-1.0) must be above 0"),
+        ({"block": {"groups": 0}}, "block.groups (0) must be at least 1"),
+        ({"data": {"size": 0}}, "data.size (0) must be at least 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_file_that_it_stands_in(values, said):
+    with pytest.raises(ValueError, match=re.escape(f"mine.yaml: {said}")):
+        from_dict(values, "mine.yaml")

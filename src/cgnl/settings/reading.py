@@ -73,7 +73,10 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
     rest, block = _apart(values)
     network = rest.get("network")
     if isinstance(network, Mapping) and isinstance(network.get("arch"), str):
-        recipe = recipe_with_arch(recipe, network["arch"])
+        try:
+            recipe = recipe_with_arch(recipe, network["arch"])
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
     recipe = _override(recipe, rest, source, "")
     if isinstance(block, Mapping):
         # earlier versions read `scale: null` for every kind of block: it asks for nothing
@@ -137,4 +140,7 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
             changed[name] = _override(getattr(config, name), value, source, f"{prefix}{name}.")
         else:
             changed[name] = converted(fields[name], value, f"{source}: {prefix}{name}")
-    return dataclasses.replace(config, **changed)
+    try:
+        return dataclasses.replace(config, **changed)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
