@@ -44,7 +44,8 @@ def source(name: str) -> str:
     record = result(name)
     machine = record["machine"]
     on_cpu = machine["device"] == "cpu"
-    device = f"{machine['processor']}, {machine['threads']} threads" if on_cpu else machine["device"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    device = f"{machine['processor']}, {threads}" if on_cpu else machine["device"]
     return (
         f"`{record['command']}`, {record['date']}, {device}, "
         f"PyTorch {record['versions']['torch']}, commit {record['commit']}: `studies/results/{name}.json`."
@@ -79,11 +80,11 @@ def against_published() -> str:
 _REWRITINGS = {
     "gram_form": "sums from K = X Xᵀ, whole block",
     "gram_form_in_inference": "the same in inference",
-    "half_of_k": "K from its half",
-    "norm_inside": "norm and residual inside, whole block",
+    "half_of_k": "half of K computed, not all",
+    "norm_inside": "norm and residual inside the operation, whole block",
     "parts_of_the_batch": "a part of the batch at a time, whole block",
     "factor_after_conv_z": "sums applied after conv_z",
-    "factor_in_conv_z": "sums in conv_z's weights, one set a sample",
+    "factor_in_conv_z": "sums in conv_z's weights, one set per sample",
     "one_product": "θ, φ, g by one product",
     "fuse": "`fuse()`, inference",
 }
@@ -120,7 +121,7 @@ def gram_form() -> str:
 
 
 def gram_digits() -> str:
-    """Tabulate rounding units that each way to the dot product's sums loses."""
+    """Tabulate how many rounding units each way of computing the dot product's sums loses."""
     record = result("gram_digits")
     ways = list(record["rows"][0]["units"])
     titles = [way.translate(str.maketrans("<>", "⟨⟩")).replace("phi", "φ") for way in ways]
@@ -254,7 +255,13 @@ def varying_part() -> str:
         )
         for row in result("accuracy_cpu").get("varying_part", [])
     ]
-    header = ("kernel function, form", "share of the branch", "share after the norm", "error", "of it, rounding")
+    header = (
+        "kernel function, form",
+        "share of the branch",
+        "share after the norm",
+        "error",
+        "error of rounding alone",
+    )
     made = result("accuracy_cpu").get("varying_part_made")
     if made is None:
         return f"{table(header, rows)}\n\n{source('accuracy_cpu')}"
@@ -289,7 +296,7 @@ def non_local() -> str:
     """Tabulate the dot-product non-local operation in two orders."""
     timing, *memory = result("non_local")["rows"]
     ratio = times_with_quartiles(timing["map_over_cheaper_order"])
-    head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {ratio} times as long."
+    head = f"At {shape(timing['shape'])}, forward and backward, the N x N map takes {ratio} times as long as ours."
     rows = [
         (
             str(row["positions"]),
@@ -322,12 +329,12 @@ def reading() -> str:
 
 
 def demo() -> str:
-    """Tabulate what the demo of drawn birds ended with."""
+    """Tabulate the accuracies of the demo of drawn birds."""
     return _demo("demo")
 
 
 def demo_video() -> str:
-    """Tabulate what the demo of drawn actions ended with."""
+    """Tabulate the accuracies of the demo of drawn actions."""
     return _demo("demo_video")
 
 
@@ -346,7 +353,7 @@ def _demo(name: str) -> str:
 
 
 def demo_detection() -> str:
-    """Tabulate what the demo of drawn flocks ended with."""
+    """Tabulate the average precisions of the demo of drawn flocks."""
     kinds = [(kind, measure) for kind in ("box", "mask") for measure in ("AP", "AP50", "AP75")]
     rows = [
         (row["network"], *(f"{row[kind][measure]:.1f} %" for kind, measure in kinds))
@@ -388,8 +395,8 @@ def video_network() -> str:
     header = ("network", "time / plain", "multiplications / plain", "peak memory / plain")
     return (
         table(header, rows)
-        + "\n\nFrames folded into the batch take as long as 3d convolutions with the same weights do, times "
-        + f"{folding['channels_last']} with channels last and {folding['contiguous']} with channels first.\n\n"
+        + f"\n\nWith channels last, folding the frames into the batch takes {folding['channels_last']} times as long as "
+        + f"3d convolutions with the same weights; with channels first, {folding['contiguous']} times.\n\n"
         + source("video_network")
     )
 
@@ -422,7 +429,7 @@ def explain() -> str:
         for row in cases
     ]
     header = ("input", "maps of a reference", "with the trace, beyond the forward pass", "bound", "effect")
-    needed = "Trace and maps together need at most {:.0f} bytes a position and inner channel (NL {:.0f}).".format(
+    needed = "Trace and maps together need at most {:.0f} bytes per position and inner channel (NL: {:.0f}).".format(
         *(memory["bytes_per_position_and_inner_channel"] for memory in (compact, non_local))
     )
     return table(header, rows) + f"\n\n{needed}\n\n" + source("explain")

@@ -1,7 +1,8 @@
-"""Blocks to put into a network: (compact generalized) non-local ones and the simple residual one.
+"""Blocks to put into a network.
 
-Every block is Z = norm(conv_z(Y)) + X (Eq. 13) with its own operation Y. It starts as the exact identity: the
-weight and bias of its norm are zero at first, or conv_z's weight where the norm has none.
+The non-local, generalized non-local, compact and simple residual blocks are Z = norm(conv_z(Y)) + X (Eq. 13), each with
+its own operation Y. They start as the exact identity: the norm's weight and bias are zero at first, or conv_z's weight
+if the norm has none. Global context and squeeze-and-excitation blocks have other forms and start as the identity too.
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 

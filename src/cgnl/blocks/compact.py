@@ -17,13 +17,13 @@ from cgnl.ops import Backend, Scale, cgnl_block, cgnl_block_with_norm, compact_g
 from cgnl.ops.parallel import ProcessGroup
 from cgnl.ops.precision import sum_dtype
 
-# Symbolic tracing records an operation as one call: inside it looks at shapes and types.
+# Symbolic tracing records an operation as one call, because its code depends on shapes and types.
 fx.wrap("compact_generalized_non_local")
 
 
 class _CompactBlock(GroupedBlock):
     backends = get_args(Backend)
-    # since 2, beta="normalized" has its envelope
+    # since version 2, beta="normalized" has its envelope
     _version = 2
 
     def __init__(
@@ -123,7 +123,7 @@ class _CompactBlock(GroupedBlock):
         return branch + self.z.bias.to(branch.dtype).reshape(-1, *(1,) * self.num_axes)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Return Z with the norm and the residual inside the operation, where that knows the norm."""
+        """Return Z with the norm and the residual inside the operation, if the operation knows the norm."""
         out = None
         if is_known(self.norm):
             out = cgnl_block_with_norm(
@@ -174,7 +174,7 @@ class CGNL1d(_CompactBlock):
 class CGNL2d(_CompactBlock):
     """Compact generalized non-local block for images: Z = norm(conv_z(Y)) + X (Eq. 12-13, Fig. 2).
 
-    Relates every element (position and channel) of a group with every other at a cost linear in their number.
+    It relates every element (position and channel) of a group to every other, at a cost linear in their number.
 
     The paper's norm is BatchNorm. The released code has GroupNorm with the same groups as conv_z: it normalises each
     sample and group on its own and so, with the dot product, divides out the scalar phi^T g again except for its sign.
@@ -188,21 +188,20 @@ class CGNL2d(_CompactBlock):
         inner_channels: C'; None for C // 2.
         groups: G, must divide C and C'; ``"auto"`` for the largest number up to 8 that divides both.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
-        norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that makes a module.
+        norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that returns a module.
         scale: Factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),
             where M counts the elements of one group.
-        g_std: Standard deviation of g's first weights; None for 0.01, 0.2 with the scale ``"sqrt"`` and 2 with
-            ``"mean"``, so that a new block learns as fast with a scale as without. Those of theta, phi and z start
-            with 0.01.
+        g_std: Standard deviation of g's initial weights. None for 0.01, or 0.2 with the scale ``"sqrt"`` and 2 with
+            ``"mean"``, so that a new block learns as fast with a scale as without. For theta, phi and z it is 0.01.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` (Triton kernels on a CUDA device) or ``"naive"``; all compute the
-            same from the same weights. ``"auto"`` takes the fused form where it can run and has passed its self-test.
-        memory_efficient: Whether the eager form keeps less for the backward pass and makes it again there. It changes
-            nothing where the dot product takes the Gram form, which needs neither phi nor g; the fused form never keeps
-            more than x, and compilers decide for themselves.
+            same result. ``"auto"`` takes the fused form if it can run and has passed its self-test.
+        memory_efficient: Whether the eager form keeps less for the backward pass and computes the rest again there. It
+            changes nothing if the dot product takes the Gram form, which needs neither phi nor g. The fused form keeps
+            no map but x in any case, and compilers decide for themselves.
         process_group: Processes that each hold a part of the positions of every sample, for inputs too large for
-            one; each calls the block on its part. None where a process holds whole samples. A block with one can be
-            copied, but not pickled: save its state dict.
-        device: Where the parameters and buffers lie; None for PyTorch's default.
+            one process; each calls the block on its part. None if a process holds whole samples. A block with a
+            process group can be copied, but not pickled: save its state dict.
+        device: Device of the parameters and buffers; None for PyTorch's default.
         dtype: Their type; None for PyTorch's default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Global context blocks (GCNet): one attention map for all positions.
+"""Global context blocks (GCNet), in which all positions share one attention map.
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions.
 """

@@ -1,4 +1,4 @@
-"""What the exact and the compact generalized non-local blocks share, and the exact ones.
+"""The base of the exact and the compact generalized non-local blocks, and the exact blocks.
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
@@ -16,7 +16,7 @@ from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import PairsBackend, Scale, generalized_non_local
 from cgnl.settings.checks import check_choice
 
-# Symbolic tracing records an operation as one call: inside it looks at shapes and types.
+# Symbolic tracing records an operation as one call, because its code depends on shapes and types.
 fx.wrap("generalized_non_local")
 
 # A scale makes the branch of a new block so small that the norm's eps outweighs its variance, and the block hardly
@@ -26,11 +26,11 @@ _G_STD = {None: 0.01, "sqrt": 0.2, "mean": 2.0}
 
 
 class SingleSampleWarning(UserWarning):
-    """BatchNorm sees one sample, which takes out of a CGNL block what the block adds."""
+    """BatchNorm sees only one sample, which cancels the attention of a CGNL block."""
 
 
 class GroupedBlock(Block):
-    """What the exact and the compact generalized non-local blocks share."""
+    """Base class of the exact and the compact generalized non-local blocks."""
 
     backends: tuple[str, ...] = get_args(PairsBackend)
 
@@ -125,7 +125,7 @@ class GeneralizedNonLocal3d(_ExactBlock):
 
 
 def is_over_this_process(norm: nn.Module) -> bool:
-    """Tell whether the norm takes its statistics in training over the samples of this process alone."""
+    """Tell whether the norm in training takes its statistics only over the samples of this process."""
     if type(norm) is nn.SyncBatchNorm:
         distributed = torch.distributed
         return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)

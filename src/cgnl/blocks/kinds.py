@@ -1,4 +1,4 @@
-"""The kinds of blocks, one entry each: options, classes, words for people, and the features that are explained.
+"""The kinds of blocks, one entry each: classes, words for people, and the features that are explained.
 
 Legend: B batch, C channels, C' inner channels, G groups, S spatial or space-time axes, S' the axes of phi and g.
 """
@@ -45,18 +45,18 @@ __all__ = [
 ]
 MakeBlock = Callable[[int], nn.Module]
 Form = Literal["nl", "gnl", "cgnl", "residual"]
-"""How a block relates positions: by a pairwise function, a kernel function, its series, or (residual) not at all."""
+"""How a block relates positions: by a pairwise function, a kernel function, its series, or not at all (residual)."""
 
 
 class Features(NamedTuple):
-    """What a block makes of its input before it relates positions; ``cgnl.explain`` draws its maps of them.
+    """The features that a block computes before it relates positions; ``cgnl.explain`` makes its maps from them.
 
     Attributes:
-        theta: [B, C', *S], as the kernel function sees it; the input where a block relates no positions.
-        phi: [B, C', *S'], likewise; None where a block relates no positions.
-        g: [B, C', *S'], None where a block relates no positions.
-        form: Which equation relates them.
-        factor: What the sums are multiplied by, or for the form "nl" the logits.
+        theta: [B, C', *S], as the kernel function sees it; the input if a block relates no positions.
+        phi: [B, C', *S'], likewise; None if a block relates no positions.
+        g: [B, C', *S'], None if a block relates no positions.
+        form: The equation that relates them.
+        factor: Factor on the sums, or on the logits for the form "nl".
         groups: G.
         pairwise: Pairwise function of the form "nl".
         kernel: Kernel function of the other forms.
@@ -79,9 +79,9 @@ class Kind(NamedTuple):
 
     Attributes:
         classes: The classes for one, two and three axes.
-        words: What it is called beside other networks.
-        features: Returns the features of a block for an input [B, C, *S].
-        phrase: What it is in words, where its pairwise or kernel function does not say it.
+        words: Its short name in comparisons of networks.
+        features: Function that returns the features of a block for an input [B, C, *S].
+        phrase: Its description, if its pairwise or kernel function does not describe it.
         relates: Whether it relates positions to each other, so that there are maps to draw.
     """
 
@@ -94,7 +94,7 @@ class Kind(NamedTuple):
 
 def _non_local(block: Any, x: Tensor) -> Features:
     if block.pairwise == "gaussian":
-        theta = phi = x.clone(memory_format=torch.contiguous_format)  # the network may go on in place
+        theta = phi = x.clone(memory_format=torch.contiguous_format)  # the network may change x in place later
     else:
         theta, phi = _convolved(block.theta, x), _convolved(block.phi, x)
     g = _convolved(block.g, x)
@@ -128,7 +128,7 @@ def _residual(block: Any, x: Tensor) -> Features:
 def _global_context(block: Any, x: Tensor) -> Features:
     logits = _applied(block.key, x.movedim(1, -1)).movedim(-1, 1)
     g = x.clone(memory_format=torch.contiguous_format)
-    # every position asks the same question, so a softmax over one feature is the block's attention
+    # every position has the same query, so a softmax over one feature is the block's attention
     return Features(torch.ones_like(logits), logits.contiguous(), g, "nl", pairwise="embedded_gaussian")
 
 
@@ -141,7 +141,7 @@ def _convolved(convolution: nn.Module, x: Tensor) -> Tensor:
 
 
 def _applied(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's output in x's type, on x's device."""
+    """Return the layer's output in x's type, on x's device."""
     parameters = {name: parameter.to(x.device, x.dtype) for name, parameter in layer.named_parameters()}
     return torch.func.functional_call(layer, parameters, (x,))
 
@@ -172,7 +172,7 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(block: nn.Module) -> str | None:
-    """Return the name of the kind that a module is of, or None for other modules."""
+    """Return the name of a block's kind, or None for other modules."""
     return next((name for name, kind in KINDS.items() if isinstance(block, kind.classes)), None)
 
 
@@ -192,7 +192,7 @@ def relates_positions(block: nn.Module) -> bool:
 
 
 def phrase_of(block: nn.Module) -> str:
-    """Return what a block is in words, empty where its pairwise or kernel function says it."""
+    """Return a block's description, or an empty string if its pairwise or kernel function describes it."""
     kind = kind_of(block)
     return KINDS[kind].phrase if kind else f"block of your own ({type(block).__name__})"
 

@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from cgnl.blocks.shell import Block, Factory, Norm
 from cgnl.ops import PairsBackend, Pairwise
-from cgnl.ops import read_only_non_local as non_local  # conv_z only reads the result: no copy is needed
+from cgnl.ops import read_only_non_local as non_local  # needs no copy: conv_z only reads the result
 from cgnl.settings.checks import check_choice
 
-# Symbolic tracing records an operation as one call: inside it looks at shapes and types.
+# Symbolic tracing records an operation as one call, because its code depends on shapes and types.
 fx.wrap("non_local")
 fx.wrap("sub_sampled")
 
@@ -95,12 +95,12 @@ class NonLocal1d(_NonLocalBlock):
 class NonLocal2d(_NonLocalBlock):
     """Non-local block for images: Z = norm(conv_z(Y)) + X with Y over all pairs of positions (Eq. 1-4).
 
-    conv_z is not grouped and has no bias; neither has the concatenation's projection.
+    conv_z is not grouped. Neither conv_z nor the concatenation's projection has a bias.
 
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` (over N_phi),
+        pairwise: ``"embedded_gaussian"``, ``"gaussian"`` (theta = phi = x), ``"dot_product"`` (divided by N_phi),
             ``"dot_product_sum"`` (not divided, as Eq. 4 is printed) or ``"concatenation"``.
         scale: Whether softmax forms divide their logits by the square root of theta's channels.
         subsample: Whether phi and g are max-pooled by 2 along the spatial axes (an axis of one position stays as it
@@ -108,7 +108,7 @@ class NonLocal2d(_NonLocalBlock):
         norm: ``"batch"``, ``"sync_batch"``, ``"group"`` (one group), None, or a function of C that makes a module.
         bias: Whether theta, phi and g have biases.
         backend: ``"auto"``, ``"eager"`` or ``"naive"``.
-        device: Where the parameters and buffers lie; None for PyTorch's default.
+        device: Device of the parameters and buffers; None for PyTorch's default.
         dtype: Their type; None for PyTorch's default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The shell of all blocks: Z = norm(conv_z(Y)) + X (Eq. 13), their norms, and their start as the identity.
+"""The shell of blocks Z = norm(conv_z(Y)) + X (Eq. 13): their norms, and their start as the identity.
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 """
@@ -28,20 +28,20 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _PLAIN_MODULES = (*CONVOLUTIONS.values(), *BATCH_NORMS.values())
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-# The most groups that a block takes by itself: those of the paper's main rows.
+# The maximum number of groups with "auto": that of the paper's main rows.
 _MOST_GROUPS = 8
 _AXES_IN_WORDS = {1: "[B, C, L]", 2: "[B, C, H, W]", 3: "[B, C, T, H, W]"}
 
 
 class Factory(TypedDict):
-    """Where the parameters and buffers of a new block lie, and their type; None for PyTorch's defaults."""
+    """Device and type of the parameters and buffers of a new block; None for PyTorch's defaults."""
 
     device: torch.device | str | int | None
     dtype: torch.dtype | None
 
 
 class Block(nn.Module):
-    """The shell of all blocks: checks, norm, residual, start as the identity."""
+    """The shell of blocks: checks, norm, residual, and the start as the identity."""
 
     num_axes: int
     theta: _ConvNd
@@ -78,7 +78,7 @@ class Block(nn.Module):
         return convolution
 
     def _finish(self, norm: Norm, factory: Factory) -> None:
-        """Make conv_z and the norm, with zeros where they turn the block into the identity."""
+        """Make conv_z and the norm, with the zeros that turn the block into the identity."""
         self.z = self._convolution(self.inner_channels, self.channels, factory, groups=self.groups)
         self.norm = _make_norm(norm, self.channels, self.groups, self.num_axes, factory)
         weight, bias = (getattr(self.norm, name, None) for name in ("weight", "bias"))
@@ -93,7 +93,7 @@ class Block(nn.Module):
         return tuple(child for name, child in self.named_children() if name != "norm")
 
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        """Return Y of x, [B, C', *S], through the convolutions as modules."""
+        """Return Y of x, [B, C', *S], by calling the convolutions as modules."""
         raise NotImplementedError
 
     def _branch(self, x: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ class Block(nn.Module):
             return self._through_modules(x)
         self._check_input(x)
         run = self._through_operations if self._fits_operation() else self._through_modules
-        # a process that shares its samples with others has to take part in what they exchange
+        # a process that shares its samples with others must take part in each exchange
         return run(x) if getattr(self, "process_group", None) is not None else of_any_size(run, x)
 
     def _fits_operation(self) -> bool:
-        """Tell whether the operation on the weights does the same as the convolutions."""
+        """Tell whether an operation on the weights gives the same result as calling the convolutions."""
         return all(is_plain(convolution) and _is_pointwise(convolution) for convolution in self._convolutions())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -137,7 +137,7 @@ class Block(nn.Module):
         return (x + (branch if self.norm is None else self.norm(branch))).to(x.dtype)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Return Z with conv_z and norm in the type in which the operation sums: half types do not overflow."""
+        """Return Z with conv_z and norm in the type in which the operation sums, so that half types do not overflow."""
         branch = self._branch(x)
         return (x + (branch if self.norm is None else _run_norm(self.norm, branch))).to(x.dtype)
 
@@ -160,7 +160,7 @@ class Block(nn.Module):
         self._check_fuse()
         if self.norm is None:
             return self
-        z = copy.deepcopy(self.z)  # others, a stream for one, may hold the old one
+        z = copy.deepcopy(self.z)  # other modules, such as a stream, may hold the old one
         with torch.no_grad():
             norm = described(self.norm)
             assert norm is not None
@@ -211,7 +211,7 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: F
 
 
 def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
-    """Return the number of groups that an argument means, if it divides the channels and the inner channels."""
+    """Return the number of groups, or raise ValueError if it does not divide the channels and inner channels."""
     if groups == "auto":
         return next(
             number for number in range(_MOST_GROUPS, 0, -1) if not (channels % number or inner_channels % number)
@@ -232,13 +232,13 @@ def fuse_blocks(model: nn.Module) -> nn.Module:
     """Fold the norm of every block of a network into its conv_z, for inference; see `Block.fuse`.
 
     Args:
-        model: A network in eval mode, changed in place. Blocks whose norm cannot be folded stay as they are.
+        model: A network in eval mode, changed in place. Blocks without a foldable norm stay as they are.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: A block is in training, or was changed so that its norm cannot be folded; then none is folded.
+        ValueError: A block is in training, or was changed so that its norm cannot be folded. Then no block is folded.
 
     Example:
         >>> from cgnl import CGNL2d, fuse_blocks
@@ -258,11 +258,11 @@ def _can_be_folded(norm: nn.Module | None) -> bool:
 
 
 def described(norm: nn.Module | None) -> BatchNorm | None:
-    """Return BatchNorm as the operations take it; None for no norm."""
+    """Return a BatchNorm in the form that the operations take, or None for no norm."""
     if norm is None:
         return None
     assert isinstance(norm, _BatchNorm)
-    # a norm that does not track its statistics leaves them alone in training
+    # a norm that does not track its statistics leaves them unchanged in training
     is_tracked = norm.track_running_stats or not norm.training
     return BatchNorm(
         norm.weight,
@@ -278,7 +278,7 @@ def described(norm: nn.Module | None) -> BatchNorm | None:
 
 
 def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
-    """Run the norm in the type of ``branch``, also where its parameters are of a half type."""
+    """Run the norm in the type of ``branch``, even if its parameters have a half type."""
     branch = _in_plain_strides(branch)
     tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
     converted = {
@@ -288,7 +288,7 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
     }
     if not converted:
         return norm(branch)
-    # what `torch.func.functional_call` does, but for refusing to be traced
+    # as in `torch.func.functional_call`, which cannot be traced
     with stateless._reparametrize_module(norm, converted):
         out = norm(branch)
     for name, buffer in norm.named_buffers():
@@ -300,11 +300,11 @@ def _run_norm(norm: nn.Module, branch: Tensor) -> Tensor:
 def _in_plain_strides(branch: Tensor) -> Tensor:
     """Return the branch itself, or a copy if an axis of size 1 has an odd stride.
 
-    There PyTorch takes the channels for last in one place and for first in another, and BatchNorm's gradients on a CPU
-    are wrong.
+    For such strides, PyTorch takes the channels as last in one place and as first in another, and BatchNorm's gradients
+    on a CPU are wrong.
     """
     if torch._C._are_functorch_transforms_active():
-        return branch.clone(memory_format=torch.contiguous_format)  # vmap does not tell its strides
+        return branch.clone(memory_format=torch.contiguous_format)  # vmap hides the strides
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(branch.dim())
     for memory_format in (last, torch.contiguous_format):
         if memory_format is not None and branch.is_contiguous(memory_format=memory_format):
@@ -314,7 +314,7 @@ def _in_plain_strides(branch: Tensor) -> Tensor:
 
 
 def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run the function on a map, also on one without positions, which PyTorch's convolutions refuse."""
+    """Run the function on a map, even on a map without positions, which PyTorch's convolutions refuse."""
     if isinstance(x, fx.Proxy) or not (is_empty(x) and 0 in x.shape[2:]):
         return function(x)
     # an empty batch of maps that are large enough to be pooled
@@ -323,7 +323,7 @@ def of_any_size(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Tell whether a call of the module runs its own operation on its own tensors and nothing else."""
+    """Tell whether calling the module runs only its own operation on its own tensors."""
     return type(module) in _PLAIN_MODULES and has_no_hooks(module)
 
 
@@ -346,7 +346,7 @@ def _is_pointwise(convolution: nn.Module) -> bool:
 
 
 def check_input(block: nn.Module, x: Tensor, num_axes: int, channels: int) -> None:
-    """Raise ValueError where x has another number of axes or channels than the block."""
+    """Raise ValueError if x has another number of axes or channels than the block."""
     name = type(block).__name__
     if x.dim() != num_axes + 2:
         raise ValueError(f"x {tuple(x.shape)} must be {_AXES_IN_WORDS[num_axes]} for {name}")

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation blocks: a factor for each channel, out of the average over all positions.
+"""Squeeze-and-excitation blocks: a factor for each channel, computed from the averages over all positions.
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes.
 """

@@ -1,11 +1,11 @@
-"""The compact generalized non-local block for endless video: frames come one after the other, memory stays constant.
+"""The compact generalized non-local block for endless video: it takes frame after frame in constant memory.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, T frames of one call, H and W height and width, G groups,
-P order of the series, F frames whose sums are kept apart, K numbers a sample and group: up to P + 1 sums and the count
-of elements.
+P order of the series, F frames whose sums are kept apart, K numbers per sample and group: up to P + 1 sums and the
+count of elements.
 
-All that the positions of Eq. 12 share are the sums over phi and g. Those of past frames can be kept, and the frames
-let go; the polynomial in theta needs the frame at hand alone.
+The positions in Eq. 12 share only the sums over phi and g. So the stream keeps the sums of past frames and drops the
+frames; the polynomial in theta needs only the current frame.
 """
 
 from functools import partial
@@ -23,27 +23,28 @@ from cgnl.ops.precision import is_exporting, sum_dtype, without_autocast
 
 
 class CGNLStream3d(Block):
-    """A trained `CGNL3d` on endless video: each frame is related with itself and the frames before it.
+    """A trained `CGNL3d` on endless video, which relates each frame to itself and to the frames before it.
 
-    The output of frame t is what the block gives for the last frame of a clip of the frames 0..t (neither argument
-    given), of the last ``window`` frames, or of 0..t where frame s enters every sum with the factor decay^(t - s):
-    those of phi and g, and M, the count of elements, by which ``scale`` divides. Frames that come later never matter,
-    so it makes no difference in how many calls the frames come. They may change their height and width.
+    The output for frame t equals the block's output for the last frame of a clip. Without ``window`` and ``decay``, the
+    clip has the frames 0..t; with ``window``, the last ``window`` frames. With ``decay``, it has the frames 0..t, and
+    frame s enters every sum with the factor decay^(t - s): the sums over phi and g, and M, the count of elements, by
+    which ``scale`` divides. Later frames never matter, so frames may come one by one or several in a call. Their height
+    and width may change.
 
-    What is kept from call to call are ``sums``, a few numbers for each sample and group (``window`` times as many for
-    a window, whose sum is taken anew for each frame, so that no rounding errors gather), in float64 on the device of
-    the frames. They are no part of the state dict. ``reset()`` forgets them; to go on later, save ``sums`` and set
-    them again. A NaN or an infinity stays in its sample, and there until ``reset()``, or until it has left the window.
+    From call to call, the stream keeps ``sums``, a few numbers for each sample and group, in float64 on the device of
+    the frames. A window keeps ``window`` times as many and adds them up again for each frame, so that rounding errors
+    do not accumulate. ``sums`` is not part of the state dict. ``reset()`` forgets it; to continue later, save ``sums``
+    and set it again. A NaN or an infinity stays in its sample, until ``reset()`` or until it has left the window.
 
-    With ``scale=None`` the sums grow with the number of frames in them: a window as long as the clips that the block
-    was trained on keeps them as they were there, ``scale="mean"`` does so for any memory.
+    With ``scale=None`` the sums grow with the number of frames in them. A window as long as the clips in training keeps
+    their size; ``scale="mean"`` keeps it for any number of frames.
 
     The stream shares the block's convolutions and norm and has its state-dict keys. It runs the eager form, and no
-    gradient flows through it. With a block that has a process group, each process gets its part of every frame.
+    gradient flows through it. If the block has a process group, each process gets its part of every frame.
 
     Args:
         block: A `CGNL3d` in evaluation mode, with BatchNorm or without a norm.
-        window: Number of frames to remember, the present one included; None for all.
+        window: Number of frames to remember, including the current one; None for all.
         decay: Factor above 0 and below 1 by which a frame counts less with each frame after it; None for 1.
 
     Attributes:
@@ -118,7 +119,7 @@ class CGNLStream3d(Block):
                 "torch.func cannot: call it outside of them"
             )
         if x.dim() == 4:
-            # no view: what follows may change the output in place
+            # not a view, because later modules may change the output in place
             return torch.empty_like(x).copy_(super().forward(x[:, :, None]).squeeze(2))
         return super().forward(x)
 
@@ -126,7 +127,7 @@ class CGNLStream3d(Block):
         super()._check_input(x)
         if self.process_group is not None:
             count_over_processes(0, x, self.process_group)
-        # of several processes one may hold no positions
+        # one of several processes may hold no positions
         if 0 in (x.shape[2:3] if self.process_group is not None else x.shape[2:]):
             raise ValueError(f"x {tuple(x.shape)} must hold at least one frame of one position")
         needed = (x.shape[0], self.groups, self._num_kept())
@@ -141,7 +142,7 @@ class CGNLStream3d(Block):
         return (varying + shared).to(out_dtype or x.dtype)
 
     def _through_operations(self, x: Tensor) -> Tensor:
-        """Return Z with the shared part of y carried apart from the other, which so keeps its digits."""
+        """Return Z with the shared part of y kept apart from the part that varies, so that this keeps its digits."""
         if not is_known(self.norm):
             return super()._through_operations(x)
         varying, shared = self._in_parts(x)
@@ -158,7 +159,7 @@ class CGNLStream3d(Block):
             return (x + (varying + shared)).to(x.dtype)
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y of the frames as the part that varies over the positions, [B, C', T, H, W], and the shared one."""
+        """Return y of the frames as a part that varies over the positions, [B, C', T, H, W], and a shared part."""
         theta, phi, g = (of_any_size(convolution, x).flatten(3) for convolution in (self.theta, self.phi, self.g))
         dtype = sum_dtype(theta.dtype)
         varying = torch.empty_like(theta, dtype=dtype)
@@ -178,7 +179,7 @@ class CGNLStream3d(Block):
         return sum(a2 != 0 for a2 in self._coefficients) + 1
 
     def _of_frame(self, phi: Tensor, g: Tensor) -> Tensor:
-        """Return the numbers [B, G, K] that are kept of a frame [B, C', H·W]."""
+        """Return the numbers [B, G, K] to keep of a frame [B, C', H·W]."""
         envelope = self.kernel.envelope(phi)
         sums = power_sums(phi, g if envelope is None else g * envelope, self.groups, self._coefficients)
         channels = phi.shape[1] // self.groups
@@ -217,8 +218,8 @@ def _check_block(block: nn.Module) -> None:
     norm = block.norm
     if norm is not None and not (isinstance(norm, _BatchNorm) and norm.running_mean is not None):
         raise ValueError(
-            f"block's norm ({norm}) must be BatchNorm with running statistics, or None: others take their statistics "
-            "from the clip, frames to come included"
+            f"block's norm ({norm}) must be BatchNorm with running statistics, or None: other norms take their "
+            "statistics from the whole clip, including later frames"
         )
     if block.kernel.normalizes_features:
         raise ValueError(

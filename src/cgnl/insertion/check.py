@@ -1,4 +1,4 @@
-"""The check of a network with its blocks: that they run once, can be trained, and reach an output."""
+"""The check that each block in a network runs once, can be trained, and affects an output."""
 
 import itertools
 import re
@@ -30,9 +30,9 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
     except Exception as error:
         _free_frames(error)
         failure = error
-    # Not inside the except, where the failed run's graph would still be in memory.
+    # Not inside the except clause, which would keep the failed run's graph in memory.
     blamed = None if failure is None else _blamed(model, blocks, example_input, failure)
-    # Last, as a host may keep maps as attributes: those of this run hold no graph, and can be copied.
+    # This run comes last because a host may keep maps as attributes: those of this run hold no graph and can be copied.
     with undisturbed(model):
         runs, _ = run(model, blocks.values(), example_input)
     if blamed is not None:
@@ -51,7 +51,7 @@ def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_inpu
 
 
 def _free_frames(error: BaseException | None) -> None:
-    """Let go of the tensors in the frames that an error went through; its lines stay."""
+    """Free the tensors in the frames of an error's traceback; the traceback keeps its lines."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -62,8 +62,8 @@ def _differentiate(
 ) -> list[str]:
     """Differentiate the sum of all outputs; return the paths of the blocks that no gradient reaches.
 
-    The parameters keep their ``grad``. A product stands in for the blocks in ``replaced``; no later in-place operation
-    can break it.
+    The parameters keep their ``grad``. A product replaces the blocks in ``replaced``; no later in-place operation can
+    break it.
     """
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, gradients=True))
@@ -82,7 +82,7 @@ def _differentiate(
 
 
 def _parameters(model: nn.Module, blocks: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters of the blocks, and the host's first: the whole graph is walked, few gradients are kept."""
+    """Return the blocks' parameters and the host's first: autograd walks the whole graph and keeps few gradients."""
     of_blocks = [parameter for block in blocks.values() for parameter in block.parameters()]
     known = set(map(id, of_blocks))
     of_host = (parameter for parameter in model.parameters() if id(parameter) not in known and parameter.requires_grad)
@@ -96,7 +96,7 @@ def _multiply(block: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
 def _blamed(
     model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any, error: Exception
 ) -> Exception | None:
-    """Return the error, with the path of the block that causes it; None where it is the host's own."""
+    """Return the error with the path of the block that causes it, or None if the host causes it."""
     if _fails(model, blocks, example_input, blocks.values()):
         return None
     for path in blocks:
@@ -118,7 +118,7 @@ def _fails(
 
 
 def _reaches_output(model: nn.Module, block: nn.Module, example_input: Any) -> bool:
-    """Tell whether the network's output depends on the block's, also without a gradient, as in boxes after NMS."""
+    """Tell whether the network's output depends on the block's, even without a gradient, as boxes after NMS do."""
     flow = _Flow()
 
     def mark(block: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -130,7 +130,7 @@ def _reaches_output(model: nn.Module, block: nn.Module, example_input: Any) -> b
         leaves = list(leaves_in(output))
         if flow.left_tensors or any(flow.has(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
             return True
-    except Exception:  # of a host that a mode cannot look into
+    except Exception:  # from a host that a mode cannot look into
         return True
     # objects of other kinds may hold it
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor | bool | int | float | str | None)]
@@ -138,11 +138,11 @@ def _reaches_output(model: nn.Module, block: nn.Module, example_input: Any) -> b
 
 
 class _Flow(TorchDispatchMode):
-    """Marks the results of all operations on marked tensors; a tensor is known by its memory, which views share."""
+    """Marks the results of all operations on marked tensors, which it recognises by their memory: views share it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left_tensors = False  # into a number or an array, which may decide on anything
+        self.left_tensors = False  # a value became a number or an array, which may affect anything
         self._marked: dict[int, torch.UntypedStorage] = {}
 
     def mark(self, tensor: Tensor) -> None:
@@ -157,7 +157,7 @@ class _Flow(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(map(self.has, tensors_in((args, kwargs)))):
-            # an operation without a tensor as its result may have written into its arguments
+            # an operation that returns no tensor may have written into its arguments
             for tensor in list(tensors_in(result)) or tensors_in((args, kwargs)):
                 self.mark(tensor)
             self.left_tensors |= isinstance(result, bool | int | float)
@@ -165,7 +165,7 @@ class _Flow(TorchDispatchMode):
 
 
 class _Leaving(TorchFunctionMode):
-    """Notices the operations that :class:`_Flow` does not see, as their results are no tensors."""
+    """Notices the operations that :class:`_Flow` does not see, because their results are not tensors."""
 
     def __init__(self, flow: _Flow) -> None:
         super().__init__()

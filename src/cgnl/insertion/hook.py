@@ -1,4 +1,4 @@
-"""The hook that runs a block after its module, and the blocks that a network has.
+"""The hook that runs a block after its module, and the list of a network's blocks.
 
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cgnl.insertion.nested import Key, pick, put
 
 BLOCK_NAME = "inserted_block"
-"""Name of an inserted block in the module it stands after: ``layer3.4.inserted_block.theta.weight``."""
+"""Name of an inserted block in the module that it follows: ``layer3.4.inserted_block.theta.weight``."""
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -32,15 +32,15 @@ class _BlockHook(_Hook):
     """Forward hook that passes a module's output, or one tensor in it, through a block.
 
     Args:
-        name: The block's name among its owner's children; where the owner lies inside the hooked module, its path
+        name: The block's name among its owner's children; if the owner lies inside the hooked module, the block's path
             there.
         layout: Layout of the module's output.
-        block: The block, where a module around the hooked one owns it. One that the hooked module or one inside owns
-            is looked up at each call, so that replicas (DataParallel) and wrappers put around it are followed.
+        block: The block, if a module around the hooked one owns it. If the hooked module or one inside it owns the
+            block, each call looks it up, and so finds replicas (DataParallel) and wrappers around it.
         keys: Where the tensor is in the module's output.
     """
 
-    keys: tuple[Key, ...] = ()  # of networks pickled by older versions
+    keys: tuple[Key, ...] = ()  # for networks that older versions pickled
 
     def __init__(self, name: str, layout: Layout, block: nn.Module | None, keys: tuple[Key, ...] = ()) -> None:
         self.name = name
@@ -59,7 +59,7 @@ class _BlockHook(_Hook):
 
 
 class _ReplicaHook(_Hook):
-    """Forward pre-hook of a block's owner: in a DataParallel replica, shows the hooked module its block's replica."""
+    """Forward pre-hook of a block's owner: in a DataParallel replica, gives the hooked module its block's replica."""
 
     def __init__(self, path: str, name: str) -> None:
         self.path = path
@@ -67,7 +67,7 @@ class _ReplicaHook(_Hook):
 
     def __call__(self, owner: nn.Module, args: tuple[Any, ...]) -> None:
         if getattr(owner, "_is_replica", False):
-            # not by setattr, which would make it a child, and a container runs its children
+            # setattr would make it a child, and a container runs its children
             vars(owner.get_submodule(self.path))[_REPLICA_NAME] = getattr(owner, self.name)
 
 
@@ -79,7 +79,7 @@ def apply(block: nn.Module, output: Tensor, layout: Layout) -> Tensor:
 
 @torch.fx.wrap
 def _as_in_host(refined: Tensor, output: Tensor) -> Tensor:
-    """Give a block's result the type and strides of the host's output: a later ``view`` may count on them."""
+    """Give a block's result the type and strides of the host's output: a later ``view`` may rely on them."""
     if refined.shape != output.shape:
         raise ValueError(
             f"the block must keep its input's shape, but made {list(refined.shape)} of {list(output.shape)}"
@@ -87,7 +87,7 @@ def _as_in_host(refined: Tensor, output: Tensor) -> Tensor:
     if refined.dtype == output.dtype and refined.stride() == output.stride():
         return refined
     if torch._C._are_functorch_transforms_active():
-        # the block alone may be mapped over (its parameters are, the host's are not): so is the copy then
+        # torch.func may map over the block's parameters and not over the host's: then it must map over the copy too
         strides = torch.empty_like(output, device="meta").stride()
         return refined.new_empty_strided(output.shape, strides, dtype=output.dtype).copy_(refined)
     return torch.empty_like(output).copy_(refined)
@@ -96,10 +96,10 @@ def _as_in_host(refined: Tensor, output: Tensor) -> Tensor:
 def attach(
     target: nn.Module, block: nn.Module, layout: Layout, keys: tuple[Key, ...], owner: nn.Module, name: str
 ) -> None:
-    """Make a block a child of its owner, and the first hook of the module it stands after.
+    """Make a block a child of its owner, and its hook the first of the module that the block follows.
 
-    It comes before hooks that are already there, so that they see the refined map: networks that collect feature maps
-    by hooks make these when they are built, or called for the first time.
+    The hook runs before hooks that are already there, so that they see the refined map: networks that collect feature
+    maps through hooks register these when they are built or first called.
     """
     while hasattr(owner, name):
         name += "_"
@@ -112,7 +112,7 @@ def attach(
         setattr(target, _REPLICA_HANDLE_NAME, owner.register_forward_pre_hook(_ReplicaHook(path, name)))
     else:
         hook = _BlockHook(f"{inside}.{name}".lstrip("."), layout, None, keys)
-    # Unpickling the handle keeps new hooks of a fresh process from taking this hook's id and replacing it.
+    # Unpickling restores the handle too, so that no new hook of a fresh process gets this hook's id and replaces it.
     setattr(target, _HANDLE_NAME, target.register_forward_hook(hook, prepend=True))
 
 
@@ -138,10 +138,10 @@ def detach(model: nn.Module, target: nn.Module) -> None:
 
 
 class RunsBlocksOfVideos:
-    """Base of networks whose modules see frames, folded into the batch, and which run blocks on videos themselves."""
+    """Base class of networks that fold frames into the batch and run blocks on videos themselves."""
 
     def insert_block(self, path: str, make_block: Callable[[int], nn.Module]) -> nn.Module:
-        """Put a block of videos after the module at a path."""
+        """Put a block for videos after the module at a path."""
         raise NotImplementedError
 
 
@@ -155,7 +155,7 @@ def attach_without_hook(module: nn.Module, block: nn.Module) -> None:
 
 
 def block_without_hook(module: nn.Module) -> nn.Module | None:
-    """Return the block that :func:`attach_without_hook` put into a module, None where there is none."""
+    """Return the block that :func:`attach_without_hook` put into a module, or None."""
     return module.get_submodule(BLOCK_NAME) if getattr(module, _HANDLE_NAME, False) is None else None
 
 
@@ -163,10 +163,10 @@ def inserted_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """List the inserted blocks of a network.
 
     Args:
-        model: Any network; also a copy, or one that was saved and loaded.
+        model: Any network, including a copy, or a network that was saved and loaded.
 
     Returns:
-        For each path that a block stands after, the block; in the order of ``model.named_modules()``.
+        The blocks by the path of the module that each follows, in the order of ``model.named_modules()``.
     """
     blocks = ((path, block_after(module)) for path, module in model.named_modules())
     return {path: block for path, block in blocks if block is not None}

@@ -1,4 +1,4 @@
-"""Blocks into any network, by module path, and out again.
+"""Putting blocks into any network, and taking them out again.
 
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
@@ -38,40 +38,42 @@ def insert_blocks(
     num_blocks: int = 1,
     select: Select | Mapping[str, Select | None] | None = None,
 ) -> ModelT:
-    """Put blocks into a network, each right after the module at its path, or at the paper's place, which it finds.
+    """Put blocks into a network, each right after the module at its path, or at the paper's place, which is found.
 
     A block that starts as the identity leaves the network's output as it was, bit for bit. The host's state-dict keys
     do not change: its checkpoints load with ``strict=False``, and only block keys are missing. The network runs on
-    ``example_input`` in eval mode, to find the number of channels and to check the result, forwards and backwards;
-    gradients, buffers, training flags and random state stay as they are, and on any error so does the network.
+    ``example_input`` in eval mode to find the number of channels, and then forwards and backwards to check the result.
+    Gradients, buffers, training flags and random state stay as they are; after an error, the network is as it was.
 
-    A block takes the device, type and training flag of the module it stands after, runs before that module's other
+    A block takes the device, type and training flag of the module that it follows, runs before that module's other
     hooks, and is its child ``inserted_block``; see `cgnl.insertion` for containers and wrappers.
 
     Args:
         model: Any network; changed in place. Insert before ``torch.compile``, DDP and ``fully_shard``.
         blocks: For each module path, such as ``"layer3.4"``, a callable that takes the number of channels and
             returns the block: a class such as ``cgnl.CGNL2d``, a ``functools.partial`` of it, or a function.
-            The block must keep the shape ``[B, C, *S]`` of its input. Or one such callable alone, for the paper's
-            place: right before the last block of the stage at 1/16 of the input, see `cgnl.insertion`.
+            The block must keep the shape ``[B, C, *S]`` of its input. If you give a single callable instead, it goes to
+            the paper's place: right before the last block of the stage at 1/16 of the input, see `cgnl.insertion`.
         example_input: The network's input, on its device: a tensor, a tuple of positional arguments, or a dict of
             keyword arguments.
         layout: ``"channels_first"`` for feature maps ``[B, C, *S]`` of 1 to 3 axes; ``"channels_last"`` for
             maps ``[B, *S, C]`` and tokens ``[B, N, C]``, where a class token is one more position. Blocks see
-            ``[B, C, *S]`` either way. The default is channels first for paths, and found for a callable alone.
-        num_blocks: Number of blocks of a callable alone. With 5, three go into the stage of the first and two into
-            the stage before, at most every other one of a stage's; those that do not fit are left out.
+            ``[B, C, *S]`` either way. The default is channels first for paths; for a single callable, the layout is
+            found.
+        num_blocks: Number of blocks for a single callable. With 5, three go into the stage of the first and two into
+            the stage before, at most one after every second block of a stage; those that do not fit are not inserted.
         select: Where the feature map is in the output of the modules, if they return a tuple, list, dict or
-            dataclass: an index or a key, or a tuple of them for nested ones, ``(0, "features")``. It is for all
-            paths; a dict gives each path its own, and leaves out those whose module returns the map itself.
+            dataclass: an index or a key, or a tuple of them for nested outputs, ``(0, "features")``. It applies to all
+            paths. A dict gives each path its own; leave out paths whose module returns the map itself.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: A path does not exist, its module does not run exactly once, gives no feature map or has a block;
-            no place is found; the block cannot be made or run there, or changes the shape; the network cannot be
-            differentiated with it, or its output does not depend on it; the network is compiled, scripted or wrapped.
+        ValueError: A path does not exist; its module does not run exactly once, returns no feature map, or already has
+            a block; no place is found; the block cannot be made or run there, or changes the shape; the network cannot
+            be differentiated with it, or its output does not depend on it; the network is compiled, scripted or
+            wrapped.
 
     Example:
         >>> import torch, cgnl
@@ -107,7 +109,7 @@ def _insert(
     layout: Layout | None,
     select: Select | Mapping[str, Select | None] | None,
 ) -> None:
-    """Put blocks after the modules at their paths; on any error the network is as before."""
+    """Put blocks after the modules at their paths; after an error, the network is as before."""
     layout_is_given = layout is not None
     layout = layout or "channels_first"
     _check_arguments(model, blocks, example_input, layout, select)
@@ -144,7 +146,7 @@ def _undone_on_error(model: nn.Module, targets: Mapping[str, nn.Module]) -> Iter
 
 
 def _warn_of_channels_last(maps: Mapping[str, Tensor], channels_last: set[Shape]) -> None:
-    """Warn where a block would take the positions of a map for its channels, which nothing else may tell."""
+    """Warn if a block would mistake the positions of a map for its channels, which may show nowhere else."""
     for path, output in maps.items():
         if tuple(output.shape) in channels_last:
             warnings.warn(
@@ -178,7 +180,7 @@ def _runs_it_itself(model: nn.Module, make_block: MakeBlock) -> bool:
 
 
 def _let_insert(model: nn.Module, make_block: MakeBlock, places: Places, example_input: Any) -> None:
-    """Let a network that runs blocks of videos itself take them in."""
+    """Put blocks into a network that runs blocks on videos itself."""
     assert isinstance(model, RunsBlocksOfVideos)
     targets = {path: find_target(model, path) for path in places.paths}
     with _undone_on_error(model, targets):
@@ -191,12 +193,12 @@ def _say(words: str) -> None:
     if _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers():
         _logger.info(words)
     else:
-        # Unlike a log line, this is seen by those who have not set logging up.
+        # Unlike a log line, this shows even if logging is not set up.
         print(f"cgnl: {words}", file=sys.stderr)
 
 
 def _num_axes(make_block: MakeBlock) -> int | None:
-    """Return the number of axes that the blocks of a callable take, None where it does not say."""
+    """Return the number of axes that a callable's blocks take, or None if it does not say."""
     block_type: Any = make_block
     while isinstance(block_type, partial):
         block_type = block_type.func
@@ -239,17 +241,17 @@ def _check_arguments(
 
 
 def remove_blocks(model: ModelT) -> ModelT:
-    """Take all inserted blocks out, so that the host is as it was before :func:`insert_blocks`.
+    """Take out all inserted blocks, so that the host is as it was before :func:`insert_blocks`.
 
     Args:
-        model: The network that blocks were inserted in, or a copy of it; changed in place. A network without
-            inserted blocks is returned as it is.
+        model: The network that has the blocks, or a copy of it; changed in place. A network without inserted blocks
+            stays as it is.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: A block belongs to a module outside ``model``, which is then only a part of the network.
+        ValueError: A block belongs to a module outside ``model``, so ``model`` is only a part of the network.
 
     Example:
         >>> import torch, cgnl
@@ -262,9 +264,9 @@ def remove_blocks(model: ModelT) -> ModelT:
         if not any(block is module for module in model.modules()):
             raise ValueError(
                 f"model: the block after {path!r} belongs to a module outside this {type(model).__name__}; "
-                "pass the network that the blocks were inserted in"
+                "pass the network that the blocks were inserted into"
             )
-    # Inner modules first: a block that stands after another block goes before its owner does.
+    # Inner modules first: a block that follows another block goes before its owner does.
     for module in reversed(list(model.modules())):
         detach(model, module)
     return model
@@ -281,7 +283,7 @@ def _make(
 ) -> nn.Module:
     """Make a block for a module's output and try it there, under autocast if the module runs under it."""
     try:
-        with torch.inference_mode(False):  # parameters made in it could never be trained
+        with torch.inference_mode(False):  # parameters made in inference mode could never be trained
             block = make_block(output.shape[1 if layout == "channels_first" else -1])
             if not isinstance(block, nn.Module):
                 raise ValueError(f"the callable must return a torch.nn.Module, not {type(block).__name__}")

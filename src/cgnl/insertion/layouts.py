@@ -1,4 +1,4 @@
-"""The layout of a network's maps, as its layers show it.
+"""The layout of a network's maps, inferred from its layers.
 
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
@@ -23,7 +23,7 @@ _READ_CHANNELS_FIRST = (
 
 
 def shape_of_first(values: tuple[Any, ...]) -> Shape:
-    """Return the shape of the first value if it is a floating-point tensor with one, else ()."""
+    """Return the shape of the first value if it is a floating-point tensor that is not nested, else ()."""
     first = values[0] if values else None
     if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
         return tuple(first.shape)
@@ -31,12 +31,12 @@ def shape_of_first(values: tuple[Any, ...]) -> Shape:
 
 
 def layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
-    """Return the layout in which a layer reads a map of a shape; None where it does not tell."""
+    """Return the layout in which a layer reads a map of a shape, or None if the layer does not show it."""
     if isinstance(layer, _ConvNd):
         return "channels_first" if len(shape) == layer.weight.ndim else None
     if isinstance(layer, _READ_CHANNELS_FIRST):
         return "channels_first" if len(shape) > 2 else None
-    # Subclasses of LayerNorm may turn the axes before and after.
+    # Subclasses of LayerNorm may permute the axes before and after.
     if isinstance(layer, nn.Linear) or (type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1):
         return "channels_last" if len(shape) > 2 else None
     return None
@@ -44,10 +44,10 @@ def layout_of(layer: nn.Module, shape: Shape) -> Layout | None:
 
 @contextmanager
 def channels_last_shapes(model: nn.Module) -> Iterator[set[Shape]]:
-    """Collect, while open, the shapes of maps that clearly have their channels last.
+    """Collect, while the context is open, the shapes of maps that clearly have their channels last.
 
-    A layer norm takes the last axis for the channels, and no layer the second. Linear layers tell nothing here:
-    some mix positions.
+    A layer norm reads such a map with its channels last, and no layer reads it with its channels first. Linear layers
+    do not count here, because some mix positions.
     """
     shapes: dict[Layout, set[Shape]] = {"channels_first": set(), "channels_last": set()}
     found: set[Shape] = set()

@@ -1,4 +1,4 @@
-"""Values inside a nested output: in tuples, lists, dicts and dataclasses."""
+"""Values inside nested outputs: tuples, lists, dicts and dataclasses."""
 
 import copy
 import dataclasses
@@ -10,13 +10,13 @@ from torch import Tensor, fx
 
 Key = str | int
 Select = Key | tuple[Key, ...]
-"""Where a tensor is in a nested output: a key or an index, or one for each level, from the outside in."""
+"""Where a tensor is in a nested output: a key or an index, or a tuple with one for each level, outermost first."""
 
 _SHOWN = 6
 
 
 def keys_of(select: Select | None) -> tuple[Key, ...]:
-    """Return the keys of ``select``, from the outside in; none of them where the output itself is the tensor."""
+    """Return the keys of ``select``, outermost first; no keys if the output itself is the tensor."""
     if select is None:
         return ()
     return select if isinstance(select, tuple) else (select,)
@@ -43,7 +43,7 @@ def pick(output: Any, keys: tuple[Key, ...]) -> Any:
 
 
 def put(output: Any, keys: tuple[Key, ...], value: Any) -> Any:
-    """Return a copy of the output, of the same kind, with another value at ``keys``; the output stays as it is."""
+    """Return a copy of the output, of the same kind, with another value at ``keys``."""
     if not keys:
         return value
     key, *inner = keys
@@ -51,14 +51,14 @@ def put(output: Any, keys: tuple[Key, ...], value: Any) -> Any:
 
 
 def _has_fields(output: Any, key: Any) -> bool:
-    """Tell whether the key is the name of an attribute, as in named tuples and dataclasses that are no dicts."""
+    """Tell whether the key names an attribute, as in named tuples and in dataclasses that are not dicts."""
     if not isinstance(key, str) or isinstance(output, Mapping):
         return False
     return not isinstance(output, tuple) or _names_of(output) is not None
 
 
 def _names_of(output: Any) -> tuple[str, ...] | None:
-    """Return the names of a named tuple's items, and of those that PyTorch returns (``torch.return_types``)."""
+    """Return the names of the items of a named tuple, also of PyTorch's own (``torch.return_types``), or None."""
     if hasattr(output, "n_sequence_fields"):
         return type(output).__match_args__
     return getattr(output, "_fields", None)
@@ -75,7 +75,7 @@ def _replace(output: Any, key: Any, value: Any) -> Any:
         items = list(output)
         items[position] = value
         return output._make(items) if hasattr(output, "_make") else type(output)(items)
-    # torch.compile knows the method alone, which in other subclasses returns the plain kind
+    # torch.compile supports only the method copy, which loses the class of other subclasses
     result = output.copy() if type(output) in (dict, list, OrderedDict) else copy.copy(output)
     if _has_fields(output, key):
         object.__setattr__(result, key, value)  # also in frozen dataclasses
@@ -84,7 +84,7 @@ def _replace(output: Any, key: Any, value: Any) -> Any:
     return result
 
 
-# In a traced network the kind of an output may be known only when it runs.
+# In a traced network, the kind of an output may be unknown until the network runs.
 @fx.wrap
 def _pick_when_run(output: Any, key: Key) -> Any:
     return pick(output, (key,))
@@ -96,7 +96,7 @@ def _replace_when_run(output: Any, key: Key, value: Any) -> Any:
 
 
 def leaves_in(output: Any) -> Iterator[Any]:
-    """Yield everything that an output holds, at any depth of tuples, lists, dicts and dataclasses."""
+    """Yield all values in an output, at any depth of tuples, lists, dicts and dataclasses."""
     if isinstance(output, Mapping):
         values = list(output.values())
     elif isinstance(output, list | tuple | set):
@@ -116,7 +116,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def describe(output: Any) -> str:
-    """Name the kind of an output and, one level deep, the shapes in it."""
+    """Describe an output: its kind and, one level deep, the shapes in it."""
     if isinstance(output, Mapping):
         items = [f"{key!r}: {_describe_item(value)}" for key, value in output.items()]
     elif isinstance(output, list | tuple):

@@ -24,7 +24,7 @@ _WORDS = {
 
 
 class Places(NamedTuple):
-    """Paths that blocks stand after, layout and keys of the maps in the outputs there, and words that say so."""
+    """The paths that blocks follow, the layout and keys of the maps there, and the line that reports them."""
 
     paths: list[str]
     layout: Layout
@@ -40,7 +40,7 @@ def find_places(
     num_axes: int | None = None,
     layout: Layout | None = None,
 ) -> Places:
-    """Find the paper's places for blocks: one right before the last block of the stage at 1/16 of the input.
+    """Find the paper's places for blocks: a single one right before the last block of the stage at 1/16 of the input.
 
     The larger half of the blocks goes into that stage, the rest into the stage before. Return the paths from the input
     on, fewer than ``num_blocks`` where no more fit. The blocks' number of axes besides batch and channels and the
@@ -78,7 +78,7 @@ def find_places(
 
 
 def _refuse_batch_second(run: Run, block: Call) -> None:
-    """Raise ValueError where a sequence may be [N, B, C], whose samples a block would mix."""
+    """Raise ValueError if a sequence may be [N, B, C], whose samples a block would mix."""
     for path, module in run.model.named_modules():
         if (
             block.num_axes == 1
@@ -93,7 +93,7 @@ def _refuse_batch_second(run: Run, block: Call) -> None:
 
 
 def _spread(stage: list[Call], num_blocks: int) -> list[Call]:
-    """Choose as the paper: one right before the last of a stage, several at even distances, at most every other one."""
+    """Choose as the paper does: one right before a stage's last, several evenly spaced, at most every second one."""
     num_blocks = min(num_blocks, max(1, len(stage) // 2), len(stage))
     if num_blocks < 2:
         return stage[-2:][:num_blocks]
@@ -102,7 +102,7 @@ def _spread(stage: list[Call], num_blocks: int) -> list[Call]:
 
 
 def _words(taken: list[Call], layout: Layout) -> str:
-    """Write the line that says where blocks were put; of several maps, whose shapes may differ, the axes alone."""
+    """Return the line that reports the places; for several maps, whose shapes may differ, it names only the axes."""
     axes = _WORDS[taken[0].num_axes, layout]
     if len(taken) == 1:
         on = f"the {axes if axes.startswith('tokens') else f'map {axes}'} = {list(taken[0].out_shape)}"

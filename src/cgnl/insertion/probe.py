@@ -21,10 +21,10 @@ _STAND_IN_NAME = "_inserted_block_stand_in"
 def probe(
     model: nn.Module, targets: Mapping[str, nn.Module], keys: Mapping[str, tuple[Key, ...]], example_input: Any
 ) -> tuple[dict[str, Tensor], dict[str, torch.dtype], dict[str, tuple[nn.Module, str]]]:
-    """Run the host once to find each target's feature map, its type under autocast, the owner and name for its block.
+    """Run the host once to find each target's feature map and type under autocast, and its block's owner and name.
 
-    Some modules that are no containers run all of their children too (``for layer in self.children()``): the
-    possible owners get a stand-in child for the run, and one whose stand-in ran cannot own a block.
+    Some modules that are not containers run all of their children too (``for layer in self.children()``). Each
+    possible owner gets a stand-in child for the run; an owner whose stand-in ran cannot own a block.
     """
     candidates = {path: possible_owners(model, path) for path in targets}
     autocasts: dict[nn.Module, torch.dtype] = {}
@@ -53,7 +53,7 @@ def probe(
         if not usable:
             raise ValueError(
                 f"blocks[{path!r}]: no module in or around it can hold the block without running it as well, "
-                "all are containers or iterate over their children"
+                "because all are containers or iterate over their children"
             )
         owners[path] = usable[0]
     return maps, {path: autocasts[target] for path, target in targets.items() if target in autocasts}, owners
@@ -85,12 +85,12 @@ def _feature_map(path: str, runs: list[Any], keys: tuple[Key, ...]) -> Tensor:
 def _can_be_put_back(output: Any, keys: tuple[Key, ...], chosen: Any) -> bool:
     try:
         return pick(put(output, keys, chosen), keys) is chosen
-    except Exception:  # of the output's own class
+    except Exception:  # raised by the output's own class
         return False
 
 
 def run(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> tuple[dict[nn.Module, list[Any]], Any]:
-    """Run the model once: for each of the modules its own outputs, one for each time it ran, and the model's output."""
+    """Run the model once; return each module's outputs, one for each time that it ran, and the model's output."""
     outputs: dict[nn.Module, list[Any]] = {module: [] for module in modules}
 
     def record(module: nn.Module, _: Any, output: Any) -> None:
@@ -98,7 +98,7 @@ def run(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> t
 
     with ExitStack() as stack:
         for module in outputs:
-            # like the block's hook before all others, which may change the output
+            # before all other hooks, like the block's hook, because those may change the output
             stack.enter_context(module.register_forward_hook(record, prepend=True))
         if isinstance(example_input, dict):
             result = model(**example_input)
@@ -111,7 +111,7 @@ def run(model: nn.Module, modules: Iterable[nn.Module], example_input: Any) -> t
 
 @contextmanager
 def undisturbed(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
-    """Put the model in eval mode, by default without gradients; afterwards restore flags, buffers and random state."""
+    """Keep the model in eval mode, by default without gradients; then restore flags, buffers and random state."""
     training = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.detach().clone(), buffer.requires_grad)
@@ -133,7 +133,7 @@ def undisturbed(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
             module.training = flag
         with torch.no_grad():
             for module, name, buffer, saved, has_gradient in buffers:
-                if buffer.requires_grad and not has_gradient:  # changed in place, with the graph of this run
+                if buffer.requires_grad and not has_gradient:  # changed in place, and now part of this run's graph
                     buffer = buffer.detach() if buffer._is_view() else buffer.detach_()
                 if buffer.device.type != "meta" and not torch.equal(buffer, saved):
                     buffer.copy_(saved)

@@ -1,4 +1,4 @@
-"""A run of the network that records the shapes each module took and gave.
+"""A run of the network that records the shapes of each module's input and output.
 
 Shapes: B batch, C channels, S spatial or space-time axes, N positions of a token sequence.
 """
@@ -24,7 +24,7 @@ from cgnl.insertion.probe import undisturbed
 
 @dataclass(eq=False)
 class Call:
-    """A module's only call: its place in the order of results, and the shapes that it took and gave."""
+    """A module's only call: its place in the order of results, and the shapes of its input and output."""
 
     path: str
     module: nn.Module
@@ -43,20 +43,20 @@ class Call:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether it makes a single position of a map, at any size of the map, as squeeze and excitation do."""
+        """Whether it pools a map of any size to a single position, as squeeze-and-excitation does."""
         shapes = self.in_shape, self.out_shape
         first, last = ([math.prod(shape[axes]) for shape in shapes] for axes in (slice(2, None), slice(1, -1)))
         return len(self.in_shape) == len(self.out_shape) and (first[0] > first[1] == 1 or last[0] > last[1] == 1)
 
     @property
     def kind(self) -> object:
-        """Common to modules that are alike: the class; of a Sequential its elements' classes too."""
+        """A key that similar modules share: the class, and for a Sequential also the classes of its elements."""
         return type(self.module), tuple(map(type, self.module.children())) if is_row(self.module) else ()
 
 
 @dataclass
 class Run:
-    """A run of the network: the only call of each module that ran once, and how often the modules ran."""
+    """A run of the network: the call of each module that ran exactly once, and how often each module ran."""
 
     model: nn.Module
     example_input: Any
@@ -69,7 +69,7 @@ class Run:
 
     def __post_init__(self) -> None:
         num_frames = 1
-        # Ids are given to new tensors once the old ones are gone; these numbers are not.
+        # New tensors may get the ids of tensors that are gone; these numbers are never given twice.
         numbers, unused = WeakIdKeyDictionary(), count()
 
         def number(values: tuple[Any, ...]) -> int | None:
@@ -104,13 +104,13 @@ class Run:
         self.nests = {type(call.module) for call in self.calls.values() if self._is_nest(call)}
 
     def _is_nest(self, outer: Call) -> bool:
-        """Tell whether a module has one of its own class inside with a map of another size, as levels of a U-Net do."""
+        """Tell whether modules of its own class lie inside a module, with maps of several sizes, as in a U-Net."""
         inside = (self.calls.get(module) for module in outer.module.modules() if type(module) is type(outer.module))
         shapes = {call.out_shape for call in inside if call is not None and self.is_map(call)}
         return not is_row(outer.module) and len({self.axes(shape, self.layout(shape)) for shape in shapes}) > 1
 
     def _learn(self, layer: nn.Module, in_shape: Shape, out_shape: Shape) -> None:
-        """Note which layouts the layers read and write: convolutions one, linear layers the other."""
+        """Note the layout that a layer reads and writes: convolutions have one, linear layers the other."""
         layout = layout_of(layer, in_shape)
         if layout is None:
             return
@@ -121,21 +121,21 @@ class Run:
             self.first = isinstance(layer, _ConvNd), in_shape
 
     def layout(self, shape: Shape) -> Layout | None:
-        """Return the one layout that layers give to maps of this shape, None where they do not agree."""
+        """Return the layout that layers give to maps of this shape, or None if they do not agree."""
         seen = self.evidence.get(shape, set())
         return next(iter(seen)) if len(seen) == 1 else None
 
     def size(self, call: Call, layout: Layout | None) -> Shape:
-        """Return the spatial axes of a map; of tokens their number, of videos all but time."""
+        """Return the sizes of a map's spatial axes: the number of tokens, or all axes of a video but time."""
         return self.axes(call.out_shape, layout)
 
     @staticmethod
     def axes(shape: Shape, layout: Layout | None) -> Shape:
-        """Return the spatial axes of a map's shape."""
+        """Return the spatial sizes in a map's shape."""
         return (shape[2:] if layout == "channels_first" else shape[1:-1])[-2:]
 
     def level(self, call: Call, layout: Layout | None) -> int:
-        """Return the power of two nearest to the input's size over the map's, along a spatial axis."""
+        """Return the base-2 logarithm, rounded, of the input's size over the map's size along a spatial axis."""
         assert self.first is not None
         is_convolution, shape = self.first
         axes = (shape[2:] if is_convolution else shape[1:-1])[-2:]
@@ -145,7 +145,7 @@ class Run:
         return round(math.log2(math.prod(axes) / positions) / len(axes))
 
     def is_layer(self, module: nn.Module) -> bool:
-        """Tell whether a module is a layer here: no block of one layer that does more than run its children."""
+        """Tell whether a module is a layer, and not a block of one layer that does more than run its children."""
         call = self.calls.get(module)
         if not has_one_matrix(module) or call is None or call.in_shape != call.out_shape:
             return has_one_matrix(module)
@@ -155,7 +155,7 @@ class Run:
         return is_row(module) or layout_of(module, call.in_shape) is not None or not inner or used <= made
 
     def is_map(self, call: Call) -> bool:
-        """Tell whether a call gives a feature map of the whole batch; frames may be folded into the batch."""
+        """Tell whether a call returns a feature map of the whole batch; frames may be folded into the batch."""
         if self.first is None or not 3 <= len(call.out_shape) <= 5 or 0 in call.out_shape:
             return False
         if call.is_pooled:
@@ -163,7 +163,7 @@ class Run:
         return self.first[1][0] % call.out_shape[0] == 0 and (call.num_axes != 2 or self._keeps_ratio(call.out_shape))
 
     def _keeps_ratio(self, shape: Shape) -> bool:
-        """Tell whether height over width is that of the input, but for rounding; pixels x patches have another."""
+        """Tell whether height over width is that of the input, up to rounding; maps of pixels x patches differ."""
         assert self.first is not None
         is_convolution, of_input = self.first
         height, width = (of_input[2:] if is_convolution else of_input[1:-1])[-2:] if len(of_input) > 3 else (1, 1)
@@ -180,7 +180,7 @@ def _with_path(record: Any, path: str) -> Any:
 
 
 def has_one_matrix(module: nn.Module) -> bool:
-    """Tell whether a module has at most one matrix of weights: a convolution, also with its norm and activation."""
+    """Tell whether a module has at most one weight matrix, such as a convolution with its norm and activation."""
     weights = [weight for weight in module.parameters() if not is_lazy(weight) and weight.ndim > 1]
     return sum(weight.numel() > max(weight.shape) for weight in weights) < 2
 

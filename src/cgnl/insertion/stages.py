@@ -22,7 +22,7 @@ _PAPERS_LEVEL = 4  # res4: a map of 1/2^4 of the input along each spatial axis
 class Stages:
     """The stages of a network, in the order of their results.
 
-    The blocks' number of axes besides batch and channels and the layout of the maps may be unknown (None).
+    ``num_axes``, the number of the new blocks' axes besides batch and channels, and ``layout`` may be unknown (None).
     """
 
     def __init__(self, run: Run, num_axes: int | None, layout: Layout | None) -> None:
@@ -32,7 +32,7 @@ class Stages:
         told = [known for known in self.layouts.values() if known is not None]
         guess: Layout = Counter(told).most_common(1)[0][0] if told else "channels_first"
         self._levels = {block: run.level(block, self.layouts[block] or guess) for block in blocks}
-        # Those of other axes may lie between, as attention on tokens does between convolutions.
+        # Blocks with other axes may lie between them, such as attention on tokens between convolutions.
         fitting = [block for block in blocks if num_axes in (None, block.num_axes)]
         others = [block for block in blocks if block not in fitting]
         self.all = sorted([*self._rows(fitting), *self._rows(others)], key=lambda stage: stage[-1].order)
@@ -43,7 +43,7 @@ class Stages:
         return [list(row) for _, row in rows]
 
     def _named_alone(self, run: Run, blocks: list[Call]) -> list[Call]:
-        """Return the blocks; where none lies in the stage at 1/16 that timm names, the stages themselves."""
+        """Return the blocks, or the stages themselves if no block lies in the stage that timm names for 1/16."""
         named = self._named[_PAPERS_LEVEL]
         if named is None or any(_overlap(block.path, named) for block in blocks):
             return blocks
@@ -52,14 +52,14 @@ class Stages:
         return calls if any(call.path == named for call in calls) else blocks
 
     def chosen(self) -> int:
-        """Return the stage that timm names for 1/16 of the input; else the last at 1/16; else the last but one.
+        """Return the stage that timm names for 1/16 of the input, or the last at 1/16, or the second-to-last.
 
-        One whose maps have the right number of axes comes first, but only among those of one size.
+        Among stages of the same size, those whose maps have the right number of axes come first.
         """
         named = self._named[_PAPERS_LEVEL]
         of_timm = [n for n, stage in enumerate(self.all) if named and any(_overlap(b.path, named) for b in stage)]
         depths = [self._levels[stage[-1]] for stage in self.all]
-        # Behind the first stage whose map is larger than the one before it come decoders and heads.
+        # Decoders and heads start at the first stage whose map is larger than the one before it.
         trunk = next((n for n, (one, two) in enumerate(pairwise(depths), 1) if two < one), len(depths))
         at_papers = [[n for n, depth in enumerate(depths[:end]) if depth == _PAPERS_LEVEL] for end in (trunk, None)]
         for candidates in (of_timm, *at_papers):
@@ -68,26 +68,26 @@ class Stages:
         return max(0, trunk - 2)
 
     def before(self, chosen: int) -> list[Call]:
-        """Return the stage before one, if its maps are of the same kind."""
+        """Return the stage before the chosen one, if its maps are of the same kind."""
         last = self.all[chosen][-1]
         alike = [stage for stage in self.all[:chosen] if stage[-1].num_axes == last.num_axes]
         return alike[-1] if alike and self.layouts[alike[-1][-1]] == self.layouts[last] else []
 
 
 def _layout(run: Run, block: Call, blocks: list[Call]) -> Layout | None:
-    """Return the layout of a block's map; where layers do not tell, as with C = H = W, that of others of its kind."""
+    """Return the layout of a block's map, or of others of its kind if layers do not show it (C = H = W)."""
     own = run.layout(block.out_shape)
     others = {run.layout(other.out_shape) for other in blocks if other.kind == block.kind} - {None}
     return own or (others.pop() if len(others) == 1 else None)
 
 
 def _overlap(path: str, other: str) -> bool:
-    """Tell whether two paths are of one module, or of one inside the other."""
+    """Tell whether two paths name the same module, or one inside the other."""
     return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
 def _named_by_timm(model: nn.Module, level: int) -> str | None:
-    """Return the path of the last module at a level in a timm network's ``feature_info``, in or around others too."""
+    """Return the path of the last module at a level in the ``feature_info`` of a timm network, or of one inside."""
     for path, module in model.named_modules():
         features = getattr(module, "feature_info", None)
         if isinstance(features, list):
@@ -99,18 +99,18 @@ def _named_by_timm(model: nn.Module, level: int) -> str | None:
 def blocks_of(run: Run) -> list[Call]:
     """Return the network's blocks, in the order of their results."""
     found, kinds = _open(run, run.model, set())
-    # A kind that is repeated in one stage counts as a block in the stage that has one of it too.
+    # A kind that one stage repeats also counts as a block in a stage that has only one of it.
     found, kinds = _open(run, run.model, kinds)
     blocks = [block for block in found if block.kind in kinds]
     if not blocks:
         blocks = found if len(found) > 1 else _layer_blocks(run)
-    # In a network of images and text, such as CLIP, the part that takes the token ids alone is not meant.
+    # In a network for images and text, such as CLIP, blocks do not go into the part that takes only token ids.
     of_images = [block for block in blocks if not any(block.path.startswith(text) for text in run.texts)]
     return sorted(of_images or blocks, key=lambda block: block.order)
 
 
 def _open(run: Run, module: nn.Module, known: set[object]) -> tuple[list[Call], set[object]]:
-    """Return the blocks inside a module, children or deeper, and the kinds of which it has several."""
+    """Return the blocks inside a module, at any depth, and the kinds that it repeats."""
     steps = _in_a_row(list(_steps(run, module)))
     times = Counter((call.kind, call.out_shape) for call in steps if run.is_map(call))
     rows = Counter(call.kind for call in steps if run.is_map(call))
@@ -132,14 +132,14 @@ def _open(run: Run, module: nn.Module, known: set[object]) -> tuple[list[Call], 
 
 
 def _is_long(blocks: list[Call]) -> bool:
-    """Tell whether more than three are alike: what a block repeats, it repeats two or three times."""
+    """Tell whether more than three blocks are alike: inside a block, modules repeat two or three times."""
     return max(Counter((block.kind, block.out_shape) for block in blocks).values(), default=0) > 3
 
 
 def _inside(run: Run, outer: Call, known: set[object]) -> tuple[list[Call], set[object]]:
-    """Return the blocks in a module that is a stage, or several; none in a block.
+    """Return the blocks inside a module that is one or more stages; none if the module is a block.
 
-    A block may repeat a module in its branches as well, with other channels than its result has.
+    A block, too, may repeat a module in its branches, but with other channels than those of its result.
     """
     found, kinds = _open(run, outer.module, known)
     if not run.is_map(outer):
@@ -156,9 +156,10 @@ def _inside(run: Run, outer: Call, known: set[object]) -> tuple[list[Call], set[
 
 
 def _steps(run: Run, module: nn.Module) -> Iterator[Call]:
-    """Yield the children with weights that ran once and are no layers.
+    """Yield the children with weights that ran once and are not layers.
 
-    A Sequential, an idle list and a level of a U-Net with the next level inside are looked through.
+    A Sequential, a list that does not run, and a level of a U-Net with the next level inside are replaced by their
+    children.
     """
     calls = [run.calls[child] for child in module.children() if child in run.calls]
     times = Counter((call.kind, call.out_shape) for call in calls)
@@ -180,13 +181,13 @@ def _steps(run: Run, module: nn.Module) -> Iterator[Call]:
 
 
 def _in_a_row(steps: list[Call]) -> list[Call]:
-    """Leave out branches: those alike that take the same tensor and give one shape. Blocks follow one another."""
+    """Leave out branches: similar steps that take the same tensor and return one shape. Blocks run in a row."""
     times = Counter((step.kind, step.source, step.out_shape) for step in steps)
     return [step for step in steps if step.source is None or times[step.kind, step.source, step.out_shape] == 1]
 
 
 def _layer_blocks(run: Run) -> list[Call]:
-    """Return, of layers alone, the last one before each convolution with the map of the convolution before it."""
+    """Return the blocks of a network of layers: a convolution and the layers up to the next."""
     layers = [call for call in run.calls.values() if call.path and has_one_matrix(call.module) and run.is_map(call)]
     layers.sort(key=lambda call: call.order)
     starts = [n for n, call in enumerate(layers) if isinstance(call.module, _ConvNd)]

@@ -1,4 +1,4 @@
-"""The module that a path names, and the modules that may own a block after it."""
+"""The module at a path, and the modules that may own a block after it."""
 
 import difflib
 
@@ -43,7 +43,7 @@ def refuse_wrapped(*modules: nn.Module) -> None:
 
 
 def enclosing(model: nn.Module, path: str) -> dict[str, nn.Module]:
-    """Return the module at ``path`` and those around it, from the inside out, by path."""
+    """Return the module at ``path`` and the modules around it, innermost first, by path."""
     parts = path.split(".") if path else []
     modules = dict(model.named_modules(remove_duplicate=False))  # get_submodule fails on scripted ones
     prefixes = (".".join(parts[:length]) for length in range(len(parts), -1, -1))
@@ -51,7 +51,7 @@ def enclosing(model: nn.Module, path: str) -> dict[str, nn.Module]:
 
 
 def possible_owners(model: nn.Module, path: str) -> dict[nn.Module, str]:
-    """Return the modules that may have the block as a child, best first, and the child's name there."""
+    """Return the modules that may own the block, best first, each with the block's name in it."""
     owners = {}
     for outer, module in enclosing(model, path).items():
         inner = path.removeprefix(outer).strip(".").replace(".", "_")

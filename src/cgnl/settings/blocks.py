@@ -1,4 +1,4 @@
-"""The options of each kind of block. Adding a kind starts here: its dataclass, and its name in ``OPTIONS``."""
+"""The options of each kind of block. A new kind needs a dataclass here, and its name in ``OPTIONS``."""
 
 import dataclasses
 import typing
@@ -12,12 +12,12 @@ from cgnl.settings.marks import FREE
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """No options: those of no block, and of a class of one's own, which is called with the channel count alone."""
+    """No options: for no block, and for a class of your own, which is called with the channel count alone."""
 
     public_name: ClassVar[str] = ""
     """Name of the kind's classes in ``cgnl``, without ``1d``, ``2d`` or ``3d``."""
     words: ClassVar[str] = ""
-    """What the kind is, beside its name in help texts."""
+    """Description of the kind, beside its name in help texts."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class SizedOptions(BlockOptions):
     """The options of every block with inner channels."""
 
     channel_reduction: int = 2
-    """Number of the map's channels divided by that of the block's inner channels."""
+    """Ratio of the map's channels to the block's inner channels."""
     inner_channels: int | None = None
-    """Number of inner channels, instead of channel_reduction."""
+    """Number of inner channels; overrides channel_reduction."""
 
     def __post_init__(self) -> None:
         within("block.channel_reduction", self.channel_reduction, 1)
@@ -39,8 +39,8 @@ class ShellOptions(SizedOptions):
     """The options of every block Z = norm(conv_z(Y)) + X."""
 
     norm: Literal["batch", "sync_batch", "group"] = "batch"
-    """Norm at the block's end. sync_batch works over all processes. group is for the authors' released checkpoints: it
-    cancels the attention of a CGNL block, as batch does with one image in each process."""
+    """Norm at the block's end. sync_batch takes its statistics over all processes. group is for the authors' released
+    checkpoints: it cancels the attention of a CGNL block, as batch does if each process has only one image."""
 
 
 def _check_groups(groups: str | int) -> None:
@@ -102,13 +102,13 @@ class CGNLOptions(ShellOptions):
     gamma: float | None = None
     """Width of rbf; by default 1e-4."""
     beta: Literal["constant", "normalized", "exact"] | None = None
-    """How rbf treats its factors of theta alone and of phi alone; by default constant."""
+    """How rbf treats the factors that depend on theta or phi alone; by default constant."""
     coefficients: tuple[float, ...] | None = None
-    """Coefficients of (theta phi)^0, (theta phi)^1, ... of series."""
+    """Coefficients of (theta phi)^0, (theta phi)^1, ... for the kernel series."""
     scale: Literal["sqrt", "mean"] | None = None
     """Scale of the sums: sqrt for 1/sqrt(M), mean for 1/M, or None, which the authors found best."""
     g_std: float | None = field(default=None, metadata=FREE)
-    """Standard deviation of the first weights of g; by default 0.01, with scale sqrt 0.2, and with mean 2."""
+    """Standard deviation of g's initial weights; by default 0.01, or 0.2 with scale sqrt and 2 with scale mean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,7 +166,7 @@ class GlobalContextOptions(SizedOptions):
     public_name: ClassVar[str] = "GlobalContext"
     words: ClassVar[str] = "global context"
     channel_reduction: int = 16
-    """Number of the map's channels divided by that of the block's inner channels."""
+    """Ratio of the map's channels to the block's inner channels."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class SqueezeExcitationOptions(SizedOptions):
     public_name: ClassVar[str] = "SqueezeExcitation"
     words: ClassVar[str] = "squeeze-and-excitation"
     channel_reduction: int = 16
-    """Number of the map's channels divided by that of the block's inner channels."""
+    """Ratio of the map's channels to the block's inner channels."""
 
 
 KERNEL_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -185,7 +185,7 @@ KERNEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "rbf": ("order", "gamma", "beta"),
     "series": ("coefficients",),
 }
-"""The options that each kernel function has, by its name."""
+"""The names of each kernel function's options, by the name of the kernel function."""
 
 OPTIONS: dict[str, type[BlockOptions]] = {
     "none": BlockOptions,
@@ -215,7 +215,7 @@ def options_class(block: str) -> type[BlockOptions]:
 
 
 def given_places(places: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the module paths that blocks follow; none where they are to be found."""
+    """Return the module paths that blocks follow, or none if cgnl is to find them."""
     return () if places == ("auto",) else places
 
 
@@ -251,7 +251,7 @@ def check_names(block: str, names: typing.Iterable[str], where: str = "") -> Non
 
 
 def fitting(kind: type[BlockOptions], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some values that a kind of block has and whose type fits."""
+    """Return the values that are options of a kind of block and have the right type."""
     hints = typing.get_type_hints(kind)
     found = {}
     for name in names_of(kind):
@@ -264,7 +264,7 @@ def fitting(kind: type[BlockOptions], values: Mapping[str, Any]) -> dict[str, An
 
 
 def carried_over(options: BlockOptions, block: str, defaults: Mapping[str, Any]) -> BlockOptions:
-    """Return the options of a kind of block that takes the place of another.
+    """Return the options of a block whose kind changes.
 
     What the old options changed of their defaults stays, where the new kind has the option and the type fits.
     """

@@ -69,7 +69,7 @@ def converted(kind: Any, value: Any, where: str) -> Any:
 
 
 def is_dotted_name(name: str) -> bool:
-    """Return whether a name is that of a user's function or class, such as ``mypackage.make_network``."""
+    """Return whether a name has the form of a user's function or class, such as ``mypackage.make_network``."""
     parts = name.split(".")
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 

@@ -17,23 +17,24 @@ class DetectionNetworkConfig:
 
     of_others: ClassVar[Mapping[str, Any]] = {"neck": "fpn", "weights": None, "backbone_weights": "default"}
     arch: str = "resnet50"
-    """Network of the backbone: resnet18, resnet34, resnet50, resnet101; with neck fpn also a convolutional classifier
-    of a library such as torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network."""
+    """Network of the backbone: resnet18, resnet34, resnet50, resnet101; with neck fpn also a library's convolutional
+    classifier such as torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network."""
     neck: Literal["c4", "fpn"] = "fpn"
     """c4: RoIs of the res4 map go through res5; fpn: torchvision's feature pyramid, with blocks inside the stages."""
     block: str = "cgnl"
     """Kind of block, or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
-    """Blocks to insert: 1 (right before the last residual block of res4) or 5 (two in res3, three in res4)."""
+    """Number of blocks to insert: 1 (right before the last residual block of res4), or 5 (two in res3, three in
+    res4)."""
     places: tuple[str, ...] = ()
-    """Module paths in the classifier that the blocks follow, such as layer3.4; by default the paper's. In a library's
-    network, cgnl finds them by default, or with auto."""
+    """Module paths in the classifier that the blocks follow, such as layer3.4. By default, or with auto, they are the
+    paper's; in other networks cgnl finds them."""
     weights: str | None = field(default=None, metadata=FREE)
-    """Start weights of the whole detector: COCO_V1 (torchvision's, fpn), a checkpoint file, or None."""
+    """Start weights of the whole detector: COCO_V1 (torchvision's, for neck fpn), a checkpoint file, or None."""
     backbone_weights: str | None = field(default=None, metadata=FREE)
     """Start weights of the backbone alone: IMAGENET1K_V1, an image network's checkpoint, or None."""
     new_classifier: bool = field(default=False, metadata=FREE)
-    """Start new predictors of boxes, classes and masks instead of those in a weights file."""
+    """Start with new predictors of boxes, classes and masks instead of those in the weights file."""
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     """Norms of the backbone: frozen BatchNorm, or trained BatchNorm (for random start weights and large batches)."""
     rois: int = 512
@@ -63,13 +64,13 @@ class DetectionDataConfig:
     """Folder in COCO's layout: annotations/instances_train2017.json beside train2017/, and the same for val; not needed
     if you give the files and folders below."""
     train_annotations: Path | None = field(default=None, metadata=FREE)
-    """COCO JSON file for training, if the layout is another one."""
+    """COCO JSON file for training, for other layouts."""
     test_annotations: Path | None = field(default=None, metadata=FREE)
-    """COCO JSON file for testing, if the layout is another one."""
+    """COCO JSON file for testing, for other layouts."""
     train_images: Path | None = field(default=None, metadata=FREE)
-    """Folder of the training images, if the layout is another one."""
+    """Folder of the training images, for other layouts."""
     test_images: Path | None = field(default=None, metadata=FREE)
-    """Folder of the test images, if the layout is another one."""
+    """Folder of the test images, for other layouts."""
     size: int = 800
     """Length of the shorter side of the network's input (pixels)."""
     max_size: int = 1333
@@ -102,7 +103,7 @@ class DetectionRecipe(Recipe):
 
     task: ClassVar[str] = "detection"
     block_defaults: ClassVar[Mapping[str, Any]] = {"norm": "sync_batch"}
-    # the fields of a classifier and its data would be options that do nothing here
+    # not the fields of a classifier and its data, which would be options without effect
     network: DetectionNetworkConfig = field(default_factory=DetectionNetworkConfig)  # type: ignore[assignment]
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)  # type: ignore[assignment]
 

@@ -21,26 +21,27 @@ IMAGENET_SIZES = (224, 256)
 class NetworkConfig:
     """The network and the blocks in it."""
 
-    # in place of values that fit the paper's networks alone, where another network comes in their place
+    # the values of other networks, for fields whose own defaults fit only the paper's networks
     of_others: ClassVar[Mapping[str, Any]] = {"dropout": None, "weights": "default"}
     arch: str = "resnet50"
-    """Network that the blocks go into: resnet18, resnet34, resnet50, resnet101, resnet152, a classifier of a library
+    """Network that the blocks go into: resnet18, resnet34, resnet50, resnet101, resnet152, a library's classifier
     such as timm:convnext_tiny or torchvision:regnet_y_400mf, or a function of your own such as mypackage.make_network,
     which is called with num_classes."""
     block: str = "cgnl"
     """Kind of block, or a class of your own such as mypackage.MyBlock."""
     num_blocks: int = 1
-    """Blocks to insert, at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
+    """Number of blocks to insert at the paper's places: 1 (res4) or 5 (two in res3, three in res4)."""
     places: tuple[str, ...] = ()
-    """Module paths that the blocks follow, such as layer3.4 layer4.1; by default the paper's. In a library's network,
-    cgnl finds them by default, or with auto."""
+    """Module paths that the blocks follow, such as layer3.4 layer4.1. By default, or with auto, they are the paper's;
+    in other networks cgnl finds them."""
     dropout: float | None = 0.5
     """Probability of dropout before the classifier; None leaves the library's own."""
     weights: str | None = field(default=None, metadata=FREE)
-    """Start weights: default for the library's own, the name of torchvision weights (IMAGENET1K_V1), a tag of timm, a
+    """Start weights: default for the library's own, the name of torchvision weights (IMAGENET1K_V1), a timm tag, a
     checkpoint file, or None for random weights."""
     new_classifier: bool = field(default=False, metadata=FREE)
-    """Start a new classifier instead of that in a weights file. Named weights always get one for other classes."""
+    """Start with a new classifier instead of the one in the weights file. Named weights
+    always get a new one if your classes differ from theirs."""
 
     def __post_init__(self) -> None:
         check_arch(self.arch, ARCHITECTURES)
@@ -89,9 +90,9 @@ class DataConfig:
     """Length of the shorter side before the centre crop at test time (pixels); None takes the network's own, in
     proportion to the size."""
     crop_area: tuple[float, float] = (0.08, 1.25)
-    """Area of the random training crop as a fraction of the image; fractions above 1 are drawn again."""
+    """Range of the random training crop's area as a fraction of the image; a fraction above 1 is drawn again."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the random training crop."""
+    """Range of the random training crop's width over height."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     mixup: float = 0.0
@@ -135,10 +136,10 @@ class Recipe:
     """A training run."""
 
     task: ClassVar[str] = "image"
-    # options of blocks that differ in this task from the kinds' own defaults
+    # this task's defaults of block options, where they differ from those of the kinds
     block_defaults: ClassVar[Mapping[str, Any]] = {}
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    # the options of network.block; those of another kind are carried over as far as they fit
+    # the options of network.block; if the kind changes, options that the new kind has are carried over
     block: BlockOptions = field(default_factory=BlockOptions)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -16,13 +16,13 @@ from cgnl.settings.video import VideoDataConfig, VideoRecipe
 _RENAMED = {"schedule.warmup_epochs": "warmup"}
 # Fields that earlier versions had: a file may name them, and they change nothing.
 _REMOVED = {(VideoDataConfig, "backend")}
-# Fields of every task's network in runs of before the options of blocks had a part of their own, less `g_std`, which
-# was added later: a network with all of them is of a whole recipe.
+# Earlier versions kept the blocks' options in the network's part. A network with all of these fields is from a whole
+# recipe of such a version. `g_std` is missing here, because it was added later.
 _OF_OLD_NETWORKS = {
     *("arch", "block", "num_blocks", "groups", "kernel", "norm", "scale", "channel_reduction"),
     *("weights", "new_classifier"),
 }
-# Fields that runs of earlier versions do not have under these names; their defaults are what was done then.
+# Fields that runs of earlier versions do not have under these names; those versions behaved as the defaults say.
 _NEW_FIELDS = {
     "data": {"num_outputs"},
     "network": {"places"},
@@ -79,7 +79,7 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
             raise ValueError(f"{source}: {error}") from None
     recipe = _override(recipe, rest, source, "")
     if isinstance(block, Mapping):
-        # earlier versions read `scale: null` for every kind of block: it asks for nothing
+        # earlier versions accepted `scale: null` for every kind of block, without effect
         kind = type(recipe.block)
         block = {name: value for name, value in block.items() if value is not None or fitting(kind, {name: value})}
         check_names(recipe.network.block, block, f"{source}: block.")
@@ -101,7 +101,7 @@ def is_whole(values: Mapping[str, Any], source: str) -> bool:
 
 
 def _apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the values without the block's options, and these: earlier versions had them in the network's part."""
+    """Split values into the block's options and the rest; earlier versions kept the options in the network's part."""
     rest = {part: value for part, value in values.items() if part != "block"}
     options, network = values.get("block", {}), values.get("network")
     if not isinstance(network, Mapping) or not isinstance(options, Mapping):
@@ -109,7 +109,7 @@ def _apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     old = {name: value for name, value in network.items() if name in BLOCK_OPTIONS}
     rest["network"] = {name: value for name, value in network.items() if name not in old}
     if _is_of_before(values):
-        # it names every option, whether the block has it or not
+        # such a recipe names every option, whether the block has it or not
         old = fitting(options_class(network["block"]), old)
         if old.get("scale") in ("sqrt", "mean") and "g_std" not in network:
             old["g_std"] = 0.01
@@ -117,7 +117,7 @@ def _apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def _is_of_before(values: Mapping[str, Any]) -> bool:
-    """Whether values are a whole recipe of before the options of blocks had a part of their own."""
+    """Return whether values are a whole recipe of a version that kept the blocks' options in the network's part."""
     network = values.get("network")
     if "block" in values or not isinstance(network, Mapping) or not network.keys() >= _OF_OLD_NETWORKS:
         return False

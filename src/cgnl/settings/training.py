@@ -34,7 +34,7 @@ class OptimizerConfig:
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy."""
     clip_norm: float | None = None
-    """Maximum 2-norm of the gradient; larger gradients are scaled down."""
+    """Maximum 2-norm of the gradient; larger gradients are scaled down to it."""
 
     def __post_init__(self) -> None:
         positive("optimizer.lr", self.lr)
@@ -55,7 +55,7 @@ class ScheduleConfig:
     kind: Literal["steps", "cosine", "constant"] = "steps"
     """After the warm-up: drops at the milestones, half a cosine to zero, or constant."""
     unit: Literal["epoch", "step"] = "epoch"
-    """Unit of warmup and milestones: epochs, or optimizer steps (for a run that trainer.max_steps ends)."""
+    """Unit of warmup and milestones: epochs, or optimizer steps (for runs with trainer.max_steps)."""
     warmup: float = 0.0
     """Length of the linear warm-up (epochs or steps)."""
     warmup_start_lr: float = 1e-5
@@ -87,27 +87,27 @@ class TrainerConfig:
     nodes: int = field(default=1, metadata=FREE)
     """Number of machines; torchrun or SLURM starts them."""
     accelerator: Literal["auto", "cpu", "gpu"] = field(default="auto", metadata=FREE)
-    """Where to train."""
+    """Hardware to train on."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Number type of the network's forward and backward pass."""
+    """Number type of the network's forward and backward passes."""
     accumulate: int = 1
-    """Number of parts in which a batch is computed, one after the other, to save memory."""
+    """Number of parts of a batch that are computed one after the other, to save memory."""
     channels_last: bool | None = None
-    """Keep feature maps in the channels-last memory format; by default where it is faster (CPUs, GPUs in 16 bits)."""
+    """Keep feature maps in the channels-last memory format; by default if it is faster (CPUs, GPUs in 16 bits)."""
     compile: bool = False
     """Compile the network with torch.compile."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the weights, used for testing; 0 is off."""
+    """Decay of an exponential moving average of the weights, which tests use; 0 is off."""
     sync_batch_norm: bool = False
     """Turn every BatchNorm into a SyncBatchNorm when several processes train."""
     freeze: tuple[str, ...] = ()
     """Module paths whose weights and norm statistics stay as they are, for example conv1 bn1 layer1."""
     checkpoint_every_n_steps: int = field(default=200, metadata=FREE)
-    """Optimizer steps between two writes of last.ckpt within an epoch."""
+    """Number of optimizer steps after which last.ckpt is written within an epoch."""
     log_every_n_steps: int = field(default=10, metadata=FREE)
-    """Steps between two lines in the logs."""
+    """Number of steps after which the logs get a line."""
     test_every_n_epochs: int = 1
-    """Epochs between two tests."""
+    """Number of epochs after which the network is tested."""
     skip_limit: int = field(default=20, metadata=FREE)
     """Number of steps that may be skipped for a non-finite loss or gradient before the run stops."""
 

@@ -1,7 +1,7 @@
-"""Names of other packages: their code runs only where the user says so.
+"""Import code from other packages, but only if the user names it.
 
 A run folder, a checkpoint or a YAML file may name a class of another package, and importing it runs that package's
-code. So a name counts where it stands on the command line of this call, or in ``trust=`` in Python.
+code. So cgnl imports only names from the command line of this call, or from ``trust=`` in Python.
 """
 
 import sys
@@ -17,7 +17,7 @@ _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
 @contextmanager
 def trusting(*names: str) -> Iterator[None]:
-    """Trust names while the body runs; the command line does so with those that stand on it.
+    """Trust names while the body runs; the commands trust the names that the user typed.
 
     Args:
         names: Packages, modules, or the dotted names themselves.
@@ -41,7 +41,7 @@ def import_named(name: str, trust: Collection[str] = ()) -> Any:
     if not any(name == trusted or name.startswith(f"{trusted}.") for trusted in (*trust, *_trusted.get())):
         package = name.partition(".")[0]
         raise ValueError(
-            f"{name} is code from another package, which a file alone may not run: "
+            f"{name} is code from another package, and cgnl does not run it just because a file names it: "
             f"add --trust {package} to the command, or trust=({package!r},) in Python"
         )
     module, _, attribute = name.rpartition(".")
@@ -53,7 +53,7 @@ def import_named(name: str, trust: Collection[str] = ()) -> Any:
         found = import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
+            raise  # the module exists, but a module that it imports does not
         raise ValueError(f"{name} cannot be imported: there is no module {error.name}") from None
     if not hasattr(found, attribute):
         raise ValueError(f"{name} cannot be imported: the module {module} has no {attribute}")

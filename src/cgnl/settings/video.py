@@ -20,9 +20,8 @@ class VideoNetworkConfig(NetworkConfig):
         "head": "average",
     }
     arch: str = "resnet50"
-    """Residual network of torchvision that each frame goes through: resnet18, resnet34, resnet50, resnet101, resnet152.
-    Or a network of videos: torchvision:r3d_18 and the like, or a function of your own such as
-    mypackage.make_network."""
+    """Image network that each frame goes through: resnet18, resnet34, resnet50, resnet101, resnet152; or a video
+    network such as torchvision:r3d_18, or a function of your own such as mypackage.make_network."""
     temporal_strides: tuple[int, int, int] = (2, 2, 2)
     """Strides in time of conv1, pool1 and pool2: 2 2 2 for 32 frames, 1 1 2 for 8 frames."""
     head: Literal["average", "fully_convolutional"] = field(default="average", metadata=FOR_TESTS)
@@ -47,7 +46,8 @@ class VideoDataConfig(DataConfig):
     format: Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"] = "auto"  # type: ignore[assignment]
     """Layout of the data set; auto recognises it."""
     annotations: Path | None = field(default=None, metadata=FREE)
-    """Folder of UCF101's lists or of Mini-Kinetics' id lists and CSV files; of Kinetics a CSV file or its folder."""
+    """Folder with the lists of UCF101, or with the id lists and CSV files of Mini-Kinetics; for Kinetics, a CSV file or
+    its folder."""
     fold: int = 1
     """Split of UCF101: 1, 2 or 3."""
     train_list: Path | None = field(default=None, metadata=FREE)
@@ -57,7 +57,7 @@ class VideoDataConfig(DataConfig):
     index: Path | None = field(default=None, metadata=FREE)
     """File with the lengths and sizes of the videos, made on first use; by default beside the videos or in the run."""
     num_frames: int = 32
-    """Frames of a clip."""
+    """Number of frames in a clip."""
     frame_step: int = 2
     """Distance between two frames of a clip: 2 takes every other frame of the video."""
     size: int | None = 224
@@ -68,11 +68,11 @@ class VideoDataConfig(DataConfig):
     batch_size: int = 64
     """Clips in one optimizer step, over all processes and accumulated parts together."""
     test_clips: int = field(default=10, metadata=FREE)
-    """Clips of a video in a test, evenly spaced; their probabilities are averaged."""
+    """Number of evenly spaced clips from a video in a test; their probabilities are averaged."""
     test_crops: int = field(default=3, metadata=FREE)
-    """Crops of each test clip along the longer side: 1 or 3."""
+    """Number of crops of each test clip along the longer side: 1 or 3."""
     views_per_step: int = field(default=6, metadata=FREE)
-    """Views (clips x crops) that go through the network at once at test time."""
+    """Number of views (clips x crops) that go through the network at once at test time."""
     decode_timeout: int = field(default=60, metadata=FREE)
     """Seconds that reading a clip may take before its video counts as unreadable."""
     timeout: int = field(default=600, metadata=FREE)
