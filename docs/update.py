@@ -395,8 +395,8 @@ def video_network() -> str:
     header = ("network", "time / plain", "multiplications / plain", "peak memory / plain")
     return (
         table(header, rows)
-        + f"\n\nWith channels last, folding the frames into the batch takes {folding['channels_last']} times as long as "
-        + f"3d convolutions with the same weights; with channels first, {folding['contiguous']} times.\n\n"
+        + f"\n\nWith channels last, folding the frames into the batch takes {folding['channels_last']} times as long "
+        + f"as 3d convolutions with the same weights; with channels first, {folding['contiguous']} times.\n\n"
         + source("video_network")
     )
 
