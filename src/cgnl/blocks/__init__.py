@@ -6,7 +6,7 @@ if the norm has none. Global context and squeeze-and-excitation blocks have othe
 
 Legend: B batch, C channels, C' inner channels, S spatial or space-time axes, N positions, G groups.
 
-State dict: ``theta.weight``, ``phi.weight``, ``g.weight``, ``z.weight``, ``norm.*``, and biases where asked for.
+State dict of a CGNL block: ``theta.weight``, ``phi.weight``, ``g.weight``, ``z.weight``, ``norm.*``.
 
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 """

@@ -176,10 +176,10 @@ class CGNL2d(_CompactBlock):
 
     It relates every element (position and channel) of a group to every other, at a cost linear in their number.
 
-    The paper's norm is BatchNorm. The released code has GroupNorm with the same groups as conv_z: it normalises each
-    sample and group on its own and so, with the dot product, divides out the scalar phi^T g again except for its sign.
-    BatchNorm in training with one sample per process does the same, hence the warning; use ``"sync_batch"`` in several
-    processes then, or frozen statistics. ``"group"`` is for loading the released checkpoints.
+    The paper's norm is BatchNorm. The released code has GroupNorm with the same groups as conv_z. That normalises each
+    sample and group on its own, and so, with the dot product, divides out the scalar phi^T g except for its sign.
+    BatchNorm in training on one sample per process does the same, so the block warns; use ``"sync_batch"`` over several
+    processes, or frozen statistics. ``"group"`` is for loading the released checkpoints.
 
     Eq. 2 prints C' = C; the default of C/2 is the released code's.
 

@@ -59,8 +59,8 @@ class GlobalContext1d(_GlobalContext):
 class GlobalContext2d(_GlobalContext):
     """Global context block for images: Z = X + W2 ReLU(LayerNorm(W1 sum_m softmax_m(k · x_m) x_m)).
 
-    The non-local block with one attention map that all positions share. It starts as the identity: W2 is zero.
-    ``inner_channels`` None is C // 16; an argument outside its range is a ValueError.
+    It is a non-local block whose positions all share one attention map. It starts as the identity: W2 is zero.
+    ``inner_channels=None`` means C // 16. Arguments outside their range raise ValueError.
 
     Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV workshops 2019.
 

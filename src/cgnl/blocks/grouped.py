@@ -102,9 +102,9 @@ class GeneralizedNonLocal1d(_ExactBlock):
 class GeneralizedNonLocal2d(_ExactBlock):
     """Generalized non-local block for images: the exact kernel function over all pairs (Eq. 7-8, 13).
 
-    What `CGNL2d` approximates: arguments, errors and state dict are those of `CGNL2d`, time grows with the square of
-    the input, and memory stays bounded. ``kernel`` is taken in its exact form; the backend is ``"auto"``, ``"eager"``
-    or ``"naive"``.
+    It is the exact form of `CGNL2d`, with the same arguments, errors and state dict. Its time grows with the square of
+    the input; its memory stays bounded. It uses the exact form of ``kernel``; the backend is ``"auto"``, ``"eager"`` or
+    ``"naive"``.
 
     Source: Yue et al., NeurIPS 2018.
 

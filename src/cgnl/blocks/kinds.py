@@ -177,9 +177,9 @@ def kind_of(block: nn.Module) -> str | None:
 
 
 def features(block: nn.Module, x: Tensor) -> Features:
-    """Return what a block of any kind makes of its input x [B, C, *S] before it relates positions.
+    """Return the features that a block computes from its input x [B, C, *S] before it relates positions.
 
-    Of other modules nothing is known, so that theta is the input.
+    For a module that is not a block of ours, theta is the input.
     """
     kind = kind_of(block)
     return KINDS[kind].features(block, x) if kind else _relates_nothing(block, x)
@@ -198,7 +198,7 @@ def phrase_of(block: nn.Module) -> str:
 
 
 def words_of(block: str) -> str:
-    """Return what a network with a kind of block, its name or dotted name, is called beside others.
+    """Return the short name of a network with a kind of block, which is given by its name or dotted name.
 
     >>> words_of("cgnlx"), words_of("none"), words_of("mypackage.MyBlock")
     ('CGNLx', 'plain', 'MyBlock')
@@ -216,11 +216,12 @@ def block_maker(
 ) -> MakeBlock | None:
     """Return the function from the channel count to a new block, or None for no block.
 
-    ``block`` is None or "none", a name in ``KINDS``, the dotted name of a class of one's own in a package of ``trust``
-    (see :func:`cgnl.settings.trust.import_named`), or a function, which comes back as it is. ``options`` are that
-    kind's, by name (see ``cgnl.settings.blocks``); a kernel function may be an object of ``cgnl.kernel_functions``, and
-    a norm None or a function of the channel count. ``defaults`` stand in place of the kind's own, where it has them;
-    ``num_axes`` is 2 for images and 3 for videos. Raises ValueError where there is no such kind, option or value.
+    ``block`` is None or "none", a name in ``KINDS``, the dotted name of a class of your own in a package of ``trust``
+    (see :func:`cgnl.settings.trust.import_named`), or a function, which is returned as it is. ``options`` has options
+    of that kind by name (see ``cgnl.settings.blocks``). A kernel function may be an object of
+    ``cgnl.kernel_functions``, and a norm may be None or a function of the channel count. ``defaults`` replace the
+    kind's own defaults, for options that the kind has. ``num_axes`` is 2 for images and 3 for videos. Raises ValueError
+    if there is no such kind, option or value.
     """
     if block is not None and not isinstance(block, str):
         if options:

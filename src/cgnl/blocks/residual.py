@@ -38,9 +38,9 @@ class ResidualBlock1d(_ResidualBlock):
 class ResidualBlock2d(_ResidualBlock):
     """Simple residual block for images: Z = norm(conv_z(conv_theta(X))) + X (Fig. 4).
 
-    The comparison of Table 3, a CGNL block without attention: it has the CGNL block's conv_theta and conv_z and lacks
-    phi and g. The paper does not say whether its conv_z is grouped; it is here, as the CGNL block's, so that the two
-    differ by the attention alone. Arguments and errors are those of `CGNL2d`.
+    This is the control of Table 3, a CGNL block without attention: it has the CGNL block's conv_theta and conv_z, but
+    neither phi nor g. The paper does not say whether its conv_z is grouped. Here it is, as in the CGNL block, so that
+    the two differ only by the attention. Arguments and errors are those of `CGNL2d`.
 
     Source: Yue et al., NeurIPS 2018.
 

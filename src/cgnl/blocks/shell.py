@@ -109,7 +109,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for x [B, C, *S], in its shape, type and memory format.
 
-        Raises ValueError where x has another number of axes or channels than the block.
+        Raises ValueError if x has another number of axes or channels than the block.
         """
         if isinstance(x, fx.Proxy):
             return self._through_modules(x)
@@ -145,12 +145,12 @@ class Block(nn.Module):
         check_input(self, x, self.num_axes, self.channels)
 
     def fuse(self) -> Self:
-        """Fold the norm into conv_z, in place, for inference with the same output up to rounding; return the block.
+        """Fold the norm into conv_z in place, for inference; return the block, whose output is the same up to rounding.
 
-        The block gets a conv_z of its own with a bias, its norm is None, and it cannot be trained: the state dict is
-        another one. A block without a norm stays as it is. Raises ValueError where the block is in training, its norm
-        is neither BatchNorm with running statistics nor None, or conv_z or the norm is not as the block made it
-        (another module, hooks, a bias).
+        The block then has a new conv_z with a bias, and None as its norm. So its state dict differs, and it cannot be
+        trained. A block without a norm stays as it is. Raises ValueError if the block is in training, its norm is
+        neither BatchNorm with running statistics nor None, or conv_z or the norm was changed (another module, hooks, a
+        bias).
 
         Example:
             >>> from cgnl import CGNL2d

@@ -51,7 +51,7 @@ class SqueezeExcitation2d(_SqueezeExcitation):
     """Squeeze-and-excitation block for images: Z = 2 sigmoid(W2 ReLU(W1 mean_m x_m)) X, for each channel.
 
     It starts as the identity: W2 is zero, and the factor 2, which the paper does not have, turns its sigmoid into 1.
-    ``inner_channels`` None is C // 16; an argument outside its range is a ValueError.
+    ``inner_channels=None`` means C // 16. Arguments outside their range raise ValueError.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
 

@@ -19,9 +19,9 @@ from cgnl.insertion.probe import run, undisturbed
 def check_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], example_input: Any) -> None:
     """Run the network with its blocks, by path, once forwards and backwards, in eval mode.
 
-    A network that is not made to be differentiated in eval mode fails here for reasons of its own, or has no output
-    with a gradient. It is not refused. Raises ValueError where a block runs more than once, the network works with
-    something else in the block's place and not with the block, or its output does not depend on the block.
+    The check accepts networks that cannot be differentiated in eval mode for reasons of their own, or that have no
+    output with a gradient. Raises ValueError if a block does not run exactly once, the network fails with the block but
+    works with another module in its place, or its output does not depend on the block.
     """
     unreached = list(blocks)
     failure = None

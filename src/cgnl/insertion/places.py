@@ -44,8 +44,8 @@ def find_places(
 
     The larger half of the blocks goes into that stage, the rest into the stage before. Return the paths from the input
     on, fewer than ``num_blocks`` where no more fit. The blocks' number of axes besides batch and channels and the
-    layout of the maps may be unknown (None). Raises ValueError where there is no such place, or the layout of its map
-    cannot be told.
+    layout of the maps may be unknown (None). Raises ValueError if there is no such place, or its map does not show its
+    layout.
     """
     run = Run(model, example_input)
     stages = Stages(run, num_axes, layout)

@@ -1,7 +1,8 @@
 """The blocks and stages of a network, found in a recorded run.
 
-Blocks are what a network repeats: modules of one class with outputs of one shape under one parent (or, in a network of
-layers alone, a convolution and the layers up to the next). A stage is a row of them whose maps have one size.
+A network's own blocks are the modules that it repeats: of one class, with outputs of one shape, under one parent. In a
+network that has only layers, each convolution and the layers up to the next one are a block. A stage is a row of blocks
+whose maps have the same size.
 """
 
 import math

@@ -204,7 +204,7 @@ BLOCK_OPTIONS = frozenset(field.name for kind in OPTIONS.values() for field in d
 
 
 def options_class(block: str) -> type[BlockOptions]:
-    """Return the options class of a kind of block in ``OPTIONS``, or of a dotted name; ValueError for others."""
+    """Return the options class of a kind in ``OPTIONS`` or of a dotted name; raise ValueError for other names."""
     if block in OPTIONS:
         return OPTIONS[block]
     if is_dotted_name(block):
@@ -220,7 +220,7 @@ def given_places(places: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
-    """Raise ValueError where a network's settings name no kind of block, or numbers and places do not agree."""
+    """Raise ValueError if there is no such kind of block, or if ``num_blocks`` and ``places`` do not agree."""
     options_class(block)
     within("network.num_blocks", num_blocks, 1)
     if len(set(places)) < len(places):
@@ -232,7 +232,7 @@ def check_blocks(block: str, num_blocks: int, places: tuple[str, ...]) -> None:
 
 
 def default_options(block: str, defaults: Mapping[str, Any]) -> BlockOptions:
-    """Return the options that a kind of block has where nothing else is said; the task's ``defaults`` come first."""
+    """Return the default options of a kind of block; the task's ``defaults`` override those of the kind."""
     kind = options_class(block)
     return kind(**{name: value for name, value in defaults.items() if name in names_of(kind)})
 
@@ -243,7 +243,7 @@ def names_of(kind: BlockOptions | type[BlockOptions]) -> tuple[str, ...]:
 
 
 def check_names(block: str, names: typing.Iterable[str], where: str = "") -> None:
-    """Raise ValueError, which lists the others, where a name is no option of a kind of block."""
+    """Raise ValueError if a name is not an option of a kind of block; the message lists the kind's options."""
     has = names_of(options_class(block))
     for name in names:
         if name not in has:
@@ -266,7 +266,7 @@ def fitting(kind: type[BlockOptions], values: Mapping[str, Any]) -> dict[str, An
 def carried_over(options: BlockOptions, block: str, defaults: Mapping[str, Any]) -> BlockOptions:
     """Return the options of a block whose kind changes.
 
-    What the old options changed of their defaults stays, where the new kind has the option and the type fits.
+    An old option that differs from its default keeps its value if the new kind has the option and the type fits.
     """
     old = type(options)(**{name: value for name, value in defaults.items() if name in names_of(options)})
     changed = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 
 def within(name: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Raise ValueError unless a number is None or lies between two others, these included."""
+    """Raise ValueError unless a number is None or lies within bounds, both included."""
     if value is not None and not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} ({value}) must be {allowed}")
@@ -22,14 +22,14 @@ def positive(name: str, value: float | None) -> None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[object], more: str = "") -> None:
-    """Raise ValueError unless a value is one of several; ``more`` names others for the message."""
+    """Raise ValueError unless a value is one of the choices; the message ends with ``more``, such as " or a number"."""
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
 
 
 def converted(kind: Any, value: Any, where: str) -> Any:
-    """Return a plain value of YAML or JSON in the type of a field; ValueError where it is of another type."""
+    """Return a value from YAML or JSON in the type of a field; raise ValueError if it has another type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -75,7 +75,7 @@ def is_dotted_name(name: str) -> bool:
 
 
 def check_arch(arch: str, own: Iterable[str]) -> None:
-    """Raise ValueError unless a network's name has the form of one; no library is asked whether it has the network."""
+    """Raise ValueError unless a network's name has a valid form, whether or not a library has the network."""
     own = tuple(own)
     if (
         arch not in own

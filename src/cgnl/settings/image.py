@@ -12,7 +12,7 @@ from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfi
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ARCHITECTURES = get_args(Architecture)
-"""The networks of the paper; all others have a library's prefix or a dotted name."""
+"""The names of the paper's networks; other networks have a library's prefix or a dotted name."""
 IMAGENET_SIZES = (224, 256)
 """Size and resize (pixels) that torchvision's ResNets were trained with."""
 
@@ -50,10 +50,10 @@ class NetworkConfig:
 
 
 def with_arch(network: Any, arch: str) -> Any:
-    """Return a network's settings with another network, whose name may be unknown (ValueError).
+    """Return a network's settings with another network; raise ValueError if its name has no valid form.
 
-    Where that is none of the paper's, values that fit those alone fall away, and named weights give way to the
-    library's own.
+    If the paper does not have the new network, settings that fit only the paper's networks are dropped, and the
+    library's own weights replace named weights.
     """
     if arch in ARCHITECTURES or network.arch not in ARCHITECTURES:
         return replace(network, arch=arch)
@@ -82,13 +82,13 @@ class DataConfig:
     num_classes: int | None = None
     """Number of classes; by default found from the data."""
     num_outputs: int | None = None
-    """Number of outputs of the classifier, if larger than the number of classes; the classes are the first ones.
-    1000 keeps the classifier of ImageNet weights. By default there is one for each class."""
+    """Number of outputs of the classifier, if larger than the number of classes; the first outputs are the classes.
+    1000 keeps the classifier of ImageNet weights. By default there is one output for each class."""
     size: int | None = 448
-    """Input height and width of the network (pixels); None takes those that the network's weights were trained with."""
+    """Input height and width of the network (pixels); None for those of the weights' training."""
     resize: int | None = 512
-    """Length of the shorter side before the centre crop at test time (pixels); None takes the network's own, in
-    proportion to the size."""
+    """Length of the shorter side before the centre crop at test time (pixels); None takes the network's
+    own ratio of resize to size."""
     crop_area: tuple[float, float] = (0.08, 1.25)
     """Range of the random training crop's area as a fraction of the image; a fraction above 1 is drawn again."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -110,7 +110,7 @@ class DataConfig:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """Size and resize as numbers; :meth:`cgnl.training.task.Task.sized` puts them in the place of None."""
+        """Size and resize as numbers; :meth:`cgnl.training.task.Task.sized` replaces None by numbers."""
         if self.size is None or self.resize is None:
             raise ValueError(f"data.size ({self.size}) and data.resize ({self.resize}) must be numbers here")
         return self.size, self.resize
@@ -152,14 +152,14 @@ class Recipe:
 
 
 def recipe_with_arch(recipe: Any, arch: str) -> Any:
-    """Return a recipe with another network, as :func:`with_arch`; ImageNet's input size gives way to the network's own.
+    """Return a recipe with another network, as :func:`with_arch` does; its own input size replaces ImageNet's.
 
     Args:
         recipe: The recipe.
         arch: The name of the other network.
 
     Raises:
-        ValueError: No network has such a name.
+        ValueError: The name has no valid form.
     """
     data = recipe.data
     changes = arch not in ARCHITECTURES and recipe.network.arch in ARCHITECTURES

@@ -49,7 +49,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
-    """Return the recipe that ``values``, nested as of :func:`to_dict`, describe; what they leave out has its default.
+    """Return the recipe that ``values`` describe, nested as by :func:`to_dict`; other fields have their defaults.
 
     Raises ValueError, with ``source``, for an unknown task ("image" by default) or field, or a value of another type.
     """
@@ -60,9 +60,9 @@ def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
-    """Return ``recipe`` with the fields replaced that ``values`` name, such as ``{"trainer": {"max_epochs": 10}}``.
+    """Return ``recipe`` with the values of some fields replaced, such as ``{"trainer": {"max_epochs": 10}}``.
 
-    Raises ValueError, with ``source``, for a name that is no field, a value of another type, or another task.
+    Raises ValueError, with ``source``, for a name that is not a field, a value of another type, or another task.
     """
     if isinstance(values, Mapping) and "task" in values:
         if values["task"] != recipe.task:
@@ -87,7 +87,7 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
 
 
 def is_whole(values: Mapping[str, Any], source: str) -> bool:
-    """Return whether values leave no field to a default, except those that an earlier version did not have."""
+    """Return whether values name every field, except those that an earlier version did not have."""
     network = values.get("network")
     named = {"block": network["block"]} if isinstance(network, Mapping) and "block" in network else {}
     fields = to_dict(from_dict({"task": values.get("task", Recipe.task), "network": named}, source))

@@ -30,10 +30,10 @@ def trusting(*names: str) -> Iterator[None]:
 
 
 def import_named(name: str, trust: Collection[str] = ()) -> Any:
-    """Import what a dotted name such as ``"mypackage.blocks.MyBlock"`` stands for, if it is trusted.
+    """Import the object that a dotted name such as ``"mypackage.blocks.MyBlock"`` refers to, if it is trusted.
 
-    ``trust`` has packages, modules or dotted names, besides those of :func:`trusting`; a module in the working
-    directory counts. Raises ValueError where the name is not trusted, or module or attribute cannot be found.
+    Trusted are the packages, modules and dotted names in ``trust`` and those of :func:`trusting`. The module may be in
+    the working directory. Raises ValueError if the name is not trusted, or its module or attribute cannot be found.
 
     >>> import_named("math.sqrt", trust=("math",))(4)
     2.0

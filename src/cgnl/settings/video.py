@@ -61,10 +61,10 @@ class VideoDataConfig(DataConfig):
     frame_step: int = 2
     """Distance between two frames of a clip: 2 takes every other frame of the video."""
     size: int | None = 224
-    """Height and width of the training clips (pixels); None takes those of the network's own training."""
+    """Height and width of the training clips (pixels); None for those of the weights' training."""
     resize: int | None = 256
-    """Length of the shorter side at test time, and with several crops also their height and width (pixels); None takes
-    the network's own, in proportion to the size."""
+    """Length of the shorter side at test time; with several crops, also the height and width of each (pixels). None
+    takes the network's own ratio of resize to size."""
     batch_size: int = 64
     """Clips in one optimizer step, over all processes and accumulated parts together."""
     test_clips: int = field(default=10, metadata=FREE)
