@@ -24,25 +24,11 @@ from cgnl.settings.blocks import check_names, default_options
 from cgnl.settings.trust import import_named
 
 __all__ = [
-    "CGNL1d",
-    "CGNL2d",
-    "CGNL3d",
-    "GeneralizedNonLocal1d",
-    "GeneralizedNonLocal2d",
-    "GeneralizedNonLocal3d",
-    "GlobalContext1d",
-    "GlobalContext2d",
-    "GlobalContext3d",
-    "NonLocal1d",
-    "NonLocal2d",
-    "NonLocal3d",
-    "ResidualBlock1d",
-    "ResidualBlock2d",
-    "ResidualBlock3d",
-    "SqueezeExcitation1d",
-    "SqueezeExcitation2d",
+    "CGNL1d", "CGNL2d", "CGNL3d", "GeneralizedNonLocal1d", "GeneralizedNonLocal2d", "GeneralizedNonLocal3d",
+    "GlobalContext1d", "GlobalContext2d", "GlobalContext3d", "NonLocal1d", "NonLocal2d", "NonLocal3d",
+    "ResidualBlock1d", "ResidualBlock2d", "ResidualBlock3d", "SqueezeExcitation1d", "SqueezeExcitation2d",
     "SqueezeExcitation3d",
-]
+]  # fmt: skip
 MakeBlock = Callable[[int], nn.Module]
 Form = Literal["nl", "gnl", "cgnl", "residual"]
 """How a block relates positions: by a pairwise function, a kernel function, its series, or not at all (residual)."""
@@ -121,10 +107,6 @@ def _generalized(form: Form, block: Any, x: Tensor) -> Features:
     return Features(theta, phi, g, form, factor, block.groups, kernel=block.kernel)
 
 
-def _residual(block: Any, x: Tensor) -> Features:
-    return Features(_convolved(block.theta, x), groups=block.groups)
-
-
 def _global_context(block: Any, x: Tensor) -> Features:
     logits = _applied(block.key, x.movedim(1, -1)).movedim(-1, 1)
     g = x.clone(memory_format=torch.contiguous_format)
@@ -153,7 +135,11 @@ KINDS: dict[str, Kind] = {
     "cgnl": Kind(_COMPACT, "CGNL", partial(_generalized, "cgnl")),
     "cgnlx": Kind(_COMPACT, "CGNLx", partial(_generalized, "cgnl")),
     "residual": Kind(
-        (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d), "residual", _residual, "residual block", relates=False
+        (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d),
+        "residual",
+        lambda block, x: Features(_convolved(block.theta, x), groups=block.groups),
+        "residual block",
+        relates=False,
     ),
     "gnl": Kind(
         (GeneralizedNonLocal1d, GeneralizedNonLocal2d, GeneralizedNonLocal3d), "GNL", partial(_generalized, "gnl")

@@ -89,9 +89,6 @@ class Block(nn.Module):
         else:
             nn.init.zeros_(self.z.weight)
 
-    def _convolutions(self) -> tuple[nn.Module, ...]:
-        return tuple(child for name, child in self.named_children() if name != "norm")
-
     def _operation(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """Return Y of x, [B, C', *S], by calling the convolutions as modules."""
         raise NotImplementedError
@@ -120,7 +117,7 @@ class Block(nn.Module):
 
     def _fits_operation(self) -> bool:
         """Tell whether an operation on the weights gives the same result as calling the convolutions."""
-        return all(is_plain(convolution) and _is_pointwise(convolution) for convolution in self._convolutions())
+        return all(is_plain(child) and _is_pointwise(child) for name, child in self.named_children() if name != "norm")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # a process group cannot be copied: the copy shares it

@@ -130,7 +130,7 @@ class CGNLStream3d(Block):
         # one of several processes may hold no positions
         if 0 in (x.shape[2:3] if self.process_group is not None else x.shape[2:]):
             raise ValueError(f"x {tuple(x.shape)} must hold at least one frame of one position")
-        needed = (x.shape[0], self.groups, self._num_kept())
+        needed = (x.shape[0], self.groups, sum(a2 != 0 for a2 in self._coefficients) + 1)
         if self.sums is not None and self.sums.shape[1:] != needed:
             raise ValueError(
                 f"x {tuple(x.shape)} needs sums of shape [F, {', '.join(map(str, needed))}], but the stream keeps "
@@ -174,9 +174,6 @@ class CGNLStream3d(Block):
                     shared[:, :, t] = coefficients[0][..., 0]
         self.sums = sums
         return varying.unflatten(3, x.shape[3:]), shared[..., None, None]
-
-    def _num_kept(self) -> int:
-        return sum(a2 != 0 for a2 in self._coefficients) + 1
 
     def _of_frame(self, phi: Tensor, g: Tensor) -> Tensor:
         """Return the numbers [B, G, K] to keep of a frame [B, C', H·W]."""

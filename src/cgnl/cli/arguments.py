@@ -60,12 +60,8 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
         description=about,
         args=arguments,
     )
-    chosen = {name: type(part)(**_values(getattr(parsed, name))) for name, part in parts.items()}
+    chosen = {name: type(part)(**vars(getattr(parsed, name))) for name, part in parts.items()}
     return SimpleNamespace(**(vars(parsed) | chosen))
-
-
-def _values(config: Any) -> dict[str, Any]:
-    return {part.name: getattr(config, part.name) for part in fields(config)}
 
 
 def _shown(config: Any) -> Any:

@@ -177,15 +177,7 @@ def score_parts(
 
 
 def scored_block(trained: TrainedNetwork, path: str | None = None) -> str:
-    """Return the path of the block whose maps are scored.
-
-    Args:
-        trained: A network.
-        path: Where the block is; by default the last one.
-
-    Raises:
-        ValueError: The network has no such block.
-    """
+    """Return the path of the block whose maps are scored, by default the last one; ValueError where there is none."""
     blocks = blocks_of(trained.network)
     if not blocks:
         raise ValueError(f"parts need the maps of a block, and {trained.name} has none")

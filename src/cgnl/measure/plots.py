@@ -104,20 +104,19 @@ def _block(record: Record) -> Figure | None:
 
 def _networks(record: Record) -> Figure | None:
     """Time and peak memory over the plain network's, a row for each network."""
+    quartiles = ("median", "lower_quartile", "upper_quartile")
     groups: dict[str, dict[str, tuple[Spread, ...]]] = {}
     rows = {(row["network"], row["num_blocks"], row["mode"]): row for row in record["rows"] if row["num_blocks"]}
     for network, num_blocks in dict.fromkeys(key[:2] for key in rows):
         for what, of in (("time", "time_over_plain"), ("peak memory", "peak_over_plain")):
             both = [rows[network, num_blocks, mode].get(of) for mode in ("inference", "training")]
-            spreads = tuple(value if isinstance(value, dict) else _without_spread(value) for value in both if value)
+            spreads = tuple(
+                value if isinstance(value, dict) else dict.fromkeys(quartiles, value) for value in both if value
+            )
             if len(spreads) == 2:
                 blocks = f"{num_blocks} CGNL block{'s' * (num_blocks > 1)}"
                 groups.setdefault(f"{NETWORKS[network]}: {what}", {})[blocks] = spreads
     return _bars(groups, ("inference", "training"), "times the plain network", columns=2)
-
-
-def _without_spread(value: float) -> dict[str, float]:
-    return dict.fromkeys(("median", "lower_quartile", "upper_quartile"), value)
 
 
 def _accuracy(record: Record) -> Figure | None:

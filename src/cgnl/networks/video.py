@@ -90,7 +90,8 @@ class C2DResNet(RunsBlocksOfVideos, nn.Module):
     def insert_block(self, path: str, make_block: MakeBlock) -> nn.Module:
         """Put a block that keeps the shape of [B, C, T, H, W] after a residual block such as "layer3.4"; return it."""
         residual_block = self.get_submodule(path)
-        block = make_block(_out_channels(residual_block))
+        norms = [child for child in residual_block.children() if isinstance(child, nn.BatchNorm2d)]
+        block = make_block(norms[-1].num_features)
         block.to(next(residual_block.parameters())).train(residual_block.training)
         attach_without_hook(residual_block, block)
         return block
@@ -199,11 +200,6 @@ def c2d_resnet(
     if checkpoint is not None:
         load_weights(network, checkpoint, new_classifier)
     return network
-
-
-def _out_channels(residual_block: nn.Module) -> int:
-    norms = [child for child in residual_block.children() if isinstance(child, nn.BatchNorm2d)]
-    return norms[-1].num_features
 
 
 c2d_resnet18 = partial(c2d_resnet, "resnet18")

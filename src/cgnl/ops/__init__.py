@@ -20,21 +20,7 @@ from cgnl.ops.pairs import Pairwise, generalized_non_local, non_local, read_only
 from cgnl.ops.scale import Scale, scale_factor, sums_factor
 
 __all__ = [
-    "Backend",
-    "BatchNorm",
-    "PairsBackend",
-    "Pairwise",
-    "Scale",
-    "cgnl_block",
-    "cgnl_block_with_norm",
-    "chosen_form",
-    "compact_generalized_non_local",
-    "eager",
-    "fused",
-    "generalized_non_local",
-    "naive",
-    "non_local",
-    "read_only_non_local",
-    "scale_factor",
-    "sums_factor",
-]
+    "Backend", "BatchNorm", "PairsBackend", "Pairwise", "Scale", "cgnl_block", "cgnl_block_with_norm",
+    "chosen_form", "compact_generalized_non_local", "eager", "fused", "generalized_non_local", "naive", "non_local",
+    "read_only_non_local", "scale_factor", "sums_factor",
+]  # fmt: skip

@@ -24,19 +24,10 @@ def chosen_form(
 ) -> ModuleType:
     """Return the module whose form of the compact operation a ``backend`` argument means for these tensors.
 
-    Args:
-        backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``; ``"auto"`` takes the fused form on a device of
-            `AUTO_FUSED_DEVICES`, where it can run and has passed its self-test.
-        tensors: The operation's inputs: theta, phi and g, or x and the four weights.
-        kernel: The kernel function.
-        operation: ``"features"``: y from theta, phi and g; ``"branch"``: conv_z's output from x; ``"affine"`` or
-            ``"batch_norm"``: the block with fixed statistics or with those of the batch.
-
-    Returns:
-        `cgnl.ops.eager`, `cgnl.ops.fused` or `cgnl.ops.naive`.
-
-    Raises:
-        ValueError: The name is unknown, or ``"fused"`` cannot run on these tensors.
+    ``"auto"`` takes the fused form on a device of `AUTO_FUSED_DEVICES`, where it can run and has passed its self-test.
+    The tensors are theta, phi and g, or x and the four weights. The operation is ``"features"``: y from theta, phi and
+    g; ``"branch"``: conv_z's output from x; ``"affine"`` or ``"batch_norm"``: the block with fixed statistics or with
+    those of the batch. Raises ValueError where the name is unknown, or ``"fused"`` cannot run.
     """
     check_choice("backend", backend, get_args(Backend))
     if backend == "naive":

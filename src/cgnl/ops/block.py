@@ -111,18 +111,10 @@ def cgnl_block_with_norm(
 ) -> Tensor | None:
     """Run the whole CGNL block, norm(conv_z(Y)) + x (Eq. 13), where a form has the norm and the residual inside.
 
-    Args:
-        x: [B, C, *S].
-        theta_weight: As in `cgnl_block`, and so are the arguments that are not named here.
-        z_bias: [C], or None; only where the norm's statistics are given, or there is no norm.
-        norm: The norm; its running statistics move as those of `torch.nn.BatchNorm2d` do. None for no norm.
-
-    Returns:
-        [B, C, *S] in x's type; None, and nothing done, where the norm has to follow `cgnl_block` as a step of its own.
-
-    Raises:
-        ValueError: An argument is outside its range, ``"fused"`` cannot run here, or the norm would take its
-            statistics over a single value.
+    Returns [B, C, *S] in x's type; or None, and nothing is done, where the norm has to follow `cgnl_block` as a step of
+    its own. ``z_bias`` [C] is there only where the norm's statistics are given, or there is no norm (None); its running
+    statistics move as those of `torch.nn.BatchNorm2d` do. The rest is as in `cgnl_block`; a norm that would take its
+    statistics over a single value is a ValueError, too.
     """
     weights = (theta_weight, phi_weight, g_weight, z_weight)
     if is_empty(x) or (x.dtype != theta_weight.dtype and not autocast_is_on(x)):

@@ -34,24 +34,9 @@ def generalized_non_local(
 ) -> Tensor:
     """Relate all elements of a group with each other through the exact kernel function (Eq. 7-8).
 
-    Time grows with M^2. Memory does not: rows of the [M, M] matrix are made, used and dropped in chunks, in
-    the backward pass too.
-
-    Args:
-        theta: [B, C', *S].
-        phi: [B, C', *S].
-        g: [B, C', *S].
-        groups: G, must divide C'.
-        kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function, whose exact form is taken.
-        scale: As in `compact_generalized_non_local`.
-        backend: ``"auto"``, ``"eager"`` or ``"naive"``.
-        out_dtype: Type of the result; None for theta's.
-
-    Returns:
-        y: [B, C', *S].
-
-    Raises:
-        ValueError: An argument is outside its range, or the shapes do not fit.
+    Arguments, result and errors are those of `compact_generalized_non_local`; the backend is ``"auto"``, ``"eager"`` or
+    ``"naive"``. Time grows with M^2. Memory does not: rows of the [M, M] matrix are made, used and dropped in chunks,
+    in the backward pass too.
     """
     check_features(theta, phi, g, groups)
     form = chosen_form_of_pairs(backend)

@@ -16,19 +16,9 @@ Scale = Literal["sqrt", "mean"]
 def sums_factor(
     scale: Scale | None, elements: int, features: Tensor, process_group: ProcessGroup | None = None
 ) -> float:
-    """Return the factor on the sums of an input that may be split over processes.
+    """Return `scale_factor` for an input that may be split over processes; ``elements`` and features are this one's.
 
-    Args:
-        scale: As in `scale_factor`.
-        elements: The elements of one group that this process holds.
-        features: This process's part of the input, [B, ...].
-        process_group: The processes, or None.
-
-    Returns:
-        The result of `scale_factor` for the elements of all processes.
-
-    Raises:
-        ValueError: The processes hold different numbers of samples, or the name is unknown.
+    Raises ValueError where the processes hold different numbers of samples, or the name is unknown.
     """
     # also without a scale: what the processes exchange has to fit; a compiler is spared the check
     if process_group is not None and (scale is not None or not torch.compiler.is_compiling()):
@@ -37,17 +27,9 @@ def sums_factor(
 
 
 def scale_factor(scale: Scale | None, elements: int) -> float:
-    """Return the factor on the sums that a ``scale`` argument means.
+    """Return the factor on the sums over M elements: 1 (None), 1 / sqrt(M) (``"sqrt"``) or 1 / M (``"mean"``).
 
-    Args:
-        scale: None, ``"sqrt"`` or ``"mean"``.
-        elements: M, the number of elements of one group.
-
-    Returns:
-        1, 1 / sqrt(M) or 1 / M; 1 where there are no elements, because their sums are zero.
-
-    Raises:
-        ValueError: The name is unknown.
+    It is 1 where there are no elements, because their sums are zero. Raises ValueError for another name.
     """
     if scale is None:
         return 1.0

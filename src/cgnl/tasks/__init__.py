@@ -24,24 +24,10 @@ _FILE_OF_NAME = {
 }
 
 __all__ = [
-    "TrainedNetwork",
-    "build_network",
-    "detect",
-    "evaluate",
-    "from_start_weights",
-    "load_trained",
-    "predict",
-    "predict_timeline",
-    "recipe_cost",
-    "score_parts",
-    "scored_block",
-    "see",
-    "smoke",
-    "task_named",
-    "task_of",
-    "trace_file",
-    "train",
-]
+    "TrainedNetwork", "build_network", "detect", "evaluate", "from_start_weights", "load_trained", "predict",
+    "predict_timeline", "recipe_cost", "score_parts", "scored_block", "see", "smoke", "task_named", "task_of",
+    "trace_file", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -254,19 +254,10 @@ def _padded(side: int) -> int:
 
 @torch.inference_mode()
 def detect(trained: TrainedNetwork, image: Image.Image, *, min_score: float = 0.0) -> dict[str, Tensor]:
-    """Return the objects that a detector finds in an image, the surest first.
+    """Return the objects that a detector finds in an upright RGB image, the surest first.
 
-    Args:
-        trained: The detector; it is moved to the GPU where there is one.
-        image: An upright RGB image of H x W pixels.
-        min_score: Minimum score.
-
-    Returns:
-        ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels), ``labels`` [D] (from 1), ``scores`` [D] and ``masks`` [D, H, W]
-        (bool).
-
-    Raises:
-        ValueError: The network is no detector.
+    They are ``boxes`` [D, 4] (x0, y0, x1, y1 in pixels), ``labels`` [D] (from 1), ``scores`` [D] from ``min_score`` on
+    and ``masks`` [D, H, W] (bool). The detector is moved to the GPU where there is one; ValueError for other networks.
     """
     device = default_device()
     heads = getattr(trained.network.to(device), "roi_heads", None)

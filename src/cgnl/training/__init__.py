@@ -34,16 +34,9 @@ _FILE_OF_NAME = {
 }
 
 __all__ = [
-    "ClassificationModule",
-    "DetectionData",
-    "DetectionEvaluation",
-    "DetectionModule",
-    "Evaluation",
-    "FiniteGuard",
-    "ImageData",
-    "RunKeeper",
-    "VideoData",
-]
+    "ClassificationModule", "DetectionData", "DetectionEvaluation", "DetectionModule", "Evaluation", "FiniteGuard",
+    "ImageData", "RunKeeper", "VideoData",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

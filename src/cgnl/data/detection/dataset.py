@@ -72,9 +72,8 @@ class DetectionDataset(FileDataset):
 def collate(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of the samples that could be read, B of them, and list the others.
 
-    Returns:
-        ``image``, a list of B images [3, H, W], each with its own size; ``target``, a list of as many; ``label`` [B],
-        ``index`` [B], and ``bad``, a list of (index, path, reason).
+    It has ``image``, a list of B images [3, H, W], each with its own size; ``target``, a list of as many; ``label``
+    [B], ``index`` [B], and ``bad``, a list of (index, path, reason).
     """
     good, batch = sort_out(records)
     return {"image": [record["image"] for record in good], "target": [record["target"] for record in good], **batch}

@@ -15,12 +15,9 @@ from cgnl.files import write_csv
 
 @dataclass(frozen=True, slots=True)
 class BadAnnotation:
-    """An annotation that is not used.
+    """An annotation that is not used, by its id (or place in the json), and its image, by name (or id).
 
-    Args:
-        id: Its id; if it has none, its place in the json.
-        image: Name of its image's file, or else the image's id.
-        reason: The fault, as the rest of a sentence that begins with the annotation.
+    ``reason`` is the fault, as the rest of a sentence that begins with the annotation.
     """
 
     id: int | str

@@ -45,9 +45,8 @@ class ImageDataset(FileDataset):
 def collate(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of the samples of :class:`ImageDataset` that could be read, and list the others.
 
-    Returns:
-        ``image`` [B, 3, H, W], ``label`` [B], ``index`` [B], and ``bad``, a list of (index, path, reason). If
-        no sample could be read, B is 0, and so are H and W.
+    It has ``image`` [B, 3, H, W], ``label`` [B], ``index`` [B], and ``bad``, a list of (index, path, reason). If no
+    sample could be read, B is 0, and so are H and W.
     """
     good, batch = sort_out(records)
     images = torch.stack([record["image"] for record in good]) if good else torch.empty(0, 3, 0, 0)

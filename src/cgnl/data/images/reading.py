@@ -96,18 +96,11 @@ def _recognise(root: Path, list_file: AnyPath | None) -> Format:
 
 
 def read_cub(root: AnyPath, split: Split = "train") -> SampleList:
-    """Read a folder in the layout of CUB-200-2011.
+    """Read a folder in the layout of CUB-200-2011, in the order of ``images.txt``; labels count from 0.
 
-    Args:
-        root: The folder with ``images.txt``, ``image_class_labels.txt`` (labels from 1), ``classes.txt``,
-            ``train_test_split.txt`` and ``images/``.
-        split: ``train``, or ``test`` (``val`` means the same).
-
-    Returns:
-        Samples in the order of ``images.txt``, labels from 0.
-
-    Raises:
-        DataError: A line is malformed, an id or label unknown or given twice, or a path leads out of ``images/``.
+    It holds ``images.txt``, ``image_class_labels.txt`` (labels from 1), ``classes.txt``, ``train_test_split.txt`` and
+    ``images/``. The split is ``train``, or ``test`` (``val`` means the same). Raises DataError where a line is
+    malformed, an id or label unknown or given twice, or a path leads out of ``images/``.
 
     Source: Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
     """
@@ -139,13 +132,9 @@ def read_cub(root: AnyPath, split: Split = "train") -> SampleList:
 
 
 def read_cub_boxes(root: AnyPath) -> dict[Path, tuple[float, float, float, float]]:
-    """Read the ``bounding_boxes.txt`` of a folder in the layout of CUB-200-2011.
+    """Read CUB-200-2011's ``bounding_boxes.txt``: ``(x, y, width, height)`` in pixels for each image file.
 
-    Returns:
-        ``(x, y, width, height)`` in pixels for each image file.
-
-    Raises:
-        DataError: A line is malformed or names an unknown image.
+    Raises DataError where a line is malformed or names an unknown image.
     """
     paths = _cub_paths(Path(root))
     file = Path(root, "bounding_boxes.txt")
@@ -156,13 +145,10 @@ def read_cub_boxes(root: AnyPath) -> dict[Path, tuple[float, float, float, float
 
 
 def read_cub_parts(root: AnyPath) -> tuple[tuple[str, ...], dict[Path, dict[str, tuple[float, float]]]]:
-    """Read the ``parts/parts.txt`` and ``parts/part_locs.txt`` of a folder in the layout of CUB-200-2011.
+    """Read CUB-200-2011's ``parts/parts.txt`` and ``parts/part_locs.txt``.
 
-    Returns:
-        The names of all parts, and for each image file the ``(x, y)`` in pixels of its visible parts.
-
-    Raises:
-        DataError: A line is malformed or names an unknown image or part.
+    Returns the names of all parts, and for each image file the ``(x, y)`` in pixels of its visible parts. Raises
+    DataError where a line is malformed or names an unknown image or part.
     """
     paths = _cub_paths(Path(root))
     names = read_table(Path(root, "parts", "parts.txt"), "<part id> <name>", readable)
@@ -197,19 +183,10 @@ def read_image_list(
 ) -> SampleList:
     """Read a list file of the released code: lines ``path label`` by white space, labels from 0.
 
-    Args:
-        list_file: The file; a path may hold spaces, as the label is what follows the last one.
-        image_root: The folder that the paths start from.
-        classes: A name for each label; by default the name of the folder where that tells the labels apart,
-            else the label itself.
-        num_classes: Number of classes K; by default one more than the largest label.
-
-    Returns:
-        Samples in the order of the file.
-
-    Raises:
-        DataError: A line has no label, or one that is no whole number or not from 0 to K - 1; labels count
-            from 1; or a path leads out of the root.
+    A path may hold spaces, as the label is what follows the last one, and starts from ``image_root``. ``classes`` names
+    the labels; by default the names are those of the folders where they tell the labels apart, else the labels
+    themselves. ``num_classes`` (K) is by default one more than the largest label. Raises DataError where a line has no
+    label, or one that is no whole number or not from 0 to K - 1; labels count from 1; or a path leads out of the root.
     """
     list_file, image_root = Path(list_file), Path(image_root)
     inside = Inside(image_root, list_file)
@@ -221,18 +198,9 @@ def read_class_folders(root: AnyPath, split: Split = "train") -> SampleList:
     """Read ``root/{train,val,test}/<class>/*``; labels number the class folders of ``train`` by sorted name.
 
     Hidden files and files whose suffix is not that of an image format are skipped; folders inside a class folder belong
-    to the class.
-
-    Args:
-        root: The folder with ``train/`` and ``val/`` or ``test/``.
-        split: One of them; where there is only one of the last two, either name means it.
-
-    Returns:
-        Samples sorted by class and path.
-
-    Raises:
-        DataError: There is no such folder, it has no class folders, it has one that ``train/`` lacks, or a
-            symbolic link leads out of the root.
+    to the class. Where there is only one of ``val`` and ``test``, either name means it. Samples are sorted by class and
+    path. Raises DataError where there is no such folder, it has no class folders, it has one that ``train/`` lacks, or
+    a symbolic link leads out of the root.
     """
     return class_folders(Path(root), split, IMAGE_SUFFIXES | {""})
 

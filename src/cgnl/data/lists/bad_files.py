@@ -10,12 +10,9 @@ from cgnl.data.lists.text import readable
 
 
 class BadFiles:
-    """Counts the files of one data set that cannot be read, and names each once in ``bad_files.csv``.
+    """Counts the files of one data set that cannot be read, up to the part ``limit``, and names each once.
 
-    Args:
-        samples: The data set.
-        folder: Where ``bad_files.csv`` is kept; what it names already is not written again. None writes nothing.
-        limit: Part of the data set that may be bad.
+    They stand in ``bad_files.csv`` of the folder, or nowhere without one; what it names already is not written again.
     """
 
     def __init__(self, samples: SampleList, folder: AnyPath | None, *, limit: float = 0.05) -> None:

@@ -16,13 +16,8 @@ def labelled_lines(
 ) -> Iterator[tuple[int, str, int]]:
     """Read lines that end with a label; the text before it may hold separators too.
 
-    ``expected`` (the form of a line) and ``first`` (the lowest label) are for messages.
-
-    Yields:
-        Line number from 1, the text before the label, and the label.
-
-    Raises:
-        DataError: A line has no label, or one that is no whole number.
+    Yields the line's number from 1, the text before the label, and the label; DataError where it has none that is a
+    whole number. ``expected`` (the form of a line) and ``first`` (the lowest label) are for messages.
     """
     for line, text in text_lines(list_file):
         row = re.fullmatch(rf"(.+?)[{separators}]+([^{separators}]+)", text)
@@ -48,17 +43,8 @@ def listed(
 ) -> SampleList:
     """Check the labels of a list, given as (line number, path, label), and tell which of its files exist.
 
-    Args:
-        list_file: The list.
-        root: The folder that its paths start from.
-        rows: Its lines.
-        classes: A name for each label; by default the name of the folder where that tells the labels apart,
-            else the label itself.
-        num_classes: Number of classes K; by default one more than the largest label.
-        kind: Name of the layout.
-
-    Raises:
-        DataError: A label is not from 0 to K - 1, or the labels count from 1.
+    ``classes`` and ``num_classes`` are as of :func:`cgnl.data.images.read_image_list`. Raises DataError where a label
+    is not from 0 to K - 1, or the labels count from 1.
     """
     if classes is not None:
         num_classes = len(classes)
@@ -156,11 +142,8 @@ def _class_names(root: Path, folder: Path) -> list[str]:
 def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
     """Walk a folder in ``root`` and those in it, by sorted name, for files with one of the suffixes (in lower case).
 
-    Yields:
-        The files that are not hidden, and links to folders in their place: these are not followed.
-
-    Raises:
-        DataError: A symbolic link leads out of the root.
+    Yields those that are not hidden, and links to folders in their place: these are not followed. Raises DataError
+    where a symbolic link leads out of the root.
     """
     if folder.is_symlink():
         resolve_inside(root, str(folder.relative_to(root)), source=folder.parent)

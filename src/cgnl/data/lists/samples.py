@@ -12,11 +12,9 @@ Split = Literal["train", "test", "val"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image or video and its class.
+    """One image or video, of whose contents nothing is known, and its class, from 0.
 
-    Args:
-        path: The image file, the video file or the folder of a video's frames; nothing is known of its contents.
-        label: Number of the class, from 0.
+    The path is that of an image file, of a video file or of the folder of a video's frames.
     """
 
     path: Path

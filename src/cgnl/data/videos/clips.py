@@ -56,13 +56,10 @@ def centre_clip(frames: int, length: int, step: int) -> np.ndarray:
 
 
 def test_clips(frames: int, num_clips: int, length: int, step: int) -> np.ndarray:
-    """Return clips that start evenly spaced: clip j at floor(frames * j / num_clips); one clip alone is centred.
+    """Return clips that start evenly spaced: clip j at floor(frames * j / num_clips); int64 [num_clips, T].
 
     The formula would put a single clip at the beginning, where many videos only fade in; it is :func:`centre_clip`
     instead. The other arguments and errors are as of :func:`clip_from`.
-
-    Returns:
-        Numbers of frames, int64 [num_clips, T].
 
     >>> test_clips(9, num_clips=2, length=3, step=2)
     array([[0, 2, 4],
@@ -78,16 +75,12 @@ test_clips.__test__ = False  # type: ignore[attr-defined]  # no test, though pyt
 
 
 def timeline_clips(frames: int, fps: float, length: int, step: int) -> np.ndarray:
-    """Return one clip for each second of a video, centred on the middle of that second.
+    """Return one clip for each second of a video, centred on the middle of that second; int64 [seconds, T].
 
     A clip that would begin before the video or end after it is moved to lie inside, so that it does not mix the end
-    with the beginning; only a video shorter than a clip loops. Arguments are as of :func:`clip_from`.
-
-    Returns:
-        Numbers of frames, int64 [seconds, T]; a part of a second at the end counts as one.
-
-    Raises:
-        ValueError: A number below 1, or an fps that is not above 0 (a folder of frames does not tell it).
+    with the beginning; only a video shorter than a clip loops. A part of a second at the end counts as one. Arguments
+    and errors are as of :func:`clip_from`; an fps that is not above 0 (a folder of frames does not tell it) is one,
+    too.
 
     >>> timeline_clips(11, fps=4, length=2, step=2)
     array([[0, 2],

@@ -111,9 +111,6 @@ def training_videos(
     ``length`` (T) and ``step`` are as of :func:`cgnl.data.videos.clips.clip_from`; ``size`` (pixels), ``area``,
     ``aspect`` and ``flip`` as of :func:`cgnl.data.transforms.clip_train_transform`; the others as of
     :class:`VideoDataset`.
-
-    Raises:
-        ValueError: A number or range that makes no sense.
     """
     transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
     centre_clip(1, length, step)  # called for what it refuses, which should show before a video is read
@@ -136,17 +133,9 @@ def test_videos(
     """Return a data set of the views or frames that testing each video needs.
 
     With one clip and one crop a record holds that view, as ``image``. Otherwise it holds ``frames`` (resized, not
-    cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` and ``size``. Arguments are as of
-    :func:`training_videos`, besides:
-
-    Args:
-        num_clips: Clips of each video.
-        num_crops: Crops of each clip, 1 or 3.
-        size: Height and width of a crop (pixels).
-        resize: Length of the shorter side before the crop (pixels).
-
-    Raises:
-        ValueError: A number that makes no sense.
+    cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` (of each clip, 1 or 3) and ``size``
+    (pixels); ``resize`` is the length of the shorter side before the crop (pixels). The rest is as of
+    :func:`training_videos`.
     """
     whole, cropped = clip_test_transform(resize), clip_test_transform(resize, size)
     # called for what they refuse, which should show before a video is read
@@ -170,17 +159,12 @@ def read_clips(
     *,
     frame_bytes: int,
 ) -> dict[str, Any]:
-    """Read the frames of several clips of one video, each of them once.
+    """Read the frames of several clips of one video, each of them once; BadFileError where it cannot be read.
 
     ``numbers`` are those of the clips' frames, int64 [num_clips, T]; ``transform`` makes uint8 [3, U, H', W'] of
-    frames, uint8 [U, H, W, 3]. Of large decoded frames (``frame_bytes``) some at a time are in memory.
-
-    Returns:
-        ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in
-        ``frames``; ``lost``, the number of them that could not be decoded.
-
-    Raises:
-        BadFileError: The video cannot be read.
+    frames, uint8 [U, H, W, 3]. Of large decoded frames (``frame_bytes``) some at a time are in memory. Returns
+    ``frames``, uint8 [3, U, H', W'], in the order of the video; ``clips``, int64 [num_clips, T], places in ``frames``;
+    ``lost``, the number of them that could not be decoded.
     """
     wanted, places = np.unique(numbers, return_inverse=True)
     frames = torch.empty(0)
@@ -200,18 +184,10 @@ def read_clips(
 def views(frames: Tensor, clips: Tensor, *, num_crops: int, size: int, chunk: int) -> Iterator[Tensor]:
     """Cut the views of one video, some at a time: all crops of the first clip, then those of the second, ...
 
-    Args:
-        frames: uint8 [3, U, H, W], on any device.
-        clips: Int64 [num_clips, T], places in ``frames``.
-        num_crops: Crops of each clip, as :func:`cgnl.data.transforms.crop_offsets` says.
-        size: Height and width of a crop (pixels).
-        chunk: Number of views at a time; the last chunk may be smaller.
-
-    Yields:
-        uint8 [V, 3, T, size, size], where V is at most ``chunk``.
-
-    Raises:
-        ValueError: A chunk below 1, or crops that the frames do not hold.
+    ``frames`` are uint8 [3, U, H, W], on any device, and ``clips`` places in them, int64 [num_clips, T]. Crops have
+    ``size`` pixels and are where :func:`cgnl.data.transforms.crop_offsets` says. Yields uint8 [V, 3, T, size, size],
+    where V is ``chunk``, the last time maybe less. Raises ValueError for a chunk below 1, or crops that the frames do
+    not hold.
 
     Example:
         >>> clips = torch.tensor([[0, 1], [1, 2]])
@@ -236,13 +212,12 @@ def views(frames: Tensor, clips: Tensor, *, num_crops: int, size: int, chunk: in
 def collate_videos(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of the samples of :class:`VideoDataset` that could be read, and list the others.
 
-    Returns:
-        ``label`` [B], ``index`` [B], ``lost`` [B], ``bad``, a list of (index, path, reason), and
+    It has ``label`` [B], ``index`` [B], ``lost`` [B], ``bad``, a list of (index, path, reason), and
 
-        - of one clip each: ``image``, uint8 [B, 3, T, H, W];
-        - of several: ``videos``, a list of B times ``frames``, uint8 [3, U, H, W], and ``clips``, int64 [num_clips, T].
+    - of one clip each: ``image``, uint8 [B, 3, T, H, W];
+    - of several: ``videos``, a list of B times ``frames``, uint8 [3, U, H, W], and ``clips``, int64 [num_clips, T].
 
-        If no video could be read, there is an ``image`` where B is 0, and so are T, H and W.
+    If no video could be read, there is an ``image`` where B is 0, and so are T, H and W.
     """
     good, batch = sort_out(records)
     batch["lost"] = torch.tensor([record["lost"] for record in good], dtype=torch.int64)

@@ -40,9 +40,7 @@ def probe(path: AnyPath) -> VideoInfo:
     """Count the frames of a video file or of a folder of frames, and look at its first one.
 
     The frames are counted by their packets, without decoding them, wherever the packets tell; else all are decoded.
-
-    Raises:
-        BadFileError: The path is no video that is opened, or holds no frame that can be decoded.
+    Raises BadFileError where the path is no video that is opened, or holds no frame that can be decoded.
     """
     return VideoInfo(*(probe_folder(path) if Path(path).is_dir() else streams.probe_stream(path, decode_all=False)))
 

@@ -40,14 +40,9 @@ _NONSENSE = "makes the process that decodes it send invalid data"
 class GuardedReader:
     """Reads frames as :func:`cgnl.data.videos.read_frames` does, in a process that may crash or hang.
 
-    The process is started with the first video and again after one that ends it; it ends with the process that reads
-    through it. After a fork or in a copy the reader starts a process of its own. One thread may use it at a time.
-
-    Args:
-        timeout: Seconds that one call may take.
-
-    Raises:
-        ValueError: A timeout that is not positive.
+    The process is started (else RuntimeError) with the first video and again after one that ends it; it ends with the
+    process that reads through it. After a fork or in a copy the reader starts a process of its own. One thread may use
+    it at a time. A call may take ``timeout`` seconds, a positive number.
     """
 
     def __init__(self, *, timeout: float = 60.0) -> None:
@@ -57,12 +52,9 @@ class GuardedReader:
         self._child: _Child | None = None
 
     def read(self, path: AnyPath, indices: Sequence[int]) -> tuple[np.ndarray, int]:
-        """Read frames of a video by number, with arguments and results as of :func:`cgnl.data.videos.read_frames`.
+        """Read frames of a video by number, with arguments, results and errors of :func:`cgnl.data.videos.read_frames`.
 
-        Raises:
-            BadFileError: As :func:`cgnl.data.videos.read_frames`; and the file crashes its decoder or holds it up.
-            ValueError: No index, or a negative one.
-            RuntimeError: The process does not start.
+        A file that crashes its decoder or holds it up is a BadFileError, too.
         """
         numbers = checked_indices(indices)
         return self._asked(path, lambda child: child.read(path, numbers))
@@ -70,20 +62,12 @@ class GuardedReader:
     def read_pieces(
         self, path: AnyPath, wanted: Sequence[int], size: int, take: Callable[[int, np.ndarray], None]
     ) -> int:
-        """Read frames of a video in one go (``wanted`` ascends without repeats), of which P (``size``) at a time are in
-        memory.
+        """Read frames of a video in one go, P (``size``) at a time; return how many could not be decoded.
 
-        ``take`` is called with the place of the first of some frames among the wanted ones and the frames, uint8 [P, H,
-        W, 3] (the last time they may be fewer), which are there until it returns. If decoding has to start again, so do
-        the places, from 0.
-
-        Returns:
-            The number of wanted frames that could not be decoded.
-
-        Raises:
-            BadFileError: As :meth:`read`; forget the frames that were handed over before.
-            ValueError: A size below 1; numbers that do not ascend, a negative one or none.
-            RuntimeError: The process does not start.
+        ``wanted`` ascends without repeats. ``take`` is called with the place of the first of some frames among the
+        wanted ones and the frames, uint8 [P, H, W, 3] (the last time they may be fewer), which are there until it
+        returns. If decoding has to start again, so do the places, from 0. Raises BadFileError as :meth:`read` (forget
+        the frames that were handed over before), and ValueError for another size or other numbers.
         """
         numbers = checked_indices(wanted)
         if any(after <= before for before, after in pairwise(numbers)):
@@ -95,9 +79,7 @@ class GuardedReader:
     def probe(self, path: AnyPath) -> VideoInfo:
         """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
 
-        Raises:
-            BadFileError: As :func:`cgnl.data.videos.probe`; and the file crashes its decoder or holds it up.
-            RuntimeError: The process does not start.
+        A file that crashes its decoder or holds it up is a BadFileError, too.
         """
         return self._asked(path, lambda child: child.probe(path))
 

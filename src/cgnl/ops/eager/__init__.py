@@ -8,10 +8,6 @@ from cgnl.ops.eager.pairs import generalized_non_local, non_local
 from cgnl.ops.eager.series import compact_generalized_non_local
 
 __all__ = [
-    "cgnl_block",
-    "cgnl_block_affine",
-    "cgnl_block_batch_norm",
-    "compact_generalized_non_local",
-    "generalized_non_local",
-    "non_local",
-]
+    "cgnl_block", "cgnl_block_affine", "cgnl_block_batch_norm", "compact_generalized_non_local",
+    "generalized_non_local", "non_local",
+]  # fmt: skip

@@ -22,6 +22,7 @@ from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager import gram
 from cgnl.ops.eager.ending import (
     EndingGradients,
+    Kind,
     Split,
     Statistics,
     finish,
@@ -48,105 +49,39 @@ def cgnl_block(
     phi_weight: Tensor,
     g_weight: Tensor,
     z_weight: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
     *,
     groups: int,
     kernel: KernelFunction,
     factor: float,
+    kind: Kind = "branch",
+    eps: float = 0.0,
+    momentum: float = 0.0,
     memory_efficient: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
-    settings = Settings(
-        groups,
-        kernel,
-        scaled_coefficients(kernel, factor),
-        feature_dtype(x),
-        memory_efficient=memory_efficient,
-        process_group=process_group,
-    )
-    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), None, None, None, None, settings)
+    """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale.
 
-
-def cgnl_block_affine(
-    x: Tensor,
-    theta_weight: Tensor,
-    phi_weight: Tensor,
-    g_weight: Tensor,
-    z_weight: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    groups: int,
-    kernel: KernelFunction,
-    factor: float,
-    memory_efficient: bool = False,
-    process_group: ProcessGroup | None = None,
-) -> Tensor:
-    """Return x + scale · branch + shift, in x's type: Eq. 13 with a norm whose statistics are given, or none.
-
-    Args:
-        scale: [C], or None for 1.
-        shift: [C], or None for 0.
+    The kind "affine" is x + weight · branch + bias, in x's type: Eq. 13 with a norm whose statistics are given, or
+    none; weight and bias are [C] or None. "batch_norm" is Eq. 13 in training: BatchNorm of the branch over this batch,
+    plus x. It keeps less than a norm after the branch does, because conv_z's output is not needed in the backward pass
+    (of a plain series). The running statistics, where given, are updated in place.
     """
     settings = Settings(
         groups,
         kernel,
         scaled_coefficients(kernel, factor),
         feature_dtype(x),
-        "affine",
-        memory_efficient=memory_efficient,
-        process_group=process_group,
-    )
-    return _run(x, (theta_weight, phi_weight, g_weight, z_weight), scale, shift, None, None, settings)
-
-
-def cgnl_block_batch_norm(
-    x: Tensor,
-    theta_weight: Tensor,
-    phi_weight: Tensor,
-    g_weight: Tensor,
-    z_weight: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    *,
-    groups: int,
-    kernel: KernelFunction,
-    factor: float,
-    eps: float,
-    momentum: float,
-    memory_efficient: bool = False,
-) -> Tensor:
-    """Run Eq. 13 in training: BatchNorm of the block's branch over this batch, plus x, in x's type.
-
-    Keeps less than a norm after `cgnl_block` does, because conv_z's output is not needed in the backward pass (of a
-    plain series). The running statistics, where given, are updated in place.
-    """
-    settings = Settings(
-        groups,
-        kernel,
-        scaled_coefficients(kernel, factor),
-        feature_dtype(x),
-        "batch_norm",
+        kind,
         eps,
         momentum,
         memory_efficient=memory_efficient,
+        process_group=process_group,
     )
-    weights = (theta_weight, phi_weight, g_weight, z_weight)
-    return _run(x, weights, norm_weight, norm_bias, running_mean, running_var, settings)
-
-
-def _run(
-    x: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    inputs = (x, *weights, weight, bias)
+    inputs = (x, theta_weight, phi_weight, g_weight, z_weight, weight, bias)
     tensors = [t for t in inputs if t is not None]
     can_run = autograd_function_can_run(*tensors)
     if can_run:
@@ -164,6 +99,10 @@ def _run(
         count = x.shape[0] * math.prod(x.shape[2:])
         update_running_statistics(running_mean, running_var, mean, variance, count, settings.momentum)
     return with_strides_of(x, out) if can_run else out
+
+
+cgnl_block_affine = partial(cgnl_block, kind="affine")
+cgnl_block_batch_norm = partial(cgnl_block, kind="batch_norm")
 
 
 class _Block(torch.autograd.Function):

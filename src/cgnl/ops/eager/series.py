@@ -182,21 +182,6 @@ def derivative(coefficients: PowerSums) -> PowerSums:
     return [None if s is None else p * s for p, s in enumerate(coefficients) if p]
 
 
-def write_series(
-    theta: Tensor,
-    phi: Tensor,
-    g: Tensor,
-    groups: int,
-    coefficients: Sequence[float],
-    out: Tensor,
-    process_group: ProcessGroup | None = None,
-) -> PowerSums:
-    """Write y into ``out``, all [B, C', N], and return the sums."""
-    sums = _sums_in_parts(phi, g, groups, coefficients, out.dtype, process_group)
-    write_polynomial(theta, sums, out)
-    return sums
-
-
 def _sums_in_parts(
     base: Tensor,
     weight: Tensor,
@@ -270,7 +255,8 @@ class _Series(torch.autograd.Function):
         process_group: ProcessGroup | None,
     ) -> Tensor:
         y = torch.empty_like(theta, dtype=sum_dtype(theta.dtype))
-        sums = write_series(theta, phi, g, groups, coefficients, y, process_group)
+        sums = _sums_in_parts(phi, g, groups, coefficients, y.dtype, process_group)
+        write_polynomial(theta, sums, y)
         ctx.save_for_backward(theta, phi, g, *(s for s in sums if s is not None))
         ctx.settings = groups, kernel, coefficients, process_group
         return y

@@ -20,10 +20,6 @@ from cgnl.ops.fused.operations import (
 )
 
 __all__ = [
-    "cgnl_block",
-    "cgnl_block_affine",
-    "cgnl_block_batch_norm",
-    "compact_generalized_non_local",
-    "envelope_width",
+    "cgnl_block", "cgnl_block_affine", "cgnl_block_batch_norm", "compact_generalized_non_local", "envelope_width",
     "obstacle",
-]
+]  # fmt: skip

@@ -13,7 +13,7 @@ from cgnl.ops.fused import narrow, wide
 from cgnl.ops.fused.launching import elementwise_sizes, launch
 from cgnl.ops.fused.series import Series, Statistics
 from cgnl.ops.fused.sums import num_programs, refuse_second_derivatives
-from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, kernel_strides, weight_gradient
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, weight_gradient
 from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
@@ -58,18 +58,8 @@ def branch(
 
 
 @branch.register_fake
-def _(
-    x: Tensor,
-    theta_weight: Tensor,
-    z_weight: Tensor,
-    coefficients: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    powers: int,
-    gamma: float,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    return torch.empty_like(x, dtype=out_dtype)
+def _(x: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(x, dtype=others[-1])
 
 
 @torch.library.custom_op("cgnl::branch_batch_norm", mutates_args=())
@@ -107,17 +97,7 @@ def branch_batch_norm(
 
 
 @branch_batch_norm.register_fake
-def _(
-    x: Tensor,
-    theta_weight: Tensor,
-    z_weight: Tensor,
-    coefficients: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    powers: int,
-    gamma: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x), mean, variance
 
@@ -182,23 +162,8 @@ def branch_backward(
 
 
 @branch_backward.register_fake
-def _(
-    d_out: Tensor,
-    x: Tensor,
-    theta_weight: Tensor,
-    z_weight: Tensor,
-    coefficients: Tensor,
-    scale: Tensor | None,
-    mean: Tensor | None,
-    inverse_deviation: Tensor | None,
-    powers: int,
-    gamma: float,
-    has_residual: bool,
-    wants_x: bool,
-    wants_theta_weight: bool,
-    wants_z_weight: bool,
-    wants_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(d_out: Tensor, x: Tensor, theta_weight: Tensor, z_weight: Tensor, coefficients: Tensor, *others: Any) -> Any:
+    wants_x, wants_theta_weight, wants_z_weight, wants_scale = others[-4:]
     d_scale, d_shift = (
         x.new_empty(x.shape[1], dtype=torch.float32) if wants_scale else x.new_empty(0) for _ in range(2)
     )
@@ -269,17 +234,9 @@ def _finish(flat: Tensor, value: Tensor, scale: Tensor, shift: Tensor, dtype: to
     launch(
         kernels.finish_kernel,
         num_programs(batch, 1, channels, positions, sizes),
-        flat,
-        value,
-        out,
-        scale,
-        shift,
-        kernel_strides(flat, flat),
-        kernel_strides(value, flat),
-        kernel_strides(out, flat),
-        channels,
-        positions,
-        **kernel_layout(flat, value, out),
+        (flat, value, out, scale, shift),
+        (flat, value, out),
+        (channels, positions),
         **sizes,
     )
     return out

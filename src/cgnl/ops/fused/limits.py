@@ -18,15 +18,9 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def obstacle(*tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype | None = None) -> str | None:
-    """Say why the fused form cannot run on these tensors.
+    """Say in a clause why the fused form cannot run on the inputs of an operation, or None where it can.
 
-    Args:
-        tensors: The inputs of the operation.
-        kernel: The kernel function.
-        dtype: The type in which the operation gets them; None for their own.
-
-    Returns:
-        A clause, or None where it can run.
+    ``dtype`` is the type in which the operation gets them; None for their own.
 
     Example:
         >>> from cgnl import DotProduct

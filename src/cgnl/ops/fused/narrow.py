@@ -11,7 +11,7 @@ from torch import Tensor
 from cgnl.ops.fused.launching import branch_sizes, launch, num_tiles, product_precision
 from cgnl.ops.fused.series import Series, Statistics, series_settings
 from cgnl.ops.fused.sums import partial_sums
-from cgnl.ops.maps import empty_map, kernel_layout, kernel_strides
+from cgnl.ops.maps import empty_map
 from cgnl.ops.precision import gradient_dtype
 
 
@@ -32,17 +32,9 @@ def write_branch(
     launch(
         kernels.branch_kernel,
         batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
-        flat,
-        *_tensors(series),
-        out,
-        scale,
-        shift,
-        means,
-        squares,
-        kernel_strides(flat, flat),
-        kernel_strides(out, flat),
-        *_numbers(flat, series),
-        **kernel_layout(flat, out),
+        (flat, *_tensors(series), out, scale, shift, means, squares),
+        (flat, out),
+        _numbers(flat, series),
         **settings,
     )
 
@@ -81,17 +73,9 @@ def scale_gradients(
     launch(
         kernels.branch_gradient_sums_kernel,
         batch * series.groups * position_tiles,
-        flat,
-        *_tensors(series),
-        d_flat,
-        offset,
-        inverse_deviation,
-        sums,
-        products,
-        kernel_strides(flat, flat),
-        kernel_strides(d_flat, flat),
-        *_numbers(flat, series),
-        **kernel_layout(flat, d_flat),
+        (flat, *_tensors(series), d_flat, offset, inverse_deviation, sums, products),
+        (flat, d_flat),
+        _numbers(flat, series),
         **settings,
     )
     return sums.sum((0, 1)), products.sum((0, 1))
@@ -127,29 +111,14 @@ def branch_gradients(
     d_sums = flat.new_empty(batch, position_tiles, channels, dtype=torch.float32) if series.powers & 1 else None
     offset, inverse_deviation = statistics or (None, None)
     count = batch * positions
+    mean_d, mean_product = (None, None) if statistics is None else (d_shift / count, d_scale / count)
+    of_norm = (scale, offset, inverse_deviation, mean_d, mean_product)
     launch(
         kernels.branch_backward_kernel,
         batch * series.groups * position_tiles,
-        flat,
-        *_tensors(series),
-        d_flat,
-        scale,
-        offset,
-        inverse_deviation,
-        None if statistics is None else d_shift / count,
-        None if statistics is None else d_scale / count,
-        d_theta,
-        y,
-        d_branch,
-        d_sums,
-        partial,
-        kernel_strides(flat, flat),
-        kernel_strides(d_flat, flat),
-        kernel_strides(d_theta, flat),
-        None if y is None else kernel_strides(y, flat),
-        None if d_branch is None else kernel_strides(d_branch, flat),
-        *_numbers(flat, series),
-        **kernel_layout(flat, d_flat),
+        (flat, *_tensors(series), d_flat, *of_norm, d_theta, y, d_branch, d_sums, partial),
+        (flat, d_flat, d_theta, y, d_branch),
+        _numbers(flat, series),
         **settings,
     )
     return (

@@ -30,21 +30,7 @@ def compact_generalized_non_local(
     out_dtype: torch.dtype,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Run Eq. 12 on given features.
-
-    Args:
-        theta: [B, C', *S].
-        phi: [B, C', *S].
-        g: [B, C', *S].
-        groups: G.
-        kernel: The kernel function.
-        factor: The scale of the sums.
-        out_dtype: Type of the result.
-        process_group: Processes that each hold a part of every sample's positions; ``factor`` counts all of them.
-
-    Returns:
-        y: [B, C', *S].
-    """
+    """Run Eq. 12 on given features. Arguments as in `cgnl.ops`; ``factor`` is the scale, over all processes."""
     coefficients = scaled_coefficients(kernel, factor)
     sums = feature_sums(phi, g, groups, coefficients, envelope_width(kernel))
     sums = over_processes(sums, process_group)
@@ -57,63 +43,26 @@ def cgnl_block(
     phi_weight: Tensor,
     g_weight: Tensor,
     z_weight: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     *,
     groups: int,
     kernel: KernelFunction,
     factor: float,
-    out_dtype: torch.dtype,
+    out_dtype: torch.dtype | None = None,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Run Fig. 2 from x to conv_z's output.
+    """Run Fig. 2 from x to conv_z's output; with a scale and a shift [C], x + scale · that + shift, written once.
 
-    Args:
-        x: [B, C, *S].
-        theta_weight: [C', C, 1, ...], in x's type, as all weights.
-        phi_weight: [C', C, 1, ...].
-        g_weight: [C', C, 1, ...].
-        z_weight: [C, C'/G, 1, ...].
-        groups: G.
-        kernel: The kernel function.
-        factor: The scale of the sums.
-        out_dtype: Type of the result.
-        process_group: Processes that each hold a part of every sample's positions; ``factor`` counts all of them.
-
-    Returns:
-        [B, C, *S].
+    Arguments as in `cgnl.ops`, weights in x's type; ``factor`` is the scale of the sums, over all processes.
     """
     sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, process_group)
     powers = powers_of(scaled_coefficients(kernel, factor))
-    return branch(x, theta_weight, z_weight, sums, None, None, powers, envelope_width(kernel), out_dtype)
+    return branch(x, theta_weight, z_weight, sums, scale, shift, powers, envelope_width(kernel), out_dtype or x.dtype)
 
 
-def cgnl_block_affine(
-    x: Tensor,
-    theta_weight: Tensor,
-    phi_weight: Tensor,
-    g_weight: Tensor,
-    z_weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    *,
-    groups: int,
-    kernel: KernelFunction,
-    factor: float,
-    process_group: ProcessGroup | None = None,
-) -> Tensor:
-    """Return x + scale · `cgnl_block` + shift, written once: a block whose norm has fixed statistics.
-
-    Args:
-        scale: [C].
-        shift: [C].
-
-    The others are as in `cgnl_block`.
-
-    Returns:
-        [B, C, *S], in x's type.
-    """
-    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, process_group)
-    powers = powers_of(scaled_coefficients(kernel, factor))
-    return branch(x, theta_weight, z_weight, sums, scale, shift, powers, envelope_width(kernel), x.dtype)
+# a block whose norm has fixed statistics
+cgnl_block_affine = cgnl_block
 
 
 def cgnl_block_batch_norm(
@@ -133,20 +82,9 @@ def cgnl_block_batch_norm(
     eps: float,
     momentum: float,
 ) -> Tensor:
-    """Run Eq. 13 in training: BatchNorm of `cgnl_block` over this batch, plus x.
+    """Run Eq. 13 in training: BatchNorm of `cgnl_block` over this batch, plus x, in x's type.
 
-    Args:
-        norm_weight: [C], or None for 1.
-        norm_bias: [C], or None for 0.
-        running_mean: [C], updated in place, or None.
-        running_var: [C], updated in place with the unbiased variance, or None.
-        eps: Is added to the variance.
-        momentum: The part of this batch in the running statistics.
-
-    The others are as in `cgnl_block`.
-
-    Returns:
-        [B, C, *S], in x's type.
+    Weight, bias and running statistics are [C] or None; the latter are updated in place, with the unbiased variance.
     """
     sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, None)
     powers = powers_of(scaled_coefficients(kernel, factor))

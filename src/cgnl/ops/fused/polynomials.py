@@ -11,7 +11,7 @@ from torch import Tensor
 from cgnl.ops.fused.launching import elementwise_sizes, launch
 from cgnl.ops.fused.series import series_settings
 from cgnl.ops.fused.sums import num_programs, partial_sums, refuse_second_derivatives
-from cgnl.ops.maps import as_map, as_result, empty_map, kernel_layout, kernel_strides
+from cgnl.ops.maps import as_map, as_result, empty_map
 
 
 @torch.library.custom_op("cgnl::polynomial", mutates_args=())
@@ -40,18 +40,11 @@ def write_polynomial(
     launch(
         kernels.polynomial_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        theta,
-        coefficients.contiguous(),
-        y,
-        kernel_strides(theta, theta),
-        kernel_strides(y, theta),
-        positions,
-        inner // groups,
-        groups,
-        gamma,
+        (theta, coefficients.contiguous(), y),
+        (theta, y),
+        (positions, inner // groups, groups, gamma),
         VARYING=varying,
         **series_settings(powers, coefficients.shape[2], gamma),
-        **kernel_layout(theta, y),
         **sizes,
     )
 
@@ -92,19 +85,11 @@ def write_polynomial_gradient(
     launch(
         kernels.polynomial_backward_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        theta,
-        coefficients.contiguous(),
-        d_y,
-        d_theta,
-        partial,
-        *(kernel_strides(flat, theta) for flat in (theta, d_y, d_theta)),
-        positions,
-        inner // groups,
-        groups,
-        gamma,
+        (theta, coefficients.contiguous(), d_y, d_theta, partial),
+        (theta, d_y, d_theta),
+        (positions, inner // groups, groups, gamma),
         VARYING=varying,
         **series_settings(powers, num_powers, gamma),
-        **kernel_layout(theta, d_y, d_theta),
         **sizes,
     )
     return partial.sum(2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgnl.ops.fused.launching import elementwise_sizes, launch, num_tiles, product_precision, sums_sizes
 from cgnl.ops.fused.series import powers_of, series_settings
-from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, kernel_strides, weight_gradient
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, weight_gradient
 from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
@@ -35,29 +35,18 @@ def power_sums(
     launch(
         kernels.power_sums_kernel,
         num_programs(batch, groups, in_group, positions, sizes),
-        flat,
-        phi_weight.contiguous(),
-        g_weight.contiguous(),
-        partial,
-        kernel_strides(flat, flat),
-        channels,
-        positions,
-        in_group,
-        groups,
-        gamma,
-        tuple(coefficients),
+        (flat, phi_weight.contiguous(), g_weight.contiguous(), partial),
+        (flat,),
+        (channels, positions, in_group, groups, gamma, tuple(coefficients)),
         PRECISION=product_precision(x.dtype),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
-        **kernel_layout(flat),
         **sizes,
     )
     return partial.sum(2)
 
 
 @power_sums.register_fake
-def _(
-    x: Tensor, phi_weight: Tensor, g_weight: Tensor, groups: int, coefficients: Sequence[float], gamma: float
-) -> Tensor:
+def _(x: Tensor, phi_weight: Tensor, g_weight: Tensor, groups: int, coefficients: Sequence[float], _: float) -> Tensor:
     return x.new_empty(x.shape[0], groups, len(coefficients), dtype=torch.float32)
 
 
@@ -84,22 +73,11 @@ def power_sums_backward(
     launch(
         kernels.power_sums_backward_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        flat,
-        phi_weight.contiguous(),
-        g_weight.contiguous(),
-        d_sums.contiguous(),
-        d_features,
-        kernel_strides(flat, flat),
-        kernel_strides(d_features, flat),
-        channels,
-        positions,
-        inner // groups,
-        groups,
-        gamma,
-        tuple(coefficients),
+        (flat, phi_weight.contiguous(), g_weight.contiguous(), d_sums.contiguous(), d_features),
+        (flat, d_features),
+        (channels, positions, inner // groups, groups, gamma, tuple(coefficients)),
         PRECISION=product_precision(x.dtype),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
-        **kernel_layout(flat, d_features),
         **sizes,
     )
     d_x, d_phi_weight, d_g_weight = x.new_empty(0), x.new_empty(0), x.new_empty(0)
@@ -117,17 +95,8 @@ def power_sums_backward(
 
 
 @power_sums_backward.register_fake
-def _(
-    d_sums: Tensor,
-    x: Tensor,
-    phi_weight: Tensor,
-    g_weight: Tensor,
-    groups: int,
-    coefficients: Sequence[float],
-    gamma: float,
-    wants_x: bool,
-    wants_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(d_sums: Tensor, x: Tensor, phi_weight: Tensor, g_weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wants_x, wants_weights = others[-2:]
     return (
         torch.empty_like(x) if wants_x else x.new_empty(0),
         phi_weight.new_empty(phi_weight.shape) if wants_weights else x.new_empty(0),
@@ -162,18 +131,10 @@ def feature_sums(phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[flo
     launch(
         kernels.feature_sums_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        phi_flat,
-        g_flat,
-        partial,
-        kernel_strides(phi_flat, phi_flat),
-        kernel_strides(g_flat, phi_flat),
-        positions,
-        inner // groups,
-        groups,
-        gamma,
-        tuple(coefficients),
+        (phi_flat, g_flat, partial),
+        (phi_flat, g_flat),
+        (positions, inner // groups, groups, gamma, tuple(coefficients)),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
-        **kernel_layout(phi_flat, g_flat),
         **sizes,
     )
     return partial.sum(2)
@@ -199,28 +160,17 @@ def feature_sums_backward(
     launch(
         kernels.feature_sums_backward_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        phi_flat,
-        g_flat,
-        d_sums.contiguous(),
-        d_phi,
-        d_g,
-        *(kernel_strides(flat, phi_flat) for flat in (phi_flat, g_flat, d_phi, d_g)),
-        positions,
-        inner // groups,
-        groups,
-        gamma,
-        tuple(coefficients),
+        (phi_flat, g_flat, d_sums.contiguous(), d_phi, d_g),
+        (phi_flat, g_flat, d_phi, d_g),
+        (positions, inner // groups, groups, gamma, tuple(coefficients)),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
-        **kernel_layout(phi_flat, g_flat, d_phi, d_g),
         **sizes,
     )
     return as_result(phi, d_phi), as_result(g, d_g)
 
 
 @feature_sums_backward.register_fake
-def _(
-    d_sums: Tensor, phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[float], gamma: float
-) -> tuple[Tensor, Tensor]:
+def _(d_sums: Tensor, phi: Tensor, g: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(phi), torch.empty_like(g)
 
 

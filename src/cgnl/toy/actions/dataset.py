@@ -126,14 +126,8 @@ def render(
 ) -> np.ndarray:
     """Return one video of a set, drawn in memory: uint8 [T, H, W, 3], before it is encoded.
 
-    Args:
-        class_id: Number of the class, from 1 as in ``classInd.txt``.
-        group: Number of the group, from 1 as in file names.
-        clip: Number within the group, from 1.
-        frames: Length of the longest video; this one has up to 8 frames fewer.
-        size: Width and height in pixels.
-        seed: Random state of the whole set.
-        every: Draw the frames 0, every, 2 every, ... only.
+    Class, group and clip count from 1, as in file names; ``frames``, ``size`` and ``seed`` are those of
+    :func:`draw_actions`. Only the frames 0, ``every``, 2 ``every``, ... are drawn.
 
     >>> render(1, 1, 1, size=(64, 48), every=40).shape
     (2, 48, 64, 3)
@@ -153,12 +147,7 @@ def contact_strip(
 ) -> Image.Image:
     """Return a picture of a set in UCF101's layout: frames of the first videos of each class, under its name.
 
-    Args:
-        root: Folder of the set.
-        videos_per_class: How many videos to show of each; the first two of a drawn class show both of its plays.
-        frames: How many frames to show of each, evenly spaced.
-        height: Of each frame, in pixels.
-        columns: Number of classes side by side.
+    The first two videos of a drawn class show both of its plays; ``height`` is that of a frame (pixels).
     """
     from cgnl.data.videos.decoding import probe, read_frames
 

@@ -28,12 +28,9 @@ class Play:
 
 @dataclass(frozen=True)
 class Action:
-    """One class.
+    """One class: its name in ``classInd.txt``, the number of its pair, from 0, and the two plays its videos show.
 
-    Args:
-        name: As in ``classInd.txt``.
-        pair: Number of the pair, from 0.
-        plays: The two plays that its videos show equally often; they share no event.
+    The plays come equally often, and share no event.
     """
 
     name: str
@@ -53,11 +50,7 @@ class Timeline:
 def catalogue(num_classes: int) -> list[Action]:
     """Return the classes of a set of this size in alphabetical order; neighbours 1 and 2, 3 and 4, ... are pairs.
 
-    Args:
-        num_classes: An even number, 2 to 10.
-
-    Raises:
-        ValueError: If the number is odd or out of range.
+    Raises ValueError for an odd number, or one that is not 2 to 10.
 
     >>> [action.name for action in catalogue(2)]
     ['FlagHoldOrHandstandLob', 'FlagLobOrHandstandHold']

@@ -73,7 +73,7 @@ def draw_video(
     look = sample_look(group_rng)
     landscape = paint_landscape(aspect, large[1], group_rng)
     setting = _sample_setting(timeline.frames, clip_rng)
-    landscape = landscape.point(_gain(setting.light))
+    landscape = landscape.point([min(255, round(value * setting.light)) for value in range(256)] * 3)
     movers = sample_distractors(aspect, clip_rng)
     numbers = range(0, timeline.frames, every)
     frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
@@ -104,10 +104,6 @@ def _sample_setting(frames: int, rng: np.random.Generator) -> _Setting:
         camera=camera,
         shake=rng.normal(0, rng.uniform(0, 0.004), (frames, 2)),
     )
-
-
-def _gain(light: float) -> list[int]:
-    return [min(255, round(value * light)) for value in range(256)] * 3
 
 
 def _view(setting: _Setting, t: int) -> View:

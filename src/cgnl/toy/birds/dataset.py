@@ -72,24 +72,14 @@ def draw_birds(
     pairs that differ only in whether two distant parts have the same colour (crown and tail, throat and tail, beak and
     belly). A set of any size holds whole groups, of both kinds if it has 4 species or more (but not 5): 2 species are
     the eye pair, 3 the wing bars, 4 eye and crown/tail; 8 are eye, crown/tail, throat/tail and legs; 10 are eye,
-    crown/tail, wing bars and beaks; 20 have everything; beyond, the groups come again in other colours.
+    crown/tail, wing bars and beaks; 20 have everything; beyond, up to 200, the groups come again in other colours.
+    Numbers of images are for each species.
 
-    Every image is drawn from the seed, its class and its number alone: the same arguments give the same bytes,
-    with any number of workers. Bounding boxes and part locations are true; a part that the bird itself or a
-    leaf hides is written as CUB does, ``0.0 0.0 0``. An earlier set is replaced once the new one is whole.
-
-    Args:
-        root: Folder to write: new, empty, or an earlier drawn set.
-        num_species: Number of classes, 2 to 200.
-        train_images: Training images of each species.
-        test_images: Test images of each species.
-        size: Side of the square images, in pixels.
-        seed: Random state of the whole set.
-        workers: Number of processes; as many as there are usable cores if None.
-
-    Raises:
-        DataError: If root is a file or a folder that holds anything else.
-        ValueError: If a number is out of range.
+    Every image, square and of ``size`` pixels, is drawn from the seed, its class and its number alone: the same
+    arguments give the same bytes, with any number of processes (``workers``, None for the usable cores). Bounding boxes
+    and part locations are true; a part that the bird itself or a leaf hides is written as CUB does, ``0.0 0.0 0``. An
+    earlier set is replaced once the new one is whole. Raises DataError if root is a file or a folder that holds
+    anything else, and ValueError if a number is out of range.
     """
     settings = _Settings(num_species, train_images, test_images, size, seed)
     species = catalogue(num_species)
@@ -109,14 +99,7 @@ def render(species: Species, class_id: int, number: int, *, size: int = 160, see
 
 
 def contact_sheet(root: str | Path, *, images_per_species: int = 4, columns: int = 2, size: int = 112) -> Image.Image:
-    """Return a picture of a set in CUB's layout: the first images of each species, under its name.
-
-    Args:
-        root: Folder of the set.
-        images_per_species: How many images to show of each.
-        columns: Number of species side by side.
-        size: Side of each image, in pixels.
-    """
+    """Return a picture of a set in CUB's layout: the first images (``size`` pixels) of each species, under its name."""
     root = Path(root)
     class_names = [line.split(maxsplit=1)[1] for line in (root / "classes.txt").read_text().splitlines()]
     paths: dict[str, list[str]] = {name: [] for name in class_names}

@@ -171,16 +171,10 @@ _LANDS = ("", "Marsh", "Island", "Desert", "Mountain", "River", "Forest", "Coast
 
 
 def catalogue(num_species: int) -> list[Species]:
-    """Return the species of a set of this size: whole sibling groups only, in a fixed order.
+    """Return the species of a set of this size, 2 to 200 (else ValueError): whole sibling groups, in a fixed order.
 
-    A group that would leave one single species over is passed by. Among the first twenty species three pairs
-    are told apart by a relation; after twenty the groups come again in other colours.
-
-    Args:
-        num_species: 2 to 200.
-
-    Raises:
-        ValueError: If the number is out of range.
+    A group that would leave one single species over is passed by. Among the first twenty species three pairs are told
+    apart by a relation; after twenty the groups come again in other colours.
     """
     if not 2 <= num_species <= MAX_SPECIES:
         raise ValueError(f"num_species ({num_species}) must lie between 2 and {MAX_SPECIES}")

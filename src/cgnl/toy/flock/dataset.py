@@ -55,27 +55,16 @@ def draw_flock(
 ) -> None:
     """Draw a set of scenes with several birds each and write it in the layout of COCO.
 
-    A scene holds one to six birds of any species that hide each other and stand behind leaves, and about every
-    fifth a distant swarm as well, which is one annotation with ``iscrowd`` 1. A mask holds the pixels of which the
-    bird makes up more than half. Masks are polygons along the borders of pixels, compressed run lengths where they
-    have a hole, and for swarms and some birds run lengths as a list. Images are ``train`` and ``val``, their truth
-    ``annotations/instances_train.json`` and ``instances_val.json``; the ids of the categories have gaps.
+    A scene holds one to six birds of any of the 1 to 8 species that hide each other and stand behind leaves, and about
+    every fifth a distant swarm as well, which is one annotation with ``iscrowd`` 1. A mask holds the pixels of which
+    the bird makes up more than half. Masks are polygons along the borders of pixels, compressed run lengths where they
+    have a hole, and for swarms and some birds run lengths as a list. Images (``size`` is width and height in pixels)
+    are ``train`` and ``val``, their truth ``annotations/instances_train.json`` and ``instances_val.json``; the ids of
+    the categories have gaps.
 
-    Every scene is drawn from the seed and its image id alone: the same arguments give the same bytes, with any
-    number of workers. An earlier set is replaced once the new one is whole.
-
-    Args:
-        root: Folder to write: new, empty, or an earlier drawn set.
-        num_species: Number of categories, 1 to 8.
-        train_images: Number of scenes to train on.
-        test_images: Number of scenes to test on (``val``).
-        size: Width and height of the images, in pixels.
-        seed: Random state of the whole set.
-        workers: Number of processes; as many as there are usable cores if None.
-
-    Raises:
-        DataError: If root is a file or a folder that holds anything else.
-        ValueError: If a number is out of range.
+    Every scene is drawn from the seed and its image id alone: the same arguments give the same bytes, with any number
+    of processes. ``workers`` and errors are those of :func:`cgnl.toy.birds.draw_birds`, as is what happens to an
+    earlier set.
     """
     settings = _Settings(num_species, train_images, test_images, size, seed)
     catalogue(num_species)
@@ -113,14 +102,7 @@ def file_name(image_id: int) -> str:
 def contact_sheet(root: str | Path, *, split: str = "val", images: int = 8, columns: int = 2) -> Image.Image:
     """Return a picture of a set: its first scenes, each beside a copy with the true boxes and masks over it.
 
-    Args:
-        root: Folder of the set.
-        split: "train" or "val".
-        images: How many scenes to show.
-        columns: Number of scenes side by side.
-
-    Raises:
-        ImportError: If faster-coco-eval is not installed, which reads the masks.
+    ``split`` is "train" or "val". The masks are read with faster-coco-eval (ImportError where it is missing).
     """
     root = Path(root)
     truth = json.loads((root / "annotations" / f"instances_{split}.json").read_text())

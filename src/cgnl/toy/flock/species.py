@@ -46,10 +46,7 @@ MAX_SPECIES = len(_KINDS)
 
 
 def catalogue(num_species: int) -> list[Species]:
-    """Return the first species of the flock, in a fixed order.
-
-    Raises:
-        ValueError: If the number is out of range.
+    """Return the first species of the flock, in a fixed order; ValueError for a number out of range.
 
     >>> [species.name for species in catalogue(3)]
     ['Cardinal', 'Bluejay', 'Canary']

@@ -15,14 +15,7 @@ from cgnl.ops.fused.kernels.sums import (
 )
 
 __all__ = [
-    "branch_backward_kernel",
-    "branch_gradient_sums_kernel",
-    "branch_kernel",
-    "feature_sums_backward_kernel",
-    "feature_sums_kernel",
-    "finish_kernel",
-    "polynomial_backward_kernel",
-    "polynomial_kernel",
-    "power_sums_backward_kernel",
-    "power_sums_kernel",
-]
+    "branch_backward_kernel", "branch_gradient_sums_kernel", "branch_kernel", "feature_sums_backward_kernel",
+    "feature_sums_kernel", "finish_kernel", "polynomial_backward_kernel", "polynomial_kernel",
+    "power_sums_backward_kernel", "power_sums_kernel",
+]  # fmt: skip
