@@ -32,11 +32,8 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     """Parse options that are the fields of a recipe, whichever its kind, and those of ``more``.
 
     The network and the kind of block come first: they decide which values of the recipe stay, and which options of
-    blocks there are. ``--network.groups`` and the like, as earlier versions spelled the options of blocks, are read as
-    ``--block.groups``.
-
-    Raises:
-        ValueError: An option of a block that its kind does not have.
+    blocks there are (ValueError for others). ``--network.groups`` and the like, as earlier versions spelled the options
+    of blocks, are read as ``--block.groups``.
     """
     if (arch := _last_value("--network.arch", arguments)) is not None:
         recipe = recipe_with_arch(recipe, arch)
@@ -124,10 +121,8 @@ def _option_of_block(argument: str, recipe: Recipe) -> str:
 def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take ``--trust PACKAGE`` out of arguments; return the rest, and the names that this command line trusts.
 
-    These are the packages behind ``--trust``, and the classes and functions that it names itself.
-
-    Raises:
-        ValueError: There is no package behind ``--trust``.
+    These are the packages behind ``--trust`` (ValueError where there is none), and the classes and functions that it
+    names itself.
     """
     rest, trusted = [], []
     waiting = iter(arguments)

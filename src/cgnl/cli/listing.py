@@ -8,11 +8,7 @@ from cgnl.recipes.rows import length_of, pair
 
 
 def list_recipes(*, smoke: bool) -> None:
-    """Print every recipe, once for each table of the paper that has a row of it.
-
-    Args:
-        smoke: Print the commands that run the recipes' smoke variants instead.
-    """
+    """Print every recipe, or the command of its smoke variant, for each table of the paper that has a row of it."""
     # as wide as its content where the output goes to a file or a pipe
     console = Console() if Console().is_terminal else Console(width=160)
     if smoke:

@@ -86,11 +86,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def cards(items: Iterable[tuple[Image.Image, str, Sequence[tuple[bool, str]]]]) -> str:
-    """Return a grid of images with a heading and lines that are marked right or wrong.
-
-    Args:
-        items: Image, heading, and for each line whether it is right and its text.
-    """
+    """Return a grid of images with a heading and lines of text, each with whether it is right, which are marked so."""
     parts = []
     for image, heading, lines in items:
         source = base64.b64encode(_jpeg(image)).decode()

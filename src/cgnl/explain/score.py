@@ -274,11 +274,7 @@ def _maps(block: BlockTrace, seen: SeenParts, reference: int) -> dict[str, Tenso
 
 
 def scores_table(scores: Iterable[tuple[str, PartScores]]) -> str:
-    """Return the scores of several networks as a table of text, in %, with 95 % intervals.
-
-    Args:
-        scores: Name and scores of each network.
-    """
+    """Return the scores of several networks, by name, as a table of text, in %, with 95 % intervals."""
     header = ["network", "maps", "covered by", "pointing", "coverage", "over random", "area"]
     lines, notes = [header], []
     for name, score in scores:

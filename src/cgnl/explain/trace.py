@@ -119,11 +119,7 @@ def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def check_single(x: Tensor | list[Tensor]) -> None:
-    """Raises ValueError where an input holds another number of samples than one.
-
-    Args:
-        x: A batch [B, ...], or a list of images.
-    """
+    """Raise ValueError where an input, a batch [B, ...] or a list of images, does not hold one sample."""
     if len(x) != 1:
         raise ValueError(f"x must hold one sample, not {len(x)}: blocks are explained for one input at a time")
 

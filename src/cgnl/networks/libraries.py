@@ -67,11 +67,7 @@ def classifier_of(name: str, network: nn.Module, num_classes: int, num_axes: int
 
 
 class Library(ABC):
-    """One network of a library.
-
-    Args:
-        name: Its name there.
-    """
+    """One network of a library, by its name there."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -246,11 +242,7 @@ class _Own(Library):
         self.function: Any = None
 
     def import_it(self) -> None:
-        """Import the function.
-
-        Raises:
-            ValueError: It is not trusted, or cannot be imported.
-        """
+        """Import the function; ValueError where it is not trusted, or cannot be imported."""
         self.function = import_named(self.name, self.trust)
 
     def build(

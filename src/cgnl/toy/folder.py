@@ -40,11 +40,7 @@ def replacing(root: Path, what: str, settings_file: str, contents: Collection[st
 
 
 def count_workers(workers: int | None) -> int:
-    """Return the number of processes to use: as many as there are usable cores if None.
-
-    Raises:
-        ValueError: If it is below 1.
-    """
+    """Return the number of processes to use: as many as there are usable cores if None; ValueError if it is below 1."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     within("workers", workers, 1)

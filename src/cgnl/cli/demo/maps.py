@@ -12,15 +12,9 @@ from cgnl.training.trained import TrainedNetwork
 
 
 def maps_section(trained: TrainedNetwork, samples: Sequence[tuple[Path, str | None]], page: Path) -> tuple[str, str]:
-    """Write the page of some samples, and return the report's section on what the block relates in them.
+    """Write the page of some samples, with their classes where they have one, beside the report.
 
-    Args:
-        trained: A network with one block.
-        samples: Images or videos, and their classes where they have one.
-        page: The page to write, beside the report.
-
-    Returns:
-        Heading and body (HTML).
+    Return the heading and body (HTML) of the report's section on what the network's one block relates in them.
     """
     networks = {"CGNL": trained}
     body = report.paragraph(

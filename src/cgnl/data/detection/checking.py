@@ -44,11 +44,8 @@ def check_detection(
 ) -> DetectionReport:
     """Decode every image of a data set in COCO's form, in several processes, and list the bad ones.
 
-    Arguments are as of :func:`cgnl.data.checking.check_data`; ``annotations`` is a json file that is checked alone.
-
-    Raises:
-        DataError: A json is not in COCO's form, so that the files are not known; or the splits differ in their
-            categories.
+    Arguments and errors are as of :func:`cgnl.data.checking.check_data`, and the splits must have the same categories;
+    ``annotations`` is a json file that is checked alone.
     """
     root = Path(root).expanduser()
     lists: dict[str, DetectionList] = {}

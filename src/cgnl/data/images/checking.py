@@ -15,8 +15,7 @@ from cgnl.data.scanning import Scanning
 class ImageReport(Report):
     """Contents of a data set of images and its faults; as a string, tables to read.
 
-    Args:
-        sizes: (width, height) in pixels of each image that can be read, upright.
+    ``sizes`` are (width, height) in pixels of each image that can be read, upright.
     """
 
     noun: ClassVar[str] = "images"
@@ -39,10 +38,8 @@ def check_images(
     """Decode every file of an image data set, in several processes, and list the bad ones.
 
     A file that crashes its decoder or holds it up is named like any other, and the check goes on. ``format`` is a
-    layout of :func:`cgnl.data.images.read_images`; other arguments are as of :func:`cgnl.data.checking.check_data`.
-
-    Raises:
-        DataError: The layout or a list is wrong, so that the files are not known.
+    layout of :func:`cgnl.data.images.read_images`; other arguments, and errors, are as of
+    :func:`cgnl.data.checking.check_data`.
     """
     root = Path(root).expanduser()
 

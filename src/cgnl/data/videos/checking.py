@@ -24,10 +24,8 @@ _BAR = 30
 class VideoReport(Report):
     """Contents of a data set of videos and its faults; as a string, tables to read.
 
-    A video is damaged if it gives another number of frames than its container promises.
-
-    Args:
-        infos: Of each video that can be read, damaged or not; ``frames`` are those that were decoded.
+    ``infos`` are of each video that can be read; ``frames`` in them are those that were decoded. A video is damaged if
+    that is another number of frames than its container promises.
     """
 
     noun: ClassVar[str] = "videos"
@@ -64,11 +62,8 @@ def check_videos(
     """Decode every frame of a video data set, in several processes, and list the bad ones.
 
     A video that crashes its decoder or holds it up (by default 600 seconds) is named like any other, and the check goes
-    on. ``format`` is a layout of :func:`cgnl.data.videos.read_videos`; other arguments are as of
+    on. ``format`` is a layout of :func:`cgnl.data.videos.read_videos`; other arguments, and errors, are as of
     :func:`cgnl.data.checking.check_data`.
-
-    Raises:
-        DataError: The layout or a list is wrong, so that the videos are not known.
     """
     root = Path(root).expanduser()
 

@@ -57,11 +57,7 @@ def block_in_plain_operations(
     bias: Tensor | None,
     settings: Settings,
 ) -> tuple[Tensor, ...]:
-    """Run the block as ordinary differentiable operations.
-
-    Returns:
-        The output, and for ``"batch_norm"`` the mean and the variance of the batch, [C] each.
-    """
+    """Return the output, and for ``"batch_norm"`` the mean and the variance of the batch, [C] each."""
     convolve = _CONVOLUTIONS[x.dim()]
     dtype = sum_dtype(x.dtype)
     with without_autocast(x):

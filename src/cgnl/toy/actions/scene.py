@@ -62,10 +62,9 @@ def draw_video(
     clip_rng: np.random.Generator,
     every: int = 1,
 ) -> np.ndarray:
-    """Draw the frames 0, every, 2 every, ... of one video; ``group_rng`` draws what the clips of a group share.
+    """Draw the frames 0, every, 2 every, ... of one video, uint8 [T, H, W, 3].
 
-    Returns:
-        Frames, uint8 [T, H, W, 3].
+    ``group_rng`` draws what the clips of a group share.
     """
     width, height = size
     aspect = width / height

@@ -19,13 +19,9 @@ _ZOOM = 2
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn image and the truth about it.
+    """A drawn image, uint8 [S, S, 3], the bird's look and pose, and its pixels that are seen, bool [S, S].
 
-    Args:
-        image: uint8 [S, S, 3].
-        mask: The bird's pixels that are seen, bool [S, S].
-        parts: x, y in pixels of each part that is seen, in CUB's order; a part that is hidden is missing.
-        look, pose: Of the bird.
+    ``parts`` are x, y in pixels of each part that is seen, in CUB's order; a part that is hidden is missing.
     """
 
     image: np.ndarray
