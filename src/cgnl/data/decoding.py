@@ -8,11 +8,12 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -37,16 +38,6 @@ _NAMES_OF_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*<"), "an HTML or XML page"),
     (re.compile(rb"PK\x03\x04"), "a zip archive"),
 )
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 AnyPath = str | os.PathLike[str]
 
@@ -122,7 +113,7 @@ def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.I
             image.load()
             if size == image.size:
                 return _to_rgb(image)
-            upright = _upright(_to_rgb(image), _orientation(image))
+            upright = _to_rgb(_upright(image))
             if size not in (None, upright.size):
                 raise BadFileError(path, f"is {width} x {height} pixels, but its annotations say {size[0]} x {size[1]}")
             return upright
@@ -158,20 +149,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # unreadable EXIF data says nothing about the pixels, which are whole
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
-    if method is None:
-        return image
-    upright = image.transpose(method)
-    upright.info.clear()  # or whoever reads the orientation there turns the image once more
-    return upright
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF data say, in place, and return it."""
+    with suppress(Exception):  # unreadable EXIF data says nothing about the pixels, which are whole
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def resolve_inside(root: AnyPath, relative: str, *, source: AnyPath, line: int | None = None) -> Path:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused import narrow, wide
-from cgnl.ops.fused.launching import elementwise_sizes, launch
+from cgnl.ops.fused.launching import arguments, elementwise_sizes, launch
 from cgnl.ops.fused.series import Series, Statistics
 from cgnl.ops.fused.sums import num_programs, refuse_second_derivatives
-from cgnl.ops.maps import as_map, as_result, convolve, empty_map, weight_gradient
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, weight_gradient
 from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
@@ -234,9 +234,8 @@ def _finish(flat: Tensor, value: Tensor, scale: Tensor, shift: Tensor, dtype: to
     launch(
         kernels.finish_kernel,
         num_programs(batch, 1, channels, positions, sizes),
-        (flat, value, out, scale, shift),
-        (flat, value, out),
-        (channels, positions),
+        *arguments((flat, value, out, scale, shift), (flat, value, out), (channels, positions)),
+        **kernel_layout(flat, value, out),
         **sizes,
     )
     return out

@@ -11,29 +11,23 @@ import torch
 from torch import Tensor
 
 from cgnl.ops.fused.series import WIDEST_GROUP
-from cgnl.ops.maps import kernel_layout, kernel_strides
+from cgnl.ops.maps import kernel_strides
 
 # How often each kernel was launched in this process, by its name.
 launches: Counter[str] = Counter()
 
 
-def launch(
-    kernel: Any,
-    num_programs: int,
-    tensors: Sequence[Tensor | None],
-    maps: Sequence[Tensor | None],
-    numbers: Sequence[Any],
-    **settings: Any,
-) -> None:
-    """Run a kernel on a grid of one axis, on the device of its first tensor.
-
-    It takes the tensors, the strides of those that are maps, all in the first one's format, and the numbers.
-    """
+def launch(kernel: Any, num_programs: int, *arguments: Any, **settings: Any) -> None:
+    """Run a kernel on a grid of one axis, on the device of its first argument."""
     launches[kernel.fn.__name__] += 1
-    given = [flat for flat in maps if flat is not None]
-    strides = [None if flat is None else kernel_strides(flat, given[0]) for flat in maps]
-    with torch.cuda.device_of(tensors[0]):
-        kernel[(num_programs,)](*tensors, *strides, *numbers, **kernel_layout(*given), **settings)
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(num_programs,)](*arguments, **settings)
+
+
+def arguments(tensors: Sequence[Tensor | None], maps: Sequence[Tensor | None], numbers: Sequence[Any]) -> list[Any]:
+    """Return what a kernel takes: tensors, strides of those that are maps, in the first one's format, and numbers."""
+    like = next(flat for flat in maps if flat is not None)
+    return [*tensors, *(None if flat is None else kernel_strides(flat, like) for flat in maps), *numbers]
 
 
 def elementwise_sizes(features: int, positions: int) -> dict[str, int]:

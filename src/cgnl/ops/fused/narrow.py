@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgnl.ops.fused.launching import branch_sizes, launch, num_tiles, product_precision
+from cgnl.ops.fused.launching import arguments, branch_sizes, launch, num_tiles, product_precision
 from cgnl.ops.fused.series import Series, Statistics, series_settings
 from cgnl.ops.fused.sums import partial_sums
-from cgnl.ops.maps import empty_map
+from cgnl.ops.maps import empty_map, kernel_layout
 from cgnl.ops.precision import gradient_dtype
 
 
@@ -32,9 +32,8 @@ def write_branch(
     launch(
         kernels.branch_kernel,
         batch * series.groups * num_tiles(positions, settings["BLOCK_N"]),
-        (flat, *_tensors(series), out, scale, shift, means, squares),
-        (flat, out),
-        _numbers(flat, series),
+        *arguments((flat, *_tensors(series), out, scale, shift, means, squares), (flat, out), _numbers(flat, series)),
+        **kernel_layout(flat, out),
         **settings,
     )
 
@@ -73,9 +72,12 @@ def scale_gradients(
     launch(
         kernels.branch_gradient_sums_kernel,
         batch * series.groups * position_tiles,
-        (flat, *_tensors(series), d_flat, offset, inverse_deviation, sums, products),
-        (flat, d_flat),
-        _numbers(flat, series),
+        *arguments(
+            (flat, *_tensors(series), d_flat, offset, inverse_deviation, sums, products),
+            (flat, d_flat),
+            _numbers(flat, series),
+        ),
+        **kernel_layout(flat, d_flat),
         **settings,
     )
     return sums.sum((0, 1)), products.sum((0, 1))
@@ -116,9 +118,12 @@ def branch_gradients(
     launch(
         kernels.branch_backward_kernel,
         batch * series.groups * position_tiles,
-        (flat, *_tensors(series), d_flat, *of_norm, d_theta, y, d_branch, d_sums, partial),
-        (flat, d_flat, d_theta, y, d_branch),
-        _numbers(flat, series),
+        *arguments(
+            (flat, *_tensors(series), d_flat, *of_norm, d_theta, y, d_branch, d_sums, partial),
+            (flat, d_flat, d_theta, y, d_branch),
+            _numbers(flat, series),
+        ),
+        **kernel_layout(flat, d_flat, d_theta),
         **settings,
     )
     return (

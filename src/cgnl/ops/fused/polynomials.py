@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgnl.ops.fused.launching import elementwise_sizes, launch
+from cgnl.ops.fused.launching import arguments, elementwise_sizes, launch
 from cgnl.ops.fused.series import series_settings
 from cgnl.ops.fused.sums import num_programs, partial_sums, refuse_second_derivatives
-from cgnl.ops.maps import as_map, as_result, empty_map
+from cgnl.ops.maps import as_map, as_result, empty_map, kernel_layout
 
 
 @torch.library.custom_op("cgnl::polynomial", mutates_args=())
@@ -40,9 +40,8 @@ def write_polynomial(
     launch(
         kernels.polynomial_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        (theta, coefficients.contiguous(), y),
-        (theta, y),
-        (positions, inner // groups, groups, gamma),
+        *arguments((theta, coefficients.contiguous(), y), (theta, y), (positions, inner // groups, groups, gamma)),
+        **kernel_layout(theta, y),
         VARYING=varying,
         **series_settings(powers, coefficients.shape[2], gamma),
         **sizes,
@@ -85,9 +84,12 @@ def write_polynomial_gradient(
     launch(
         kernels.polynomial_backward_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        (theta, coefficients.contiguous(), d_y, d_theta, partial),
-        (theta, d_y, d_theta),
-        (positions, inner // groups, groups, gamma),
+        *arguments(
+            (theta, coefficients.contiguous(), d_y, d_theta, partial),
+            (theta, d_y, d_theta),
+            (positions, inner // groups, groups, gamma),
+        ),
+        **kernel_layout(theta, d_y, d_theta),
         VARYING=varying,
         **series_settings(powers, num_powers, gamma),
         **sizes,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgnl.ops.fused.launching import elementwise_sizes, launch, num_tiles, product_precision, sums_sizes
+from cgnl.ops.fused.launching import arguments, elementwise_sizes, launch, num_tiles, product_precision, sums_sizes
 from cgnl.ops.fused.series import powers_of, series_settings
-from cgnl.ops.maps import as_map, as_result, convolve, empty_map, weight_gradient
+from cgnl.ops.maps import as_map, as_result, convolve, empty_map, kernel_layout, weight_gradient
 from cgnl.ops.precision import gradient_dtype, without_autocast
 
 
@@ -35,9 +35,12 @@ def power_sums(
     launch(
         kernels.power_sums_kernel,
         num_programs(batch, groups, in_group, positions, sizes),
-        (flat, phi_weight.contiguous(), g_weight.contiguous(), partial),
-        (flat,),
-        (channels, positions, in_group, groups, gamma, tuple(coefficients)),
+        *arguments(
+            (flat, phi_weight.contiguous(), g_weight.contiguous(), partial),
+            (flat,),
+            (channels, positions, in_group, groups, gamma, tuple(coefficients)),
+        ),
+        **kernel_layout(flat),
         PRECISION=product_precision(x.dtype),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
         **sizes,
@@ -73,9 +76,12 @@ def power_sums_backward(
     launch(
         kernels.power_sums_backward_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        (flat, phi_weight.contiguous(), g_weight.contiguous(), d_sums.contiguous(), d_features),
-        (flat, d_features),
-        (channels, positions, inner // groups, groups, gamma, tuple(coefficients)),
+        *arguments(
+            (flat, phi_weight.contiguous(), g_weight.contiguous(), d_sums.contiguous(), d_features),
+            (flat, d_features),
+            (channels, positions, inner // groups, groups, gamma, tuple(coefficients)),
+        ),
+        **kernel_layout(flat, d_features),
         PRECISION=product_precision(x.dtype),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
         **sizes,
@@ -131,9 +137,12 @@ def feature_sums(phi: Tensor, g: Tensor, groups: int, coefficients: Sequence[flo
     launch(
         kernels.feature_sums_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        (phi_flat, g_flat, partial),
-        (phi_flat, g_flat),
-        (positions, inner // groups, groups, gamma, tuple(coefficients)),
+        *arguments(
+            (phi_flat, g_flat, partial),
+            (phi_flat, g_flat),
+            (positions, inner // groups, groups, gamma, tuple(coefficients)),
+        ),
+        **kernel_layout(phi_flat, g_flat),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
         **sizes,
     )
@@ -160,9 +169,12 @@ def feature_sums_backward(
     launch(
         kernels.feature_sums_backward_kernel,
         num_programs(batch, groups, inner // groups, positions, sizes),
-        (phi_flat, g_flat, d_sums.contiguous(), d_phi, d_g),
-        (phi_flat, g_flat, d_phi, d_g),
-        (positions, inner // groups, groups, gamma, tuple(coefficients)),
+        *arguments(
+            (phi_flat, g_flat, d_sums.contiguous(), d_phi, d_g),
+            (phi_flat, g_flat, d_phi, d_g),
+            (positions, inner // groups, groups, gamma, tuple(coefficients)),
+        ),
+        **kernel_layout(phi_flat, g_flat, d_phi, d_g),
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
         **sizes,
     )
