@@ -14,12 +14,7 @@ from cgnl.training.trained import TrainedNetwork, find_checkpoint, load_exactly,
 
 
 def build_network(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Build the network that a recipe describes.
-
-    Args:
-        recipe: The recipe.
-        num_classes: Number of classes, without a detector's background.
-    """
+    """Build the network that a recipe describes; ``num_classes`` leaves a detector's background out."""
     task = task_of(recipe)
     return task.build_network(task.sized(recipe), num_classes)
 
@@ -61,17 +56,11 @@ def load_trained(path: str | Path, *, trust: Collection[str] = ()) -> TrainedNet
 def from_start_weights(
     recipe: Recipe, name: str, classes: Sequence[str], num_classes: int | None = None
 ) -> TrainedNetwork:
-    """Build a recipe's network with its start weights, to test it without training.
+    """Build a recipe's network with its start weights, those of ``network.weights``, to test it without training.
 
-    Args:
-        recipe: The recipe; ``network.weights`` names the weights.
-        name: Name of the recipe.
-        classes: Names of the outputs, the classes first.
-        num_classes: Number of classes, as :class:`TrainedNetwork` has it.
-
-    Raises:
-        CheckpointError: The weights cannot be had, or do not fit.
-        ValueError: The recipe names no weights, or weights of other classes than the data's.
+    ``classes`` names the outputs, the classes first; ``num_classes`` is as :class:`TrainedNetwork` has it. Raises
+    CheckpointError where the weights cannot be had, or do not fit, and ValueError where the recipe names none, or
+    weights of other classes than the data's.
     """
     if recipe.network.weights is None:
         raise ValueError("network.weights is needed: it names the weights to test")

@@ -117,15 +117,10 @@ def smoke(
 ) -> Recipe:
     """Shrink a recipe to seconds on a CPU: only pixels, frames, samples, views, regions and steps change.
 
-    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left
-    out, since there is nothing to download them for.
-
-    Args:
-        recipe: The recipe.
-        root: Folder of a small data set (drawn birds, drawn actions for a video recipe, a drawn flock for detection).
-        size: Input height and width (pixels), of detection the shorter side; by default 64, of detection 96.
-        batch_size: Images or clips in a step; by default 4, of detection 2.
-        steps: Optimizer steps.
+    The network, its blocks, the transforms and the schedule are the recipe's own. Start weights are left out, since
+    there is nothing to download them for. ``root`` holds a small data set (drawn birds, drawn actions for a video
+    recipe, a drawn flock for detection); the input's height and width (of detection the shorter side) are by default 64
+    pixels, of detection 96, and the batch is 4 images or clips, of detection 2.
     """
     task = task_of(recipe)
     return task.smoke(task.sized(recipe), root, size=size, batch_size=batch_size, steps=steps)

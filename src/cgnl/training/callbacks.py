@@ -28,15 +28,11 @@ class NonFiniteError(ValueError):
 
 
 class FiniteGuard(Callback):
-    """Skips optimizer steps whose loss or gradient is not finite, norm statistics included.
+    """Skips optimizer steps whose loss or gradient is not finite, norm statistics included; at most ``limit`` of them.
 
-    Each such step is counted and its samples are written to ``skipped_steps.csv``. With 16-bit mixed precision an
-    infinite gradient of a finite loss is the loss scaler's affair, unless it happens too often in a row.
-
-    Args:
-        run: Folder of the run.
-        limit: Steps that may be skipped before the run stops.
-        name_samples: Gives the names of samples by their numbers.
+    Each such step is counted and its samples, with the names that ``name_samples`` gives for their numbers, are written
+    to ``skipped_steps.csv`` in the run's folder. With 16-bit mixed precision an infinite gradient of a finite loss is
+    the loss scaler's affair, unless it happens too often in a row.
     """
 
     def __init__(self, run: Path, limit: int, name_samples: Callable[[Sequence[int]], list[str]]) -> None:
@@ -50,7 +46,7 @@ class FiniteGuard(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the norm statistics at the start of each optimizer step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._buffers = [buffer.clone() for buffer in self._statistics(module)]
+            self._buffers = [buffer.clone() for buffer in module.buffers()]
             self._samples, self._finite_loss = [], True
         self._samples += batch["index"].tolist()
 
@@ -75,7 +71,7 @@ class FiniteGuard(Callback):
             return
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for buffer, before in zip(self._statistics(module), self._buffers, strict=True):
+            for buffer, before in zip(module.buffers(), self._buffers, strict=True):
                 buffer.copy_(before)
         self.skipped += 1
         shares = gathered((self._finite_loss, self.name_samples(self._samples)))
@@ -96,10 +92,6 @@ class FiniteGuard(Callback):
                 f"All are in {self.run / 'skipped_steps.csv'}; "
                 + (f"{self.run / LAST} is the last checkpoint." if (self.run / LAST).exists() else "none is saved yet.")
             )
-
-    @staticmethod
-    def _statistics(module: pl.LightningModule) -> list[Tensor]:
-        return list(module.buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count, for the checkpoint."""

@@ -18,11 +18,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``.
-
-        Raises:
-            CheckpointError: The file could not be written (a full disk, for example); the previous one is as it was.
-        """
+        """Write ``checkpoint`` to ``path``; after a CheckpointError (a full disk) the previous one is as it was."""
         path = Path(path)
         try:
             with whole_file(path, "wb") as file:

@@ -101,8 +101,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def list_options(self, split: Split) -> dict[str, Any]:
         """Return ``list_file`` and ``num_classes`` for the reader of a split of classified samples.
 
-        Raises:
-            DataError: The layout needs a list file, and none is given.
+        Raises DataError where the layout needs a list file, and none is given.
         """
         config: Any = self.config
         list_file = config.train_list if split == "train" else config.test_list
@@ -148,8 +147,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def classes(self) -> tuple[str, ...]:
         """Names of the classifier's outputs: the classes in the order of the labels, then outputs that are no class.
 
-        Raises:
-            ValueError: ``data.num_outputs`` is less than the number of classes.
+        Raises ValueError where ``data.num_outputs`` is less than the number of classes.
         """
         if self._classes:
             return self._classes

@@ -79,11 +79,7 @@ class DetectionData(SampleData[DetectionDataConfig]):
         return [width > height for width, height in self._detections("train").sizes]
 
     def check(self) -> None:
-        """Read both lists, so that what is wrong with them shows before anything is built.
-
-        Raises:
-            DataError: Something is wrong with the data set.
-        """
+        """Read both lists, so that what is wrong with them (DataError) shows before anything is built."""
         super().check()
         train = self._detections("train")
         if not len(train):

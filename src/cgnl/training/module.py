@@ -82,8 +82,7 @@ class TrainingModule(pl.LightningModule):
     def loss_of_no_sample(self, batch: Mapping[str, Any]) -> Tensor:
         """Return a zero with zero gradients, for a batch of which no sample could be read.
 
-        Raises:
-            DataError: The other processes wait for this one's norm statistics.
+        Raises DataError where the other processes wait for this one's norm statistics.
         """
         if any(isinstance(m, nn.SyncBatchNorm) for m in self.network.modules()) and self.trainer.world_size > 1:
             raise DataError(f"no sample of a batch could be read: {', '.join(str(b[1]) for b in batch['bad'])}")

@@ -54,11 +54,7 @@ def end_together() -> None:
 
 @contextmanager
 def reporting_dead_readers() -> Iterator[None]:
-    """Turn the death or the hanging of a process that reads samples into a plain error that names its file.
-
-    Raises:
-        DataError: A reader died or gave nothing for too long.
-    """
+    """Turn the death or the hanging of a process that reads samples into a DataError that names its file."""
     before = set(multiprocessing.active_children())
     try:
         yield

@@ -153,8 +153,7 @@ def uses_channels_last(config: TrainerConfig) -> bool:
     """Return whether the network works on channels-last maps: as asked for, or else where that is faster."""
     if config.channels_last is not None:
         return config.channels_last
-    on_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
-    return not on_gpu or config.precision != "32"
+    return not _uses_gpus(config) or config.precision != "32"
 
 
 def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
@@ -203,11 +202,7 @@ def _processes(config: TrainerConfig) -> tuple[int | Literal["auto"], int, bool]
 
 
 def _check_can_run(recipe: Recipe) -> None:
-    """Refuse what PyTorch cannot do, before anything is read or built.
-
-    Raises:
-        ValueError: There is no such device, or a SyncBatchNorm would be trained in several processes on CPUs.
-    """
+    """Raise ValueError where there is no such device, or several processes would train a SyncBatchNorm on CPUs."""
     config = recipe.trainer
     synchronised = {
         "trainer.sync_batch_norm": config.sync_batch_norm,

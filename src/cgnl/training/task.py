@@ -140,20 +140,12 @@ class Task(ABC, Generic[RecipeT]):
         return of_axes
 
     def check_start_weights(self, recipe: RecipeT, classes: tuple[str, ...]) -> None:
-        """Refuse start weights whose outputs mean other classes than the data has.
-
-        Raises:
-            ValueError: The classes differ.
-        """
+        """Raise ValueError where the outputs of start weights mean other classes than the data has."""
 
     # Training
 
     def check(self, recipe: RecipeT) -> None:
-        """Refuse a recipe that PyTorch cannot run.
-
-        Raises:
-            ValueError: The recipe cannot run.
-        """
+        """Raise ValueError for a recipe that PyTorch cannot run."""
 
     def note(self, recipe: RecipeT) -> str | None:
         """Return a line that the user should read before the run starts, or None."""
@@ -198,11 +190,7 @@ class Task(ABC, Generic[RecipeT]):
 
     @abstractmethod
     def export(self, trained: TrainedNetwork) -> Export:
-        """Return how a network becomes an ONNX file.
-
-        Raises:
-            ValueError: It cannot.
-        """
+        """Return how a network becomes an ONNX file; ValueError where it cannot."""
 
     # Explaining
 
@@ -211,11 +199,7 @@ class Task(ABC, Generic[RecipeT]):
 
     @abstractmethod
     def see(self, trained: TrainedNetwork, path: Path) -> Any:
-        """Return a file as the network sees it, a :class:`cgnl.explain.inputs.SeenInput`.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Return a file as the network sees it, a :class:`cgnl.explain.inputs.SeenInput`; DataError for a bad file."""
 
     def page_note(self) -> str | None:
         """Return what the reader of a page of maps should know about the inputs, or None."""

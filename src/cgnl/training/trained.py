@@ -48,11 +48,7 @@ def default_device() -> torch.device:
 
 
 def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """Return what ``cgnl train`` has put into a checkpoint.
-
-    Raises:
-        CheckpointError: Another program wrote the checkpoint, or a later version of cgnl.
-    """
+    """Return what ``cgnl train`` has put into a checkpoint; CheckpointError for that of another program or version."""
     run = checkpoint.get("cgnl")
     if not isinstance(run, Mapping) or "format" not in run:
         raise CheckpointError(f"{path} is not a checkpoint of `cgnl train` (it has no 'cgnl' entry)")
