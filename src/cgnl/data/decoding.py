@@ -24,13 +24,15 @@ MAX_PIXELS = 100_000_000
 # Resizing the shorter side of an image of 1 x 65535 pixels to 512 would take 50 GB.
 MAX_ASPECT = 100
 
+Signatures = tuple[tuple[re.Pattern[bytes], str], ...]
+"""Patterns of the first bytes of files, and what such a file is."""
 _OPENERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, str], ImageFile]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
     (re.compile(rb"BM"), BmpImageFile),
 )
-_NAMES_OF_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+_NAMES_OF_OTHERS: Signatures = (
     (re.compile(rb"II[*+]\0|MM\0[*+]"), "a TIFF file"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "a PostScript file"),
     (re.compile(rb"GIF8[79]a"), "a GIF file"),
@@ -97,19 +99,13 @@ def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.I
             raise BadFileError(path, "is empty (0 bytes)")
         opener = next((opener for signature, opener in _OPENERS if signature.match(head)), None)
         if opener is None:
-            what = next((name for signature, name in _NAMES_OF_OTHERS if signature.match(head)), None)
-            looks = f" but looks like {what}" if what else ""
-            raise BadFileError(path, f"is not a JPEG, PNG, WebP or BMP file{looks}")
+            raise BadFileError(path, f"is not a JPEG, PNG, WebP or BMP file{looks_like(_NAMES_OF_OTHERS, head)}")
         file.seek(0)
         try:
             image = opener(file, os.fspath(path))
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadFileError(path, f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise BadFileError(
-                    path, f"is {width} x {height} pixels, with one side more than {MAX_ASPECT} times the other"
-                )
+            if rule := broken_limit(width, height):
+                raise BadFileError(path, f"is {width} x {height} pixels, {rule}")
             image.load()
             if size == image.size:
                 return _to_rgb(image)
@@ -123,6 +119,24 @@ def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.I
             raise BadFileError(path, f"has more than {MAX_PIXELS // 10**6} megapixels") from None
         except Exception as error:  # broken files make Pillow's decoders raise nearly anything
             raise BadFileError(path, f"cannot be decoded: {error}") from error
+
+
+def broken_limit(width: int, height: int) -> str | None:
+    """Return the limit that a frame's size in pixels exceeds, as the end of a sentence; None if it exceeds none.
+
+    >>> broken_limit(8192, 16)
+    'with one side more than 100 times the other'
+    """
+    if width * height > MAX_PIXELS:
+        return f"more than {MAX_PIXELS // 10**6} megapixels"
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        return f"with one side more than {MAX_ASPECT} times the other"
+    return None
+
+
+def looks_like(others: Signatures, head: bytes) -> str:
+    """Return what a file of another format looks like by its first bytes, as the end of a sentence."""
+    return next((f" but looks like {name}" for signature, name in others if signature.match(head)), "")
 
 
 def decoded_size(path: Path, *, sizes: Mapping[Path, tuple[int, int]] | None = None) -> tuple[int, int]:

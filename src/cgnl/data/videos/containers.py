@@ -15,11 +15,11 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from cgnl.data.decoding import MAX_ASPECT, MAX_PIXELS, AnyPath, BadFileError, open_regular
+from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError, Signatures, broken_limit, looks_like, open_regular
 
 av.logging.set_libav_level(av.logging.PANIC)
 
-_CONTAINERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+_CONTAINERS: Signatures = (
     (re.compile(rb".{4}(?:ftyp|moov|mdat|free|skip|wide|pnot|styp)", re.DOTALL), "mov"),
     (re.compile(rb"RIFF.{4}AVI[ \x19X]", re.DOTALL), "avi"),
     (re.compile(rb"\x1a\x45\xdf\xa3"), "matroska"),
@@ -28,7 +28,7 @@ _CONTAINERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"FLV\x01"), "flv"),
     (re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), "asf"),
 )
-_NAMES_OF_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+_NAMES_OF_OTHERS: Signatures = (
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*#EXTM3U|ffconcat|\[playlist\]", re.IGNORECASE), "a playlist"),
     (re.compile(rb"v=0\r?\n"), "a session description (SDP)"),
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*<"), "an HTML or XML page"),
@@ -59,8 +59,7 @@ def container_format(path: AnyPath, head: bytes) -> str:
         raise BadFileError(path, "is empty (0 bytes)")
     name = next((name for signature, name in _CONTAINERS if signature.match(head)), None)
     if name is None:
-        what = next((name for signature, name in _NAMES_OF_OTHERS if signature.match(head)), None)
-        looks = f" but looks like {what}" if what else ""
+        looks = looks_like(_NAMES_OF_OTHERS, head)
         raise BadFileError(path, f"is not an MP4, MOV, AVI, Matroska, WebM, MPEG, FLV or ASF video{looks}")
     return name
 
@@ -106,19 +105,6 @@ def open_video(path: AnyPath) -> Iterator[tuple[InputContainer, VideoStream]]:
             # One worker process a core reads videos; threads of their decoders would only take turns.
             context.thread_count = 1
             yield container, stream
-
-
-def broken_limit(width: int, height: int) -> str | None:
-    """Return the limit that a frame's size in pixels exceeds, as the end of a sentence; None if it exceeds none.
-
-    >>> broken_limit(8192, 16)
-    'with one side more than 100 times the other'
-    """
-    if width * height > MAX_PIXELS:
-        return f"more than {MAX_PIXELS // 10**6} megapixels"
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        return f"with one side more than {MAX_ASPECT} times the other"
-    return None
 
 
 class _OtherFileError(Exception):
