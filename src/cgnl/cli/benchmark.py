@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cgnl.settings.checks import within
+
 # the help of these says what stands for None
 _Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Network = Literal["resnet50", "c2d_resnet50", "maskrcnn_resnet50"]
@@ -138,8 +140,7 @@ def _checked(request: Benchmark, kind: str) -> Path:
     if request.threads is not None:
         if request.device == "cuda":
             raise ValueError(f"threads ({request.threads}) is for CPUs: leave it out with device ('cuda')")
-        if request.threads < 1:
-            raise ValueError(f"threads ({request.threads}) must be at least 1")
+        within("threads", request.threads, 1)
     repeats = getattr(request, "repeats", None)
     if repeats is not None and repeats < 2:
         raise ValueError(f"repeats ({repeats}) must be at least 2: one turn has no spread")

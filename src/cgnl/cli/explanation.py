@@ -18,6 +18,7 @@ from cgnl.cli.options import (
     OptionalInt,
     OptionalText,
 )
+from cgnl.settings.checks import within
 
 
 def explain(
@@ -63,8 +64,7 @@ def explain(
         _refuse("with --score", {**given, "an input": bool(inputs)})
     else:
         _refuse("without --score", {"--data": data is not None, "--limit": limit is not None, "--seed": seed != 0})
-    if mistakes < 0:
-        raise ValueError(f"mistakes ({mistakes}) must be at least 0")
+    within("mistakes", mistakes, 0)
     networks = _load(checkpoint, beside)
     if score:
         _score(networks, data, block, limit, seed, out)

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from cgnl.cli.options import Checkpoint, Files, OptionalFile, OptionalFloat, OptionalInt, OptionalPath
 from cgnl.files import whole_file, write_csv
+from cgnl.settings.checks import within
 
 
 def predict(
@@ -37,10 +38,8 @@ def predict(
 
     if not files:
         raise ValueError("files must name at least one image or video")
-    if top is not None and top < 1:
-        raise ValueError(f"top ({top}) must be at least 1")
-    if score is not None and not 0 <= score <= 1:
-        raise ValueError(f"score ({score}) must be between 0 and 1")
+    within("top", top, 1)
+    within("score", score, 0, 1)
     trained = load_trained(checkpoint)
     task = task_of(trained.recipe)
     options = {"top": top, "timeline": timeline, "out": out, "score": score}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
 from cgnl.data.decoding import BadFileError
+from cgnl.settings.checks import within
 
 T = TypeVar("T")
 
@@ -76,6 +77,14 @@ class Scanning(TypedDict, total=False):
     progress: bool
 
 
+def count_workers(workers: int | None) -> int:
+    """Return the number of processes to use: as many as there are usable cores if None; ValueError if it is below 1."""
+    within("workers", workers, 1)
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers
+
+
 def scan(
     function: Callable[[Path], T], paths: Sequence[Path], *, workers: int | None = None, timeout: float = 60.0
 ) -> Iterator[Scanned[T]]:
@@ -85,10 +94,7 @@ def scan(
     the order in which they are done. Raises ValueError for fewer than one worker or a timeout that is not positive, and
     RuntimeError where the processes do not start.
     """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
-        raise ValueError(f"workers ({workers}) must be at least 1")
+    workers = count_workers(workers)
     if timeout <= 0:
         raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
     waiting = list(reversed(paths))

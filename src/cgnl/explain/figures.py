@@ -28,6 +28,7 @@ from cgnl.explain.maps import affinity, affinity_group, normalised, reference_ch
 from cgnl.explain.trace import BlockTrace, Trace, check_drawable
 from cgnl.explain.wording import kind_in_words, statement
 from cgnl.files import whole_file
+from cgnl.settings.checks import within
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -81,8 +82,7 @@ def figure5(
     references = [(float(x), float(y)) for x, y in np.reshape(at, (-1, 2))]
     picture = _picture(image, view)
     _check(networks, threshold)
-    if num_maps < 1:
-        raise ValueError(f"num_maps ({num_maps}) must be at least 1")
+    within("num_maps", num_maps, 1)
     lines: list[tuple[tuple[float, float], list[_Panel]]] = []
     for x, y in references:
         line: list[_Panel] = []
@@ -251,8 +251,7 @@ def _strip(
 ) -> Figure:
     """Draw regions above a threshold, or heat maps where there is none."""
     _check(networks, threshold)
-    if num_frames < 1:
-        raise ValueError(f"num_frames ({num_frames}) must be at least 1")
+    within("num_frames", num_frames, 1)
     reference = int(at[2]) if len(at) > 2 else 0
     panels: list[_Panel] = []
     for name, (trace, path) in networks.items():

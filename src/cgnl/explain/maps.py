@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from cgnl.explain.trace import BlockTrace
 from cgnl.kernel_functions import KernelFunction
+from cgnl.settings.checks import within
 
 View = Literal["row", "column"]
 DOT_PRODUCTS = ("dot_product", "dot_product_sum")
@@ -120,8 +121,7 @@ def strongest_channels(maps: Tensor, count: int = 5) -> list[int]:
         >>> strongest_channels(torch.tensor([[0.1, 0.2], [-3.0, 1.0], [2.0, 2.0]]), count=2)
         [1, 2]
     """
-    if count < 1:
-        raise ValueError(f"count ({count}) must be at least 1")
+    within("count", count, 1)
     return maps.flatten(1).abs().amax(1).argsort(descending=True, stable=True)[:count].tolist()
 
 

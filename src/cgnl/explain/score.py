@@ -40,6 +40,7 @@ from cgnl.explain.geometry import unpool
 from cgnl.explain.inputs import SeenInput, on
 from cgnl.explain.maps import affinity, strongest_channels
 from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, trace_blocks
+from cgnl.settings.checks import within
 from cgnl.training.trained import TrainedNetwork, default_device
 
 CHANNELS = 5
@@ -154,10 +155,8 @@ def score_parts(
     for name, number in (("threshold", threshold), ("radius", radius)):
         if not 0 < number <= 1:
             raise ValueError(f"{name} ({number}) must be above 0 and at most 1")
-    if seed < 0:
-        raise ValueError(f"seed ({seed}) must be at least 0")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit ({limit}) must be at least 1")
+    within("seed", seed, 0)
+    within("limit", limit, 1)
     tally = _Tally()
     unreadable, kind = 0, ""
     images = _annotated(Path(root).expanduser(), limit)

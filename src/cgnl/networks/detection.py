@@ -21,7 +21,7 @@ from cgnl.insertion import insert_blocks
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.networks.image import block_places
 from cgnl.networks.weights import Checkpoint, Weights, load_checked, named_weights, read_weights
-from cgnl.settings.checks import check_choice
+from cgnl.settings.checks import check_choice, within
 from cgnl.settings.detection import DetectionRecipe
 
 try:
@@ -155,10 +155,8 @@ def limits(
     """
     counts = {"size": size, "max_size": max_size, "rois": rois, "proposals": proposals, "detections": detections}
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} ({count}) must be at least 1")
-    if not 0 <= score_threshold <= 1:
-        raise ValueError(f"score_threshold ({score_threshold}) must be between 0 and 1")
+        within(name, count, 1)
+    within("score_threshold", score_threshold, 0, 1)
     return {
         "min_size": size,
         "max_size": max_size,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import insert_blocks
 from cgnl.networks.weights import Checkpoint, Weights, load_weights, num_classes_of, read_weights
+from cgnl.settings.checks import within
 
 try:
     from torchvision import models
@@ -40,8 +41,7 @@ class DropoutLinear(nn.Linear):
     """A classifier with dropout before it, under the state-dict keys of a bare Linear."""
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout ({dropout}) must be between 0 and 1")
+        within("dropout", dropout, 0, 1)
         super().__init__(in_features, out_features)
         self.dropout = dropout
 
@@ -149,8 +149,7 @@ def backbone(
 
     Arguments and errors are those of :func:`resnet`.
     """
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes ({num_classes}) must be at least 1")
+    within("num_classes", num_classes, 1)
     checkpoint = read_weights(models.get_model_weights(arch), weights, arch)
     num_classes = num_classes or (1000 if checkpoint is None else num_classes_of(checkpoint))
     network: models.ResNet = models.get_model(arch, num_classes=num_classes)

@@ -21,6 +21,7 @@ from cgnl.insertion.targets import find_target
 from cgnl.networks.image import DropoutLinear, MakeBlock
 from cgnl.networks.libraries import library_of
 from cgnl.networks.weights import Weights, load_checked
+from cgnl.settings.checks import within
 
 BlocksByAxes = Callable[[int], MakeBlock]
 """From the number of axes of a map (1 for tokens, 2 for images, 3 for videos) to the function that makes a block."""
@@ -78,8 +79,7 @@ def named_network(
         ValueError: The name is unknown or not trusted, or another argument has a value that it must not have.
         CheckpointError: The weights cannot be had, or do not fit; every key that does not is listed.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes ({num_classes}) must be at least 1")
+    within("num_classes", num_classes, 1)
     library = library_of(name, len(input_shape) - 2, trust)
     network, checkpoint = library.build(num_classes, input_shape[-1], weights, new_classifier)
     classifier = library.classifier(network, num_classes)

@@ -1,6 +1,5 @@
 """Writing a drawn set: a folder that becomes whole at once or not at all."""
 
-import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +10,6 @@ from typing import TypeVar
 from PIL import Image
 
 from cgnl.data.decoding import DataError
-from cgnl.settings.checks import within
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,14 +35,6 @@ def replacing(root: Path, what: str, settings_file: str, contents: Collection[st
         if root.exists():
             root.rename(Path(scratch) / "old")
         folder.rename(root)
-
-
-def count_workers(workers: int | None) -> int:
-    """Return the number of processes to use: as many as there are usable cores if None; ValueError if it is below 1."""
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    within("workers", workers, 1)
-    return workers
 
 
 def in_processes(draw: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result]:

@@ -15,6 +15,7 @@ from cgnl.data.decoding import AnyPath
 from cgnl.data.videos import streams
 from cgnl.data.videos.frame_folders import probe_folder, read_folder
 from cgnl.data.videos.streams import Pieces
+from cgnl.settings.checks import within
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,5 @@ def checked_indices(indices: Sequence[int]) -> list[int]:
     numbers = [int(index) for index in indices]
     if not numbers:
         raise ValueError("indices must name at least one frame")
-    if min(numbers) < 0:
-        raise ValueError(f"indices ({min(numbers)}) must be at least 0")
+    within("indices", min(numbers), 0)
     return numbers

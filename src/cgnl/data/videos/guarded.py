@@ -27,6 +27,7 @@ import numpy as np
 from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.videos.decoding import VideoInfo, checked_indices, probe, read_into, read_pieces
 from cgnl.data.videos.streams import Pieces
+from cgnl.settings.checks import within
 
 T = TypeVar("T")
 _START_SECONDS = 120.0
@@ -72,8 +73,7 @@ class GuardedReader:
         numbers = checked_indices(wanted)
         if any(after <= before for before, after in pairwise(numbers)):
             raise ValueError("wanted must hold ascending numbers, without repeats")
-        if size < 1:
-            raise ValueError(f"size ({size}) must be at least 1")
+        within("size", size, 1)
         return self._asked(path, lambda child: child.read_pieces(path, numbers, size, take))
 
     def probe(self, path: AnyPath) -> VideoInfo:

@@ -10,11 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cgnl.data.scanning import count_workers
 from cgnl.settings.checks import within
 from cgnl.toy.actions.encoding import write_video
 from cgnl.toy.actions.plays import MAX_CLASSES, SHORTEST, Action, Play, Timeline, catalogue, sample_timeline
 from cgnl.toy.actions.scene import draw_video
-from cgnl.toy.folder import count_workers, in_processes, replacing, tiled, write_lines
+from cgnl.toy.folder import in_processes, replacing, tiled, write_lines
 
 Container = Literal["avi", "mp4", "both"]
 

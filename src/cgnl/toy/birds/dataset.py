@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cgnl.data.scanning import count_workers
 from cgnl.settings.checks import within
 from cgnl.toy.birds.scene import Scene, draw_scene
 from cgnl.toy.birds.skeleton import PART_NAMES
 from cgnl.toy.birds.species import Species, catalogue
-from cgnl.toy.folder import count_workers, in_processes, replacing, tiled, write_lines
+from cgnl.toy.folder import in_processes, replacing, tiled, write_lines
 
 # Written last: a folder that has it is a whole set.
 _SETTINGS_FILE = "toy_birds.json"

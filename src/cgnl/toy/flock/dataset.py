@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cgnl.data.scanning import count_workers
 from cgnl.settings.checks import within
 from cgnl.toy.flock.masks import segmentation
 from cgnl.toy.flock.scene import FlockScene, draw_scene
 from cgnl.toy.flock.species import catalogue
-from cgnl.toy.folder import count_workers, in_processes, replacing, tiled
+from cgnl.toy.folder import in_processes, replacing, tiled
 
 # With gaps, as COCO's own: a label is not an id.
 CATEGORY_IDS = (1, 3, 4, 7, 11, 18, 29, 47)
