@@ -9,6 +9,7 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def figure1(
     at: tuple[float, ...],
     view: View,
     *,
-    threshold: float = 0.7,
+    threshold: float | None = 0.7,
     num_frames: int = 6,
     channel: int | None = None,
     caption: str | None = None,
@@ -135,26 +136,50 @@ def figure1(
     clip are framed, and the rest is darkened. Of GNL and CGNL blocks every position has the largest affinity over the
     channels of the group. ``frames`` are all that the network saw, in order, as the file has them (one for an image),
     of which at most ``num_frames`` are drawn, evenly spread and that of the reference among them; ``at`` is x, y
-    (pixels of the frame) and the number of the frame, from 0. The rest is as in :func:`figure5`.
+    (pixels of the frame) and the number of the frame, from 0. Without a threshold it is Fig. 6: heat maps, divided by
+    the largest affinity in the whole clip. The rest is as in :func:`figure5`.
     """
-    return _strip(frames, networks, at, view, threshold, num_frames, channel, caption)
+    _check(networks, threshold)
+    within("num_frames", num_frames, 1)
+    reference = int(at[2]) if len(at) > 2 else 0
+    panels: list[_Panel] = []
+    for name, (trace, path) in networks.items():
+        block = trace.blocks[path]
+        maps, channels = _related(name, block, (at[0], at[1], reference), view, len(frames), channel)
+        which = "all channels"
+        if block.kind != "nl":
+            maps, which = maps.abs(), f"group {channels[0] // len(channels)},\nlargest of channels"
+        values = maps.amax(0)
+        panels.append(_Panel(_title(name, values, which), _spread(normalised(values), block), bool((maps < 0).any())))
+    chosen = _chosen_frames(len(frames), max(len(panel.values) for panel in panels), reference, num_frames)
+    figure, axes = _grid(len(networks), len(chosen), view)
+    for panel, row in zip(panels, axes, strict=True):
+        for frame, ax in zip(chosen, row, strict=True):
+            values = panel.values[time_step(frame, len(frames), len(panel.values))]
+            picture = _picture(frames[frame], view)
+            if threshold is None:
+                _show(ax, _faded(picture), view)
+                _heat(ax, values, view, signed=panel.signed)
+            else:
+                _show(ax, picture, view)
+                _darken(ax, ~(values.abs() >= threshold), view)
+                _frame(ax, values.abs() >= threshold, view)
+            if frame == reference:
+                _mark(ax, at[:2], values.shape, view)
+            if ax in axes[0]:
+                ax.set_title(f"frame {frame}" + (", reference" if frame == reference else ""), fontsize=8)
+        row[0].set_ylabel(panel.title, fontsize=8)
+    if threshold is None:
+        _colour_bars(figure, axes, panels)
+        boxes = "Green: the reference."
+    else:
+        boxes = f"Green: the reference. White: |affinity| of at least {threshold:g} of the largest in the clip."
+    _write(figure, caption if caption is not None else " ".join([boxes, *_notes(networks)]))
+    return figure
 
 
-def figure6(
-    frames: Sequence[Image.Image | np.ndarray] | np.ndarray,
-    networks: Mapping[str, tuple[Trace, str]],
-    at: tuple[float, ...],
-    view: View,
-    *,
-    num_frames: int = 6,
-    channel: int | None = None,
-    caption: str | None = None,
-) -> Figure:
-    """Draw heat maps of what blocks relate a spot in one frame of a video to (Fig. 6).
-
-    Arguments and rows are those of :func:`figure1`; the maps are divided by the largest affinity in the whole clip.
-    """
-    return _strip(frames, networks, at, view, None, num_frames, channel, caption)
+figure6 = partial(figure1, threshold=None)
+"""Draw heat maps of what blocks relate a spot in one frame of a video to (Fig. 6), divided by the largest affinity."""
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -237,56 +262,6 @@ def _strongest(name: str, block: BlockTrace, maps: Tensor, channels: range, num_
 def _title(name: str, values: Tensor, which: str) -> str:
     """Return the title of a map: its network and range, which tells a uniform map from one with peaks."""
     return "\n".join([*textwrap.wrap(f"{name}: {values.min():.3g} to {values.max():.3g}", _LETTERS), which])
-
-
-def _strip(
-    frames: Sequence[Image.Image | np.ndarray] | np.ndarray,
-    networks: Mapping[str, tuple[Trace, str]],
-    at: tuple[float, ...],
-    view: View,
-    threshold: float | None,
-    num_frames: int,
-    channel: int | None,
-    caption: str | None,
-) -> Figure:
-    """Draw regions above a threshold, or heat maps where there is none."""
-    _check(networks, threshold)
-    within("num_frames", num_frames, 1)
-    reference = int(at[2]) if len(at) > 2 else 0
-    panels: list[_Panel] = []
-    for name, (trace, path) in networks.items():
-        block = trace.blocks[path]
-        maps, channels = _related(name, block, (at[0], at[1], reference), view, len(frames), channel)
-        which = "all channels"
-        if block.kind != "nl":
-            maps, which = maps.abs(), f"group {channels[0] // len(channels)},\nlargest of channels"
-        values = maps.amax(0)
-        panels.append(_Panel(_title(name, values, which), _spread(normalised(values), block), bool((maps < 0).any())))
-    chosen = _chosen_frames(len(frames), max(len(panel.values) for panel in panels), reference, num_frames)
-    figure, axes = _grid(len(networks), len(chosen), view)
-    for panel, row in zip(panels, axes, strict=True):
-        for frame, ax in zip(chosen, row, strict=True):
-            values = panel.values[time_step(frame, len(frames), len(panel.values))]
-            picture = _picture(frames[frame], view)
-            if threshold is None:
-                _show(ax, _faded(picture), view)
-                _heat(ax, values, view, signed=panel.signed)
-            else:
-                _show(ax, picture, view)
-                _darken(ax, ~(values.abs() >= threshold), view)
-                _frame(ax, values.abs() >= threshold, view)
-            if frame == reference:
-                _mark(ax, at[:2], values.shape, view)
-            if ax in axes[0]:
-                ax.set_title(f"frame {frame}" + (", reference" if frame == reference else ""), fontsize=8)
-        row[0].set_ylabel(panel.title, fontsize=8)
-    if threshold is None:
-        _colour_bars(figure, axes, panels)
-        boxes = "Green: the reference."
-    else:
-        boxes = f"Green: the reference. White: |affinity| of at least {threshold:g} of the largest in the clip."
-    _write(figure, caption if caption is not None else " ".join([boxes, *_notes(networks)]))
-    return figure
 
 
 def _chosen_frames(num_frames: int, num_steps: int, reference: int, count: int) -> list[int]:

@@ -50,17 +50,9 @@ def scaled_coefficients(kernel: KernelFunction, factor: float) -> tuple[float, .
     return tuple(coefficients[: order + 1])
 
 
-def series(
-    theta: Tensor,
-    phi: Tensor,
-    g: Tensor,
-    groups: int,
-    kernel: KernelFunction,
-    coefficients: Sequence[float],
-    process_group: ProcessGroup | None = None,
-) -> Tensor:
-    """Run the operation on [B, C', N] as ordinary differentiable operations, for every kernel function."""
-    varying, shared = series_in_parts(theta, phi, g, groups, kernel, coefficients, process_group)
+def series(*arguments: Any) -> Tensor:
+    """Do as `series_in_parts`, and return y."""
+    varying, shared = series_in_parts(*arguments)
     return varying if shared is None else varying + shared
 
 
@@ -73,7 +65,10 @@ def series_in_parts(
     coefficients: Sequence[float],
     process_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Do as `series`; return the part that varies over the positions and the shared one, [B, C', 1], z_0 of Eq. 12."""
+    """Run the operation on [B, C', N] as ordinary differentiable operations, for every kernel function.
+
+    Return the part that varies over the positions and the shared one, [B, C', 1], z_0 of Eq. 12.
+    """
     dtype = sum_dtype(theta.dtype)
     theta, phi, g = theta.to(dtype), phi.to(dtype), g.to(dtype)
     if kernel.normalizes_features:
