@@ -85,9 +85,8 @@ def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.I
 
     The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to 8 bits,
     CMYK is converted without a colour profile, and transparent pixels are composited on white. Of an animation the
-    first frame is taken. ``size``, width and height (pixels), is that of the image that annotations were made for:
-    where the pixels have it as they are stored, they stay so, as whoever made the annotations did not look at the
-    orientation.
+    first frame is taken. ``size`` is the width and height (pixels) of the image that annotations were made for. If the
+    stored pixels have this size, the image is not turned: whoever made the annotations did not look at the orientation.
 
     Raises:
         BadFileError: The file is missing, empty, of another format, over 100 megapixels (seen in the header, before any

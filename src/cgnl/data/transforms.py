@@ -126,7 +126,7 @@ def clip_train_transform(
 ) -> v2.Compose:
     """Random crop, resized to a square, and random flip, as of :func:`train_transform`, the same for all frames.
 
-    From frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, size, size].
+    The transform takes frames, uint8 [T, H, W, 3], and returns a clip, uint8 [3, T, size, size].
 
     Example:
         >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -138,7 +138,8 @@ def clip_train_transform(
 def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:
     """Resize the shorter side, then crop a square from the middle if a size is given, as :func:`test_transform`.
 
-    From frames, uint8 [T, H, W, 3], to a clip, uint8 [3, T, H', W']; whole frames are for :func:`crop_offsets`.
+    The transform takes frames, uint8 [T, H, W, 3], and returns a clip, uint8 [3, T, H', W']. Whole frames are for
+    :func:`crop_offsets`.
 
     Example:
         >>> clip_test_transform(128)(np.zeros((8, 240, 320, 3), np.uint8)).shape
@@ -176,7 +177,7 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
 def normalise_clip(
     clip: Tensor, *, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
 ) -> Tensor:
-    """Turn 8-bit clips [..., 3, T, H, W] into a network's input, float32, on their device (that of the network, best).
+    """Turn 8-bit clips [..., 3, T, H, W] into a network's input: float32, on the same device, best the network's.
 
     Raises ValueError for another dtype than uint8.
 

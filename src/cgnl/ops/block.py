@@ -111,10 +111,10 @@ def cgnl_block_with_norm(
 ) -> Tensor | None:
     """Run the whole CGNL block, norm(conv_z(Y)) + x (Eq. 13), where a form has the norm and the residual inside.
 
-    Returns [B, C, *S] in x's type; or None, and nothing is done, where the norm has to follow `cgnl_block` as a step of
-    its own. ``z_bias`` [C] is there only where the norm's statistics are given, or there is no norm (None); its running
-    statistics move as those of `torch.nn.BatchNorm2d` do. The rest is as in `cgnl_block`; a norm that would take its
-    statistics over a single value is a ValueError, too.
+    Returns [B, C, *S] in x's type. Where the norm has to follow `cgnl_block` as a step of its own, it returns None and
+    does nothing. ``z_bias`` [C] may be given only if the norm's statistics are given, or there is no norm. The norm's
+    running statistics move as those of `torch.nn.BatchNorm2d` do. The other arguments and the errors are as in
+    `cgnl_block`; a norm that would take its statistics over a single value is also a ValueError.
     """
     weights = (theta_weight, phi_weight, g_weight, z_weight)
     if is_empty(x) or (x.dtype != theta_weight.dtype and not autocast_is_on(x)):

@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from cgnl.data.decoding import open_image
+from cgnl.data.lists import differences
 from cgnl.explain.geometry import View
 from cgnl.explain.inputs import SeenInput
 from cgnl.networks.cost import NetworkCost, network_cost
@@ -70,15 +71,9 @@ class DetectionTask(Task[DetectionRecipe]):
         names = every if len(classes) == len(every) else [name for name in every if name != "N/A"]
         if list(classes) == names:
             return
-        new, gone = (
-            [name for name in ours if name not in other] for ours, other in ((classes, names), (names, classes))
-        )
-        lists = [
-            f"{what}: {', '.join(some[:5])}" for what, some in (("unknown to COCO", new), ("missing", gone)) if some
-        ]
         raise ValueError(
             f"network.weights ({weights}) is for COCO's {len(names)} classes, but the data has {len(classes)} others; "
-            f"{'; '.join(lists) or 'their order differs'}"
+            f"{differences(classes, names, new='unknown to COCO')}"
         )
 
     def check(self, recipe: DetectionRecipe) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from cgnl.data.decoding import DataError
 from cgnl.data.images import ImageDataset, read_images
 from cgnl.data.images import collate as collate_images
-from cgnl.data.lists import BadFiles, SampleList, check_missing, write_missing
+from cgnl.data.lists import BadFiles, SampleList, check_missing, differences, write_missing
 from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
@@ -123,14 +123,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         samples = self._read("test")
         expected = self.named_classes
         if samples.kind not in _LIST_KINDS and samples.classes != expected:
-            new = [name for name in samples.classes if name not in expected]
-            gone = [name for name in expected if name not in samples.classes]
-            lists = [
-                f"{what}: {', '.join(names[:5])}" for what, names in (("unexpected", new), ("missing", gone)) if names
-            ]
-            raise DataError(
-                f"{samples.root} has other classes than expected; {'; '.join(lists) or 'their order differs'}"
-            )
+            differing = differences(samples.classes, expected)
+            raise DataError(f"{samples.root} has other classes than expected; {differing}")
         return samples
 
     def _read(self, split: Split) -> SampleList:

@@ -16,9 +16,11 @@ class EpochBatches:
     Args:
         length: Number of samples in the data set.
         batch_size: Samples of one batch of one process.
-        training: Whether to train; ValueError where there are fewer samples than one step takes.
+        training: Whether to shuffle, and to leave an incomplete last batch out. Raises ValueError if there are then
+            fewer samples than one step takes.
         seed: Seed of the order.
-        rank: Number of this process, of ``world_size``.
+        rank: Number of this process.
+        world_size: Number of processes.
         parts: Batches that make up one optimizer step (gradient accumulation); an epoch holds whole steps only.
         groups: In training, a value for each sample: a batch holds samples of one value, except a last one that may be
             made of what is left over. None mixes all.

@@ -85,8 +85,8 @@ class Subject:
 def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     """Draw the data, train, test, and write ``out/report.html``, which is returned, and ``out/accuracies.json``.
 
-    An earlier demo in the folder is replaced; DataError where it holds something else. ``smallest`` is for a subject of
-    seconds that only shows that all parts work.
+    An earlier demo in the folder is replaced; if it holds anything else, DataError is raised. With ``smallest`` the
+    report says that the run only shows that all parts work.
     """
     clear(
         out, {subject.folder, "base", "plain", "cgnl", "accuracies.json", "explain.html", "report.html"}, subject.folder
@@ -122,7 +122,10 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
 
 
 def clear(out: Path, written: set[str], data: str) -> None:
-    """Remove an earlier demo, of the names ``written``, among them ``data``, from its folder; else DataError."""
+    """Empty a demo's folder if it holds nothing but an earlier demo; raise DataError if it holds anything else.
+
+    ``written`` names what a demo writes, and ``data`` is the one of these names that every demo's folder has.
+    """
     if not out.exists():
         return
     found = {path.name for path in out.iterdir()}

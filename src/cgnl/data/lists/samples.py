@@ -1,6 +1,6 @@
 """The samples of a data set: files and their classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,3 +66,10 @@ def check_missing(samples: SampleList, limit: float) -> None:
             f"{len(samples.missing)} of {total} files of {samples.root} are missing, more than the limit of "
             f"{limit:.1%} (bad_limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
         )
+
+
+def differences(names: Sequence[str], expected: Sequence[str], *, new: str = "unexpected") -> str:
+    """Say which names are new and which are missing, up to five of each, or that their order differs."""
+    lists = {new: [name for name in names if name not in expected]}
+    lists["missing"] = [name for name in expected if name not in names]
+    return "; ".join(f"{what}: {', '.join(some[:5])}" for what, some in lists.items() if some) or "their order differs"

@@ -79,8 +79,8 @@ def timeline_clips(frames: int, fps: float, length: int, step: int) -> np.ndarra
 
     A clip that would begin before the video or end after it is moved to lie inside, so that it does not mix the end
     with the beginning; only a video shorter than a clip loops. A part of a second at the end counts as one. Arguments
-    and errors are as of :func:`clip_from`; an fps that is not above 0 (a folder of frames does not tell it) is one,
-    too.
+    and errors are as of :func:`clip_from`. Also raises ValueError for an fps that is not above 0, which a folder of
+    frames has.
 
     >>> timeline_clips(11, fps=4, length=2, step=2)
     array([[0, 2],

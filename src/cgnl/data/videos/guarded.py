@@ -41,9 +41,9 @@ _NONSENSE = "makes the process that decodes it send invalid data"
 class GuardedReader:
     """Reads frames as :func:`cgnl.data.videos.read_frames` does, in a process that may crash or hang.
 
-    The process is started (else RuntimeError) with the first video and again after one that ends it; it ends with the
-    process that reads through it. After a fork or in a copy the reader starts a process of its own. One thread may use
-    it at a time. A call may take ``timeout`` seconds, a positive number.
+    The process starts with the first video (RuntimeError if it cannot) and again after one that ends it; it ends with
+    the process that reads through it. After a fork or in a copy the reader starts a process of its own. One thread may
+    use it at a time. A call may take ``timeout`` seconds, a number above 0.
     """
 
     def __init__(self, *, timeout: float = 60.0) -> None:
@@ -55,7 +55,7 @@ class GuardedReader:
     def read(self, path: AnyPath, indices: Sequence[int]) -> tuple[np.ndarray, int]:
         """Read frames of a video by number, with arguments, results and errors of :func:`cgnl.data.videos.read_frames`.
 
-        A file that crashes its decoder or holds it up is a BadFileError, too.
+        Also raises BadFileError for a file that crashes its decoder or holds it up.
         """
         numbers = checked_indices(indices)
         return self._asked(path, lambda child: child.read(path, numbers))
@@ -79,7 +79,7 @@ class GuardedReader:
     def probe(self, path: AnyPath) -> VideoInfo:
         """Count the frames of a video and look at its first one, as :func:`cgnl.data.videos.probe` does.
 
-        A file that crashes its decoder or holds it up is a BadFileError, too.
+        Also raises BadFileError for a file that crashes its decoder or holds it up.
         """
         return self._asked(path, lambda child: child.probe(path))
 
