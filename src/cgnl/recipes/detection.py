@@ -7,39 +7,32 @@ schedule for the NL block (that of the other rows). The start weights of the bac
 docs/paper-tables.md has the source of every field.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from cgnl.recipes.rows import Base
 from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig, DetectionRecipe
-from cgnl.settings.image import Recipe
-from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _LR = 0.01
 _STEPS = 180_000
 
 
-def _coco(values: Mapping[str, Any]) -> Recipe:
-    recipe = DetectionRecipe(
-        network=DetectionNetworkConfig(neck="c4", backbone_norm="frozen", backbone_weights="IMAGENET1K_V1", rois=512),
-        data=DetectionDataConfig(size=800, max_size=1333, flip=0.5, batch_size=8),
-        optimizer=OptimizerConfig(
-            name="sgd", lr=_LR, lr_batch=8, momentum=0.9, weight_decay=1e-4, bias_weight_decay=0.0, bias_lr_factor=2.0
-        ),
-        schedule=ScheduleConfig(
-            kind="steps", unit="step", warmup=500, warmup_start_lr=_LR / 3, milestones=(120_000, 160_000)
-        ),
-        trainer=TrainerConfig(
-            # no epoch is shorter than a step, so that it is the steps that end the run
-            max_epochs=_STEPS,
-            max_steps=_STEPS,
-            test_every_n_epochs=4,
-            # the stem, the first stage and all norms of the backbone stay as they are; the block's own norm is trained
-            freeze=("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1"),
-        ),
-    )
-    return override(recipe, values, "recipes")
+_COCO = DetectionRecipe(
+    network=DetectionNetworkConfig(neck="c4", backbone_norm="frozen", backbone_weights="IMAGENET1K_V1", rois=512),
+    data=DetectionDataConfig(size=800, max_size=1333, flip=0.5, batch_size=8),
+    optimizer=OptimizerConfig(
+        name="sgd", lr=_LR, lr_batch=8, momentum=0.9, weight_decay=1e-4, bias_weight_decay=0.0, bias_lr_factor=2.0
+    ),
+    schedule=ScheduleConfig(
+        kind="steps", unit="step", warmup=500, warmup_start_lr=_LR / 3, milestones=(120_000, 160_000)
+    ),
+    trainer=TrainerConfig(
+        # no epoch is shorter than a step, so that it is the steps that end the run
+        max_epochs=_STEPS,
+        max_steps=_STEPS,
+        test_every_n_epochs=4,
+        # the stem, the first stage and all norms of the backbone stay as they are; the block's own norm is trained
+        freeze=("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1"),
+    ),
+)
 
 
-COCO = Base(_coco, "COCO", "coco", backbone_alone=True)
+COCO = Base(_COCO, "COCO", "coco", backbone_alone=True)

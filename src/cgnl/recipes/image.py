@@ -9,7 +9,6 @@ from typing import Any
 
 from cgnl.recipes.rows import Base
 from cgnl.settings.image import DataConfig, NetworkConfig, Recipe
-from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 _WARMUP_EPOCHS = 10
@@ -20,7 +19,7 @@ _EPOCHS = 100
 def _recipe(data: DataConfig, values: Mapping[str, Any]) -> Recipe:
     # The released code trains the baseline without a warm-up, and the others for its epochs more.
     warmup = 0 if values["network"]["block"] == "none" else _WARMUP_EPOCHS
-    recipe = Recipe(
+    return Recipe(
         network=NetworkConfig(weights="IMAGENET1K_V1", dropout=0.5),
         data=data,
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4),
@@ -33,7 +32,6 @@ def _recipe(data: DataConfig, values: Mapping[str, Any]) -> Recipe:
         ),
         trainer=TrainerConfig(max_epochs=warmup + _EPOCHS),
     )
-    return override(recipe, values, "recipes")
 
 
 _CUB = DataConfig(format="cub", size=448, resize=512, batch_size=256)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cgnl.settings.image import Recipe
+from cgnl.settings.reading import override
 
 COSTS = Path(__file__).parent / "costs.json"
 """What the recipes' networks cost, counted by ``python docs/update.py``."""
@@ -18,7 +19,8 @@ class Base(NamedTuple):
     """What the rows of a table share.
 
     Attributes:
-        make: Returns a recipe with some settings changed, nested as :func:`cgnl.settings.reading.override` takes them.
+        recipe: The recipe that the rows change, or a function from a row's changes, nested as
+            :func:`cgnl.settings.reading.override` takes them, to it.
         data: The data set in words.
         folder: Its folder in the example command.
         samples: Samples of an epoch, in words; None where the length is said in steps.
@@ -28,7 +30,7 @@ class Base(NamedTuple):
         backbone_alone: Whether the multiplications are those of a detector's backbone, for an image of 4 : 3.
     """
 
-    make: Callable[[Mapping[str, Any]], Recipe]
+    recipe: Recipe | Callable[[Mapping[str, Any]], Recipe]
     data: str
     folder: str
     samples: str | None = None
@@ -82,7 +84,8 @@ class RecipeEntry:
 
     def make(self) -> Recipe:
         """Return the recipe."""
-        return self.base.make(self.changes)
+        base = self.base.recipe
+        return override(base(self.changes) if callable(base) else base, self.changes, "recipes")
 
     @property
     def words(self) -> str:

@@ -6,18 +6,13 @@ video. Nobody states the number of epochs, or those at which the learning rate d
 after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every field.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from cgnl.recipes.rows import Base
-from cgnl.settings.image import Recipe
-from cgnl.settings.reading import override
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 from cgnl.settings.video import VideoDataConfig, VideoNetworkConfig, VideoRecipe
 
 
-def _recipe(data: VideoDataConfig, values: Mapping[str, Any]) -> Recipe:
-    recipe = VideoRecipe(
+def _recipe(data: VideoDataConfig) -> VideoRecipe:
+    return VideoRecipe(
         network=VideoNetworkConfig(weights="IMAGENET1K_V1", dropout=0.5, head="fully_convolutional"),
         data=data,
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0),
@@ -26,12 +21,9 @@ def _recipe(data: VideoDataConfig, values: Mapping[str, Any]) -> Recipe:
         ),
         trainer=TrainerConfig(max_epochs=110),
     )
-    return override(recipe, values, "recipes")
 
 
-_UCF101, _MINI_KINETICS = VideoDataConfig(format="ucf101"), VideoDataConfig(format="mini_kinetics")
-
-UCF101 = Base(lambda values: _recipe(_UCF101, values), "UCF101", "UCF-101", "9,537 videos", sample="clip")
+UCF101 = Base(_recipe(VideoDataConfig(format="ucf101")), "UCF101", "UCF-101", "9,537 videos", sample="clip")
 MINI_KINETICS = Base(
-    lambda values: _recipe(_MINI_KINETICS, values), "Mini-Kinetics", "kinetics", "78,265 videos", sample="clip"
+    _recipe(VideoDataConfig(format="mini_kinetics")), "Mini-Kinetics", "kinetics", "78,265 videos", sample="clip"
 )
