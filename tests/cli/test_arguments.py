@@ -1,5 +1,6 @@
 """Options of a recipe on the command line: the kind of block first, old spellings, and help texts."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def test_the_help_text_says_what_the_recipe_is_and_names_values(capsys):
     assert "--network.block {none,nl," in text
     assert "default: None" not in text
     assert "(default: )" not in text
+
+
+@pytest.mark.parametrize("recipe", ["image", "video", "detection"])
+def test_help_texts_break_lines_only_at_the_right_margin(recipe, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", recipe, "--help"])
+    lines = [re.match(r"[│ ] {7}(\S.*?)[│ ]*$", line) for line in capsys.readouterr().out.splitlines()]
+    words = [line and line[1] for line in lines]
+    pairs = [(line, then) for line, then in zip(words, words[1:], strict=False) if line and then]
+    assert len(pairs) > 20
+    width = max(len(line) for line, _ in pairs)
+    early = [line for line, then in pairs if len(f"{line} {then.split()[0]}") <= width]
+    assert not early
 
 
 def test_trust_is_taken_from_any_place():

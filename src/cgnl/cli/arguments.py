@@ -4,11 +4,13 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
 from cgnl.settings.checks import is_dotted_name
@@ -67,7 +69,7 @@ def _shown(config: Any) -> Any:
     notes = {
         part.name: tyro.conf.arg(
             metavar=_metavar(part.name, hints[part.name]),
-            help=_HELP_OF_BLOCK if part.name == "block" else None,
+            help=_HELP_OF_BLOCK if part.name == "block" else _help_of(type(config), part.name),
             help_behavior_hint="" if getattr(config, part.name) in (None, ()) else None,
         )
         for part in fields(config)
@@ -80,6 +82,18 @@ def _shown(config: Any) -> Any:
         frozen=True,
     )
     return kind()
+
+
+def _help_of(kind: type, name: str) -> str | None:
+    """Return the docstring of a field in one line, since tyro would keep its line breaks."""
+    return next((help_of[name] for help_of in map(_helps, kind.__mro__) if name in help_of), None)
+
+
+@cache
+def _helps(kind: type) -> dict[str, str]:
+    if kind.__module__ == "builtins":
+        return {}
+    return {part.arg_name: " ".join((part.description or "").split()) for part in parse_from_object(kind).params}
 
 
 def _metavar(name: str, hint: Any) -> str | None:
