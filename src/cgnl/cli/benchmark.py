@@ -27,7 +27,7 @@ class Benchmark:
         out: Folder for the record and the plot, or the record's file (.json).
         threads: CPU threads; 2 by default.
         seed: Seed of weights and inputs.
-        smallest: Show within seconds that all parts work; the numbers mean nothing.
+        smallest: Only show that all parts work, at the smallest sizes; the numbers mean nothing.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
