@@ -89,11 +89,7 @@ class DotProduct(KernelFunction):
 class EmbeddedGaussian(KernelFunction):
     """The embedded Gaussian f(t, u) = exp(t u), without a softmax denominator.
 
-    Args:
-        order: P, the highest power in the series (the paper's is 3).
-
-    Raises:
-        ValueError: ``order`` is not an integer from 0 to 170.
+    ``order`` is P, the highest power in the series, from 0 to 170 (else ValueError); the paper's is 3.
 
     Example:
         >>> EmbeddedGaussian(order=2).coefficients
@@ -187,13 +183,9 @@ class GaussianRBF(KernelFunction):
 class SeriesKernel(KernelFunction):
     """A kernel function of one's own: its exact form, for checking, and its series.
 
-    Args:
-        function: The exact f(t, u), elementwise on tensors that broadcast. Generalized non-local blocks run
-            it; compact ones run the series alone.
-        coefficients: a2_0 .. a2_P, at least one of them not 0.
-
-    Raises:
-        ValueError: ``function`` cannot be called, or the coefficients are none, not finite, or all zeros.
+    Generalized non-local blocks run ``function``, the exact f(t, u), elementwise on tensors that broadcast; compact
+    ones run the series alone, whose ``coefficients`` are a2_0 .. a2_P. Raises ValueError if the function cannot be
+    called, or the coefficients are none, not finite, or all zeros.
 
     Example:
         >>> SeriesKernel(lambda t, u: (1 + t * u) ** 2, [1, 2, 1]).coefficients
@@ -243,17 +235,10 @@ _BY_NAME: dict[str, Callable[..., KernelFunction]] = {
 def resolve_kernel_function(kernel: str | KernelFunction, **options: Any) -> KernelFunction:
     """Return the kernel function that a ``kernel`` argument means.
 
-    Args:
-        kernel: ``"dot"``, ``"embedded_gaussian"`` or ``"rbf"`` (the paper's settings), ``"series"`` with
-            ``coefficients``, or a kernel function.
-        options: Settings of a kernel function given by name, such as ``order``; None for its own.
-
-    Returns:
-        The kernel function.
-
-    Raises:
-        ValueError: The name is unknown, a setting is outside its range, or ``kernel`` is neither a name nor a kernel
-            function.
+    It is ``"dot"``, ``"embedded_gaussian"`` or ``"rbf"`` (the paper's settings), ``"series"`` with ``coefficients``, or
+    a kernel function. ``options`` are settings of one given by name, such as ``order``; None for its own. Raises
+    ValueError if the name is unknown, a setting is outside its range, or ``kernel`` is neither a name nor a kernel
+    function.
 
     Example:
         >>> resolve_kernel_function("rbf", order=2)
