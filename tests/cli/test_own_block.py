@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from cgnl.cli import main
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override
 from cgnl.tasks import load_trained
@@ -51,28 +52,41 @@ def run(class_folders, tmp_path_factory):
     return folder
 
 
-def test_a_run_alone_does_not_run_the_package(run, class_folders):
+@pytest.fixture
+def in_its_folder(run, monkeypatch):
+    """This process where the module is found, as in a user's command, and without it again."""
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(str(run))
+    (run / "imported").unlink(missing_ok=True)
+    yield run
+    sys.modules.pop("myblocks", None)
+
+
+def test_a_run_alone_does_not_run_the_package(run, in_its_folder, class_folders, capsys):
     image = class_folders / "val" / "class_0" / "0.jpg"
     for command in (["predict", "run", image], ["evaluate", "run"], ["explain", "run", image]):
-        done = cgnl(run, *command)
-        assert done.returncode == 2
-        assert done.stderr.startswith("cgnl: myblocks.Shift is code from another package")
-        assert "--trust myblocks" in done.stderr
+        with pytest.raises(SystemExit) as done:
+            main([str(argument) for argument in command])
+        assert done.value.code == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("cgnl: myblocks.Shift is code from another package")
+        assert "--trust myblocks" in errors
         assert not (run / "imported").exists()
     with pytest.raises(ValueError, match=r"myblocks\.Shift is code from another package"):
         load_trained(run / "run")
 
 
-def test_a_trusted_run_predicts_and_shows_the_effect_of_its_block(run, class_folders):
+def test_a_trusted_run_predicts_and_shows_the_effect_of_its_block(run, in_its_folder, class_folders, capsys):
     image = class_folders / "val" / "class_0" / "0.jpg"
     done = cgnl(run, "predict", "run", image, "--trust", "myblocks")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("%") == 3
-    done = cgnl(run, "explain", "run", image, "--trust=myblocks", "--out", "page.html")
-    assert done.returncode == 0, done.stderr
+    main(["explain", "run", str(image), "--trust=myblocks", "--out", "page.html"])
     assert "block of your own (Shift)" in (run / "page.html").read_text()
-    done = cgnl(run, "explain", "run", image, "--trust=myblocks", "--figure=5")
-    assert done.stderr.endswith("has a block of your own (Shift) after layer3.0, which has no affinity to show\n")
+    with pytest.raises(SystemExit):
+        main(["explain", "run", str(image), "--trust=myblocks", "--figure=5"])
+    errors = capsys.readouterr().err
+    assert errors.endswith("has a block of your own (Shift) after layer3.0, which has no affinity to show\n")
 
 
 def test_options_that_it_does_not_have_are_refused():

@@ -60,10 +60,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
-def train(birds: Path, run: Path, name: str, *options: object) -> subprocess.Popen:
+def training(birds: Path, run: Path, name: str, *options: str) -> list[str]:
+    """Return the arguments of a command that trains a network by name."""
     frozen = [f"--trainer.freeze={FROZEN[name]}"] if name in FROZEN else []
-    given = (f"--network.arch={name}", f"--data.root={birds}", f"--run={run}", *frozen, *SETTINGS, *options)
-    return start(run.parent, "train", "birds-resnet18-cgnl", *given)
+    given = [f"--network.arch={name}", f"--data.root={birds}", f"--run={run}", *frozen, *SETTINGS, *options]
+    return ["train", "birds-resnet18-cgnl", *given]
+
+
+def train(birds: Path, run: Path, name: str, *options: str) -> subprocess.Popen:
+    return start(run.parent, *training(birds, run, name, *options))
 
 
 def parts(run: Path) -> tuple[dict[str, torch.Tensor], object]:
@@ -74,9 +79,8 @@ def parts(run: Path) -> tuple[dict[str, torch.Tensor], object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_of_any_network_is_killed_resumed_used_and_exported(name, birds, tmp_path, capsys):
-    code, output = finish(train(birds, tmp_path / "unbroken", name))
-    assert code == 0, output
-    assert output.splitlines()[0] == "start weights: none (random)"
+    main(training(birds, tmp_path / "unbroken", name))
+    assert capsys.readouterr().out.splitlines()[0] == "start weights: none (random)"
 
     run = tmp_path / "run"
     process = train(birds, run, name)
@@ -86,8 +90,7 @@ def test_a_run_of_any_network_is_killed_resumed_used_and_exported(name, birds, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    code, output = finish(train(birds, run, name, "--resume"))
-    assert code == 0, output
+    main(training(birds, run, name, "--resume"))
     (state, optimizer), (expected, expected_optimizer) = parts(run), parts(tmp_path / "unbroken")
     assert state.keys() == expected.keys()
     assert [key for key in state if not torch.equal(state[key], expected[key])] == []
@@ -113,13 +116,19 @@ def test_a_run_of_any_network_is_killed_resumed_used_and_exported(name, birds, t
     assert (tmp_path / "network.onnx").is_file()
 
 
-def test_the_code_of_a_package_runs_only_where_this_command_names_it(birds, tmp_path):
-    package = tmp_path / "owned.py"
-    package.write_text(OWN)
-    run, ran = tmp_path / "run", tmp_path / "ran"
+@pytest.fixture(scope="module")
+def owned(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package and the run of its network, trained in a process of its own."""
+    folder = tmp_path_factory.mktemp("owned")
+    (folder / "owned.py").write_text(OWN)
     given = ("--network.places=3", "--trainer.max-steps=1", "--trainer.max-epochs=1")
-    code, output = finish(train(birds, run, "owned.make_network", *given))
+    code, output = finish(train(birds, folder / "run", "owned.make_network", *given))
     assert code == 0, output
+    return folder
+
+
+def test_the_code_of_a_package_runs_only_where_this_command_names_it(owned, birds, tmp_path, monkeypatch, capsys):
+    run, ran = owned / "run", owned / "ran"
     ran.unlink()
 
     image = next(birds.rglob("*.jpg"))
@@ -132,32 +141,34 @@ def test_the_code_of_a_package_runs_only_where_this_command_names_it(birds, tmp_
         ("train", recipe, f"--data.root={birds}", f"--run={tmp_path / 'new'}"),
         ("train", run, f"--data.root={birds}", f"--run={run}", "--resume"),
     )
-    for process in [start(tmp_path, *command) for command in commands]:
-        code, output = finish(process)
-        assert code == 2, output
+    # where the package is found, as in a command of the user's
+    monkeypatch.chdir(owned)
+    monkeypatch.syspath_prepend(str(owned))
+    for command in commands:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in command])
+        assert stopped.value.code == 2
+        output = "".join(capsys.readouterr())
         lines = output.strip().splitlines()
         assert len(lines) == 1, output
         assert "owned.make_network is code from another package" in lines[0]
         assert "--trust owned" in lines[0]
     assert not ran.exists()
+    assert "owned" not in sys.modules
 
-    code, output = finish(start(tmp_path, "predict", run, image, "--trust", "owned"))
+    code, output = finish(start(owned, "predict", run, image, "--trust", "owned"))
     assert code == 0, output
     assert ran.exists()
 
 
-def test_a_checkpoint_is_trusted_in_python(birds, tmp_path, monkeypatch):
-    (tmp_path / "possessed.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    code, output = finish(
-        train(birds, tmp_path / "run", "possessed.make_network", "--network.block=none", "--trainer.max-steps=1")
-    )
-    assert code == 0, output
-    with pytest.raises(ValueError, match=r"trust=\('possessed',\)"):
-        load_trained(tmp_path / "run")
-    assert "possessed" not in sys.modules
-    network = load_trained(tmp_path / "run", trust=("possessed",)).network
+def test_a_checkpoint_is_trusted_in_python(owned, monkeypatch):
+    monkeypatch.chdir(owned)
+    with pytest.raises(ValueError, match=r"trust=\('owned',\)"):
+        load_trained(owned / "run")
+    assert "owned" not in sys.modules
+    network = load_trained(owned / "run", trust=("owned",)).network
     assert isinstance(network, torch.nn.Sequential)
+    del sys.modules["owned"]
 
 
 @pytest.mark.parametrize(
