@@ -20,7 +20,7 @@ demo-detection: $(STAMP) ## the same with drawn flocks and Mask R-CNN, into demo
 	$(BIN)/cgnl demo --detection
 
 test: $(STAMP) ## every unit test, and one recipe of each table
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

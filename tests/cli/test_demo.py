@@ -1,13 +1,11 @@
-"""The smallest demo runs, and its report is one file that asks for nothing else."""
+"""The smallest demos run as a user starts them, and the report of each is one file that asks for nothing else."""
 
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from cgnl.cli.demo import run_demo
-from cgnl.cli.demo.actions import actions
-from cgnl.cli.demo.birds import birds
+from cgnl.cli import main
 from cgnl.explain import report
 
 
@@ -28,25 +26,31 @@ class Checker(HTMLParser):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", [birds, actions])
-def test_the_smallest_demo_writes_a_whole_report(subject, tmp_path):
-    path = run_demo(subject(smallest=True), tmp_path / "demo", smallest=True)
-    text = path.read_text()
+@pytest.mark.parametrize("option", [None, "--video", "--detection"])
+def test_the_smallest_demo_writes_a_whole_report(option, tmp_path):
+    out = tmp_path / "demo"
+    main(["demo", *([option] if option else []), "--smallest", "--out", str(out)])
+    text = (out / "report.html").read_text()
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
-    assert len(checker.images) >= 3 + 8
+    assert len(checker.images) >= 3 + (2 if option == "--detection" else 8)
     for image in checker.images:
         assert image["src"].startswith("data:image/")
         assert image["alt"]
     assert not re.search(r"https?://|<script|<link", text)
     assert "Maps of the block" in text
     assert '<a href="explain.html">' in text
-    assert "how strongly the reference element" in (path.parent / "explain.html").read_text()
-    assert "its accuracies mean nothing" in text
-    assert text.count("95 % interval") >= 1
-    for key in ("base", "plain", "cgnl"):
-        assert (tmp_path / "demo" / key / "last.ckpt").exists()
+    assert "how strongly the reference element" in (out / "explain.html").read_text()
+    if option == "--detection":
+        assert "its numbers mean nothing" in text
+        runs = ("backbone", "detector")
+    else:
+        assert "its accuracies mean nothing" in text
+        assert text.count("95 % interval") >= 1
+        runs = ("base", "plain", "cgnl")
+    for key in runs:
+        assert (out / key / "last.ckpt").exists()
 
 
 def test_report_pages_escape_what_they_show():
