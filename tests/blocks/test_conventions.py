@@ -62,8 +62,11 @@ def test_groups_fit_by_themselves(make, channels, inner_channels, groups):
             {"channels": 32, "inner_channels": 12, "groups": 8},
             r"^inner_channels \(12\) must be divisible by groups \(8\); .*: 1, 2, 4$",
         ),
-        ({"channels": 32, "groups": "all"}, r"^groups \('all'\) must be an integer of at least 1 or 'auto'$"),
-        ({"channels": 32, "groups": 0}, r"^groups \(0\) must be an integer of at least 1 or 'auto'$"),
+        (
+            {"channels": 32, "groups": "all"},
+            r"^groups \('all'\) must be an integer of at least 1 or 'auto' or 'channels'$",
+        ),
+        ({"channels": 32, "groups": 0}, r"^groups \(0\) must be an integer of at least 1 or 'auto' or 'channels'$"),
     ],
 )
 @pytest.mark.parametrize("make", [cgnl.CGNL1d, cgnl.GeneralizedNonLocal3d, cgnl.ResidualBlock2d])

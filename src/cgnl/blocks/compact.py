@@ -16,6 +16,7 @@ from cgnl.kernel_functions import KernelFunction
 from cgnl.ops import Backend, Scale, cgnl_block, cgnl_block_with_norm, compact_generalized_non_local
 from cgnl.ops.parallel import ProcessGroup
 from cgnl.ops.precision import sum_dtype
+from cgnl.ops.statistics import Statistic, check_statistic
 
 # Symbolic tracing records an operation as one call, because its code depends on shapes and types.
 fx.wrap("compact_generalized_non_local")
@@ -32,6 +33,8 @@ class _CompactBlock(GroupedBlock):
         *,
         inner_channels: int | None = None,
         groups: Groups = "auto",
+        z_groups: int | None = None,
+        statistic: Statistic = "sum",
         kernel: str | KernelFunction = "dot",
         norm: Norm = "batch",
         scale: Scale | None = None,
@@ -46,6 +49,7 @@ class _CompactBlock(GroupedBlock):
             channels,
             inner_channels=inner_channels,
             groups=groups,
+            z_groups=z_groups,
             kernel=kernel,
             norm=norm,
             scale=scale,
@@ -56,12 +60,18 @@ class _CompactBlock(GroupedBlock):
         )
         if process_group is not None and norm not in ("batch", "sync_batch", None):
             raise ValueError(f"norm ({norm!r}) must be 'batch', 'sync_batch' or None with a process_group")
+        check_statistic(statistic, self.kernel, scale)
+        self.statistic = statistic
         self.memory_efficient = memory_efficient
         self.process_group = process_group
         self._pickled_version = self._version
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
+        if self.z_groups != self.groups:
+            text += f", z_groups={self.z_groups}"
+        if self.statistic != "sum":
+            text += f", statistic={self.statistic!r}"
         if self.memory_efficient:
             text += ", memory_efficient=True"
         return text if self.process_group is None else text + f", process_group={self.process_group}"
@@ -76,7 +86,8 @@ class _CompactBlock(GroupedBlock):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["kernel"].normalizes_features and "_pickled_version" not in state:
             _warn_of_normalized_features()
-        super().__setstate__(state)
+        # older pickles have neither
+        super().__setstate__({"z_groups": state["groups"], "statistic": "sum", **state})
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -94,6 +105,7 @@ class _CompactBlock(GroupedBlock):
             groups=self.groups,
             kernel=self.kernel,
             scale=self.scale,
+            statistic=self.statistic,
             backend=self.backend,
             out_dtype=out_dtype,
             process_group=self.process_group,
@@ -113,6 +125,8 @@ class _CompactBlock(GroupedBlock):
             groups=self.groups,
             kernel=self.kernel,
             scale=self.scale,
+            statistic=self.statistic,
+            z_groups=self.z_groups,
             backend=self.backend,
             out_dtype=sum_dtype(x.dtype),
             memory_efficient=self.memory_efficient,
@@ -134,6 +148,8 @@ class _CompactBlock(GroupedBlock):
                 groups=self.groups,
                 kernel=self.kernel,
                 scale=self.scale,
+                statistic=self.statistic,
+                z_groups=self.z_groups,
                 backend=self.backend,
                 memory_efficient=self.memory_efficient,
                 process_group=self.process_group,
@@ -186,7 +202,11 @@ class CGNL2d(_CompactBlock):
     Args:
         channels: C.
         inner_channels: C'; None for C // 2.
-        groups: G, must divide C and C'; ``"auto"`` for the largest number up to 8 that divides both.
+        groups: G, must divide C', and without ``z_groups`` also C; ``"auto"`` for the largest number up to 8 that
+            divides both, ``"channels"`` for one group for each inner channel.
+        z_groups: Groups of conv_z (and of GroupNorm), must divide C and C'; None for G.
+        statistic: The number s of a group: the ``"sum"`` of phi g (the paper's), or of the dot product the
+            ``"covariance"`` of phi and g, their sum around both means, or their ``"correlation"``, -1 to 1.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         norm: ``"batch"``, ``"sync_batch"``, ``"group"``, None, or a function of C that returns a module.
         scale: Factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M),

@@ -40,6 +40,7 @@ class GroupedBlock(Block):
         *,
         inner_channels: int | None = None,
         groups: Groups = "auto",
+        z_groups: int | None = None,
         kernel: str | KernelFunction = "dot",
         norm: Norm = "batch",
         scale: Scale | None = None,
@@ -48,7 +49,7 @@ class GroupedBlock(Block):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, inner_channels, groups)
+        super().__init__(channels, inner_channels, groups, z_groups)
         self.kernel = resolve_kernel_function(kernel)
         check_choice("scale", scale, (None, *get_args(Scale)))
         check_choice("backend", backend, self.backends)

@@ -134,6 +134,7 @@ KINDS: dict[str, Kind] = {
     "nl": Kind((NonLocal1d, NonLocal2d, NonLocal3d), "NL", _non_local),
     "cgnl": Kind(_COMPACT, "CGNL", partial(_generalized, "cgnl")),
     "cgnlx": Kind(_COMPACT, "CGNLx", partial(_generalized, "cgnl")),
+    "cgnl-correlation": Kind(_COMPACT, "CGNL-correlation", partial(_generalized, "cgnl")),
     "residual": Kind(
         (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d),
         "residual",

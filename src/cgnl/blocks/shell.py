@@ -22,7 +22,7 @@ from cgnl.settings.checks import check_choice
 
 NormName = Literal["batch", "sync_batch", "group"]
 Norm = NormName | None | Callable[[int], nn.Module]
-Groups = int | Literal["auto"]
+Groups = int | Literal["auto", "channels"]
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -51,7 +51,7 @@ class Block(nn.Module):
     z: _ConvNd
     norm: nn.Module | None
 
-    def __init__(self, channels: int, inner_channels: int | None, groups: Groups) -> None:
+    def __init__(self, channels: int, inner_channels: int | None, groups: Groups, z_groups: int | None = None) -> None:
         super().__init__()
         check_positive("channels", channels)
         if inner_channels is None:
@@ -59,7 +59,14 @@ class Block(nn.Module):
         check_positive("inner_channels", inner_channels)
         self.channels = channels
         self.inner_channels = inner_channels
-        self.groups = _fitting_groups(groups, channels, inner_channels)
+        if groups == "channels":
+            groups = inner_channels
+        if z_groups is None:
+            self.groups = self.z_groups = _fitting_groups(groups, channels, inner_channels)
+        else:
+            self.z_groups = _fitting_groups(z_groups, channels, inner_channels, "z_groups")
+            # the sums see the inner channels alone
+            self.groups = _fitting_groups(groups, inner_channels, inner_channels)
 
     def _convolution(
         self,
@@ -79,8 +86,8 @@ class Block(nn.Module):
 
     def _finish(self, norm: Norm, factory: Factory) -> None:
         """Make conv_z and the norm, with the zeros that turn the block into the identity."""
-        self.z = self._convolution(self.inner_channels, self.channels, factory, groups=self.groups)
-        self.norm = _make_norm(norm, self.channels, self.groups, self.num_axes, factory)
+        self.z = self._convolution(self.inner_channels, self.channels, factory, groups=self.z_groups)
+        self.norm = _make_norm(norm, self.channels, self.z_groups, self.num_axes, factory)
         weight, bias = (getattr(self.norm, name, None) for name in ("weight", "bias"))
         if isinstance(weight, nn.Parameter):
             nn.init.zeros_(weight)
@@ -207,19 +214,19 @@ def _make_norm(norm: Norm, channels: int, groups: int, num_axes: int, factory: F
     return (nn.SyncBatchNorm if norm == "sync_batch" else BATCH_NORMS[num_axes])(channels, **factory)
 
 
-def _fitting_groups(groups: Groups, channels: int, inner_channels: int) -> int:
+def _fitting_groups(groups: Groups, channels: int, inner_channels: int, name: str = "groups") -> int:
     """Return the number of groups, or raise ValueError if it does not divide the channels and inner channels."""
     if groups == "auto":
         return next(
             number for number in range(_MOST_GROUPS, 0, -1) if not (channels % number or inner_channels % number)
         )
-    check_positive("groups", groups, " or 'auto'")
-    for name, count in (("channels", channels), ("inner_channels", inner_channels)):
+    check_positive(name, groups, " or 'auto' or 'channels'" if name == "groups" else "")
+    for counted, count in (("channels", channels), ("inner_channels", inner_channels)):
         if count % groups:
             common = math.gcd(channels, inner_channels)
             fitting = ", ".join(str(number) for number in range(1, common + 1) if not common % number)
             raise ValueError(
-                f"{name} ({count}) must be divisible by groups ({groups}); groups that fit channels={channels} and "
+                f"{counted} ({count}) must be divisible by {name} ({groups}); {name} that fit channels={channels} and "
                 f"inner_channels={inner_channels}: {fitting}"
             )
     return groups

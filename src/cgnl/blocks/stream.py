@@ -2,7 +2,7 @@
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, T frames of one call, H and W height and width, G groups,
 P order of the series, F frames whose sums are kept apart, K numbers per sample and group: up to P + 1 sums and the
-count of elements.
+count of elements; for a covariance or correlation the sums of phi g, phi^2, g^2, phi, g and the count.
 
 The positions in Eq. 12 share only the sums over phi and g. So the stream keeps the sums of past frames and drops the
 frames; the polynomial in theta needs only the current frame.
@@ -20,6 +20,7 @@ from cgnl.blocks.shell import Block, check_positive, described, of_any_size
 from cgnl.ops.eager.series import PowerSums, power_sums, scaled_coefficients, varying_part, with_gaps
 from cgnl.ops.parallel import count_over_processes, over_processes
 from cgnl.ops.precision import is_exporting, sum_dtype, without_autocast
+from cgnl.ops.statistics import Statistic, group_sums, statistic_of
 
 
 class CGNLStream3d(Block):
@@ -76,9 +77,10 @@ class CGNLStream3d(Block):
             raise ValueError(f"decay ({decay!r}) must be above 0 and below 1; None keeps all frames as they are")
         if window is not None and decay is not None:
             raise ValueError(f"window ({window}) and decay ({decay}) must not both be given")
-        super().__init__(block.channels, block.inner_channels, block.groups)
+        super().__init__(block.channels, block.inner_channels, block.groups, block.z_groups)
         self.kernel = block.kernel
         self.scale = block.scale
+        self.statistic = block.statistic
         self.window = window
         self.decay = decay
         self.theta, self.phi, self.g, self.z = block.theta, block.phi, block.g, block.z
@@ -130,7 +132,8 @@ class CGNLStream3d(Block):
         # one of several processes may hold no positions
         if 0 in (x.shape[2:3] if self.process_group is not None else x.shape[2:]):
             raise ValueError(f"x {tuple(x.shape)} must hold at least one frame of one position")
-        needed = (x.shape[0], self.groups, sum(a2 != 0 for a2 in self._coefficients) + 1)
+        num_kept = sum(a2 != 0 for a2 in self._coefficients) + 1 if self.statistic == "sum" else 6
+        needed = (x.shape[0], self.groups, num_kept)
         if self.sums is not None and self.sums.shape[1:] != needed:
             raise ValueError(
                 f"x {tuple(x.shape)} needs sums of shape [F, {', '.join(map(str, needed))}], but the stream keeps "
@@ -148,7 +151,7 @@ class CGNLStream3d(Block):
         varying, shared = self._in_parts(x)
         with without_autocast(x):
             weight = self.z.weight.to(varying.dtype)
-            convolve = partial(F.conv3d, weight=weight, groups=self.groups)
+            convolve = partial(F.conv3d, weight=weight, groups=self.z_groups)
             varying, shared = (of_any_size(convolve, part) for part in (varying, shared))
             if self.z.bias is not None:
                 shared = shared + self.z.bias.to(varying.dtype)[:, None, None, None]
@@ -177,10 +180,15 @@ class CGNLStream3d(Block):
 
     def _of_frame(self, phi: Tensor, g: Tensor) -> Tensor:
         """Return the numbers [B, G, K] to keep of a frame [B, C', H·W]."""
+        if self.statistic != "sum":
+            phi, g = phi.double(), g.double()
+            terms = (phi * g, phi * phi, g * g, phi, g, torch.ones_like(g))
+            sums = torch.stack([group_sums(term, self.groups) for term in terms], dim=-1)
+            return over_processes(sums, self.process_group)
         envelope = self.kernel.envelope(phi)
-        sums = power_sums(phi, g if envelope is None else g * envelope, self.groups, self._coefficients)
+        powers = power_sums(phi, g if envelope is None else g * envelope, self.groups, self._coefficients)
         channels = phi.shape[1] // self.groups
-        of_channels = torch.cat([s for s in sums if s is not None], dim=2)
+        of_channels = torch.cat([s for s in powers if s is not None], dim=2)
         kept = F.pad(of_channels[:, ::channels].double(), (0, 1), value=channels * phi.shape[2])
         return over_processes(kept, self.process_group)
 
@@ -194,6 +202,8 @@ class CGNLStream3d(Block):
 
     def _polynomial_coefficients(self, total: Tensor, dtype: torch.dtype) -> PowerSums:
         """Return the coefficients of the polynomial in theta, [B, C', 1] each, of sums [B, G, K] over frames."""
+        if self.statistic != "sum":
+            total = _with_statistic(total, self.statistic)
         *columns, count = total.unbind(2)
         factor = torch.ones_like(count) if self.scale is None else count ** (-0.5 if self.scale == "sqrt" else -1.0)
         channels = self.inner_channels // self.groups
@@ -205,6 +215,15 @@ class CGNLStream3d(Block):
             f"{super().extra_repr()}, kernel={self.kernel}, scale={self.scale!r}, window={self.window}, "
             f"decay={self.decay}"
         )
+
+
+def _with_statistic(total: Tensor, statistic: Statistic) -> Tensor:
+    """Return a statistic and the count, [B, G, 2], of the sums of phi g, phi^2, g^2, phi, g and the count."""
+    products, phi_squares, g_squares, phi_sum, g_sum, count = total.unbind(2)
+    phi_mean, g_mean = phi_sum / count, g_sum / count
+    centred = (products - phi_sum * g_mean, phi_squares - phi_sum * phi_mean, g_squares - g_sum * g_mean)
+    moments = torch.stack([centred[0], *(s.clamp_min(0) for s in centred[1:]), phi_mean, g_mean, count], dim=2)
+    return torch.stack([statistic_of(moments, statistic), count], dim=2)
 
 
 def _check_block(block: nn.Module) -> None:

@@ -10,6 +10,7 @@ from cgnl.ops import eager, fused, naive
 from cgnl.ops.fused import self_test
 from cgnl.ops.parallel import ProcessGroup
 from cgnl.ops.precision import feature_dtype, is_exporting
+from cgnl.ops.statistics import Statistic
 from cgnl.settings.checks import check_choice
 
 Backend = Literal["auto", "eager", "fused", "naive"]
@@ -20,14 +21,20 @@ AUTO_FUSED_DEVICES = ("cuda",)
 
 
 def chosen_form(
-    backend: str, *tensors: Tensor, kernel: KernelFunction, operation: self_test.Operation = "branch"
+    backend: str,
+    *tensors: Tensor,
+    kernel: KernelFunction,
+    operation: self_test.Operation = "branch",
+    statistic: Statistic = "sum",
+    z_groups_apart: bool = False,
 ) -> ModuleType:
     """Return the module whose form of the compact operation a ``backend`` argument means for these tensors.
 
     ``"auto"`` takes the fused form on a device of `AUTO_FUSED_DEVICES`, where it can run and has passed its self-test.
     The tensors are theta, phi and g, or x and the four weights. The operation is ``"features"``: y from theta, phi and
     g; ``"branch"``: conv_z's output from x; ``"affine"`` or ``"batch_norm"``: the block with fixed statistics or with
-    those of the batch. Raises ValueError where the name is unknown, or ``"fused"`` cannot run.
+    those of the batch; ``z_groups_apart`` says that conv_z has other groups than the sums. Raises ValueError where the
+    name is unknown, or ``"fused"`` cannot run.
     """
     check_choice("backend", backend, get_args(Backend))
     if backend == "naive":
@@ -37,6 +44,8 @@ def chosen_form(
         return eager
     dtype = feature_dtype(tensors[0])
     obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=dtype)
+    if statistic != "sum" or z_groups_apart:
+        obstacle = obstacle or f"it has no statistic {statistic!r}" if statistic != "sum" else "it has no z_groups"
     if obstacle is None and (not on_trial or self_test.passes(operation, *tensors, kernel=kernel, dtype=dtype)):
         return fused
     if backend == "fused":

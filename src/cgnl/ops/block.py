@@ -27,6 +27,7 @@ from cgnl.ops.precision import (
 )
 from cgnl.ops.scale import Scale, sums_factor
 from cgnl.ops.shapes import check_weights, with_zeros, without_zeros
+from cgnl.ops.statistics import Statistic, check_statistic
 
 
 def cgnl_block(
@@ -39,6 +40,8 @@ def cgnl_block(
     groups: int,
     kernel: str | KernelFunction,
     scale: Scale | None = None,
+    statistic: Statistic = "sum",
+    z_groups: int | None = None,
     backend: Backend = "auto",
     out_dtype: torch.dtype | None = None,
     memory_efficient: bool = False,
@@ -54,10 +57,12 @@ def cgnl_block(
         theta_weight: [C', C, 1, ...], as `torch.nn.Conv2d` holds it.
         phi_weight: [C', C, 1, ...].
         g_weight: [C', C, 1, ...].
-        z_weight: [C, C'/G, 1, ...]: a convolution with G groups.
-        groups: G, must divide C' and C.
+        z_weight: [C, C'/G, 1, ...]: a convolution with G groups, or with ``z_groups``.
+        groups: G, must divide C', and C without ``z_groups``.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         scale: As in `compact_generalized_non_local`.
+        statistic: As in `compact_generalized_non_local`.
+        z_groups: Groups of conv_z, must divide C' and C; None for G.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: Type of the result; None for x's.
         memory_efficient: Whether the eager form keeps less for the backward pass (x, theta and phi) and makes the rest
@@ -72,15 +77,19 @@ def cgnl_block(
         ValueError: An argument is outside its range, the shapes do not fit, or ``"fused"`` cannot run here.
     """
     weights = (theta_weight, phi_weight, g_weight, z_weight)
-    check_weights(x, *weights, groups)
+    z_groups = z_groups or groups
+    check_weights(x, *weights, groups, z_groups)
     kernel = resolve_kernel_function(kernel)
+    check_statistic(statistic, kernel, scale)
     factor = _factor(scale, x, theta_weight, groups, process_group)
     options: dict[str, Any] = {"groups": groups, "kernel": kernel, "factor": factor}
     empty, sizes = is_empty(x), x.shape[2:]
     if empty:
         x = with_zeros(x)
-    form = chosen_form(backend, x, *weights, kernel=kernel)
+    form = chosen_form(backend, x, *weights, kernel=kernel, statistic=statistic, z_groups_apart=z_groups != groups)
     out_dtype = out_dtype or x.dtype
+    if form is not fused:
+        options |= {"statistic": statistic, "z_groups": z_groups}
     if form is fused:
         inputs = in_feature_dtype(x, *weights)
         with without_autocast(x):
@@ -105,6 +114,8 @@ def cgnl_block_with_norm(
     groups: int,
     kernel: KernelFunction,
     scale: Scale | None,
+    statistic: Statistic,
+    z_groups: int,
     backend: Backend,
     memory_efficient: bool,
     process_group: ProcessGroup | None,
@@ -120,7 +131,11 @@ def cgnl_block_with_norm(
     if is_empty(x) or (x.dtype != theta_weight.dtype and not autocast_is_on(x)):
         return None
     over_batch = norm is not None and norm.is_over_batch
-    form = chosen_form(backend, x, *weights, kernel=kernel, operation="batch_norm" if over_batch else "affine")
+    operation: Any = "batch_norm" if over_batch else "affine"
+    apart = z_groups != groups
+    form = chosen_form(
+        backend, x, *weights, kernel=kernel, operation=operation, statistic=statistic, z_groups_apart=apart
+    )
     if form is naive:
         return None
     if form is fused and (x.dtype != feature_dtype(x) or (norm is not None and norm.training and norm.is_synchronized)):
@@ -135,7 +150,7 @@ def cgnl_block_with_norm(
         "factor": _factor(scale, x, theta_weight, groups, process_group),
     }
     if form is eager:
-        options["memory_efficient"] = memory_efficient
+        options |= {"memory_efficient": memory_efficient, "statistic": statistic, "z_groups": z_groups}
     if norm is not None and over_batch:
         return _with_batch_norm(form, x, weights, norm, options)
     return _with_affine(form, x, weights, z_bias, norm, {"process_group": process_group, **options})

@@ -17,6 +17,7 @@ from cgnl.ops.parallel import ProcessGroup
 from cgnl.ops.precision import in_sum_dtype, is_empty
 from cgnl.ops.scale import Scale, sums_factor
 from cgnl.ops.shapes import check_features, with_zeros, without_zeros
+from cgnl.ops.statistics import Statistic, check_statistic
 
 
 def compact_generalized_non_local(
@@ -27,6 +28,7 @@ def compact_generalized_non_local(
     groups: int,
     kernel: str | KernelFunction,
     scale: Scale | None = None,
+    statistic: Statistic = "sum",
     backend: Backend = "auto",
     out_dtype: torch.dtype | None = None,
     process_group: ProcessGroup | None = None,
@@ -43,6 +45,8 @@ def compact_generalized_non_local(
         groups: G, must divide C'.
         kernel: ``"dot"``, ``"embedded_gaussian"``, ``"rbf"`` or a kernel function.
         scale: Factor on the sums: None (1, the paper's), ``"sqrt"`` (1 / sqrt(M)) or ``"mean"`` (1 / M).
+        statistic: Of the dot product: ``"sum"`` of phi g (the paper's), ``"covariance"``, which is that sum around the
+            means of phi and g over the group, or ``"correlation"``, which is between -1 and 1 and takes no scale.
         backend: ``"auto"``, ``"eager"``, ``"fused"`` or ``"naive"``.
         out_dtype: Type of the result; None for theta's.
         process_group: Processes that each hold a part of the positions of every sample; None where this process
@@ -63,12 +67,15 @@ def compact_generalized_non_local(
     check_features(theta, phi, g, groups)
     kernel = resolve_kernel_function(kernel)
     factor = sums_factor(scale, math.prod(theta.shape[1:]) // groups, theta, process_group)
+    check_statistic(statistic, kernel, scale)
     options: dict[str, Any] = {"groups": groups, "kernel": kernel, "factor": factor}
     empty, sizes = is_empty(theta), theta.shape[2:]
     if empty:
         theta, phi, g = (with_zeros(t) for t in (theta, phi, g))
-    form = chosen_form(backend, theta, phi, g, kernel=kernel, operation="features")
+    form = chosen_form(backend, theta, phi, g, kernel=kernel, operation="features", statistic=statistic)
     out_dtype = out_dtype or theta.dtype
+    if form is not fused:
+        options["statistic"] = statistic
     if form is fused:
         y = fused.compact_generalized_non_local(
             theta, phi, g, out_dtype=out_dtype, process_group=process_group, **options

@@ -11,13 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
+from cgnl.ops.statistics import EPS, Statistic
 
 
 def compact_generalized_non_local(
-    theta: Tensor, phi: Tensor, g: Tensor, *, groups: int, kernel: KernelFunction, factor: float
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    *,
+    groups: int,
+    kernel: KernelFunction,
+    factor: float,
+    statistic: Statistic = "sum",
 ) -> Tensor:
     """Run Eq. 9 and 12 with the series' [M, M] matrix. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     theta_vec, phi_vec, g_vec = _prepared_vectors(theta, phi, g, groups, kernel)
+    if statistic != "sum":
+        # around their means, and for a correlation divided by their lengths (with a share of the uncentred ones)
+        vectors = [(v - v.mean(-1, keepdim=True), v) for v in (phi_vec, g_vec)]
+        lengths = [((v.square() + EPS * whole.square()).sum(-1, keepdim=True)).sqrt() for v, whole in vectors]
+        phi_vec, g_vec = (
+            v / length.clamp_min(torch.finfo(v.dtype).tiny) if statistic == "correlation" else v
+            for (v, _), length in zip(vectors, lengths, strict=True)
+        )
     products = theta_vec[..., :, None] * phi_vec[..., None, :]
     pairs = torch.zeros_like(products)
     for p, a2 in enumerate(kernel.coefficients):
@@ -68,15 +84,17 @@ def cgnl_block(
     z_weight: Tensor,
     *,
     groups: int,
+    z_groups: int,
     kernel: KernelFunction,
     factor: float,
+    statistic: Statistic = "sum",
 ) -> Tensor:
     """Run Fig. 2 from x to conv_z's output, one matrix product a group."""
     positions = x.flatten(2)
     theta, phi, g = (weight.flatten(1) @ positions for weight in (theta_weight, phi_weight, g_weight))
-    y = compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor)
-    weights = z_weight.flatten(1).chunk(groups)
-    out = [weight @ part for weight, part in zip(weights, y.chunk(groups, dim=1), strict=True)]
+    y = compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor, statistic=statistic)
+    weights = z_weight.flatten(1).chunk(z_groups)
+    out = [weight @ part for weight, part in zip(weights, y.chunk(z_groups, dim=1), strict=True)]
     return torch.cat(out, dim=1).unflatten(2, x.shape[2:])
 
 

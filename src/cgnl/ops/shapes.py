@@ -20,19 +20,21 @@ def check_features(theta: Tensor, phi: Tensor, g: Tensor, groups: int) -> None:
 
 
 def check_weights(
-    x: Tensor, theta_weight: Tensor, phi_weight: Tensor, g_weight: Tensor, z_weight: Tensor, groups: int
+    x: Tensor, theta_weight: Tensor, phi_weight: Tensor, g_weight: Tensor, z_weight: Tensor, groups: int, z_groups: int
 ) -> None:
     """Raise ValueError unless x and the weights of a CGNL block fit together, in shape and type."""
     check_num_axes("x", x)
     inner = theta_weight.shape[0]
     _check_groups("inner channels", inner, groups)
-    _check_groups("channels", x.shape[1], groups)
+    name = "groups" if groups == z_groups else "z_groups"
+    _check_groups("inner channels", inner, z_groups, name)
+    _check_groups("channels", x.shape[1], z_groups, name)
     ones = (1,) * (x.dim() - 2)
     for name, weight, expected in (
         ("theta_weight", theta_weight, (inner, x.shape[1], *ones)),
         ("phi_weight", phi_weight, (inner, x.shape[1], *ones)),
         ("g_weight", g_weight, (inner, x.shape[1], *ones)),
-        ("z_weight", z_weight, (x.shape[1], inner // groups, *ones)),
+        ("z_weight", z_weight, (x.shape[1], inner // z_groups, *ones)),
     ):
         if weight.shape != expected:
             raise ValueError(f"{name} {shape_of(weight)} must have shape {expected} for x {shape_of(x)}")
@@ -46,9 +48,9 @@ def check_num_axes(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} {shape_of(tensor)} must be [batch, channels, 1 to 3 spatial or space-time axes]")
 
 
-def _check_groups(name: str, channels: int, groups: int) -> None:
+def _check_groups(name: str, channels: int, groups: int, argument: str = "groups") -> None:
     if groups < 1 or channels % groups:
-        raise ValueError(f"{name} ({channels}) must be divisible by groups ({groups})")
+        raise ValueError(f"{name} ({channels}) must be divisible by {argument} ({groups})")
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ class ShellOptions(SizedOptions):
 
 def _check_groups(groups: str | int) -> None:
     if isinstance(groups, str):
-        check_choice("block.groups", groups, ("auto",), " or a number")
+        check_choice("block.groups", groups, ("auto", "channels"), " or a number")
     else:
         within("block.groups", groups, 1)
 
@@ -89,12 +89,14 @@ class NonLocalOptions(ShellOptions):
 
 
 @dataclass(frozen=True)
-class CGNLOptions(ShellOptions):
-    """The options of a CGNL block."""
+class GeneralizedNonLocalOptions(ShellOptions):
+    """The options of a generalized non-local block: the exact form of CGNL, at quadratic cost."""
 
-    public_name: ClassVar[str] = "CGNL"
-    groups: Literal["auto"] | int = 8
-    """Channel groups; auto is the largest number up to 8 that divides the channels."""
+    public_name: ClassVar[str] = "GeneralizedNonLocal"
+    words: ClassVar[str] = "exact CGNL"
+    groups: Literal["auto", "channels"] | int = 8
+    """Channel groups; auto is the largest number up to 8 that divides the channels, channels one group for each inner
+    channel."""
     kernel: Literal["dot", "embedded_gaussian", "rbf", "series"] = "dot"
     """Kernel function. series is a power series of your own, with block.coefficients."""
     order: int | None = None
@@ -136,6 +138,31 @@ class CGNLOptions(ShellOptions):
 
 
 @dataclass(frozen=True)
+class CGNLOptions(GeneralizedNonLocalOptions):
+    """The options of a CGNL block."""
+
+    public_name: ClassVar[str] = "CGNL"
+    words: ClassVar[str] = ""
+    z_groups: int | None = None
+    """Groups of conv_z; by default the same as groups."""
+    statistic: Literal["sum", "covariance", "correlation"] = "sum"
+    """Number that the block computes for each group: the sum of phi times g, as published; their covariance, which is
+    the sum around both means; or their correlation. The last two need the kernel dot."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("block.z_groups", self.z_groups, 1)
+        check_choice("block.statistic", self.statistic, ("sum", "covariance", "correlation"))
+        name = self.kernel if isinstance(self.kernel, str) else type(self.kernel).__name__
+        if self.statistic != "sum" and name not in ("dot", "DotProduct"):
+            raise ValueError(
+                f"block.statistic ({self.statistic}) must be sum with the kernel {name}; the others need dot"
+            )
+        if self.statistic == "correlation" and self.scale is not None:
+            raise ValueError(f"block.scale ({self.scale}) must be left out with the statistic correlation")
+
+
+@dataclass(frozen=True)
 class CGNLXOptions(CGNLOptions):
     """The options of a CGNLx block: CGNL with the Gaussian RBF."""
 
@@ -152,11 +179,18 @@ class CGNLXOptions(CGNLOptions):
 
 
 @dataclass(frozen=True)
-class GeneralizedNonLocalOptions(CGNLOptions):
-    """The options of a generalized non-local block: the exact form of CGNL, at quadratic cost."""
+class CorrelationOptions(CGNLOptions):
+    """The options of a CGNL block with a correlation for each inner channel."""
 
-    public_name: ClassVar[str] = "GeneralizedNonLocal"
-    words: ClassVar[str] = "exact CGNL"
+    words: ClassVar[str] = "CGNL with a correlation for each channel"
+    groups: Literal["auto", "channels"] | int = "channels"
+    """Channel groups; channels is one group for each inner channel, auto the largest number up to 8 that divides the
+    channels."""
+    z_groups: int | None = 1
+    """Groups of conv_z; None for the same as groups."""
+    statistic: Literal["sum", "covariance", "correlation"] = "correlation"
+    """Number that the block computes for each group: the correlation of phi and g, their covariance, or the sum of
+    their products, as published."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +226,7 @@ OPTIONS: dict[str, type[BlockOptions]] = {
     "nl": NonLocalOptions,
     "cgnl": CGNLOptions,
     "cgnlx": CGNLXOptions,
+    "cgnl-correlation": CorrelationOptions,
     "residual": ResidualOptions,
     "gnl": GeneralizedNonLocalOptions,
     "gc": GlobalContextOptions,

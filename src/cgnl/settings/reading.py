@@ -24,6 +24,7 @@ _OF_OLD_NETWORKS = {
 }
 # Fields that runs of earlier versions do not have under these names; those versions behaved as the defaults say.
 _NEW_FIELDS = {
+    "block": {"z_groups", "statistic"},
     "data": {"num_outputs"},
     "network": {"places"},
     "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},

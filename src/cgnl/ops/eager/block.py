@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cgnl.kernel_functions import KernelFunction
+from cgnl.ops import statistics
 from cgnl.ops.eager import gram
 from cgnl.ops.eager.ending import (
     EndingGradients,
-    Kind,
     Split,
     Statistics,
     finish,
@@ -39,7 +39,7 @@ from cgnl.ops.eager.series import (
     write_series_gradients,
 )
 from cgnl.ops.maps import add_matrix_gradient, empty_map, in_format_of, memory_as_map, multiply, with_strides_of
-from cgnl.ops.parallel import ProcessGroup, over_processes
+from cgnl.ops.parallel import over_processes
 from cgnl.ops.precision import autograd_function_can_run, feature_dtype, sum_dtype, without_autocast
 
 
@@ -57,30 +57,18 @@ def cgnl_block(
     groups: int,
     kernel: KernelFunction,
     factor: float,
-    kind: Kind = "branch",
-    eps: float = 0.0,
-    momentum: float = 0.0,
-    memory_efficient: bool = False,
-    process_group: ProcessGroup | None = None,
+    z_groups: int | None = None,
+    **settings_of_block: Any,
 ) -> Tensor:
-    """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops`; ``factor`` is the scale.
+    """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops` and `Settings`; ``factor`` is the scale.
 
     The kind "affine" is x + weight · branch + bias, in x's type: Eq. 13 with a norm whose statistics are given, or
     none; weight and bias are [C] or None. "batch_norm" is Eq. 13 in training: BatchNorm of the branch over this batch,
     plus x. It keeps less than a norm after the branch does, because conv_z's output is not needed in the backward pass
     (of a plain series). The running statistics, where given, are updated in place.
     """
-    settings = Settings(
-        groups,
-        kernel,
-        scaled_coefficients(kernel, factor),
-        feature_dtype(x),
-        kind,
-        eps,
-        momentum,
-        memory_efficient=memory_efficient,
-        process_group=process_group,
-    )
+    coefficients = scaled_coefficients(kernel, factor)
+    settings = Settings(groups, z_groups or groups, kernel, coefficients, feature_dtype(x), **settings_of_block)
     inputs = (x, theta_weight, phi_weight, g_weight, z_weight, weight, bias)
     tensors = [t for t in inputs if t is not None]
     can_run = autograd_function_can_run(*tensors)
@@ -134,7 +122,7 @@ class _Block(torch.autograd.Function):
             y, kept = make(x_flat.to(settings.feature_dtype), weights, parts, settings, ctx.gram)
             statistics = finish(
                 y,
-                _z_matrices(z_weight, settings.groups, dtype),
+                _z_matrices(z_weight, settings.z_groups, dtype),
                 x_flat,
                 parts,
                 settings.ending(weight, bias, dtype),
@@ -157,6 +145,7 @@ class _Block(torch.autograd.Function):
             kept.moments,
             kept.x_mean,
             kept.y_mean,
+            kept.group_moments,
             *(() if statistics is None else (statistics.mean, statistics.inverse_deviation, statistics.mean_squares)),
             *kept.sums,
         )
@@ -175,9 +164,8 @@ class _Block(torch.autograd.Function):
             return (*recorded, None, None, None)
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
-        statistics = Statistics(*saved[12 : 12 + num_statistics]) if num_statistics else None
-        theta, others, moments, x_mean, y_mean = saved[7:12]
-        kept = Kept(theta, others, moments, x_mean, y_mean, list(saved[12 + num_statistics :]))
+        statistics = Statistics(*saved[13 : 13 + num_statistics]) if num_statistics else None
+        kept = Kept(*saved[7:13], list(saved[13 + num_statistics :]))
         wants = ctx.needs_input_grad
         dtype = sum_dtype(x.dtype)
         gradients: list[Tensor | None] = [None] * 7
@@ -190,7 +178,7 @@ class _Block(torch.autograd.Function):
             found = finish_gradients(
                 d_flat,
                 y,
-                _z_matrices(z_weight, settings.groups, dtype),
+                _z_matrices(z_weight, settings.z_groups, dtype),
                 parts,
                 settings.ending(weight, bias, dtype),
                 statistics,
@@ -230,15 +218,19 @@ def _through_features(
     joined = torch.cat([weight.to(product_dtype) for weight in own_weights])
     d_joined = torch.zeros_like(joined, dtype=dtype) if any(wants[1 : 1 + len(own_weights)]) else None
     d_x = empty_map(source, source.shape[1], product_dtype) if wants[0] else None
-    d_sums = None
+    all_d_sums = None
     if settings.is_dot_product:
-        assert found.factor is not None
-        d_sums = over_processes(found.factor, settings.process_group) * settings.coefficients[1]
+        all_d_sums = d_out.new_empty(d_out.shape[0], settings.groups)
+        if found.factor is not None:
+            all_d_sums = over_processes(found.factor, settings.process_group) * settings.coefficients[1]
     for part in parts:
         d_features = empty_map(source[part], joined.shape[0], dtype)
-        found.write_y(part, d_out[part], y.map(part), d_features[:, : weights[0].shape[0]])
+        d_theta = d_features[:, : weights[0].shape[0]]
+        found.write_y(part, d_out[part], y.map(part), d_theta)
+        d_sums = None if all_d_sums is None else all_d_sums[part]
+        if d_sums is not None and not settings.has_factor:
+            _from_y_to_theta(d_theta, d_sums, kept, part, settings)
         if not with_gram:
-            assert kept.others is not None
             phi, g = others_again(kept.others, source, weights, part)
             _write_feature_gradients(d_features, kept, phi, g, d_sums, part, settings)
         d_features = d_features.to(product_dtype)
@@ -249,19 +241,29 @@ def _through_features(
     d_weights: list[Tensor | None] = [None, None, None]
     if d_joined is not None:
         d_weights[: len(own_weights)] = d_joined.chunk(len(own_weights))
-    if with_gram and d_sums is not None:
+    if with_gram and all_d_sums is not None:
         _, phi_weight, g_weight = weights
         if any(wants[2:4]):
             assert kept.moments is not None
             assert kept.x_mean is not None
             d_weights[1:] = gram.weight_gradients(
-                d_sums, kept.moments, kept.x_mean, phi_weight, g_weight, source.shape[2]
+                all_d_sums, kept.moments, kept.x_mean, phi_weight, g_weight, source.shape[2]
             )
         if d_x is not None:
-            gram.add_input_gradients(d_sums, phi_weight, g_weight, source, d_x)
+            gram.add_input_gradients(all_d_sums, phi_weight, g_weight, source, d_x)
     if d_x is not None and settings.kind != "branch":
         d_x = d_x.to(dtype).add_(d_out)
     return d_x, tuple(d_weights)
+
+
+def _from_y_to_theta(d_y: Tensor, d_sums: Tensor, kept: Kept, part: slice, settings: Settings) -> None:
+    """Turn the gradient of y = s theta [B_part, C', N] into theta's, and write that of s before its factor."""
+    theta, channels = kept.theta[part].to(d_y.dtype), d_y.shape[1]
+    of_s = statistics.group_sums(d_y * theta, settings.groups)
+    if kept.y_mean is not None and kept.theta.dtype == d_y.dtype:  # theta is kept less its mean
+        of_s = of_s + statistics.group_sums(d_y.sum(-1, keepdim=True) * kept.y_mean[part][..., None], settings.groups)
+    d_sums.copy_(over_processes(of_s, settings.process_group) * settings.coefficients[1])
+    d_y.mul_(statistics.at_each_channel(kept.sums[0][part], channels))
 
 
 def _write_feature_gradients(
@@ -269,8 +271,12 @@ def _write_feature_gradients(
 ) -> None:
     """Write the gradients of theta, phi and g of a part of the batch, [B_part, 3C', N], where that of y leads."""
     d_theta, d_phi, d_g = d_features.chunk(3, dim=1)
+    if d_sums is not None and kept.group_moments is not None:
+        phi, g = phi.to(d_phi.dtype), g.to(d_g.dtype)
+        statistics.gradients(d_sums, kept.group_moments[part], settings.statistic, phi, g, (d_phi, d_g))
+        return
     if d_sums is not None:
-        factor = d_sums[part].repeat_interleave(d_phi.shape[1] // settings.groups, dim=1)[..., None]
+        factor = statistics.at_each_channel(d_sums, d_phi.shape[1])
         torch.mul(g, factor, out=d_phi)
         torch.mul(phi, factor, out=d_g)
         return

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cgnl.ops import statistics
 from cgnl.ops.eager import gram
 from cgnl.ops.eager.ending import Split
 from cgnl.ops.eager.plain import Settings
 from cgnl.ops.eager.series import (
     PowerSums,
-    group_sums,
     joined_over_processes,
     part_of,
     polynomial,
@@ -25,6 +25,7 @@ from cgnl.ops.eager.series import (
 from cgnl.ops.maps import empty_map, multiply
 from cgnl.ops.parallel import over_processes
 from cgnl.ops.precision import sum_dtype
+from cgnl.ops.statistics import at_each_channel, group_sums
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Kept:
 
     Attributes:
         theta: [B, C', N]; for the dot product less its mean, where there is one and theta has the type of the sums.
-        others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where the Gram form runs.
+        others: phi and g, [B, 2C', N], or phi alone, where g is made again; None where both are, or the Gram form runs.
         moments: K of the Gram form, see `gram.second_moments`; None without it.
         x_mean: [B, C], with the Gram form.
         y_mean: [B, C'], the mean over the positions of y less z_0, of theta for the dot product; None without a norm.
+        group_moments: Of phi and g, see `statistics.moments_of`; None for the sum.
         sums: Of the series, a tensor for each coefficient that is not zero; of the dot product one, [B, G].
     """
 
@@ -45,11 +47,16 @@ class Kept:
     moments: Tensor | None
     x_mean: Tensor | None
     y_mean: Tensor | None
+    group_moments: Tensor | None
     sums: list[Tensor]
 
 
 def takes_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
     """Tell whether the Gram form runs: only on a CPU, as on a GPU fused operators read x twice and need no K."""
+    return settings.statistic == "sum" and _would_take_gram_form(x_flat, inner, settings)
+
+
+def _would_take_gram_form(x_flat: Tensor, inner: int, settings: Settings) -> bool:
     batch, channels, positions = x_flat.shape
     return (
         settings.is_dot_product
@@ -64,8 +71,17 @@ def y_of_dot_product(
 ) -> tuple[Split, Kept]:
     theta_weight, phi_weight, g_weight = weights
     dtype = sum_dtype(source.dtype)
-    others, moments, x_mean = None, None, None
-    if with_gram:
+    others, moments, x_mean, group_moments = None, None, None, None
+    if settings.statistic != "sum":
+        # as much is kept as for the sum at the most, which needs neither phi nor g in the Gram form
+        if not (settings.memory_efficient or _would_take_gram_form(source, phi_weight.shape[0], settings)):
+            others = _memory_for_others(source, weights, settings)
+        group_moments = source.new_empty(source.shape[0], settings.groups, 6, dtype=dtype)
+        for part in parts:
+            phi, g = (features.to(dtype) for features in _make_others(others, source, weights, part))
+            group_moments[part] = statistics.moments_of(phi, g, settings.groups, settings.process_group)
+        sums = statistics.statistic_of(group_moments, settings.statistic)
+    elif with_gram:
         x_mean = source.mean(-1)
         moments = gram.second_moments(source, x_mean)
         sums = gram.sums(moments, x_mean, phi_weight, g_weight, settings.groups, source.shape[2])
@@ -79,8 +95,9 @@ def y_of_dot_product(
     y_mean = theta.to(dtype).mean(-1) if settings.kind == "batch_norm" else None
     if y_mean is not None and theta.dtype == dtype:
         theta.sub_(y_mean[..., None])
-    factor = over_processes(sums, settings.process_group) * settings.coefficients[1]
-    kept = Kept(theta, others, moments, x_mean, y_mean, [factor])
+    if group_moments is None:
+        sums = over_processes(sums, settings.process_group)
+    kept = Kept(theta, others, moments, x_mean, y_mean, group_moments, [sums * settings.coefficients[1]])
     return y_again(kept, settings, dtype), kept
 
 
@@ -108,19 +125,26 @@ def y_of_series(
         mean[part] = y_mean[part] if shared is None else y_mean[part] + shared[part]
         return y.sub_(y_mean[part][..., None])
 
-    kept = Kept(theta, others, None, None, y_mean, [s for s in sums if s is not None])
+    kept = Kept(theta, others, None, None, y_mean, None, [s for s in sums if s is not None])
     return Split(y_map, mean, None), kept
 
 
 def _memory_for_others(source: Tensor, weights: Sequence[Tensor], settings: Settings) -> Tensor:
     """Make room for phi and g, [B, 2C', N], or to save memory for phi alone."""
     width = weights[1].shape[0]
-    return empty_map(source, width if settings.memory_efficient else 2 * width, source.dtype)
+    # the moments of many groups are kept as well, and no more than for the sum in all
+    phi_alone = settings.memory_efficient or settings.statistic != "sum"
+    return empty_map(source, width if phi_alone else 2 * width, source.dtype)
 
 
-def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
+def _make_others(
+    others: Tensor | None, source: Tensor, weights: Sequence[Tensor], part: slice
+) -> tuple[Tensor, Tensor]:
     """Return phi and g of a part of the batch, [B_part, C', N] each; the kept ones go into ``others``."""
     _, phi_weight, g_weight = weights
+    if others is None:
+        phi, g = multiply(torch.cat([phi_weight, g_weight])[None], source[part]).chunk(2, dim=1)
+        return phi, g
     kept = others[part]
     if kept.shape[1] == phi_weight.shape[0]:
         return multiply(phi_weight[None], source[part], out=kept), multiply(g_weight[None], source[part])
@@ -128,9 +152,13 @@ def _make_others(others: Tensor, source: Tensor, weights: Sequence[Tensor], part
     return phi, g
 
 
-def others_again(others: Tensor, source: Tensor, weights: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
+def others_again(
+    others: Tensor | None, source: Tensor, weights: Sequence[Tensor], part: slice
+) -> tuple[Tensor, Tensor]:
     """Return phi and g of a part of the batch, from what was kept."""
     _, phi_weight, g_weight = weights
+    if others is None:
+        return _make_others(None, source, weights, part)
     kept = others[part]
     if kept.shape[1] == phi_weight.shape[0]:
         return kept, multiply(g_weight[None], source[part])
@@ -149,17 +177,24 @@ def _varying(theta: Tensor, sums: PowerSums, dtype: torch.dtype) -> Tensor:
 def y_again(kept: Kept, settings: Settings, dtype: torch.dtype) -> Split:
     """Return y as the forward pass had it, from what was kept."""
     theta = kept.theta
-    factor = kept.sums[0] if settings.is_dot_product else None
     sums = with_gaps(kept.sums, settings.coefficients)
 
     def y_map(part: slice) -> Tensor:
         own = theta[part]
-        if settings.is_dot_product and own.dtype == dtype:
-            return own
-        y = own.to(dtype) if settings.is_dot_product else _varying(own, part_of(sums, part), dtype)
-        return y if kept.y_mean is None else y.sub_(kept.y_mean[part][..., None])
+        if not settings.is_dot_product:
+            y = _varying(own, part_of(sums, part), dtype)
+            return y if kept.y_mean is None else y.sub_(kept.y_mean[part][..., None])
+        if own.dtype != dtype:
+            own = own.to(dtype)
+            own = own if kept.y_mean is None else own.sub_(kept.y_mean[part][..., None])
+        return own if settings.has_factor else own * at_each_channel(kept.sums[0][part], own.shape[1])
 
-    mean = kept.y_mean
-    if not settings.is_dot_product and sums[0] is not None:
-        mean = sums[0][..., 0] if mean is None else mean + sums[0][..., 0]
-    return Split(y_map, mean, factor)
+    if not settings.is_dot_product:
+        shared = None if sums[0] is None else sums[0][..., 0]
+        mean = shared if kept.y_mean is None else kept.y_mean if shared is None else kept.y_mean + shared
+        return Split(y_map, mean, None)
+    if settings.has_factor:
+        return Split(y_map, kept.y_mean, kept.sums[0])
+    if kept.y_mean is None:
+        return Split(y_map, None, None)
+    return Split(y_map, kept.y_mean * at_each_channel(kept.sums[0], theta.shape[1])[..., 0], None)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager.ending import Ending, Kind
-from cgnl.ops.eager.series import series_in_parts
+from cgnl.ops.eager.series import scaled_by_statistic, series_in_parts
 from cgnl.ops.maps import by_group, parts_of_batch
 from cgnl.ops.parallel import ProcessGroup
 from cgnl.ops.precision import sum_dtype, without_autocast
+from cgnl.ops.statistics import Statistic
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -24,6 +25,7 @@ class Settings:
     """What a block is told besides tensors; `ending` says what the norm's weight and bias are for."""
 
     groups: int
+    z_groups: int
     kernel: KernelFunction
     coefficients: tuple[float, ...]
     feature_dtype: torch.dtype
@@ -33,10 +35,16 @@ class Settings:
     training: bool = True
     memory_efficient: bool = False
     process_group: ProcessGroup | None = None
+    statistic: Statistic = "sum"
 
     @property
     def is_dot_product(self) -> bool:
         return len(self.coefficients) == 2 and not self.coefficients[0]
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether y is one number for each group of conv_z times theta, so that conv_z may run on theta itself."""
+        return self.is_dot_product and self.z_groups == self.groups
 
     def parts(self, flat: Tensor) -> list[slice]:
         """Return the parts of the batch; one where processes add their sums, which they have to do equally often."""
@@ -65,13 +73,16 @@ def block_in_plain_operations(
             convolve(x.to(settings.feature_dtype), weight.to(settings.feature_dtype)).flatten(2)
             for weight in (theta_weight, phi_weight, g_weight)
         )
-        varying, shared = series_in_parts(
-            theta, phi, g, settings.groups, settings.kernel, settings.coefficients, settings.process_group
-        )
-        z_weight = z_weight.to(dtype)
-        branch = convolve(varying.to(dtype).unflatten(2, x.shape[2:]), z_weight, groups=settings.groups)
+        groups, coefficients, process_group = settings.groups, settings.coefficients, settings.process_group
+        if settings.statistic == "sum":
+            varying, shared = series_in_parts(theta, phi, g, groups, settings.kernel, coefficients, process_group)
+        else:
+            varying = scaled_by_statistic(theta, phi, g, groups, settings.statistic, coefficients[1], process_group)
+            shared = None
+        z_weight, z_groups = z_weight.to(dtype), settings.z_groups
+        branch = convolve(varying.to(dtype).unflatten(2, x.shape[2:]), z_weight, groups=z_groups)
         if shared is not None:
-            z_matrices = z_weight.flatten(1).unflatten(0, (settings.groups, -1))
+            z_matrices = z_weight.flatten(1).unflatten(0, (z_groups, -1))
             shared = by_group(z_matrices, shared[..., 0])
         ending = settings.ending(weight, bias, dtype)
         scale, shift = ending.weight, ending.bias

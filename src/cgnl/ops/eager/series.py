@@ -17,6 +17,7 @@ from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.maps import parts_of_batch
 from cgnl.ops.parallel import ProcessGroup, over_processes
 from cgnl.ops.precision import autograd_function_can_run, sum_dtype
+from cgnl.ops.statistics import Statistic, at_each_channel, group_sums, moments_of, statistic_of
 
 # Sums by power, [B, C', 1] with a group's sum at each of its channels; None for a power whose coefficient is zero.
 PowerSums = list[Tensor | None]
@@ -33,11 +34,15 @@ def compact_generalized_non_local(
     groups: int,
     kernel: KernelFunction,
     factor: float,
+    statistic: Statistic = "sum",
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Run Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     maps = (theta.flatten(2), phi.flatten(2), g.flatten(2))
     coefficients = scaled_coefficients(kernel, factor)
+    if statistic != "sum":
+        y = scaled_by_statistic(*maps, groups, statistic, coefficients[1], process_group)
+        return y.unflatten(2, theta.shape[2:])
     plain = kernel.is_plain_series and autograd_function_can_run(theta, phi, g)
     y = (_Series.apply if plain else series)(*maps, groups, kernel, coefficients, process_group)
     return y.unflatten(2, theta.shape[2:])
@@ -54,6 +59,21 @@ def series(*arguments: Any) -> Tensor:
     """Do as `series_in_parts`, and return y."""
     varying, shared = series_in_parts(*arguments)
     return varying if shared is None else varying + shared
+
+
+def scaled_by_statistic(
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    groups: int,
+    statistic: Statistic,
+    factor: float,
+    process_group: ProcessGroup | None = None,
+) -> Tensor:
+    """Return y = factor s theta of [B, C', N] for a statistic s other than the sum, differentiable."""
+    theta, phi, g = (t.to(sum_dtype(theta.dtype)) for t in (theta, phi, g))
+    s = statistic_of(moments_of(phi, g, groups, process_group), statistic) * factor
+    return theta * at_each_channel(s, theta.shape[1])
 
 
 def series_in_parts(
@@ -125,22 +145,10 @@ def power_sums(base: Tensor, weight: Tensor, groups: int, coefficients: Sequence
             # torch.jit checks its trace with gradients off, and wants the same operations
             in_place = p > 1 and not (torch.is_grad_enabled() or torch.jit.is_tracing())
             product = product.mul_(base) if in_place else product * base
-        sums.append(_at_each_channel(group_sums(product, groups), product) * coefficient if coefficient else None)
+        sums.append(
+            at_each_channel(group_sums(product, groups), product.shape[1]) * coefficient if coefficient else None
+        )
     return sums
-
-
-def group_sums(values: Tensor, groups: int) -> Tensor:
-    """Return sums over the elements of each group of a map, [B, G].
-
-    Axis by axis: over both at once PyTorch sums a map that has the channels last one number after the other, which
-    costs digits.
-    """
-    return values.sum(-1).unflatten(1, (groups, -1)).sum(-1)
-
-
-def _at_each_channel(sums: Tensor, values: Tensor) -> Tensor:
-    """Expand [B, G] to [B, C', 1]: maps meet one sum a channel in long vectors, whatever their memory format."""
-    return sums[..., None].expand(-1, -1, values.shape[1] // sums.shape[1]).flatten(1)[..., None]
 
 
 def _over_processes(sums: PowerSums, groups: int, process_group: ProcessGroup | None) -> PowerSums:
@@ -150,7 +158,7 @@ def _over_processes(sums: PowerSums, groups: int, process_group: ProcessGroup | 
     own = [s for s in sums if s is not None]
     by_group = torch.stack([s.unflatten(1, (groups, -1))[:, :, 0, 0] for s in own])
     whole = iter(over_processes(by_group, process_group))
-    return [None if s is None else _at_each_channel(next(whole), s) for s in sums]
+    return [None if s is None else at_each_channel(next(whole), s.shape[1]) for s in sums]
 
 
 def polynomial(base: Tensor, coefficients: PowerSums, out: Tensor | None = None) -> Tensor:
