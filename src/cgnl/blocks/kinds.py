@@ -20,6 +20,7 @@ from cgnl.blocks.residual import ResidualBlock1d, ResidualBlock2d, ResidualBlock
 from cgnl.blocks.squeeze_excitation import SqueezeExcitation1d, SqueezeExcitation2d, SqueezeExcitation3d
 from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
 from cgnl.ops import scale_factor
+from cgnl.ops.statistics import terms_of
 from cgnl.settings.blocks import check_names, default_options
 from cgnl.settings.trust import import_named
 
@@ -47,6 +48,7 @@ class Features(NamedTuple):
         pairwise: Pairwise function of the form "nl".
         kernel: Kernel function of the other forms.
         concat: [2 C'], the weights of the pairwise function "concatenation", theta's first.
+        statistic: "sum" of phi g, or another statistic that phi and g are prepared for: their products sum to it.
     """
 
     theta: Tensor
@@ -58,6 +60,7 @@ class Features(NamedTuple):
     pairwise: str | None = None
     kernel: KernelFunction | None = None
     concat: Tensor | None = None
+    statistic: str = "sum"
 
 
 class Kind(NamedTuple):
@@ -104,7 +107,11 @@ def _generalized(form: Form, block: Any, x: Tensor) -> Features:
             F.normalize(tensor.unflatten(1, (block.groups, -1)).flatten(2), dim=2).view_as(tensor)
             for tensor in (theta, phi)
         )
-    return Features(theta, phi, g, form, factor, block.groups, kernel=block.kernel)
+    statistic = getattr(block, "statistic", "sum")
+    if statistic != "sum":
+        phi, g = (tensor.flatten(2) for tensor in (phi, g))
+        phi, g = (tensor.view_as(theta) for tensor in terms_of(phi, g, block.groups, statistic))
+    return Features(theta, phi, g, form, factor, block.groups, kernel=block.kernel, statistic=statistic)
 
 
 def _global_context(block: Any, x: Tensor) -> Features:

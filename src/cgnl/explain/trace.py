@@ -44,6 +44,9 @@ class BlockTrace:
         samples: How many samples the block saw for the one input, over all its runs. Above 1 (regions of a detector,
             frames in the batch, a block that runs twice) the trace is that of the first, whose positions are not
             those of the input: figures refuse to draw it.
+        phrase: What the block is in words, where its pairwise or kernel function does not say it.
+        statistic: Number that a compact block computes for each group. For a covariance or correlation, phi and g are
+            around their means, and the latter's are divided so that their products sum to it.
     """
 
     path: str
@@ -58,6 +61,7 @@ class BlockTrace:
     concat: Tensor | None
     samples: int = 1
     phrase: str = ""
+    statistic: str = "sum"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -163,6 +167,7 @@ def _trace_block(path: str, block: nn.Module, x: Tensor, samples: int) -> BlockT
         phi=None if found.phi is None else found.phi[0],
         g=None if found.g is None else found.g[0],
         concat=found.concat,
+        statistic=found.statistic,
         samples=samples,
         phrase=phrase_of(block),
     )

@@ -23,7 +23,8 @@ def kind_in_words(block: BlockTrace) -> str:
         return f"non-local, {_NON_LOCAL[block.pairwise or '']}"
     name = "compact generalized non-local" if block.kind == "cgnl" else "generalized non-local"
     groups = "1 group" if block.groups == 1 else f"{block.groups} groups"
-    return f"{name}, {_kernel_in_words(block)}, {groups}"
+    statistic = "" if block.statistic == "sum" else f", {block.statistic}"
+    return f"{name}, {_kernel_in_words(block)}{statistic}, {groups}"
 
 
 def _kernel_in_words(block: BlockTrace) -> str:
@@ -72,9 +73,10 @@ def _linear_statement(block: BlockTrace, own: str, other: str) -> str:
         after = (
             "The evidence shows the amounts that the block gathered, and the effect shows the change that they made."
         )
+    centred = block.statistic != "sum" and other == "phi"
     return (
         f"{lead} all reference elements of one group whose {own} has the same sign give the same map, up to its "
-        f"strength: it shows where {other} is large, not {shows}. {after}"
+        f"strength: it shows where {other} is {'far from its mean' if centred else 'large'}, not {shows}. {after}"
     )
 
 

@@ -98,7 +98,8 @@ def cgnl_block(
         refuse_process_group(process_group)
         y = naive.cgnl_block(*in_sum_dtype(x, *weights), **options)
     else:
-        y = eager.cgnl_block(x, *weights, memory_efficient=memory_efficient, process_group=process_group, **options)
+        options |= {"memory_efficient": memory_efficient, "process_group": process_group, "is_padding": empty}
+        y = eager.cgnl_block(x, *weights, **options)
     return (without_zeros(y, sizes) if empty else y).to(out_dtype)
 
 

@@ -84,5 +84,6 @@ def compact_generalized_non_local(
         refuse_process_group(process_group)
         y = naive.compact_generalized_non_local(*in_sum_dtype(theta, phi, g), **options)
     else:
-        y = eager.compact_generalized_non_local(theta, phi, g, process_group=process_group, **options)
+        options |= {"process_group": process_group, "is_padding": empty}
+        y = eager.compact_generalized_non_local(theta, phi, g, **options)
     return (without_zeros(y, sizes) if empty else y).to(out_dtype)

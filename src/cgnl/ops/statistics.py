@@ -23,15 +23,22 @@ Statistic = Literal["sum", "covariance", "correlation"]
 EPS = 1e-5
 
 
-def moments_of(phi: Tensor, g: Tensor, groups: int, process_group: ProcessGroup | None) -> Tensor:
+def moments_of(
+    phi: Tensor, g: Tensor, groups: int, process_group: ProcessGroup | None, *, is_padding: bool = False
+) -> Tensor:
     """Return the moments of features [B, C', N], in the type of the sums, over all processes.
 
     They are [B, G, 6]: the sums of (phi - its mean)(g - its mean) and of the squares of both, both means, and M.
+    ``is_padding`` says that the features stand for an empty part of the input, see `cgnl.ops.shapes.with_zeros`.
     """
-    sums = torch.stack([group_sums(features, groups) for features in (phi, g, torch.ones_like(g))], dim=-1)
+    ones = torch.full_like(g, float(not is_padding))
+    sums = torch.stack([group_sums(features, groups) for features in (phi, g, ones)], dim=-1)
     phi_sum, g_sum, count = over_processes(sums, process_group).unbind(-1)
+    count = count.clamp_min(1)
     phi_mean, g_mean = phi_sum / count, g_sum / count
     phi, g = around(phi, phi_mean), around(g, g_mean)
+    if is_padding:
+        phi, g = 0 * phi, 0 * g
     products = torch.stack([group_sums(product, groups) for product in (phi * g, phi * phi, g * g)], dim=-1)
     return torch.cat([over_processes(products, process_group), torch.stack([phi_mean, g_mean, count], dim=-1)], dim=-1)
 
@@ -42,6 +49,17 @@ def statistic_of(moments: Tensor, statistic: Statistic) -> Tensor:
     if statistic == "covariance":
         return products
     return products / (_size(phi_squares, phi_mean, count) * _size(g_squares, g_mean, count))
+
+
+def terms_of(phi: Tensor, g: Tensor, groups: int, statistic: Statistic) -> tuple[Tensor, Tensor]:
+    """Return phi and g, [B, C', N], around their means and divided by their sizes: their products sum to s."""
+    moments = moments_of(phi, g, groups, None)
+    _, phi_squares, g_squares, phi_mean, g_mean, count = moments.unbind(-1)
+    phi, g = around(phi, phi_mean), around(g, g_mean)
+    if statistic == "correlation":
+        phi = phi / at_each_channel(_size(phi_squares, phi_mean, count), phi.shape[1])
+        g = g / at_each_channel(_size(g_squares, g_mean, count), g.shape[1])
+    return phi, g
 
 
 def _size(squares: Tensor, mean: Tensor, count: Tensor) -> Tensor:

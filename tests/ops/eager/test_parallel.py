@@ -130,13 +130,34 @@ def check_second_derivatives(rank):
 
 def trained_block(**settings):
     """A float64 block with weights and statistics as after training."""
-    block = cgnl.CGNL3d(16, groups=2, **settings).double().eval()
+    block = cgnl.CGNL3d(16, **{"groups": 2, **settings}).double().eval()
     with torch.no_grad():
         for i, (name, tensor) in enumerate(block.state_dict().items()):
             if tensor.is_floating_point():
                 values = 0.5 * random(*tensor.shape, seed=i)
                 tensor.copy_(values.square() + 0.5 if name == "norm.running_var" else values)
     return block
+
+
+def check_statistics(rank):
+    whole, dy = (random(2, 16, sum(NUM_FRAMES), 3, 3, seed=i) for i in (0, 9))
+    whole = whole + 0.5
+    for statistic, groups, z_groups, norm, memory_efficient, hooked in (
+        ("sum", "channels", 1, "batch", False, False),
+        ("covariance", 2, None, "batch", False, False),
+        ("covariance", "channels", 1, None, True, False),
+        ("correlation", 4, 2, "sync_batch", True, False),
+        ("correlation", "channels", 1, "batch", False, True),
+        ("correlation", "channels", 1, None, False, False),
+    ):
+        settings = {"statistic": statistic, "groups": groups, "z_groups": z_groups, "norm": norm}
+        one = trained_block(**settings, memory_efficient=memory_efficient)
+        split = trained_block(**settings, memory_efficient=memory_efficient, process_group=dist.group.WORLD)
+        if hooked:
+            split.phi.register_forward_hook(lambda *_: None)
+        expected = of_module(one, whole, dy)
+        actual = of_module(split, part_of(whole, rank), part_of(dy, rank))
+        assert_parts_of(expected, actual, rank, ("statistics", statistic, groups, z_groups, norm, hooked))
 
 
 def check_blocks(rank):
@@ -275,6 +296,7 @@ def _check(rank: int, init_file: str, num_frames: tuple[int, int]) -> None:
         check_block_operation(rank)
         check_second_derivatives(rank)
         check_blocks(rank)
+        check_statistics(rank)
         check_data_parallel_averages(rank)
         check_half_types(rank)
         check_nan_stays_in_its_sample(rank)

@@ -79,7 +79,9 @@ def y_of_dot_product(
         group_moments = source.new_empty(source.shape[0], settings.groups, 6, dtype=dtype)
         for part in parts:
             phi, g = (features.to(dtype) for features in _make_others(others, source, weights, part))
-            group_moments[part] = statistics.moments_of(phi, g, settings.groups, settings.process_group)
+            group_moments[part] = statistics.moments_of(
+                phi, g, settings.groups, settings.process_group, is_padding=settings.is_padding
+            )
         sums = statistics.statistic_of(group_moments, settings.statistic)
     elif with_gram:
         x_mean = source.mean(-1)

@@ -36,6 +36,7 @@ class Settings:
     memory_efficient: bool = False
     process_group: ProcessGroup | None = None
     statistic: Statistic = "sum"
+    is_padding: bool = False
 
     @property
     def is_dot_product(self) -> bool:
@@ -77,7 +78,16 @@ def block_in_plain_operations(
         if settings.statistic == "sum":
             varying, shared = series_in_parts(theta, phi, g, groups, settings.kernel, coefficients, process_group)
         else:
-            varying = scaled_by_statistic(theta, phi, g, groups, settings.statistic, coefficients[1], process_group)
+            varying = scaled_by_statistic(
+                theta,
+                phi,
+                g,
+                groups,
+                settings.statistic,
+                coefficients[1],
+                process_group,
+                is_padding=settings.is_padding,
+            )
             shared = None
         z_weight, z_groups = z_weight.to(dtype), settings.z_groups
         branch = convolve(varying.to(dtype).unflatten(2, x.shape[2:]), z_weight, groups=z_groups)

@@ -35,13 +35,14 @@ def compact_generalized_non_local(
     kernel: KernelFunction,
     factor: float,
     statistic: Statistic = "sum",
+    is_padding: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Run Eq. 12 through P + 1 sums a group. Arguments as in `cgnl.ops`; ``factor`` is the scale."""
     maps = (theta.flatten(2), phi.flatten(2), g.flatten(2))
     coefficients = scaled_coefficients(kernel, factor)
     if statistic != "sum":
-        y = scaled_by_statistic(*maps, groups, statistic, coefficients[1], process_group)
+        y = scaled_by_statistic(*maps, groups, statistic, coefficients[1], process_group, is_padding=is_padding)
         return y.unflatten(2, theta.shape[2:])
     plain = kernel.is_plain_series and autograd_function_can_run(theta, phi, g)
     y = (_Series.apply if plain else series)(*maps, groups, kernel, coefficients, process_group)
@@ -69,10 +70,12 @@ def scaled_by_statistic(
     statistic: Statistic,
     factor: float,
     process_group: ProcessGroup | None = None,
+    *,
+    is_padding: bool = False,
 ) -> Tensor:
     """Return y = factor s theta of [B, C', N] for a statistic s other than the sum, differentiable."""
     theta, phi, g = (t.to(sum_dtype(theta.dtype)) for t in (theta, phi, g))
-    s = statistic_of(moments_of(phi, g, groups, process_group), statistic) * factor
+    s = statistic_of(moments_of(phi, g, groups, process_group, is_padding=is_padding), statistic) * factor
     return theta * at_each_channel(s, theta.shape[1])
 
 
