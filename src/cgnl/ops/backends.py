@@ -44,9 +44,14 @@ def chosen_form(
         return eager
     dtype = feature_dtype(tensors[0])
     obstacle = fused.obstacle(*tensors, kernel=kernel, dtype=dtype)
-    if statistic != "sum" or z_groups_apart:
-        obstacle = obstacle or f"it has no statistic {statistic!r}" if statistic != "sum" else "it has no z_groups"
-    if obstacle is None and (not on_trial or self_test.passes(operation, *tensors, kernel=kernel, dtype=dtype)):
+    if obstacle is None and z_groups_apart and kernel.has_constant_term:
+        obstacle = f"{type(kernel).__name__} has a constant term, and z_groups is not groups"
+    if obstacle is None and (
+        not on_trial
+        or self_test.passes(
+            operation, *tensors, kernel=kernel, dtype=dtype, moments=statistic != "sum", apart=z_groups_apart
+        )
+    ):
         return fused
     if backend == "fused":
         raise ValueError(f"backend 'fused' cannot run here: {obstacle}; take backend='auto' or 'eager'")

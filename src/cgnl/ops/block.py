@@ -82,24 +82,22 @@ def cgnl_block(
     kernel = resolve_kernel_function(kernel)
     check_statistic(statistic, kernel, scale)
     factor = _factor(scale, x, theta_weight, groups, process_group)
-    options: dict[str, Any] = {"groups": groups, "kernel": kernel, "factor": factor}
+    options: dict[str, Any] = {"groups": groups, "kernel": kernel, "factor": factor, "statistic": statistic}
     empty, sizes = is_empty(x), x.shape[2:]
     if empty:
         x = with_zeros(x)
     form = chosen_form(backend, x, *weights, kernel=kernel, statistic=statistic, z_groups_apart=z_groups != groups)
     out_dtype = out_dtype or x.dtype
-    if form is not fused:
-        options |= {"statistic": statistic, "z_groups": z_groups}
+    shared: dict[str, Any] = {"is_padding": empty, "process_group": process_group}
     if form is fused:
         inputs = in_feature_dtype(x, *weights)
         with without_autocast(x):
-            y = fused.cgnl_block(*inputs, out_dtype=out_dtype, process_group=process_group, **options)
+            y = fused.cgnl_block(*inputs, out_dtype=out_dtype, **shared, **options)
     elif form is naive:
         refuse_process_group(process_group)
         y = naive.cgnl_block(*in_sum_dtype(x, *weights), **options)
     else:
-        options |= {"memory_efficient": memory_efficient, "process_group": process_group, "is_padding": empty}
-        y = eager.cgnl_block(x, *weights, **options)
+        y = eager.cgnl_block(x, *weights, memory_efficient=memory_efficient, **shared, **options)
     return (without_zeros(y, sizes) if empty else y).to(out_dtype)
 
 
@@ -149,9 +147,10 @@ def cgnl_block_with_norm(
         "groups": groups,
         "kernel": kernel,
         "factor": _factor(scale, x, theta_weight, groups, process_group),
+        "statistic": statistic,
     }
     if form is eager:
-        options |= {"memory_efficient": memory_efficient, "statistic": statistic, "z_groups": z_groups}
+        options |= {"memory_efficient": memory_efficient}
     if norm is not None and over_batch:
         return _with_batch_norm(form, x, weights, norm, options)
     return _with_affine(form, x, weights, z_bias, norm, {"process_group": process_group, **options})

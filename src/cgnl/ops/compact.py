@@ -68,22 +68,18 @@ def compact_generalized_non_local(
     kernel = resolve_kernel_function(kernel)
     factor = sums_factor(scale, math.prod(theta.shape[1:]) // groups, theta, process_group)
     check_statistic(statistic, kernel, scale)
-    options: dict[str, Any] = {"groups": groups, "kernel": kernel, "factor": factor}
+    options: dict[str, Any] = {"groups": groups, "kernel": kernel, "factor": factor, "statistic": statistic}
     empty, sizes = is_empty(theta), theta.shape[2:]
     if empty:
         theta, phi, g = (with_zeros(t) for t in (theta, phi, g))
     form = chosen_form(backend, theta, phi, g, kernel=kernel, operation="features", statistic=statistic)
     out_dtype = out_dtype or theta.dtype
-    if form is not fused:
-        options["statistic"] = statistic
+    shared: dict[str, Any] = {"is_padding": empty, "process_group": process_group}
     if form is fused:
-        y = fused.compact_generalized_non_local(
-            theta, phi, g, out_dtype=out_dtype, process_group=process_group, **options
-        )
+        y = fused.compact_generalized_non_local(theta, phi, g, out_dtype=out_dtype, **shared, **options)
     elif form is naive:
         refuse_process_group(process_group)
         y = naive.compact_generalized_non_local(*in_sum_dtype(theta, phi, g), **options)
     else:
-        options |= {"process_group": process_group, "is_padding": empty}
-        y = eager.compact_generalized_non_local(theta, phi, g, **options)
+        y = eager.compact_generalized_non_local(theta, phi, g, **shared, **options)
     return (without_zeros(y, sizes) if empty else y).to(out_dtype)

@@ -84,7 +84,6 @@ def cgnl_block(
     z_weight: Tensor,
     *,
     groups: int,
-    z_groups: int,
     kernel: KernelFunction,
     factor: float,
     statistic: Statistic = "sum",
@@ -93,6 +92,7 @@ def cgnl_block(
     positions = x.flatten(2)
     theta, phi, g = (weight.flatten(1) @ positions for weight in (theta_weight, phi_weight, g_weight))
     y = compact_generalized_non_local(theta, phi, g, groups=groups, kernel=kernel, factor=factor, statistic=statistic)
+    z_groups = theta.shape[1] // z_weight.shape[1]
     weights = z_weight.flatten(1).chunk(z_groups)
     out = [weight @ part for weight, part in zip(weights, y.chunk(z_groups, dim=1), strict=True)]
     return torch.cat(out, dim=1).unflatten(2, x.shape[2:])

@@ -7,6 +7,8 @@ their size: -1 <= s <= 1, whatever the input's resolution and the weights' scale
 Legend: B batch, C' inner channels, N positions, G groups, M = (C'/G)·N elements of one group.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -31,16 +33,30 @@ def moments_of(
     They are [B, G, 6]: the sums of (phi - its mean)(g - its mean) and of the squares of both, both means, and M.
     ``is_padding`` says that the features stand for an empty part of the input, see `cgnl.ops.shapes.with_zeros`.
     """
-    ones = torch.full_like(g, float(not is_padding))
-    sums = torch.stack([group_sums(features, groups) for features in (phi, g, ones)], dim=-1)
-    phi_sum, g_sum, count = over_processes(sums, process_group).unbind(-1)
-    count = count.clamp_min(1)
-    phi_mean, g_mean = phi_sum / count, g_sum / count
-    phi, g = around(phi, phi_mean), around(g, g_mean)
+    count = group_sums(torch.ones_like(g), groups)
+    means = [group_sums(features, groups) / count for features in (phi, g)]
+    phi, g = (around(features, mean) for features, mean in zip((phi, g), means, strict=True))
+    products = [group_sums(product, groups) for product in (phi * g, phi * phi, g * g)]
+    moments = torch.stack([*products, *means, count], dim=-1)
     if is_padding:
-        phi, g = 0 * phi, 0 * g
-    products = torch.stack([group_sums(product, groups) for product in (phi * g, phi * phi, g * g)], dim=-1)
-    return torch.cat([over_processes(products, process_group), torch.stack([phi_mean, g_mean, count], dim=-1)], dim=-1)
+        moments = 0 * moments
+    return moments if process_group is None else joined(moments, partial(over_processes, process_group=process_group))
+
+
+def joined(moments: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the moments [..., 6] of a whole from those of its parts; ``total`` sums over the parts.
+
+    What comes out has the axes that ``total`` leaves, which have to broadcast with the parts' own.
+    """
+    *products, phi_mean, g_mean, count = moments.unbind(-1)
+    sums = total(torch.stack([count * phi_mean, count * g_mean, count], dim=-1))
+    whole_count = sums[..., 2].clamp_min(1)
+    phi_whole, g_whole = sums[..., 0] / whole_count, sums[..., 1] / whole_count
+    phi_off, g_off = phi_mean - phi_whole, g_mean - g_whole
+    offsets = (phi_off * g_off, phi_off * phi_off, g_off * g_off)
+    centred = [own + count * offset for own, offset in zip(products, offsets, strict=True)]
+    whole = total(torch.stack(centred, dim=-1))
+    return torch.cat([whole, torch.stack([phi_whole, g_whole, whole_count], dim=-1)], dim=-1)
 
 
 def statistic_of(moments: Tensor, statistic: Statistic) -> Tensor:
@@ -68,14 +84,18 @@ def _size(squares: Tensor, mean: Tensor, count: Tensor) -> Tensor:
     return torch.where(square > 0, square, 1.0).sqrt()
 
 
+def moments_gradient(d_s: Tensor, moments: Tensor, statistic: Statistic) -> Tensor:
+    """Return the gradient of the moments from that of s."""
+    with torch.enable_grad():
+        moments = moments.detach().requires_grad_()
+        return torch.autograd.grad(statistic_of(moments, statistic), moments, d_s)[0]
+
+
 def gradients(
     d_s: Tensor, moments: Tensor, statistic: Statistic, phi: Tensor, g: Tensor, out: tuple[Tensor, Tensor]
 ) -> None:
     """Write the gradients of phi and g, [B, C', N], into ``out``, from that of s and what `moments_of` returned."""
-    with torch.enable_grad():
-        moments = moments.detach().requires_grad_()
-        (d_moments,) = torch.autograd.grad(statistic_of(moments, statistic), moments, d_s)
-    means, channels = moments.detach()[..., 3:], phi.shape[1]
+    d_moments, means, channels = moments_gradient(d_s, moments, statistic), moments[..., 3:], phi.shape[1]
     phi, g = around(phi, means[..., 0]), around(g, means[..., 1])
     d_product, *of_one = (at_each_channel(d, channels) for d in d_moments.unbind(-1))
     count = at_each_channel(means[..., 2], channels)

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cgnl.ops.fused import branches, narrow, polynomials, sums
+from cgnl.ops.fused import branches, moments, narrow, polynomials, sums
 
 CHANNELS, INNER, GROUPS, POSITIONS = 1024, 512, 8, 196
 A2 = (1.0, 1.0, 0.5, 0.1)
@@ -29,7 +29,7 @@ def launches_of_every_operator(dtype: torch.dtype, layout: str) -> list[Launch]:
     def record(kernel: Any, num_programs: int, *arguments: Any, **settings: Any) -> None:
         recorded.append((kernel, arguments, settings))
 
-    for module in (sums, polynomials, narrow, branches):
+    for module in (sums, moments, polynomials, narrow, branches):
         module.launch = record  # type: ignore[attr-defined]
     memory_format = {"first": torch.contiguous_format, "last": torch.channels_last}[layout]
     x = torch.zeros(1, CHANNELS, POSITIONS, 1, dtype=dtype).contiguous(memory_format=memory_format)
@@ -40,6 +40,8 @@ def launches_of_every_operator(dtype: torch.dtype, layout: str) -> list[Launch]:
     vector = torch.zeros(CHANNELS)
     sums.power_sums(x, weight, weight, GROUPS, A2, GAMMA)
     sums.power_sums_backward(z_p, x, weight, weight, GROUPS, A2, GAMMA, True, True)
+    moments.moments(x, weight, weight, GROUPS)
+    moments.moments_backward(torch.zeros(1, GROUPS, 6), x, weight, weight, torch.ones(1, GROUPS, 6), True, True)
     sums.feature_sums(features, features, GROUPS, A2, GAMMA)
     sums.feature_sums_backward(z_p, features, features, GROUPS, A2, GAMMA)
     polynomials.polynomial(features, z_p, POWERS, GAMMA, torch.float32)

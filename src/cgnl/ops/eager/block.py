@@ -57,7 +57,6 @@ def cgnl_block(
     groups: int,
     kernel: KernelFunction,
     factor: float,
-    z_groups: int | None = None,
     **settings_of_block: Any,
 ) -> Tensor:
     """Run Fig. 2 from x to conv_z's output. Arguments as in `cgnl.ops` and `Settings`; ``factor`` is the scale.
@@ -68,7 +67,8 @@ def cgnl_block(
     (of a plain series). The running statistics, where given, are updated in place.
     """
     coefficients = scaled_coefficients(kernel, factor)
-    settings = Settings(groups, z_groups or groups, kernel, coefficients, feature_dtype(x), **settings_of_block)
+    z_groups = theta_weight.shape[0] // z_weight.shape[1]
+    settings = Settings(groups, z_groups, kernel, coefficients, feature_dtype(x), **settings_of_block)
     inputs = (x, theta_weight, phi_weight, g_weight, z_weight, weight, bias)
     tensors = [t for t in inputs if t is not None]
     can_run = autograd_function_can_run(*tensors)

@@ -132,7 +132,8 @@ def weight_gradients(
     of_mean = (mean @ rows.transpose(0, 1)).unflatten(1, (groups, -1)) * d_sums[..., None]
     gradients.view_as(rows).addmm_(of_mean.flatten(1).transpose(0, 1), mean, alpha=positions)
     d_phi_weight, d_g_weight = gradients.chunk(2, dim=1)
-    return d_phi_weight.flatten(0, 1), d_g_weight.flatten(0, 1)
+    # of one channel a group, flatten alone would return views with gaps, which processes cannot exchange
+    return d_phi_weight.flatten(0, 1).contiguous(), d_g_weight.flatten(0, 1).contiguous()
 
 
 def add_input_gradients(d_sums: Tensor, phi_weight: Tensor, g_weight: Tensor, x_flat: Tensor, d_x_flat: Tensor) -> None:

@@ -144,7 +144,7 @@ def branch_backward(
             d_row_sums, d_z_0 = series.shared_gradients(d_sums, statistics is not None)
             d_coefficients[:, :, 0] += d_z_0
         if wants_z_weight:
-            d_z_weight = weight_gradient(d_branch.to(dtype), y, series.groups)
+            d_z_weight = weight_gradient(d_branch.to(dtype), y, series.z_groups)
             if d_sums is not None:
                 d_z_weight = d_z_weight + d_row_sums[..., None]
             d_z_weight = d_z_weight.to(z_weight.dtype, copy=True).view(z_weight.shape)

@@ -5,6 +5,7 @@ P order of the series.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from cgnl.kernel_functions import KernelFunction
 from cgnl.ops.eager.series import scaled_coefficients
 from cgnl.ops.fused.branches import branch, branch_batch_norm
 from cgnl.ops.fused.limits import envelope_width
+from cgnl.ops.fused.moments import moments
 from cgnl.ops.fused.polynomials import polynomial
 from cgnl.ops.fused.series import Series, powers_of
 from cgnl.ops.fused.sums import feature_sums, power_sums
 from cgnl.ops.parallel import ProcessGroup, over_processes
+from cgnl.ops.statistics import Statistic, joined, moments_of, statistic_of
 
 
 def compact_generalized_non_local(
@@ -28,12 +31,18 @@ def compact_generalized_non_local(
     kernel: KernelFunction,
     factor: float,
     out_dtype: torch.dtype,
+    statistic: Statistic = "sum",
+    is_padding: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Run Eq. 12 on given features. Arguments as in `cgnl.ops`; ``factor`` is the scale, over all processes."""
     coefficients = scaled_coefficients(kernel, factor)
-    sums = feature_sums(phi, g, groups, coefficients, envelope_width(kernel))
-    sums = over_processes(sums, process_group)
+    if statistic == "sum":
+        sums = over_processes(feature_sums(phi, g, groups, coefficients, envelope_width(kernel)), process_group)
+    else:
+        maps = (features.flatten(2).float() for features in (phi, g))
+        found = moments_of(*maps, groups, process_group, is_padding=is_padding)
+        sums = _linear(statistic_of(found, statistic), factor)
     return polynomial(theta, sums, powers_of(coefficients), envelope_width(kernel), out_dtype)
 
 
@@ -50,13 +59,15 @@ def cgnl_block(
     kernel: KernelFunction,
     factor: float,
     out_dtype: torch.dtype | None = None,
+    statistic: Statistic = "sum",
+    is_padding: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Run Fig. 2 from x to conv_z's output; with a scale and a shift [C], x + scale · that + shift, written once.
 
     Arguments as in `cgnl.ops`, weights in x's type; ``factor`` is the scale of the sums, over all processes.
     """
-    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, process_group)
+    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, statistic, is_padding, process_group)
     powers = powers_of(scaled_coefficients(kernel, factor))
     return branch(x, theta_weight, z_weight, sums, scale, shift, powers, envelope_width(kernel), out_dtype or x.dtype)
 
@@ -81,12 +92,13 @@ def cgnl_block_batch_norm(
     factor: float,
     eps: float,
     momentum: float,
+    statistic: Statistic = "sum",
 ) -> Tensor:
     """Run Eq. 13 in training: BatchNorm of `cgnl_block` over this batch, plus x, in x's type.
 
     Weight, bias and running statistics are [C] or None; the latter are updated in place, with the unbiased variance.
     """
-    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, None)
+    sums = _block_sums(x, phi_weight, g_weight, groups, kernel, factor, statistic)
     powers = powers_of(scaled_coefficients(kernel, factor))
     out, mean, variance = branch_batch_norm(
         x, theta_weight, z_weight, sums, norm_weight, norm_bias, powers, envelope_width(kernel), eps
@@ -109,8 +121,20 @@ def _block_sums(
     groups: int,
     kernel: KernelFunction,
     factor: float,
-    process_group: ProcessGroup | None,
+    statistic: Statistic,
+    is_padding: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Return z_p of Eq. 12 for the block, [B, G, P + 1]."""
+    if statistic != "sum":
+        found = moments(x, phi_weight, g_weight, groups)
+        if process_group is not None:
+            found = joined(0 * found if is_padding else found, partial(over_processes, process_group=process_group))
+        return _linear(statistic_of(found, statistic), factor)
     sums = power_sums(x, phi_weight, g_weight, groups, scaled_coefficients(kernel, factor), envelope_width(kernel))
     return over_processes(sums, process_group)
+
+
+def _linear(s: Tensor, factor: float) -> Tensor:
+    """Return the coefficients [B, G, 2] of the polynomial factor s theta."""
+    return torch.stack([torch.zeros_like(s), factor * s], dim=-1)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cgnl.kernel_functions import GaussianRBF, KernelFunction, SeriesKernel
+from cgnl.kernel_functions import DotProduct, GaussianRBF, KernelFunction, SeriesKernel
 from cgnl.ops import eager
 from cgnl.ops.fused.launching import product_precision
 from cgnl.ops.fused.limits import envelope_width
@@ -65,6 +65,8 @@ class Kind(NamedTuple):
         powers: Bit p says whether the series has power p.
         envelope: Whether the series has an envelope.
         width: One of `WIDTHS`.
+        moments: Whether the sums are a covariance or correlation.
+        apart: Whether conv_z has other groups than the sums.
     """
 
     operation: Operation
@@ -73,17 +75,29 @@ class Kind(NamedTuple):
     powers: int
     envelope: bool
     width: int
+    moments: bool = False
+    apart: bool = False
 
     def __str__(self) -> str:
         powers = ", ".join(str(p) for p in range(self.powers.bit_length()) if self.powers >> p & 1)
         groups = f"up to {self.width}" if self.width <= WIDEST_GROUP else f"more than {WIDEST_GROUP}"
         return (
             f"{self.operation} in {str(self.dtype).removeprefix('torch.')}, channels {self.layout}, "
-            f"groups of {groups} features, powers {powers}" + (" with an envelope" if self.envelope else "")
+            f"groups of {groups} features, powers {powers}"
+            + " with an envelope" * self.envelope
+            + ", a correlation" * self.moments
+            + ", conv_z with other groups" * self.apart
         )
 
 
-def passes(operation: Operation, *tensors: Tensor, kernel: KernelFunction, dtype: torch.dtype) -> bool:
+def passes(
+    operation: Operation,
+    *tensors: Tensor,
+    kernel: KernelFunction,
+    dtype: torch.dtype,
+    moments: bool = False,
+    apart: bool = False,
+) -> bool:
     """Tell whether the fused operators may run such a call on the tensors' device.
 
     Tests them where no such call has been tested, and warns once if they fail. While a CUDA graph is captured or a
@@ -91,14 +105,16 @@ def passes(operation: Operation, *tensors: Tensor, kernel: KernelFunction, dtype
     theta, phi and g, or x and the four weights; ``dtype`` is the type in which the operation gets its inputs.
     """
     features = operation == "features"
-    width = WIDTHS[0] if features else _width_of(tensors[4].shape[1])
+    # theta and y are written where conv_z has other groups, whatever their width
+    width = WIDTHS[0] if features or apart else _width_of(tensors[4].shape[1])
     powers = powers_of(kernel.coefficients)
     envelope = "yes" if envelope_width(kernel) > 0 else "no"  # a word: a trace may hold a symbol, not a constant, here
     first = tensors[0]
-    if not _has_passed(first.device, operation, dtype, _layout_of(first), powers, envelope, width):
+    rest = powers, envelope, width, moments, apart
+    if not _has_passed(first.device, operation, dtype, _layout_of(first), *rest):
         return False
     # phi and g go in phi's format
-    return not features or _has_passed(first.device, operation, dtype, _layout_of(tensors[1]), powers, envelope, width)
+    return not features or _has_passed(first.device, operation, dtype, _layout_of(tensors[1]), *rest)
 
 
 def _width_of(in_group: int) -> int:
@@ -134,10 +150,12 @@ def _has_passed(
     powers: int,
     envelope: str,
     width: int,
+    moments: bool,
+    apart: bool,
 ) -> bool:
-    key = device, product_precision(dtype), operation, dtype, layout, powers, envelope, width
+    key = device, product_precision(dtype), operation, dtype, layout, powers, envelope, width, moments, apart
     if key not in _reasons:
-        kind = Kind(operation, dtype, layout, powers, envelope == "yes", width)
+        kind = Kind(operation, dtype, layout, powers, envelope == "yes", width, moments, apart)
         is_cuda = device.type == "cuda"
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward or (is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -227,7 +245,8 @@ def _inputs(kind: Kind) -> list[Tensor]:
         theta, phi, noise = (normal(batch, inner, *axes) for _ in range(3))
         return [theta, phi, _like_phi(phi, noise) + 0.5 * phi.square()]
     theta, phi, noise = (normal(inner, channels, 1, 1, deviation=channels**-0.5) for _ in range(3))
-    z = normal(channels, kind.width, 1, 1, deviation=kind.width**-0.5)
+    z_width = inner if kind.apart else kind.width
+    z = normal(channels, z_width, 1, 1, deviation=z_width**-0.5)
     inputs = [normal(batch, channels, *axes), theta, phi, _like_phi(phi, noise), z]
     return inputs if kind.operation == "branch" else [*inputs, 1 + 0.3 * normal(channels), normal(channels)]
 
@@ -245,6 +264,8 @@ def _results(kind: Kind, inputs: Sequence[Tensor], form: dict[Operation, Callabl
         kernel = SeriesKernel(torch.mul, [(kind.powers >> p & 1) / math.factorial(p) for p in range(order + 1)])
     positions = math.prod(inputs[0].shape[2:])
     options: dict[str, Any] = {"groups": _GROUPS, "kernel": kernel, "factor": 1 / (kind.width * positions)}
+    if kind.moments:
+        options |= {"statistic": "correlation", "kernel": DotProduct()}
     wanted = [t.detach().requires_grad_() for t in inputs]
     statistics = []
     if kind.operation == "batch_norm":

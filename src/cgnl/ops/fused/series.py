@@ -40,8 +40,13 @@ class Series(NamedTuple):
         return self.theta_weight.shape[0] // self.groups
 
     @property
+    def z_groups(self) -> int:
+        return self.theta_weight.shape[0] // self.z_weight.shape[1]
+
+    @property
     def is_wide(self) -> bool:
-        return self.in_group > WIDEST_GROUP
+        """Whether theta and y are written: a group does not fit into a tile, or is no group of conv_z."""
+        return self.in_group > WIDEST_GROUP or self.z_groups != self.groups
 
     def shared(self) -> Tensor | None:
         """Return conv_z of z_0: the part of the branch that all positions share, [B, C] in float32.

@@ -86,6 +86,14 @@ def power_sums_backward(
         **series_settings(powers_of(coefficients), len(coefficients), gamma),
         **sizes,
     )
+    return through_convolutions(d_features, x, phi_weight, g_weight, wants_x, wants_weights)
+
+
+def through_convolutions(
+    d_features: Tensor, x: Tensor, phi_weight: Tensor, g_weight: Tensor, wants_x: bool, wants_weights: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x and both weights, empty where not wanted, from that of phi and g, [B, 2C', N]."""
+    flat = as_map(x)
     d_x, d_phi_weight, d_g_weight = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     with without_autocast(x):
         if wants_weights:
@@ -101,7 +109,10 @@ def power_sums_backward(
 
 
 @power_sums_backward.register_fake
-def _(d_sums: Tensor, x: Tensor, phi_weight: Tensor, g_weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+def fake_gradients(
+    d_sums: Tensor, x: Tensor, phi_weight: Tensor, g_weight: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors in the shapes of `through_convolutions`."""
     wants_x, wants_weights = others[-2:]
     return (
         torch.empty_like(x) if wants_x else x.new_empty(0),

@@ -1,4 +1,6 @@
-"""The branch of groups of more than `WIDEST_GROUP` features: theta and y are written, and the products are PyTorch's.
+"""The branch of groups of more than `WIDEST_GROUP` features, or of other groups than conv_z's.
+
+Theta and y are written, and the products are PyTorch's.
 
 Legend: B batch, C channels, C' inner channels, c = C'/G, N positions, G groups, P order of the series.
 """
@@ -70,4 +72,4 @@ def _steps(flat: Tensor, series: Series) -> tuple[Tensor, Tensor, Tensor]:
 
 def _z_matrices(series: Series, dtype: torch.dtype) -> Tensor:
     """Return conv_z's weight as one matrix a group, [G, C/G, c]."""
-    return series.z_weight.flatten(1).unflatten(0, (series.groups, -1)).to(dtype)
+    return series.z_weight.flatten(1).unflatten(0, (series.z_groups, -1)).to(dtype)
