@@ -21,7 +21,7 @@ def test_each_kind_has_options_and_classes_with_public_names():
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 def test_a_block_of_each_kind_starts_as_the_identity(name, num_axes):
     block = block_maker(name, {"inner_channels": 8}, num_axes=num_axes)(32)
-    assert kind_of(block) == {"cgnlx": "cgnl"}.get(name, name)
+    assert kind_of(block) == {"cgnlx": "cgnl", "cgnl-correlation": "cgnl"}.get(name, name)
     x = torch.randn(2, 32, *(5,) * num_axes)
     assert torch.equal(block(x), x)
     found = features(block, x)

@@ -87,5 +87,5 @@ def test_old_spellings_are_read():
 
 @pytest.mark.parametrize("kind", [CGNLOptions, OPTIONS["residual"]])
 def test_a_word_that_is_no_number_of_groups_is_refused(kind):
-    with pytest.raises(ValueError, match=r"block\.groups \('channels'\) must be one of 'auto' or a number"):
-        kind(groups="channels")
+    with pytest.raises(ValueError, match=r"block\.groups \('all'\) must be one of 'auto', 'channels' or a number"):
+        kind(groups="all")

@@ -107,7 +107,7 @@ def _generalized(form: Form, block: Any, x: Tensor) -> Features:
             F.normalize(tensor.unflatten(1, (block.groups, -1)).flatten(2), dim=2).view_as(tensor)
             for tensor in (theta, phi)
         )
-    statistic = getattr(block, "statistic", "sum")
+    statistic: Any = getattr(block, "statistic", "sum")
     if statistic != "sum":
         phi, g = (tensor.flatten(2) for tensor in (phi, g))
         phi, g = (tensor.view_as(theta) for tensor in terms_of(phi, g, block.groups, statistic))

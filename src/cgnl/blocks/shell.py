@@ -59,8 +59,6 @@ class Block(nn.Module):
         check_positive("inner_channels", inner_channels)
         self.channels = channels
         self.inner_channels = inner_channels
-        if groups == "channels":
-            groups = inner_channels
         if z_groups is None:
             self.groups = self.z_groups = _fitting_groups(groups, channels, inner_channels)
         else:
@@ -220,6 +218,8 @@ def _fitting_groups(groups: Groups, channels: int, inner_channels: int, name: st
         return next(
             number for number in range(_MOST_GROUPS, 0, -1) if not (channels % number or inner_channels % number)
         )
+    if groups == "channels":
+        groups = inner_channels
     check_positive(name, groups, " or 'auto' or 'channels'" if name == "groups" else "")
     for counted, count in (("channels", channels), ("inner_channels", inner_channels)):
         if count % groups:

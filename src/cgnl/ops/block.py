@@ -88,16 +88,17 @@ def cgnl_block(
         x = with_zeros(x)
     form = chosen_form(backend, x, *weights, kernel=kernel, statistic=statistic, z_groups_apart=z_groups != groups)
     out_dtype = out_dtype or x.dtype
-    shared: dict[str, Any] = {"is_padding": empty, "process_group": process_group}
+    if form is not naive:
+        options |= {"is_padding": empty, "process_group": process_group}
     if form is fused:
         inputs = in_feature_dtype(x, *weights)
         with without_autocast(x):
-            y = fused.cgnl_block(*inputs, out_dtype=out_dtype, **shared, **options)
+            y = fused.cgnl_block(*inputs, out_dtype=out_dtype, **options)
     elif form is naive:
         refuse_process_group(process_group)
         y = naive.cgnl_block(*in_sum_dtype(x, *weights), **options)
     else:
-        y = eager.cgnl_block(x, *weights, memory_efficient=memory_efficient, **shared, **options)
+        y = eager.cgnl_block(x, *weights, memory_efficient=memory_efficient, **options)
     return (without_zeros(y, sizes) if empty else y).to(out_dtype)
 
 

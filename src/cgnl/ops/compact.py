@@ -74,12 +74,13 @@ def compact_generalized_non_local(
         theta, phi, g = (with_zeros(t) for t in (theta, phi, g))
     form = chosen_form(backend, theta, phi, g, kernel=kernel, operation="features", statistic=statistic)
     out_dtype = out_dtype or theta.dtype
-    shared: dict[str, Any] = {"is_padding": empty, "process_group": process_group}
+    if form is not naive:
+        options |= {"is_padding": empty, "process_group": process_group}
     if form is fused:
-        y = fused.compact_generalized_non_local(theta, phi, g, out_dtype=out_dtype, **shared, **options)
+        y = fused.compact_generalized_non_local(theta, phi, g, out_dtype=out_dtype, **options)
     elif form is naive:
         refuse_process_group(process_group)
         y = naive.compact_generalized_non_local(*in_sum_dtype(theta, phi, g), **options)
     else:
-        y = eager.compact_generalized_non_local(theta, phi, g, **shared, **options)
+        y = eager.compact_generalized_non_local(theta, phi, g, **options)
     return (without_zeros(y, sizes) if empty else y).to(out_dtype)

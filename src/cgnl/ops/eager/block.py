@@ -165,7 +165,9 @@ class _Block(torch.autograd.Function):
         x, theta_weight, phi_weight, g_weight, z_weight, weight, bias = inputs
         num_statistics = 3 if settings.kind == "batch_norm" else 0
         statistics = Statistics(*saved[13 : 13 + num_statistics]) if num_statistics else None
-        kept = Kept(*saved[7:13], list(saved[13 + num_statistics :]))
+        theta, others, moments, x_mean, y_mean, group_moments = saved[7:13]
+        sums = list(saved[13 + num_statistics :])
+        kept = Kept(theta, others, moments, x_mean, y_mean, group_moments, sums)
         wants = ctx.needs_input_grad
         dtype = sum_dtype(x.dtype)
         gradients: list[Tensor | None] = [None] * 7

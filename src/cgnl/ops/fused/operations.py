@@ -40,8 +40,8 @@ def compact_generalized_non_local(
     if statistic == "sum":
         sums = over_processes(feature_sums(phi, g, groups, coefficients, envelope_width(kernel)), process_group)
     else:
-        maps = (features.flatten(2).float() for features in (phi, g))
-        found = moments_of(*maps, groups, process_group, is_padding=is_padding)
+        phi, g = phi.flatten(2).float(), g.flatten(2).float()
+        found = moments_of(phi, g, groups, process_group, is_padding=is_padding)
         sums = _linear(statistic_of(found, statistic), factor)
     return polynomial(theta, sums, powers_of(coefficients), envelope_width(kernel), out_dtype)
 
