@@ -23,6 +23,7 @@ except ImportError:
 import cgnl
 from cgnl.cli.arguments import parse_fields, parts_of, take_recipe, take_trust
 from cgnl.cli.benchmark import benchmark
+from cgnl.cli.comparison import compare
 from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
@@ -244,12 +245,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "predict": predict,
     "explain": explain,
+    "compare": compare,
     "data": data,
     "convert": convert,
     "benchmark": benchmark,
     "recipes": recipes,
 }
-_PARSING_THEMSELVES = (train, evaluate, data, benchmark)
+_PARSING_THEMSELVES = (train, evaluate, compare, data, benchmark)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

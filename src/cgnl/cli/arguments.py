@@ -45,7 +45,11 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     from cgnl.recipes import RECIPES
 
     verb, name = command.split(maxsplit=1)
-    about = {"train": "Train a recipe's network", "evaluate": "Test a network"}[verb]
+    about = {
+        "train": "Train a recipe's network",
+        "evaluate": "Test a network",
+        "compare": "Compare kinds of blocks in a recipe's network",
+    }[verb]
     about += ": every field of the recipe is an option."
     if name in RECIPES:
         about = "\n\n".join([*RECIPES[name].doc.splitlines(), about])

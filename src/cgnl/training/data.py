@@ -1,7 +1,7 @@
 """Lightning data modules: read, cut, batched, and resumable in the middle of an epoch."""
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -70,6 +70,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         self._classes = tuple(classes) if classes is not None else None
         self._num_classes = num_classes
         self._resume_at = (0, 0)
+        self._reading: Split | None = None
         self._bad: dict[str, BadFiles] = {}
         self._unshared: list[tuple[str, tuple[int, Path, str]]] = []
 
@@ -190,7 +191,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     @property
     def _in_training(self) -> bool:
-        return self.trainer is not None and self.trainer.training
+        return self._reading == "train" or (self.trainer is not None and self.trainer.training)
 
     @property
     def bad_count(self) -> int:
@@ -245,6 +246,15 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def predict_dataloader(self) -> DataLoader:
         """Return the test samples as they are tested after training."""
         return self.val_dataloader()
+
+    def tested_batches(self, split: Split) -> Iterator[Mapping[str, Any]]:
+        """Yield the batches of a split in its order, cut as in a test; without a trainer."""
+        samples = self.train_samples if split == "train" else self.test_samples
+        batches = EpochBatches(len(samples.samples), self.config.batch_size, training=False)
+        self._reading = split
+        for batch in self._loader(self._dataset(split, training=False), batches):
+            yield self.on_after_batch_transfer(batch, 0)
+        self._reading = None
 
     def _test_batches(self, per_process: int) -> EpochBatches:
         rank, world_size = self._place()

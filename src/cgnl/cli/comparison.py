@@ -1,0 +1,123 @@
+"""``cgnl compare``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
+from cgnl.cli.options import OptionalFolder
+
+_DEFAULT_BLOCKS = ("none", "residual", "se", "gc", "nl", "cgnl", "cgnl-correlation")
+_LENGTHS = (1, 2, 3)
+
+
+def _words(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of `cgnl compare` besides a recipe's fields."""
+
+    blocks: Annotated[tuple[str, ...], _words("BLOCK ...")] = _DEFAULT_BLOCKS
+    """Kinds of blocks, with options behind a colon if you like: none cgnl cgnl:groups=1,norm=group mypackage.MyBlock.
+    none is the plain network, which the others are compared with."""
+    seeds: int = 5
+    """Number of seeds. Every kind runs with each; their differences are paired."""
+    first_seed: int = 0
+    """The first of the seeds."""
+    out: OptionalFolder = None
+    """Folder for the runs, the cached maps and report.html; by default compare/ and the recipe's name. The same command
+    again continues what is there."""
+    freeze: Literal["none", "below-block"] = "none"
+    """below-block keeps the network up to the block as it is, computes its maps once, and trains the block and a new
+    classifier on them: minutes instead of hours. none trains whole networks."""
+    epochs: int = 20
+    """Epochs of every run. The plain network also runs for twice as many, as a control."""
+    rate: float | None = None
+    """Learning rate; by default the recipe's, and 0.1 with frozen maps (SGD with momentum 0.9 and a cosine)."""
+    weight_decay: float = 5e-4
+    """Weight decay, with frozen maps."""
+    dropout: float = 0.5
+    """Probability of dropout before the classifier, with frozen maps."""
+    width: int = 512
+    """Channels of the 1x1 convolution between the block and the classifier, with frozen maps."""
+    tune: Annotated[tuple[float, ...], _words("FACTOR ...")] = ()
+    """Factors to try, such as 0.1 1 4: of plain's rate, and of each block's rate, each at one, two and three times the
+    epochs. A third of the training samples is kept for that, and never used in the report."""
+    jobs: int = 1
+    """Runs at the same time, each in a process and on a GPU of its own, if there are several."""
+    minutes: float | None = None
+    """End cleanly before so many minutes are over; the same command continues."""
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Compare kinds of blocks on your data: cgnl compare RECIPE --data.root FOLDER [--blocks none cgnl ...] ..."""
+    name, recipe, rest = take_recipe("compare", arguments)
+    options = parse_fields(f"compare {name}", CompareOptions, recipe, rest)
+    recipe = dataclasses.replace(recipe, **parts_of(options))
+    _check(options, recipe)
+    folder = options.out or Path("compare") / Path(arguments[0]).stem
+    from cgnl.compare.plan import Protocol, with_block
+    from cgnl.compare.report import write_report
+    from cgnl.compare.running import run
+    from cgnl.settings.reading import to_dict
+    from cgnl.tasks.registry import task_of
+
+    labels = dict.fromkeys(("none", *options.blocks))
+    for label in labels:
+        with_block(recipe, label)
+    task: Any = task_of(recipe)
+    if not task.classifies:
+        raise ValueError(f"cgnl compare needs a network that classifies, and {name} is for {task.words}")
+    recipe = task.sized(recipe)
+    frozen = options.freeze == "below-block"
+    protocol = Protocol(
+        command=f"cgnl compare {' '.join(arguments)}",
+        recipe=to_dict(with_block(recipe, "none")),
+        blocks=tuple(labels),
+        seeds=tuple(range(options.first_seed, options.first_seed + options.seeds)),
+        frozen=frozen,
+        epochs=options.epochs,
+        rate=options.rate or (0.1 if frozen else recipe.optimizer.lr),
+        weight_decay=options.weight_decay,
+        dropout=options.dropout,
+        width=options.width,
+        factors=tuple(options.tune),
+        lengths=_LENGTHS if options.tune else (),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
+    protocol.write(folder, data=data.summary(), network=recipe.network.arch)
+    print(data.summary())
+    complete = run(
+        protocol, folder, jobs=options.jobs, minutes=options.minutes, say=lambda line: print(line, flush=True)
+    )
+    print(write_report(folder))
+    print(f"report: {folder / 'report.html'}")
+    if not complete:
+        print("not every run is finished; the same command continues", file=sys.stderr)
+        sys.exit(3)
+
+
+def _check(options: Any, recipe: Any) -> None:
+    for field in ("seeds", "epochs", "jobs", "width"):
+        if getattr(options, field) < 1:
+            raise ValueError(f"--{field} ({getattr(options, field)}) must be at least 1")
+    if options.first_seed < 0 or options.first_seed + options.seeds > 1_000_000:
+        raise ValueError(f"--first-seed ({options.first_seed}) must be from 0 to 999999")
+    for field in ("rate", "minutes"):
+        value = getattr(options, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{field} ({value}) must be above 0")
+    if any(not factor > 0 for factor in options.tune):
+        raise ValueError(f"--tune ({' '.join(map(str, options.tune))}) must be numbers above 0")
+    if options.tune and options.freeze == "none":
+        raise ValueError("--tune needs --freeze below-block: whole networks take too long for so many tries")
+    if recipe.data.root is None and not hasattr(recipe.data, "train_annotations"):
+        raise ValueError("data.root is needed: the folder with the samples")

@@ -1,0 +1,1 @@
+"""Comparing kinds of blocks on the same data, with seeds, tuning and intervals: the command ``cgnl compare``."""

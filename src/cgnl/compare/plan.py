@@ -1,0 +1,164 @@
+"""What a comparison runs: kinds of blocks, seeds, lengths and rates, written down before the first run."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cgnl.files import write_text
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import override
+
+# Seeds of runs that tune: none that a report uses.
+FIRST_TUNING_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run.
+
+    Attributes:
+        block: Label of the kind of block, see `with_block`.
+        seed: Seed of the classifier, the order of the samples, the flips and dropout; the same for all kinds.
+        length: "fixed": the common number of epochs; "own": the kind's own best; "twice": plain for twice the epochs;
+            "tuning": a run that only tunes.
+        epochs: Epochs.
+        rate: Learning rate at the start.
+        factor: The block's rate divided by that.
+    """
+
+    block: str
+    seed: int
+    length: str
+    epochs: int
+    rate: float
+    factor: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from all others."""
+        return dataclasses.astuple(self)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a comparison does, as it stands in ``protocol.json``.
+
+    Attributes:
+        command: The command line.
+        recipe: The recipe as plain values, without block and seed.
+        blocks: Labels of the kinds of blocks.
+        seeds: Seeds of the report.
+        frozen: Whether the network up to the block stays as it is, and its maps are cached.
+        epochs: The common number of epochs.
+        rate: Learning rate.
+        weight_decay: Weight decay.
+        dropout: Probability of dropout before the classifier.
+        width: Channels of the 1x1 convolution between block and classifier.
+        factors: Factors of rates that are tried, and lengths as multiples of the epochs; both empty without tuning.
+        tuning_seeds: Seeds of each try.
+    """
+
+    command: str
+    recipe: dict[str, Any]
+    blocks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    frozen: bool
+    epochs: int
+    rate: float
+    weight_decay: float
+    dropout: float
+    width: int
+    factors: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    tuning_seeds: int = 2
+
+    def write(self, folder: Path, **words: Any) -> None:
+        """Write it into a folder, with words for people.
+
+        Raises:
+            ValueError: The folder holds another protocol.
+        """
+        path, values = folder / "protocol.json", json.loads(json.dumps(dataclasses.asdict(self)))
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differing = [name for name, value in values.items() if name != "command" and before.get(name) != value]
+            if differing:
+                raise ValueError(
+                    f"{folder} holds a comparison with another {', '.join(differing)}; give the same options again to "
+                    "continue it, or another --out"
+                )
+            return
+        write_text(path, json.dumps({**values, **words}, indent=1, ensure_ascii=False) + "\n")
+
+
+def with_block(recipe: Recipe, label: str) -> Recipe:
+    """Return a recipe with a kind of block.
+
+    Args:
+        recipe: The recipe.
+        label: The kind, and options of it behind a colon: ``cgnl:groups=1,norm=group``.
+
+    Raises:
+        ValueError: There is no such kind, option or value.
+    """
+    kind, _, options = label.partition(":")
+    values: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"--blocks ({label}): {option} must be OPTION=VALUE, such as groups=1")
+        values[name] = yaml.safe_load(value)
+    return override(recipe, {"network": {"block": kind}, "block": values}, f"--blocks ({label})")
+
+
+def planned(protocol: Protocol, tuned: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
+    """Return the runs that the report needs, seed by seed, so that an early end leaves whole pairs.
+
+    Args:
+        protocol: The protocol.
+        tuned: For each label the best ``rate``, ``factor`` of the fixed length, and ``own`` (epochs, rate, factor).
+    """
+    trials = []
+    for seed in protocol.seeds:
+        for block in protocol.blocks:
+            best = tuned.get(block, {})
+            rate, factor = best.get("rate", protocol.rate), best.get("factor", 1.0)
+            trials.append(Trial(block, seed, "fixed", protocol.epochs, rate, factor))
+            if block == "none":
+                trials.append(Trial(block, seed, "twice", 2 * protocol.epochs, rate, factor))
+            if "own" in best:
+                trials.append(Trial(block, seed, "own", *best["own"]))
+    return trials
+
+
+def tuning(protocol: Protocol, block: str, rate: float | None = None) -> list[Trial]:
+    """Return the runs that tune a kind: plain's rate, or a block's factor at that rate, each at every length."""
+    trials = []
+    for multiple in protocol.lengths:
+        for factor in protocol.factors:
+            for number in range(protocol.tuning_seeds):
+                seed, epochs = FIRST_TUNING_SEED + number, multiple * protocol.epochs
+                if rate is None:
+                    trials.append(Trial(block, seed, "tuning", epochs, protocol.rate * factor, 1.0))
+                else:
+                    trials.append(Trial(block, seed, "tuning", epochs, rate, factor))
+    return trials
+
+
+def best_of(rows: Sequence[Mapping[str, Any]], epochs: int) -> dict[str, Any]:
+    """Return the best settings among runs that tuned one kind: at ``epochs``, and at any length.
+
+    The mean top-1 over the seeds decides; of equal ones the shorter and then the smaller.
+    """
+    scores: dict[tuple[int, float, float], list[float]] = {}
+    for row in rows:
+        scores.setdefault((row["epochs"], row["rate"], row["block_rate_factor"]), []).append(row["top1"])
+    means = {settings: sum(values) / len(values) for settings, values in sorted(scores.items())}
+    own = max(means, key=lambda settings: means[settings])
+    fixed = max((settings for settings in means if settings[0] == epochs), key=lambda settings: means[settings])
+    return {"rate": fixed[1], "factor": fixed[2], "own": own}

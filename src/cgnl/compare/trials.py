@@ -1,0 +1,224 @@
+"""One run of a comparison: a block and a classifier on cached maps, or the whole network.
+
+Legend: B batch, C channels, S spatial or space-time axes, K classes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cgnl.blocks.diagnosis import diagnose
+from cgnl.blocks.shell import BATCH_NORMS, CONVOLUTIONS
+from cgnl.compare.maps import Features, Maps
+from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, with_block
+from cgnl.networks.cost import network_cost
+from cgnl.settings.image import Recipe
+from cgnl.settings.reading import from_dict
+from cgnl.tasks.registry import task_of
+from cgnl.training.trained import default_device
+
+# Maps that are tested together.
+_TEST_BATCH = 256
+# Of the training samples, one in so many only tunes.
+_TUNING_SHARE = 3
+
+
+def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[str, Any]:
+    """Train a block and a classifier on cached maps with SGD and a cosine, and test them.
+
+    The order of the samples, their flips, dropout and the start of the classifier are the same for every kind.
+
+    Returns:
+        A line of ``runs.jsonl``.
+    """
+    started = time.monotonic()
+    train, test = _samples(protocol, trial, features)
+    recipe = with_block(from_dict(protocol.recipe, "protocol.json"), trial.block)
+    shape = tuple(train.maps.shape[2:])
+
+    def build() -> nn.Sequential:
+        return _network(recipe, shape, len(features.classes), protocol, trial.seed)
+
+    network = build().to(default_device())
+    of_block = list(network[0].parameters())
+    groups = [
+        {"params": of_block, "lr": trial.rate * trial.factor},
+        {"params": list(network[1].parameters()), "lr": trial.rate},
+    ]
+    batch_size = recipe.data.batch_size
+    steps = trial.epochs * (len(train.labels) // batch_size)
+    if not steps:
+        raise ValueError(f"data.batch_size ({batch_size}) must be at most the number of training samples")
+    optimizer = torch.optim.SGD(
+        [group for group in groups if group["params"]], momentum=0.9, weight_decay=protocol.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    curve: list[dict[str, float]] = []
+    order = torch.Generator().manual_seed(trial.seed)
+    for epoch in range(1, trial.epochs + 1):
+        network.train()
+        losses: list[float] = []
+        for x, labels in _batches(train, batch_size, order):
+            loss = F.cross_entropy(network(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        if epoch == trial.epochs or epoch % max(1, trial.epochs // 10) == 0:
+            test_loss, top1 = _tested(network, test)
+            curve.append(
+                {"epoch": epoch, "train_loss": sum(losses) / len(losses), "test_loss": test_loss, "top1": top1}
+            )
+    train_loss, _ = _tested(network, train)
+    cost = network_cost(build, (1, *shape))
+    diagnosis = None
+    if trial.length == "fixed" and of_block:
+        diagnosis = _diagnosis(network, test)
+    return {
+        **_words(trial), "steps": steps, "top1": curve[-1]["top1"], "test_loss": curve[-1]["test_loss"],
+        "train_loss": train_loss, "parameters": cost.parameters, "multiplications": cost.multiplications,
+        "seconds": round(time.monotonic() - started, 2), "curve": curve, "diagnosis": diagnosis,
+    }  # fmt: skip
+
+
+def _samples(protocol: Protocol, trial: Trial, features: Features) -> tuple[Maps, Maps]:
+    """Return training and test samples; those that tune are none of the report's, and see no test sample."""
+    if not protocol.factors:
+        return features.train, features.test
+    kept = torch.ones(len(features.train.labels), dtype=torch.bool)
+    for label in range(len(features.classes)):
+        own = (features.train.labels == label).nonzero().flatten()
+        chosen = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(FIRST_TUNING_SEED))]
+        kept[chosen[: len(own) // _TUNING_SHARE]] = False
+    if trial.length != "tuning":
+        return features.train.of(kept.nonzero().flatten()), features.test
+    tuning = (~kept).nonzero().flatten()
+    generator = torch.Generator().manual_seed(FIRST_TUNING_SEED + 1)
+    tuning = tuning[torch.randperm(len(tuning), generator=generator)]
+    cut = len(tuning) * 2 // 3
+    return features.train.of(tuning[:cut]), features.train.of(tuning[cut:])
+
+
+def _network(recipe: Recipe, shape: tuple[int, ...], num_classes: int, protocol: Protocol, seed: int) -> nn.Sequential:
+    """Return block and classifier; the classifier starts the same for every kind of block."""
+    channels, num_axes = shape[0], len(shape) - 1
+    torch.manual_seed(seed)
+    head = nn.Sequential(
+        CONVOLUTIONS[num_axes](channels, protocol.width, 1, bias=False),
+        BATCH_NORMS[num_axes](protocol.width),
+        nn.ReLU(),
+        nn.Flatten(2),
+        _Mean(),
+        nn.Dropout(protocol.dropout),
+        nn.Linear(protocol.width, num_classes),
+    )
+    task: Any = task_of(recipe)
+    blocks = task.blocks(recipe)
+    block = nn.Identity() if blocks is None else blocks(num_axes)(channels)
+    torch.manual_seed(seed)
+    return nn.Sequential(block, head)
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(-1)
+
+
+def _batches(maps: Maps, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    device = default_device()
+    numbers = torch.randperm(len(maps.labels), generator=order)
+    flips = torch.randint(2, (len(numbers),), generator=order)
+    for own, flip in zip(numbers.split(batch_size), flips.split(batch_size), strict=True):
+        if len(own) == batch_size:
+            yield maps.maps[own, flip].to(device), maps.labels[own].to(device)
+
+
+@torch.inference_mode()
+def _tested(network: nn.Module, maps: Maps) -> tuple[float, float]:
+    """Return mean loss and top-1 (%)."""
+    network.eval()
+    loss, right = 0.0, 0
+    for x, labels in _test_batches(maps):
+        logits = network(x)
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+    count = len(maps.labels)
+    return loss / count, 100 * right / count
+
+
+def _test_batches(maps: Maps) -> Iterator[tuple[Tensor, Tensor]]:
+    device = default_device()
+    for start in range(0, len(maps.labels), _TEST_BATCH):
+        part = slice(start, start + _TEST_BATCH)
+        yield maps.maps[part, 0].to(device), maps.labels[part].to(device)
+
+
+class _Repeated:
+    """Test batches that can be read again."""
+
+    def __init__(self, batches: Callable[[], Iterator[Any]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+
+def _diagnosis(network: nn.Module, test: Maps) -> dict[str, Any]:
+    return diagnose(network, _Repeated(lambda: _test_batches(test)))
+
+
+def _words(trial: Trial) -> dict[str, Any]:
+    return {
+        "block": trial.block,
+        "seed": trial.seed,
+        "length": trial.length,
+        "epochs": trial.epochs,
+        "rate": trial.rate,
+        "block_rate_factor": trial.factor,
+    }
+
+
+def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
+    """Train a whole network with the recipe's own optimizer, or go on with that, and return its line."""
+    import csv
+
+    from cgnl.tasks import load_trained, recipe_cost, train
+
+    recipe: Any = with_block(from_dict(protocol.recipe, "protocol.json"), trial.block)
+    name = "-".join([trial.block.translate(str.maketrans(":,=", "___")), trial.length, str(trial.seed)])
+    recipe = replace(
+        recipe,
+        trainer=replace(recipe.trainer, seed=trial.seed, max_epochs=trial.epochs),
+        optimizer=replace(
+            recipe.optimizer, lr=trial.rate, block_lr_factor=recipe.optimizer.block_lr_factor * trial.factor
+        ),
+    )
+    run = folder / "runs" / name
+    train(recipe, run, name="compare", resume=True, progress=False)
+    with (run / "epochs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    curve = [
+        {
+            "epoch": number,
+            "train_loss": float(row["train_loss"]),
+            "test_loss": float(row["test_loss"]),
+            "top1": float(row["test_top1"]),
+        }
+        for number, row in enumerate(rows, start=1)
+    ]
+    trained = load_trained(run / "last.ckpt")
+    cost = recipe_cost(replace(recipe, data=replace(recipe.data, num_classes=len(trained.classes))))
+    return {
+        **_words(trial), "steps": int(rows[-1]["step"]), "top1": curve[-1]["top1"],
+        "test_loss": curve[-1]["test_loss"], "train_loss": curve[-1]["train_loss"], "parameters": cost.parameters,
+        "multiplications": cost.multiplications, "seconds": round(sum(float(row["seconds"]) for row in rows), 2),
+        "curve": curve, "diagnosis": None,
+    }  # fmt: skip

@@ -1,0 +1,242 @@
+"""`cgnl compare`: cached maps against a hook, runs that are equal but for the block, continued after a kill -9."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cgnl.cli import main
+from cgnl.compare.maps import Features, Maps, cached
+from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, best_of, planned, tuning, with_block
+from cgnl.compare.running import rows_of
+from cgnl.compare.trials import _samples, run_on_maps
+from cgnl.recipes import RECIPES
+from cgnl.settings.reading import override, to_dict
+
+NETWORK = ["--network.arch=resnet18", "--network.weights=None", "--data.size=32", "--data.resize=36"]
+SMALL = [*NETWORK, "--data.batch-size=4", "--data.workers=0", "--width=8", "--epochs=2", "--freeze=below-block"]
+VALUES = {
+    "network": {"arch": "resnet18", "weights": None},
+    "data": {"size": 32, "resize": 36, "batch_size": 4, "workers": 0},
+}
+
+
+def recipe_of(root):
+    return override(RECIPES["image"].make(), {**VALUES, "data": {**VALUES["data"], "root": str(root)}}, "here")
+
+
+def protocol_of(recipe, **changes):
+    values = {
+        "command": "", "recipe": to_dict(recipe), "blocks": ("none", "cgnl"), "seeds": (0, 1), "frozen": True,
+        "epochs": 2, "rate": 0.1, "weight_decay": 5e-4, "dropout": 0.5, "width": 8,
+    }  # fmt: skip
+    return Protocol(**{**values, **changes})
+
+
+def features_of(count=60, classes=3, shape=(16, 4, 4)):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    maps = torch.randn(count, 2, *shape, generator=generator) + labels.view(-1, 1, 1, 1, 1)
+    return Features(Maps(maps, labels), Maps(maps[:12], labels[:12]), tuple("abc"), "layer3", "words")
+
+
+def without_time(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_the_cached_maps_are_what_a_block_gets(class_folders, tmp_path):
+    recipe = recipe_of(class_folders)
+    features = cached(recipe, tmp_path, say=lambda line: None)
+    from cgnl.tasks import build_network, task_of
+
+    torch.manual_seed(0)
+    network = build_network(with_block(recipe, "none"), 3).eval()
+    kept = []
+    network.layer3[0].register_forward_hook(lambda module, args, output: kept.append(output))
+    task = task_of(recipe)
+    data = task.make_data(recipe.data, inputs=task.inputs(recipe))
+    with torch.no_grad():
+        for split, maps in (("train", features.train), ("test", features.test)):
+            batch = torch.cat([b["image"] for b in data.tested_batches(split)])
+            network(batch)
+            network(batch.flip(-1))
+            assert (maps.maps[:, 0] - kept[-2]).abs().max() < 1e-5
+            assert (maps.maps[:, 1] - kept[-1]).abs().max() < 1e-5
+            assert len(maps.labels) == len(batch)
+    assert features.place.startswith("layer3")
+
+
+def test_maps_are_computed_anew_when_a_file_has_changed(class_folders, tmp_path):
+    folder = shutil.copytree(class_folders, tmp_path / "photos")
+    said = []
+    cached(recipe_of(folder), tmp_path / "out", say=said.append)
+    assert len(said) == 2
+    cached(recipe_of(folder), tmp_path / "out", say=said.append)
+    assert len(said) == 2
+    os.utime(folder / "train" / "class_0" / "0.jpg", (1, 1))
+    cached(recipe_of(folder), tmp_path / "out", say=said.append)
+    assert len(said) == 4
+
+
+def test_kinds_differ_in_the_block_alone(monkeypatch):
+    """A block that stays the identity gives the plain network's numbers: same start, order, flips and dropout."""
+    features, recipe = features_of(), recipe_of("unused")
+    protocol = protocol_of(recipe)
+    plain, frozen = (
+        run_on_maps(protocol, planned(protocol, {block: {"rate": 0.1, "factor": factor}})[index], features)
+        for block, factor, index in (("none", 1.0, 0), ("cgnl", 0.0, 2))
+    )
+    assert (plain["block"], frozen["block"]) == ("none", "cgnl")
+    assert plain["curve"] == frozen["curve"]
+    assert frozen["parameters"] > plain["parameters"]
+    assert frozen["multiplications"] > plain["multiplications"]
+    assert plain["curve"][-1]["top1"] == plain["top1"]
+
+
+def test_the_losses_are_those_of_pytorch():
+    features = features_of()
+    protocol = protocol_of(recipe_of("unused"), dropout=0.0, epochs=1, rate=1e-12, weight_decay=0.0)
+    row = run_on_maps(protocol, planned(protocol, {})[0], features)
+    # at a rate of nothing, the losses are close to ln 3
+    assert row["test_loss"] == pytest.approx(F.cross_entropy(torch.zeros(1, 3), torch.tensor([0])).item(), abs=0.5)
+    assert row["steps"] == 15
+
+
+def test_tuning_uses_samples_and_seeds_that_the_report_does_not():
+    features = features_of()
+    protocol = protocol_of(recipe_of("unused"), factors=(0.1, 1.0), lengths=(1, 2, 3))
+    trials = tuning(protocol, "cgnl", 0.1)
+    assert len(trials) == 2 * 3 * 2
+    assert len(tuning(protocol, "none")) == len(trials)
+    assert min(trial.seed for trial in trials) >= FIRST_TUNING_SEED > max(protocol.seeds)
+    train, test = _samples(protocol, trials[0], features)
+    reported, tested = _samples(protocol, planned(protocol, {})[0], features)
+
+    def rows(maps):
+        return {tuple(row.flatten().tolist()) for row in maps.maps}
+
+    assert not (rows(train) | rows(test)) & rows(reported)
+    assert not rows(train) & rows(test)
+    assert tested is features.test
+    assert len(train.labels) + len(test.labels) + len(reported.labels) == len(features.train.labels)
+
+
+def test_the_best_settings_of_a_kind():
+    def row(epochs, factor, top1):
+        return {"epochs": epochs, "rate": 0.1, "block_rate_factor": factor, "top1": top1}
+
+    rows = [row(20, 1, 50), row(20, 1, 60), row(20, 4, 70), row(20, 4, 50), row(40, 1, 80), row(40, 1, 70)]
+    assert best_of(rows, 20) == {"rate": 0.1, "factor": 4, "own": (40, 0.1, 1)}
+
+
+def test_labels_of_blocks():
+    recipe = recipe_of("unused")
+    assert with_block(recipe, "cgnl:groups=1,norm=group").block.groups == 1
+    assert with_block(recipe, "cgnl-correlation").block.statistic == "correlation"
+    for label, message in (
+        ("cgnl:groups", "groups must be OPTION=VALUE"),
+        ("cgnl:colour=1", "colour is not an option of block cgnl"),
+        ("cgml", "block ('cgml') must be one of"),
+    ):
+        with pytest.raises(ValueError) as error:
+            with_block(recipe, label)
+        assert message in str(error.value)
+
+
+def command(root, out, *more):
+    return ["compare", "image", f"--data.root={root}", f"--out={out}", *SMALL, *more]
+
+
+def test_a_comparison_is_continued_after_kill_9(class_folders, tmp_path):
+    options = ["--blocks", "none", "cgnl", "se", "--seeds=2"]
+    main(command(class_folders, tmp_path / "unbroken", *options))
+    expected = rows_of(tmp_path / "unbroken")
+    # plain, plain for twice as long, and two kinds, with two seeds
+    assert [(row["block"], row["seed"], row["length"]) for row in expected] == [
+        (block, seed, length)
+        for seed in (0, 1)
+        for block, length in (("none", "fixed"), ("none", "twice"), ("cgnl", "fixed"), ("se", "fixed"))
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cgnl", *command(class_folders, tmp_path / "killed", *options)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    lines = tmp_path / "killed" / "runs.jsonl"
+    while not lines.exists() or len(lines.read_text().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with lines.open("a") as file:
+        file.write('{"block": "cg')  # a line that was cut
+    main(command(class_folders, tmp_path / "killed", *options))
+    assert without_time(rows_of(tmp_path / "killed")) == without_time(expected)
+    assert (tmp_path / "killed" / "report.html").stat().st_size > 1000
+
+
+def test_processes_give_the_same_numbers(class_folders, tmp_path):
+    options = ["--blocks", "none", "cgnl", "--seeds=2", "--jobs=2"]
+    main(command(class_folders, tmp_path / "out", *options))
+    rows = sorted(rows_of(tmp_path / "out"), key=lambda row: (row["seed"], row["block"], row["length"]))
+    main(command(class_folders, tmp_path / "one", *options[:-1]))
+    expected = sorted(rows_of(tmp_path / "one"), key=lambda row: (row["seed"], row["block"], row["length"]))
+    for row, other in zip(without_time(rows), without_time(expected), strict=True):
+        assert row["top1"] == other["top1"]
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+
+
+def test_whole_networks_are_compared(class_folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [f"--data.root={class_folders}", f"--out={out}", *SMALL[:-1], "--trainer.accelerator=cpu"]
+    main(["compare", "image", *arguments, "--epochs=1", "--blocks", "none", "cgnl", "--seeds=1"])
+    rows = rows_of(out)
+    assert [(row["block"], row["length"]) for row in rows] == [("none", "fixed"), ("none", "twice"), ("cgnl", "fixed")]
+    assert [len(row["curve"]) for row in rows] == [1, 2, 1]
+    assert rows[2]["parameters"] > rows[0]["parameters"]
+    assert "report:" in capsys.readouterr().out
+
+
+def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):
+    options = ["--blocks", "none", "cgnl", "--seeds=1", "--minutes=0.00001"]
+    with pytest.raises(SystemExit) as ended:
+        main(command(class_folders, tmp_path, *options))
+    assert ended.value.code == 3
+    assert "the same command continues" in capsys.readouterr().err
+    main(command(class_folders, tmp_path, *options[:-1]))
+    assert len(rows_of(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--blocks", "cgml"], "block ('cgml') must be one of"),
+        (["--seeds=0"], "--seeds (0) must be at least 1"),
+        (["--tune", "0"], "--tune (0.0) must be numbers above 0"),
+        (["--network.num-blocks=5"], "--freeze below-block needs one block"),
+        (["--data.batch-size=500"], "data.batch_size (500) must be at most the number of training samples"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(options, message, class_folders, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command(class_folders, tmp_path), *options])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_holds_one_comparison(class_folders, tmp_path, capsys):
+    options = ["--blocks", "none", "--seeds=1"]
+    main(command(class_folders, tmp_path, *options))
+    with pytest.raises(SystemExit):
+        main(command(class_folders, tmp_path, *options, "--rate=0.2"))
+    assert "holds a comparison with another rate" in capsys.readouterr().err
+    assert json.loads((tmp_path / "protocol.json").read_text())["rate"] == 0.1
