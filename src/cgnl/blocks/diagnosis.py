@@ -10,6 +10,7 @@ that a block sees of each sample, in one or several calls.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -108,9 +109,11 @@ def diagnose(
     own = {path: block for path, block in own.items() if path == next(p for p in own if own[p] is block)}
     sets = {ALL: tuple(own), **{path: (path,) for path in own}}
     records: dict[str, list[_Calls]] = {path: [] for path in own}
-    changes: dict[Any, _Change] = {"as_is": lambda part: (_recorded(own[p], p, records[p], part) for p in own)}
+    changes: dict[Any, _Change] = {
+        "as_is": _for_each(own, lambda path, part: _recorded(own[path], path, records[path], part))
+    }
     for paths in sets.values():
-        changes["removed", paths] = lambda _, paths=paths: (swapped(own[path], forward=_copied) for path in paths)
+        changes["removed", paths] = _for_each(paths, lambda path, _: swapped(own[path], forward=_copied))
     scores, targets = _scored(network, batches, changes, score)
     seen = {path: _joined(path, record) for path, record in records.items() if any(record)}
     if not seen:
@@ -176,6 +179,11 @@ def _same(expected: Any, targets: Any) -> bool:
     return len(expected) == len(targets)
 
 
+def _for_each(paths: Iterable[str], change: Callable[[str, slice], AbstractContextManager[Any]]) -> _Change:
+    # one after the other, so that an error finds no change that is made but not yet entered
+    return lambda part: (change(path, part) for path in paths)
+
+
 def _changed_sums(
     blocks: Mapping[str, nn.Module], sums: Mapping[str, Tensor], sets: Iterable[tuple[str, ...]], seed: int
 ) -> dict[Any, _Change]:
@@ -185,9 +193,7 @@ def _changed_sums(
         mean = {path: sums[path].double().mean(0, keepdim=True).expand_as(sums[path]) for path in paths}
         shuffled = {path: sums[path][_others(len(sums[path]), seed)] for path in paths}
         for name, to in (("mean_s", mean), ("shuffled_s", shuffled)):
-            changes[name, paths] = lambda part, to=to: (
-                _with_sums(blocks[path], path, z[part]) for path, z in to.items()
-            )
+            changes[name, paths] = _for_each(paths, partial(_with_sums, blocks, to))
     return changes
 
 
@@ -198,9 +204,9 @@ def _others(count: int, seed: int) -> Tensor:
 
 
 @contextmanager
-def _with_sums(block: Any, path: str, rows: Tensor) -> Iterator[None]:
-    """Give a block the sums [B, L, G, P + 1] of a batch, call by call."""
-    taken = 0
+def _with_sums(blocks: Mapping[str, Any], sums: Mapping[str, Tensor], path: str, part: slice) -> Iterator[None]:
+    """Give a block its part of the sums [n, L, G, P + 1], call by call."""
+    block, rows, taken = blocks[path], sums[path][part], 0
 
     def replace(z: Tensor) -> Tensor:
         nonlocal taken
