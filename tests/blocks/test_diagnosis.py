@@ -132,6 +132,7 @@ def test_sums_are_replaced_in_fused_hooked_and_naive_blocks_and_half_types():
         half = copy.deepcopy(block).to(dtype)
         with replaced_sums(half, lambda z: z):
             out = half(x.to(dtype))
+        assert sums_of(half, x.to(dtype)).dtype == torch.float32
         assert out.dtype == dtype
         assert relative(out, expected) < tolerances.HALF[str(dtype).removeprefix("torch.")]
     block.float()
@@ -233,7 +234,9 @@ def test_scores_are_those_of_networks_written_out():
 
 @torch.no_grad()
 def test_numbers_of_sums_and_branches():
-    network = nn.Sequential(cgnl.CGNL2d(8, groups=2), cgnl.ResidualBlock2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(
+        cgnl.CGNL2d(8, groups=2, kernel="rbf"), cgnl.ResidualBlock2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     network, x = trained(network), random(6, 8, 4, 3)
     found = diagnose(network, in_batches(x, torch.arange(6), [4, 2]))
     s = written_out_sums(network[0], x)[..., 1]
@@ -365,6 +368,28 @@ def test_frames_in_the_batch_are_maps_of_their_samples():
     z = written_out_sums(block, clips.flatten(0, 1)).unflatten(0, (4, 3)).mean(0).repeat(4, 1, 1)
     expected = written_out(block, clips.flatten(0, 1), z).unflatten(0, (4, 3)).mean((1, 3, 4))[:, 0].mean()
     assert found["mean_s"] == pytest.approx(expected.item(), rel=1e-9)
+
+
+class Skip(nn.Module):
+    """Changes its block's output in place and uses its input again."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = cgnl.CGNL1d(2)
+
+    def forward(self, x):
+        return self.block(x).mul_(3).sum(2) + x.sum(2)
+
+
+@torch.no_grad()
+def test_blocks_that_are_the_identity_change_nothing():
+    network, x, y = Skip().eval(), torch.rand(3, 2, 4) + 1, torch.tensor([0, 1, 0])
+    x[1] = 0
+    found = diagnose(network, [(x, y)], blocks={"one": network.block, "other": network.block}, score=of_target)
+    assert list(found) == [ALL, "one"]
+    as_is = pytest.approx(found["one"]["as_is"])
+    assert [found["one"][key] for key in ("removed", "mean_s", "shuffled_s")] == [as_is] * 3
+    assert found["one"]["branch_over_x"] == 0
 
 
 def attributes(network):
