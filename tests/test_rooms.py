@@ -18,6 +18,7 @@ ROOMS = [
     "training",
     "explain",
     "tasks",
+    "compare",
     "recipes",
     "measure",
     "cli",

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from matplotlib.figure import Figure
 from PIL import Image
 
+# Okabe and Ito's palette, which the common colour blindnesses tell apart; markers tell the lines apart in print
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --dim: #777; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: 1rem; }
