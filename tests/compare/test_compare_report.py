@@ -296,7 +296,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert page.count("<img") == 5
     assert "<g=1>" not in page
     text = text_of(page)
-    assert "12 of 16 planned runs have finished." in text
+    assert "Of the runs with equal epochs, 12 of 16 have finished." in text
     row = "cgnl &lt;g=1&gt; 57.0 % +5.5 ± 0.9 (4) better +5.5 ± 0.9 (4) 1.22 0.42 1.235 M 45.7 M 12 0.4 1 3"
     assert row in text
     assert "residual, own length 51.5 % +0.0 ± 1.8 (4) no difference shown +0.0 ± 1.8 (4)" in text

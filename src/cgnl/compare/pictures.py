@@ -1,9 +1,8 @@
 """The pictures of a comparison's report. A kind of block has the same colour and marker in all of them."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -140,36 +139,34 @@ def _curve(group: Group, key: str) -> tuple[list[list[tuple[int, float]]], list[
     return singles, mean
 
 
-def interventions(group: Group) -> dict[str, float]:
-    """Return the mean over the seeds of each number of the diagnosis that a run has, with "top1" as trained."""
-    found = [{**run["diagnosis"], "top1": run["top1"]} for run in group.runs.values() if run.get("diagnosis")]
-    values = {
-        key: [one[key] for one in found if one.get(key) is not None]
-        for key in dict.fromkeys(k for f in found for k in f)
-    }
-    return {key: statistics.fmean(numbers) for key, numbers in values.items() if numbers}
+def diagnoses(group: Group) -> dict[str, list[float]]:
+    """Return the numbers of all seeds' diagnoses by their names, with "top1" as trained."""
+    found: dict[str, list[float]] = {}
+    for run in group.runs.values():
+        if run.get("diagnosis"):
+            for key, value in {**run["diagnosis"], "top1": run["top1"]}.items():
+                if value is not None:
+                    found.setdefault(key, []).append(value)
+    return found
 
 
 def sums(groups: Sequence[Group], style: Mapping[str, Style]) -> Figure | None:
     """Draw top-1 as trained and with each change to the block or its sums; None where no run has a diagnosis."""
-    known = [(group, means) for group in groups if (means := interventions(group))]
+    known = [(group, found) for group in groups if (found := diagnoses(group))]
     if not known:
         return None
     drawn = Figure(figsize=(9.5, 1.3 + _ROW * len(known)), layout="constrained")
     axes = drawn.subplots()
-    for row, (group, means) in enumerate(known):
+    for row, (group, found) in enumerate(known):
         colour = style[group.block].colour
+        means = {key: statistics.fmean(values) for key, values in found.items()}
         shown = [means[key] for key in _INTERVENTIONS if key in means]
         axes.plot([min(shown), max(shown)], [row, row], color=colour, linewidth=1, alpha=0.5)
         for key, (_, marker) in _INTERVENTIONS.items():
-            values = [
-                run["top1"] if key == "top1" else run["diagnosis"].get(key)
-                for run in group.runs.values()
-                if run.get("diagnosis")
-            ]
-            values = [math.nan if value is None else value for value in values]
-            axes.scatter(values, [row + 0.25] * len(values), s=14, color=colour, marker=marker, alpha=0.4, linewidths=1)
-            if key in means:
+            if values := found.get(key):
+                axes.scatter(
+                    values, [row + 0.28] * len(values), s=14, color=colour, marker=marker, alpha=0.4, linewidths=1
+                )
                 axes.plot(means[key], row, **_marker(marker, colour))
         if "s_cv" in means and "s_positive" in means:
             _beside(axes, row, f"s: cv {means['s_cv']:.2f},\n{100 * means['s_positive']:.0f} % positive")
@@ -185,7 +182,7 @@ def sums(groups: Sequence[Group], style: Mapping[str, Style]) -> Figure | None:
     return drawn
 
 
-def _marker(marker: str, colour: str) -> dict[str, object]:
+def _marker(marker: str, colour: str) -> dict[str, Any]:
     hollow = marker == "s"
     return {
         "marker": marker,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,11 @@ def _span(numbers: set[int]) -> str:
 
 
 def _missing(groups: Sequence[Group], protocol: Mapping[str, Any]) -> list[str]:
-    """Return a sentence on planned runs of the fixed length that are missing, if there are any."""
+    """Return a sentence on the planned runs of the fixed length, if some are missing."""
     planned = {(block, seed) for block in protocol.get("blocks", ()) for seed in protocol.get("seeds", ())}
     done = {(group.block, seed) for group in groups if group.length == "fixed" for seed in group.runs}
     count = len(planned & done)
-    return [f"{count} of {len(planned)} planned runs have finished."] if count < len(planned) else []
+    return [f"Of the runs with equal epochs, {count} of {len(planned)} have finished."] if count < len(planned) else []
 
 
 def _unpaired(groups: Sequence[Group]) -> list[str]:
@@ -237,7 +238,7 @@ def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, 
         accuracy += report.figure(
             pictures.accuracy(some, style),
             f"{epochs}. Left: test accuracy of each seed after the last epoch, and the mean. Right: the mean of the "
-            f"paired differences, with its 95 % interval.",
+            "paired differences, with its 95 % interval.",
         )
         if drawn := pictures.curves(some, style):
             curves += report.figure(drawn, f"{epochs}. Thick: mean over the seeds. Faint: single seeds.")
@@ -263,56 +264,43 @@ def _unadjusted(count: int) -> str:
 
 
 def _table(groups: Sequence[Group]) -> str:
-    header = [
-        "kind",
-        "top-1",
-        "against plain",
-        "outcome",
-        "against plain, twice as long",
-        "test loss",
-        "training loss",
-    ] + ["parameters", "multiplications", "seconds", "rate", "rate factor", "epochs"]
-    rows = []
-    for group in groups:
-        rows.append(
-            (
-                group.name,
-                f"{group.mean('top1'):.1f} %",
-                _counted(group.plain),
-                group.plain.outcome if group.plain else "–",
-                _counted(group.control),
-                *(_number(group.mean(key), ".2f") for key in ("test_loss", "train_loss")),
-                _number(group.mean("parameters") / 1e6, ".3f", " M"),
-                _number(group.mean("multiplications") / 1e6, ".1f", " M"),
-                _number(group.mean("seconds"), ".0f"),
-                *(_each(group, key) for key in ("rate", "block_rate_factor", "epochs")),
-            )
+    header = ("kind", "top-1", "against plain", "outcome", "against plain, twice as long", "test loss", "training loss")
+    header += ("parameters", "multiplications", "seconds", "rate", "rate factor", "epochs")
+    rows = [
+        (
+            group.name,
+            f"{group.mean('top1'):.1f} %",
+            _counted(group.plain),
+            group.plain.outcome if group.plain else "–",
+            _counted(group.control),
+            *(_number(group.mean(key), ".2f") for key in ("test_loss", "train_loss")),
+            _number(group.mean("parameters") / 1e6, ".3f", " M"),
+            _number(group.mean("multiplications") / 1e6, ".1f", " M"),
+            _number(group.mean("seconds"), ".0f"),
+            *(_each(group, key) for key in ("rate", "block_rate_factor", "epochs")),
         )
+        for group in groups
+    ]
     return report.table(header, rows, numbers=(1, 2, *range(4, 13)))
 
 
 def _sums_table(groups: Sequence[Group]) -> str:
     columns = {
-        "top1": ("as trained", ".1f", 1, " %"),
-        "mean_s": ("s set to its mean", ".1f", 1, " %"),
-        "shuffled_s": ("s shuffled", ".1f", 1, " %"),
-        "removed": ("block removed", ".1f", 1, " %"),
-        "s_cv": ("cv of s", ".2f", 1, ""),
-        "s_positive": ("s positive", ".0f", 100, " %"),
-        "branch_over_x": ("branch over x", ".2f", 1, ""),
+        "top1": ("as trained", 1, ".1f", " %"),
+        "mean_s": ("s set to its mean", 1, ".1f", " %"),
+        "shuffled_s": ("s shuffled", 1, ".1f", " %"),
+        "removed": ("block removed", 1, ".1f", " %"),
+        "s_cv": ("cv of s", 1, ".2f", ""),
+        "s_positive": ("s positive", 100, ".0f", " %"),
+        "branch_over_x": ("branch over x", 1, ".2f", ""),
     }
-    rows = [
-        (
-            group.name,
-            *(
-                _number(factor * means.get(key, math.nan), form, unit)
-                for key, (_, form, factor, unit) in columns.items()
-            ),
-        )
-        for group in groups
-        if (means := pictures.interventions(group))
-    ]
-    return report.table(["kind", *(column[0] for column in columns.values())], rows, numbers=range(1, 8))
+    rows = []
+    for group in groups:
+        if found := pictures.diagnoses(group):
+            means = {key: statistics.fmean(found[key]) if key in found else math.nan for key in columns}
+            cells = (_number(factor * means[key], form, unit) for key, (_, factor, form, unit) in columns.items())
+            rows.append((group.name, *cells))
+    return report.table(["kind", *(title for title, *_ in columns.values())], rows, numbers=range(1, 8))
 
 
 def _counted(difference: Difference | None) -> str:
