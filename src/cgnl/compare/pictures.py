@@ -19,6 +19,8 @@ _INTERVENTIONS = {
     "removed": ("block removed", "s"),
 }
 """Words and marker of each top-1 accuracy in the picture of what the sums do."""
+# darker than the others, for those who see no hues; eight colours and seven markers make 56 styles
+_MORE_COLOURS = ("#882255", "#8A8A00")
 _GREY = "#555555"
 _ROW = 0.52  # inches
 
@@ -32,11 +34,11 @@ class Style(NamedTuple):
 
 def styles(blocks: Sequence[str]) -> dict[str, Style]:
     """Return a style for each kind of block; the plain network is black."""
-    # the counts of colours and markers have no common factor, so 42 kinds differ
-    colours, markers = COLOURS[:-1], MARKERS
+    *colours, black = COLOURS
+    colours += _MORE_COLOURS
     others = [block for block in blocks if block != PLAIN]
-    found = {block: Style(colours[k % len(colours)], markers[k % len(markers)]) for k, block in enumerate(others)}
-    return {PLAIN: Style(COLOURS[-1], "o"), **found}
+    found = {block: Style(colours[k % len(colours)], MARKERS[k % len(MARKERS)]) for k, block in enumerate(others)}
+    return {PLAIN: Style(black, "o"), **found}
 
 
 def accuracy(groups: Sequence[Group], style: Mapping[str, Style]) -> Figure:

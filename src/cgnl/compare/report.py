@@ -20,6 +20,10 @@ _INTERVALS = (
     "same samples in the same order. ± is the half width of the 95 % t-interval of the mean difference. It covers the "
     "variation between seeds, not between test sets. "
 )
+_COSTS = (
+    "Parameters and multiplications are those of the part that is trained, the latter for one sample. Seconds are the "
+    "mean time of a run."
+)
 _READING = (
     "s are the sums over the positions of a sample, which the block multiplies with theta. If top-1 stays the same "
     "with s set to its mean over the test samples, then the block ignores what s says about a sample, and acts as a "
@@ -226,7 +230,7 @@ def _unpaired(groups: Sequence[Group]) -> list[str]:
 
 
 def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pictures and the table; the epochs that all kinds share come before each kind's own."""
+    """Return the pictures and the tables; the epochs that all kinds share come before each kind's own."""
     style = pictures.styles(list(dict.fromkeys([*order, *(group.block for group in groups)])))
     shared = [group for group in groups if group.length != "own"]
     own = [group for group in groups if group.length == "own"]
@@ -245,11 +249,12 @@ def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, 
         if drawn := pictures.sums(some, style):
             caption = f"{epochs}. Test accuracy with the block as trained, changed and removed."
             sums += report.figure(drawn, caption) + _sums_table(some)
-    accuracy += _table(groups) + report.paragraph(_INTERVALS + _unadjusted(count), dim=True)
-    sections = [("Accuracy", accuracy), ("What the sums do", sums), ("Training", curves)]
+    accuracy += _accuracies(groups) + report.paragraph(_INTERVALS + _unadjusted(count), dim=True)
     if sums:
-        sections[1] = (sections[1][0], sums + report.paragraph(_READING, dim=True))
-    return [section for section in sections if section[1]]
+        sums += report.paragraph(_READING, dim=True)
+    costs = _costs(groups) + report.paragraph(_COSTS, dim=True)
+    sections = [("Accuracy", accuracy), ("Blocks removed, and their sums changed", sums), ("Training", curves)]
+    return [section for section in [*sections, ("Cost", costs)] if section[1]]
 
 
 def _unadjusted(count: int) -> str:
@@ -263,9 +268,8 @@ def _unadjusted(count: int) -> str:
     )
 
 
-def _table(groups: Sequence[Group]) -> str:
-    header = ("kind", "top-1", "against plain", "outcome", "against plain, twice as long", "test loss", "training loss")
-    header += ("parameters", "multiplications", "seconds", "rate", "rate factor", "epochs")
+def _accuracies(groups: Sequence[Group]) -> str:
+    header = ("kind", "top-1", "against plain (n)", "outcome", "against plain, twice as long (n)")
     rows = [
         (
             group.name,
@@ -274,14 +278,25 @@ def _table(groups: Sequence[Group]) -> str:
             group.plain.outcome if group.plain else "–",
             _counted(group.control),
             *(_number(group.mean(key), ".2f") for key in ("test_loss", "train_loss")),
+        )
+        for group in groups
+    ]
+    return report.table((*header, "test loss", "training loss"), rows, numbers=(1, 2, 4, 5, 6))
+
+
+def _costs(groups: Sequence[Group]) -> str:
+    header = ("kind", "parameters", "multiplications", "seconds", "rate", "rate factor of the block", "epochs")
+    rows = [
+        (
+            group.name,
             _number(group.mean("parameters") / 1e6, ".3f", " M"),
             _number(group.mean("multiplications") / 1e6, ".1f", " M"),
-            _number(group.mean("seconds"), ".0f"),
+            _number(group.mean("seconds"), ".1f"),
             *(_each(group, key) for key in ("rate", "block_rate_factor", "epochs")),
         )
         for group in groups
     ]
-    return report.table(header, rows, numbers=(1, 2, *range(4, 13)))
+    return report.table(header, rows, numbers=range(1, 7))
 
 
 def _sums_table(groups: Sequence[Group]) -> str:

@@ -58,7 +58,7 @@ class Difference:
         if self.half_width is None:
             return _signed(self.mean, 1)
         # a second digit where the first would hide on which side of 0 the interval lies
-        digits = 2 if round(abs(self.mean), 1) == round(self.half_width, 1) else 1
+        digits = 2 if self.mean and round(abs(self.mean), 1) == round(self.half_width, 1) else 1
         return f"{_signed(self.mean, digits)} ± {self.half_width:.{digits}f}"
 
 

@@ -19,6 +19,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top:
 table { border-collapse: collapse; margin: .8rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; background: #fff; }
 figcaption, .dim { color: var(--dim); font-size: .9rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .8rem; }
