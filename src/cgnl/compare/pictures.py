@@ -19,7 +19,7 @@ _INTERVENTIONS = {
     "removed": ("block removed", "s"),
 }
 """Words and marker of each top-1 accuracy in the picture of what the sums do."""
-# darker than the others, for those who see no hues; eight colours and seven markers make 56 styles
+# darker than the others, for those who see no hues; with six markers they make 24 styles
 _MORE_COLOURS = ("#882255", "#8A8A00")
 _GREY = "#555555"
 _ROW = 0.52  # inches
@@ -36,9 +36,10 @@ def styles(blocks: Sequence[str]) -> dict[str, Style]:
     """Return a style for each kind of block; the plain network is black."""
     *colours, black = COLOURS
     colours += _MORE_COLOURS
+    circle, *markers = MARKERS
     others = [block for block in blocks if block != PLAIN]
-    found = {block: Style(colours[k % len(colours)], MARKERS[k % len(MARKERS)]) for k, block in enumerate(others)}
-    return {PLAIN: Style(black, "o"), **found}
+    found = {block: Style(colours[k % len(colours)], markers[k % len(markers)]) for k, block in enumerate(others)}
+    return {PLAIN: Style(black, circle), **found}
 
 
 def accuracy(groups: Sequence[Group], style: Mapping[str, Style]) -> Figure:

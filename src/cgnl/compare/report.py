@@ -25,10 +25,11 @@ _COSTS = (
     "mean time of a run."
 )
 _READING = (
-    "s are the sums over the positions of a sample, which the block multiplies with theta. If top-1 stays the same "
-    "with s set to its mean over the test samples, then the block ignores what s says about a sample, and acts as a "
-    "residual block. If it falls, the block uses s. cv is the standard deviation of s over the samples divided by its "
-    "mean, averaged over the groups. A block without sums can only be removed."
+    "s is the sum of phi g over the positions of a sample, or the covariance or correlation in its place; the block "
+    "multiplies theta by it. If top-1 stays the same with s set to its mean over the test samples, then the block "
+    "ignores what s says about a sample, and acts as a residual block. If top-1 falls, the block uses s. cv is the "
+    "standard deviation of s over the samples divided by its mean, averaged over the groups. A block without sums can "
+    "only be removed."
 )
 _SCORED = {"fixed": "Compared with", "own": "With each kind's own number of epochs, compared with"}
 
@@ -42,7 +43,7 @@ def write_report(folder: Path) -> str:
         folder: Folder of a comparison.
 
     Returns:
-        The verdict: one to four sentences of plain text.
+        The verdict: one to four sentences, each on a line of its own.
 
     Raises:
         DataError: The folder has no protocol, or a line of ``runs.jsonl`` lacks a number.
@@ -54,17 +55,15 @@ def write_report(folder: Path) -> str:
     notes = [*_missing(groups, protocol), *_unpaired(groups)]
     if unreadable:
         lines = "1 line" if unreadable == 1 else f"{unreadable} lines"
-        notes.append(
-            f"Skipped {lines} of runs.jsonl that could not be read; a run that is killed can leave such a line."
-        )
-    sections = [("", report.paragraph(words) + "".join(report.paragraph(note, dim=True) for note in notes))]
+        notes.append(f"Skipped {lines} of runs.jsonl that could not be read; a kill can cut a line.")
+    top = [*map(report.paragraph, words.splitlines()), *(report.paragraph(note, dim=True) for note in notes)]
+    sections = [("", "".join(top))]
     if groups:
         sections += _sections(groups, protocol.get("blocks", ()))
-    sections.append(
-        ("Protocol", report.table(("setting", "value"), [(_title(k), _plain(v)) for k, v in protocol.items()]))
-    )
-    data = protocol.get("data", folder.name)
-    write_text(folder / "report.html", report.page(f"Comparison of blocks. {data}", sections))
+    settings = [(_title(key), _plain(value)) for key, value in protocol.items()]
+    sections.append(("Protocol", report.table(("setting", "value"), settings)))
+    title = f"Blocks compared on {protocol.get('data', folder.name)}"
+    write_text(folder / "report.html", report.page(title, sections))
     return words
 
 
@@ -104,7 +103,7 @@ def read_runs(path: Path) -> tuple[list[Run], int]:
 
 
 def verdict(groups: Sequence[Group]) -> str:
-    """Return what the runs show, in one to four sentences."""
+    """Return the outcome of the runs in one to four sentences, each on a line of its own."""
     if not groups:
         return "No run has finished yet, so there is nothing to compare."
     plain = {group.length: group for group in groups if group.block == PLAIN}
@@ -123,7 +122,7 @@ def verdict(groups: Sequence[Group]) -> str:
         sentences.append(_against_longer(fixed, plain["twice"]))
     if "fixed" in plain:
         sentences.append(_memorising(fixed, plain["fixed"]))
-    return " ".join(filter(None, sentences))
+    return "\n".join(filter(None, sentences))
 
 
 def _outcomes(beginning: str, groups: Sequence[Group], plain: Group) -> str:
@@ -218,15 +217,15 @@ def _missing(groups: Sequence[Group], protocol: Mapping[str, Any]) -> list[str]:
 
 
 def _unpaired(groups: Sequence[Group]) -> list[str]:
-    """Return a sentence on runs of seeds that the plain network lacks, if there are any."""
-    found = [
-        f"{group.name}: {', '.join(map(str, group.plain.unpaired))}"
-        for group in groups
-        if group.plain and group.plain.unpaired
-    ]
+    """Return a sentence on the seeds that the plain network lacks, if there are any."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        if group.plain and group.plain.unpaired:
+            found.setdefault(", ".join(map(str, group.plain.unpaired)), []).append(group.name)
     if not found:
         return []
-    return [f"Not paired, since {_PLAIN_WORDS} has no run with these seeds: {'; '.join(found)}."]
+    seeds = "; ".join(f"{seeds} ({', '.join(names)})" for seeds, names in found.items())
+    return [f"Seeds without a run of {_PLAIN_WORDS} are not paired: {seeds}."]
 
 
 def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, str]]:
@@ -234,7 +233,7 @@ def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, 
     style = pictures.styles(list(dict.fromkeys([*order, *(group.block for group in groups)])))
     shared = [group for group in groups if group.length != "own"]
     own = [group for group in groups if group.length == "own"]
-    count = sum(1 for group in groups if group.plain and group.block != PLAIN)
+    count = sum(1 for group in groups if group.block != PLAIN and group.plain and group.plain.half_width is not None)
     accuracy, curves, sums = "", "", ""
     for some, epochs in ((shared, "Equal epochs"), (own, "Each kind's own number of epochs")):
         if not some:
