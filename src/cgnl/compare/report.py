@@ -27,7 +27,7 @@ _COSTS = (
 _READING = (
     "s is the sum of phi g over the positions of a sample, or the covariance or correlation in its place; the block "
     "multiplies theta by it. If top-1 stays the same with s set to its mean over the test samples, then the block "
-    "ignores what s says about a sample, and acts as a residual block. If top-1 falls, the block uses s. cv is the "
+    "ignores the s of each sample, and acts as a residual block. If top-1 falls, the block uses s. cv is the "
     "standard deviation of s over the samples divided by its mean, averaged over the groups. A block without sums can "
     "only be removed."
 )
