@@ -104,6 +104,8 @@ def test_the_interval_is_scipys(count):
         (WORSE, "worse", "-2.5 ± 0.9"),
         (SAME, "no difference shown", "+0.0 ± 1.8"),
         ([5.0, 7.0], "no difference shown", "+6.0 ± 12.7"),
+        ([-5.0, -7.0], "no difference shown", "-6.0 ± 12.7"),
+        ([-1.0, 0.96], "no difference shown", "+0.0 ± 12.5"),
         ([0.0, 0.0, 0.0], "no difference shown", "+0.0 ± 0.0"),
         ([5.0], "not enough seeds", "+5.0"),
         ([2.0, 2.0, 2.0], "not enough seeds", "+2.0"),
@@ -232,6 +234,12 @@ def test_a_kind_that_memorises_is_named(train, test, memorises):
         )
 
 
+def test_a_low_training_loss_of_most_seeds_is_not_enough_to_memorise():
+    runs = with_losses(runs_of("cgnl", plus(SAME)), 0.0, 1.9)
+    runs[3]["train_loss"] = 0.8
+    assert "memorise" not in verdict_of([*runs_of("none", PLAIN), *runs])
+
+
 def test_seeds_that_plain_lacks_are_named_and_not_paired(tmp_path):
     runs = [*runs_of("none", PLAIN), *runs_of("cgnl", [*plus(BETTER), 99.0, 99.0])]
     words = write_report(write(tmp_path, runs))
@@ -287,15 +295,15 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
         *runs_of("none", PLAIN, "twice"),
         *runs_of("cgnl <g=1>", plus(BETTER), diagnosis=DIAGNOSIS),
         *runs_of("residual", plus(SAME), diagnosis=WITHOUT_SUMS, block_rate_factor=0.1),
-        *runs_of("none", PLAIN, "own", epochs=6),
+        *runs_of("none", PLAIN, "own", epochs=6, curve=[]),
         *runs_of("residual", plus(SAME), "own", epochs=9, curve=[]),
     ]
     words = write_report(write(tmp_path, runs, PROTOCOL | {"blocks": ["none", "cgnl <g=1>", "residual", "nl"]}))
     page = page_of(tmp_path)
     assert all(html.escape(line) in page for line in words.splitlines())
     assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import|<script|<link", page)
-    # accuracy and curves at equal and own epochs, and one of the sums
-    assert page.count("<img") == 5
+    # accuracy at equal and own epochs, curves and sums at equal epochs
+    assert page.count("<img") == 4
     assert "<g=1>" not in page
     text = text_of(page)
     assert "Of the runs with equal epochs, 12 of 16 have finished." in text
