@@ -241,10 +241,14 @@ def test_a_low_training_loss_of_most_seeds_is_not_enough_to_memorise():
 
 
 def test_seeds_that_plain_lacks_are_named_and_not_paired(tmp_path):
-    runs = [*runs_of("none", PLAIN), *runs_of("cgnl", [*plus(BETTER), 99.0, 99.0])]
+    more = [99.0, 99.0]
+    runs = [*runs_of("none", PLAIN), *runs_of("none", more, "twice", 4), *runs_of("cgnl", [*plus(BETTER), *more])]
     words = write_report(write(tmp_path, runs))
     assert "cgnl (+5.5 ± 0.9) is better" in words
-    assert "Seeds without a run of the plain network are not paired: 4, 5 (cgnl)." in text_of(page_of(tmp_path))
+    assert (
+        "Not paired, because the plain network has no run of the seed: 4, 5 (cgnl; plain, twice as long)."
+        in text_of(page_of(tmp_path))
+    )
 
 
 def test_a_cut_last_line_is_skipped_and_reported(tmp_path):

@@ -217,15 +217,15 @@ def _missing(groups: Sequence[Group], protocol: Mapping[str, Any]) -> list[str]:
 
 
 def _unpaired(groups: Sequence[Group]) -> list[str]:
-    """Return a sentence on the seeds that the plain network lacks, if there are any."""
+    """Return a sentence on each set of seeds that the plain network lacks."""
     found: dict[str, list[str]] = {}
     for group in groups:
         if group.plain and group.plain.unpaired:
             found.setdefault(", ".join(map(str, group.plain.unpaired)), []).append(group.name)
-    if not found:
-        return []
-    seeds = "; ".join(f"{seeds} ({', '.join(names)})" for seeds, names in found.items())
-    return [f"Seeds without a run of {_PLAIN_WORDS} are not paired: {seeds}."]
+    return [
+        f"Not paired, because {_PLAIN_WORDS} has no run of the seed: {seeds} ({'; '.join(names)})."
+        for seeds, names in found.items()
+    ]
 
 
 def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, str]]:
