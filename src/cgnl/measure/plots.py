@@ -9,12 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from cgnl.explain.report import COLOURS, MARKERS
 from cgnl.files import whole_file
 from cgnl.measure.tables import CANDIDATES, METHODS, NETWORKS, Record, Spread
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in print.
-_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(kind: str, record: Record, path: Path) -> bool:
@@ -44,7 +41,7 @@ def _table1(record: Record) -> Figure | None:
         for line, (method, (label, *_)) in enumerate(METHODS.items()):
             points = [row for row in rows if (row["method"], row["channels"]) == (method, channels)]
             positions = [row["positions"] for row in points]
-            style = {"color": _COLOURS[line], "marker": _MARKERS[line], "markersize": 5, "label": label}
+            style = {"color": COLOURS[line], "marker": MARKERS[line], "markersize": 5, "label": label}
             axes[0, column].plot(positions, [row["seconds"]["median"] for row in points], **style)
             axes[1, column].plot(positions, [max(1, row["bytes"]) for row in points], **style)
         axes[0, column].set_title(f"C = {channels}")
@@ -136,7 +133,7 @@ def _accuracy(record: Record) -> Figure | None:
             for error in row["errors"].values()
         ]
         errors, heights = zip(*points, strict=True)
-        panel.scatter(errors, heights, s=18, color=_COLOURS[line], marker=_MARKERS[line], label=kernel, alpha=0.8)
+        panel.scatter(errors, heights, s=18, color=COLOURS[line], marker=MARKERS[line], label=kernel, alpha=0.8)
     panel.set_xscale("log")
     low, high = panel.get_xlim()
     panel.set_xlim(min(low, 0.09), max(high, 11))
@@ -171,7 +168,7 @@ def _bars(
                 medians,
                 height=0.36,
                 xerr=(below, above),
-                color=_COLOURS[2 * line],
+                color=COLOURS[2 * line],
                 error_kw={"linewidth": 1, "ecolor": "#333333"},
                 label=label,
             )
