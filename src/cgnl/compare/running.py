@@ -14,6 +14,7 @@ import torch
 
 from cgnl.compare.maps import Features, cached
 from cgnl.compare.plan import Protocol, Trial, best_of, planned, tuning
+from cgnl.compare.report import read_runs
 from cgnl.compare.trials import run_on_maps, run_whole
 from cgnl.settings.reading import from_dict
 
@@ -58,14 +59,7 @@ def run(
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Return the finished runs of a folder; a last line that a kill has cut is left out."""
-    path = folder / "runs.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    return [dict(row) for row in read_runs(folder / "runs.jsonl")[0]]
 
 
 class _Work:
@@ -99,11 +93,11 @@ class _Work:
         with ProcessPoolExecutor(
             self.jobs, mp_context=context, initializer=_start_worker, initargs=(self.jobs,)
         ) as pool:
-            waiting = iter(trials)
+            waiting = list(trials)
             running: set[Future[dict[str, Any]]] = set()
             while True:
-                while len(running) < self.jobs and (trial := next(waiting, None)) and not self._is_late(trial):
-                    running.add(pool.submit(_run_one, *arguments, trial))
+                while waiting and len(running) < self.jobs and not self._is_late(waiting[0]):
+                    running.add(pool.submit(_run_one, *arguments, waiting.pop(0)))
                 if not running:
                     return
                 finished, running = wait(running, return_when=FIRST_COMPLETED)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cgnl.blocks.diagnosis import diagnose
+from cgnl.blocks.diagnosis import ALL, diagnose
 from cgnl.blocks.shell import BATCH_NORMS, CONVOLUTIONS
 from cgnl.compare.maps import Features, Maps
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, with_block
@@ -172,7 +172,10 @@ class _Repeated:
 
 
 def _diagnosis(network: nn.Module, test: Maps) -> dict[str, Any]:
-    return diagnose(network, _Repeated(lambda: _test_batches(test)))
+    network.eval()
+    found: dict[str, Any] = {**diagnose(network, _Repeated(lambda: _test_batches(test)))[ALL]}
+    del found["as_is"]
+    return found
 
 
 def _words(trial: Trial) -> dict[str, Any]:
