@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +192,45 @@ def test_processes_give_the_same_numbers(class_folders, tmp_path):
     for row, other in zip(without_time(rows), without_time(expected), strict=True):
         assert row["top1"] == other["top1"]
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+
+
+def test_mistakes_and_own_blocks_in_processes(class_folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("import torch\n\nclass Own(torch.nn.Identity):\n    pass\n")
+    options = ["--blocks", "none", "mine.Own", "--seeds=1", "--jobs=2"]
+    main(command(class_folders, tmp_path / "own", *options))
+    rows = {(row["block"], row["length"]): row for row in rows_of(tmp_path / "own")}
+    assert rows["mine.Own", "fixed"]["top1"] == rows["none", "fixed"]["top1"]
+    with pytest.raises(SystemExit):
+        main(command(class_folders, tmp_path / "large", *options, "--data.batch-size=500"))
+    error = capsys.readouterr().err
+    assert error.startswith("cgnl: data.batch_size (500) must be at most")
+    assert len(error.splitlines()) == 1
+
+
+def test_processes_end_with_their_parent(class_folders, tmp_path):
+    options = ["--blocks", "none", "cgnl", "--seeds=40", "--jobs=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cgnl", *command(class_folders, tmp_path, *options)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "runs.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+
+    def lives(child):
+        words = Path(f"/proc/{child}/cmdline")
+        return words.exists() and words.read_bytes()  # empty once it has ended
+
+    while any(map(lives, children)):
+        assert time.monotonic() < until, "a worker outlives its parent"
+        time.sleep(0.1)
 
 
 def test_whole_networks_are_compared(class_folders, tmp_path, capsys):

@@ -1,15 +1,18 @@
 """The scripts of studies/ fit the package: each prints its help, and a fresh process finds its functions."""
 
+import gzip
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cgnl.measure.memory import output_of_a_fresh_process
 
 STUDIES = Path(__file__).parents[2] / "studies"
-SCRIPTS = sorted(path for path in STUDIES.glob("*.py") if path.stem not in ("script", "conv3d_network"))
+SCRIPTS = sorted(path for path in STUDIES.glob("*.py") if path.stem not in ("script", "conv3d_network", "outfits"))
 NEEDS = {"video_reading": ("cv2", "decord")}
 
 
@@ -35,3 +38,29 @@ def test_a_script_calls_its_own_functions_in_a_fresh_process(tmp_path):
         "if __name__ == '__main__': print(call_in_a_fresh_process(twice, number=21))\n"
     )
     assert output_of_a_fresh_process([str(script)]) == "42\n"
+
+
+def test_an_outfit_is_a_relation_of_its_two_pictures(tmp_path, monkeypatch):
+    """Each half holds one picture, and either alone leaves the class open."""
+    monkeypatch.syspath_prepend(STUDIES)
+    outfits = runpy.run_path(str(STUDIES / "outfits.py"))
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 2)
+    # each picture is its label's shade
+    images = np.broadcast_to(20 * (labels[:, None, None] + 1), (20, 28, 28)).astype(np.uint8)
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    read = [outfits["read_idx"](tmp_path / f"train-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
+    assert np.array_equal(read[0], images)
+    assert np.array_equal(read[1], labels)
+    outfits["draw"](*read, tmp_path / "train", 12, np.random.default_rng(0))
+    seen = set()
+    for label in range(3):
+        for path in (tmp_path / "train" / f"class_{label}").iterdir():
+            pixels = np.asarray(Image.open(path).convert("L"))
+            left, right = (int(half.max()) // 20 - 1 for half in (pixels[:, :64], pixels[:, 64:]))
+            garment, accessory = (left, right) if left in outfits["GARMENTS"] else (right, left)
+            g, a = outfits["GARMENTS"].index(garment), outfits["ACCESSORIES"].index(accessory)
+            assert (g + a) % 3 == label
+            seen.add((label, g))
+    assert len(seen) == 9

@@ -11,6 +11,8 @@ import tyro
 
 from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
 from cgnl.cli.options import OptionalFolder
+from cgnl.settings.checks import is_dotted_name
+from cgnl.settings.trust import trusting
 
 _DEFAULT_BLOCKS = ("none", "residual", "se", "gc", "nl", "cgnl", "cgnl-correlation")
 _LENGTHS = (1, 2, 3)
@@ -62,6 +64,12 @@ def compare(arguments: Sequence[str]) -> None:
     options = parse_fields(f"compare {name}", CompareOptions, recipe, rest)
     recipe = dataclasses.replace(recipe, **parts_of(options))
     _check(options, recipe)
+    kinds = (label.partition(":")[0] for label in options.blocks)
+    with trusting(*filter(is_dotted_name, kinds)):  # they stand on this command line
+        _compare(name, recipe, options, arguments)
+
+
+def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> None:
     folder = options.out or Path("compare") / Path(arguments[0]).stem
     from cgnl.compare.plan import Protocol, with_block
     from cgnl.compare.report import write_report

@@ -3,9 +3,13 @@
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,10 @@ from cgnl.compare.plan import Protocol, Trial, best_of, planned, tuning
 from cgnl.compare.report import read_runs
 from cgnl.compare.trials import run_on_maps, run_whole
 from cgnl.settings.reading import from_dict
+from cgnl.settings.trust import trusted_names, trusting
 
+# What a worker trusts, for as long as it lives.
+_trust = ExitStack()
 _FIELDS = ("block", "seed", "length", "epochs", "rate", "block_rate_factor")
 
 
@@ -90,19 +97,34 @@ class _Work:
                 yield _run_one(*arguments, trial)
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            self.jobs, mp_context=context, initializer=_start_worker, initargs=(self.jobs,)
-        ) as pool:
-            waiting = list(trials)
-            running: set[Future[dict[str, Any]]] = set()
-            while True:
-                while waiting and len(running) < self.jobs and not self._is_late(waiting[0]):
-                    running.add(pool.submit(_run_one, *arguments, waiting.pop(0)))
-                if not running:
-                    return
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
+        options: Any = {"initializer": _start_worker, "initargs": (self.jobs, trusted_names())}
+        pool = ProcessPoolExecutor(self.jobs, mp_context=context, **options)
+        try:
+            yield from self._results_of(pool, list(trials), arguments)
+        except BrokenProcessPool:
+            raise ValueError(
+                f"a process of --jobs {self.jobs} ended before its run did, perhaps for lack of memory; the same "
+                "command continues, with fewer jobs if it happens again"
+            ) from None
+        except ValueError as error:  # its traceback is that of another process
+            raise ValueError(str(error)) from None
+        finally:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+
+    def _results_of(
+        self, pool: ProcessPoolExecutor, waiting: list[Trial], arguments: tuple[Any, ...]
+    ) -> Iterator[dict[str, Any]]:
+        running: set[Future[dict[str, Any]]] = set()
+        while True:
+            while waiting and len(running) < self.jobs and not self._is_late(waiting[0]):
+                running.add(pool.submit(_run_one, *arguments, waiting.pop(0)))
+            if not running:
+                return
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
 
     def _is_late(self, trial: Trial) -> bool:
         """Tell whether a run would end after the deadline, as far as earlier ones of its kind tell."""
@@ -127,11 +149,22 @@ def _append(folder: Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _start_worker(jobs: int) -> None:
+def _start_worker(jobs: int, trusted: tuple[str, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _trust.enter_context(trusting(*trusted))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     if torch.cuda.device_count() > 1:
         number = int(multiprocessing.current_process().name.rpartition("-")[2])
         torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _end_with_parent() -> None:
+    # a worker would wait for work for ever where its parent was killed
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_one(recipe: str, protocol: Protocol, folder: Path, trial: Trial) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def trusting(*names: str) -> Iterator[None]:
         _trusted.reset(token)
 
 
+def trusted_names() -> tuple[str, ...]:
+    """Return the names that are trusted here, for a process that is to trust the same."""
+    return _trusted.get()
+
+
 def import_named(name: str, trust: Collection[str] = ()) -> Any:
     """Import the object that a dotted name such as ``"mypackage.blocks.MyBlock"`` refers to, if it is trusted.
 
