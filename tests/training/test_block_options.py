@@ -99,7 +99,7 @@ def test_groups_of_a_recipe_fit_by_themselves(name):
     assert from_dict(to_dict(recipe), "a checkpoint") == recipe
     assert first_block(build_network(recipe, 3)).groups == 8
     for wrong in ("all", 2.5, [8]):
-        with pytest.raises(ValueError, match=r"block.groups must be auto or of type int, got"):
+        with pytest.raises(ValueError, match=r"block.groups must be auto, channels or of type int, got"):
             override(recipe, {"network": {"groups": wrong}}, "test")
     with pytest.raises(ValueError, match=r"block.groups \(0\) must be at least 1"):
         override(recipe, {"network": {"groups": 0}}, "test")

@@ -371,7 +371,8 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("data: {size: big}", "data.size must be of type int, got 'big'"),
         (
             "network: {block: cgn}",
-            "block ('cgn') must be one of none, nl, cgnl, cgnlx, residual, gnl, gc, se, or a class of your own",
+            "block ('cgn') must be one of none, nl, cgnl, cgnlx, residual, gnl, gc, se, cgnl-correlation, or a class "
+            "of your own",
         ),
         ("data: 3", "data must be a mapping"),
         ("- 1", "must be a mapping"),

@@ -226,11 +226,11 @@ OPTIONS: dict[str, type[BlockOptions]] = {
     "nl": NonLocalOptions,
     "cgnl": CGNLOptions,
     "cgnlx": CGNLXOptions,
-    "cgnl-correlation": CorrelationOptions,
     "residual": ResidualOptions,
     "gnl": GeneralizedNonLocalOptions,
     "gc": GlobalContextOptions,
     "se": SqueezeExcitationOptions,
+    "cgnl-correlation": CorrelationOptions,
 }
 """The options of each kind of block, by its name on the command line."""
 
