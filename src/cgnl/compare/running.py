@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class _Work:
         running: set[Future[dict[str, Any]]] = set()
         while True:
             while waiting and len(running) < self.jobs and not self._is_late(waiting[0]):
-                running.add(pool.submit(_run_one, *arguments, waiting.pop(0)))
+                running.add(pool.submit(partial(_run_one, *arguments, waiting.pop(0))))
             if not running:
                 return
             finished, running = wait(running, return_when=FIRST_COMPLETED)
