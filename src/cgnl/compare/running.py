@@ -114,7 +114,7 @@ class _Work:
             pool.shutdown(cancel_futures=True)
 
     def _results_of(
-        self, pool: ProcessPoolExecutor, waiting: list[Trial], arguments: tuple[Any, ...]
+        self, pool: ProcessPoolExecutor, waiting: list[Trial], arguments: tuple[str, Protocol, Path]
     ) -> Iterator[dict[str, Any]]:
         running: set[Future[dict[str, Any]]] = set()
         while True:
