@@ -17,7 +17,7 @@ from cgnl.cli import main
 from cgnl.compare.maps import Features, Maps, cached
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, best_of, planned, tuning, with_block
 from cgnl.compare.running import rows_of
-from cgnl.compare.trials import _samples, run_on_maps
+from cgnl.compare.trials import _batches, _network, _samples, run_on_maps
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override, to_dict
 
@@ -101,12 +101,21 @@ def test_kinds_differ_in_the_block_alone(monkeypatch):
     assert plain["curve"][-1]["top1"] == plain["top1"]
 
 
-def test_the_losses_are_those_of_pytorch():
+def test_the_losses_are_means_over_whole_splits():
     features = features_of()
-    protocol = protocol_of(recipe_of("unused"), dropout=0.0, epochs=1, rate=1e-12, weight_decay=0.0)
-    row = run_on_maps(protocol, planned(protocol, {})[0], features)
-    # at a rate of nothing, the losses are close to ln 3
-    assert row["test_loss"] == pytest.approx(F.cross_entropy(torch.zeros(1, 3), torch.tensor([0])).item(), abs=0.5)
+    recipe = recipe_of("unused")
+    protocol = protocol_of(recipe, dropout=0.0, epochs=1, rate=1e-12, weight_decay=0.0)
+    trial = planned(protocol, {})[0]
+    row = run_on_maps(protocol, trial, features)
+    # at a rate of nothing only the norm's statistics move
+    network = _network(with_block(recipe, "none"), (16, 4, 4), 3, protocol, trial.seed).train()
+    for x, _ in _batches(features.train, 4, torch.Generator().manual_seed(trial.seed)):
+        network(x)
+    network.eval()
+    for name, maps in (("train_loss", features.train), ("test_loss", features.test)):
+        logits = network(maps.maps[:, 0])
+        assert row[name] == pytest.approx(F.cross_entropy(logits, maps.labels).item(), rel=1e-5)
+    assert row["top1"] == pytest.approx(100 * (logits.argmax(1) == maps.labels).float().mean().item())
     assert row["steps"] == 15
 
 

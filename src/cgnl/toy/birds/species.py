@@ -173,8 +173,8 @@ _LANDS = ("", "Marsh", "Island", "Desert", "Mountain", "River", "Forest", "Coast
 def catalogue(num_species: int) -> list[Species]:
     """Return the species of a set of this size, 2 to 200 (else ValueError): whole sibling groups, in a fixed order.
 
-    A group that would leave one single species over is passed by. Among the first twenty species three pairs are told
-    apart by a relation; after twenty the groups come again in other colours.
+    A group is skipped if it would leave a single species over. Among the first twenty species, only a relation tells
+    three pairs apart; after twenty, the groups come again in other colours.
     """
     if not 2 <= num_species <= MAX_SPECIES:
         raise ValueError(f"num_species ({num_species}) must lie between 2 and {MAX_SPECIES}")
