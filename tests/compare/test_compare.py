@@ -1,5 +1,6 @@
 """`cgnl compare`: cached maps against a hook, runs that are equal but for the block, continued after a kill -9."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ from torch.nn import functional as F
 
 from cgnl.cli import main
 from cgnl.compare.maps import Features, Maps, cached
-from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, best_of, planned, tuning, with_block
+from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, best_of, planned, tuning, with_block
 from cgnl.compare.running import rows_of
 from cgnl.compare.trials import _batches, _network, _samples, run_on_maps
 from cgnl.recipes import RECIPES
-from cgnl.settings.reading import override, to_dict
+from cgnl.settings.reading import from_dict, override, to_dict
 
 NETWORK = ["--network.arch=resnet18", "--network.weights=None", "--data.size=32", "--data.resize=36"]
 SMALL = [*NETWORK, "--data.batch-size=4", "--data.workers=0", "--width=8", "--epochs=2", "--freeze=below-block"]
@@ -164,6 +165,22 @@ def command(root, out, *more):
     return ["compare", "image", f"--data.root={root}", f"--out={out}", *SMALL, *more]
 
 
+def kill_and_continue(arguments, folder, count):
+    """Start a comparison in a process, kill it after some runs, and continue it here."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cgnl", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    lines = folder / "runs.jsonl"
+    while not lines.exists() or len(lines.read_text().splitlines()) < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with lines.open("a") as file:
+        file.write('{"block": "cg')  # a line that was cut
+    main(arguments)
+
+
 def test_a_comparison_is_continued_after_kill_9(class_folders, tmp_path):
     options = ["--blocks", "none", "cgnl", "se", "--seeds=2"]
     main(command(class_folders, tmp_path / "unbroken", *options))
@@ -174,22 +191,24 @@ def test_a_comparison_is_continued_after_kill_9(class_folders, tmp_path):
         for seed in (0, 1)
         for block, length in (("none", "fixed"), ("none", "twice"), ("cgnl", "fixed"), ("se", "fixed"))
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cgnl", *command(class_folders, tmp_path / "killed", *options)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    lines = tmp_path / "killed" / "runs.jsonl"
-    while not lines.exists() or len(lines.read_text().splitlines()) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with lines.open("a") as file:
-        file.write('{"block": "cg')  # a line that was cut
-    main(command(class_folders, tmp_path / "killed", *options))
+    kill_and_continue(command(class_folders, tmp_path / "killed", *options), tmp_path / "killed", 2)
     assert without_time(rows_of(tmp_path / "killed")) == without_time(expected)
     assert (tmp_path / "killed" / "report.html").stat().st_size > 1000
+
+
+def test_runs_of_the_networks_own_layers_are_continued_after_kill_9(class_folders, tmp_path):
+    options = ["--blocks", "none", "cgnl", "--seeds=1", "--epochs=1", "--head=network", "--block-rate-factor=4"]
+    kill_and_continue(command(class_folders, tmp_path, *options), tmp_path, 1)
+    rows = rows_of(tmp_path)
+    assert [(row["block"], row["rate"], row["block_rate_factor"]) for row in rows] == [
+        ("none", 0.05, 1), ("none", 0.05, 1), ("cgnl", 0.05, 4)
+    ]  # fmt: skip
+    # the run of the process that was killed, again in this one
+    protocol = json.loads((tmp_path / "protocol.json").read_text())
+    protocol = Protocol(**{field.name: protocol[field.name] for field in dataclasses.fields(Protocol)})
+    features = cached(from_dict(protocol.recipe, "here"), tmp_path, say=print)
+    again = run_on_maps(protocol, Trial("none", 0, "fixed", 1, 0.05, 1.0), features)
+    assert without_time([again]) == without_time(rows[:1])
 
 
 def test_processes_give_the_same_numbers(class_folders, tmp_path):
@@ -269,6 +288,8 @@ def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):
         (["--blocks", "cgml"], "block ('cgml') must be one of"),
         (["--seeds=0"], "--seeds (0) must be at least 1"),
         (["--tune", "0"], "--tune (0.0) must be numbers above 0"),
+        (["--freeze=none", "--head=network"], "--head network needs --freeze below-block"),
+        (["--block-rate-factor=0"], "--block-rate-factor (0.0) must be above 0"),
         (["--network.num-blocks=5"], "--freeze below-block needs one block"),
         (["--data.batch-size=500"], "data.batch_size (500) must be at most the number of training samples"),
     ],
@@ -288,4 +309,13 @@ def test_a_folder_holds_one_comparison(class_folders, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(command(class_folders, tmp_path, *options, "--rate=0.2"))
     assert "holds a comparison with another rate" in capsys.readouterr().err
-    assert json.loads((tmp_path / "protocol.json").read_text())["rate"] == 0.1
+    protocol = json.loads((tmp_path / "protocol.json").read_text())
+    assert protocol["rate"] == 0.1
+    # a folder of an earlier version goes on as if it had the defaults
+    for name in ("head", "block_rate_factor"):
+        del protocol[name]
+    (tmp_path / "protocol.json").write_text(json.dumps(protocol))
+    main(command(class_folders, tmp_path, *options))
+    with pytest.raises(SystemExit):
+        main(command(class_folders, tmp_path, *options, "--head=network", "--rate=0.1"))
+    assert "holds a comparison with another head" in capsys.readouterr().err

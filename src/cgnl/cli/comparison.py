@@ -16,6 +16,7 @@ from cgnl.settings.trust import trusting
 
 _DEFAULT_BLOCKS = ("none", "residual", "se", "gc", "nl", "cgnl", "cgnl-correlation")
 _LENGTHS = (1, 2, 3)
+_FROZEN_RATES = {"new": 0.1, "network": 0.05}
 
 
 def _words(metavar: str) -> Any:
@@ -39,16 +40,22 @@ class CompareOptions:
     freeze: Literal["none", "below-block"] = "none"
     """below-block keeps the network up to the block as it is, computes its maps once, and trains the block and a new
     classifier on them: minutes instead of hours. none trains whole networks."""
+    head: Literal["new", "network"] = "new"
+    """With frozen maps, the layers behind the block: a new 1x1 convolution and classifier; or those of the network,
+    which go on from their weights, with a new classifier. That takes longer, and is nearer to a whole training."""
     epochs: int = 20
     """Epochs of every run. The plain network also runs for twice as many, as a control."""
     rate: float | None = None
-    """Learning rate; by default the recipe's, and 0.1 with frozen maps (SGD with momentum 0.9 and a cosine)."""
+    """Learning rate; by default the recipe's. With frozen maps (SGD with momentum 0.9 and a cosine) 0.1 by default, and
+    0.05 with --head network."""
+    block_rate_factor: float = 1.0
+    """The blocks' learning rate divided by that of the other layers, without --tune."""
     weight_decay: float = 5e-4
     """Weight decay, with frozen maps."""
     dropout: float = 0.5
-    """Probability of dropout before the classifier, with frozen maps."""
+    """Probability of dropout before a new head's classifier, with frozen maps."""
     width: int = 512
-    """Channels of the 1x1 convolution between the block and the classifier, with frozen maps."""
+    """Channels of a new head's 1x1 convolution between the block and the classifier, with frozen maps."""
     tune: Annotated[tuple[float, ...], _words("FACTOR ...")] = ()
     """Factors to try, such as 0.1 1 4: of plain's rate, and of each block's rate, each at one, two and three times the
     epochs. A third of the training samples is kept for that, and never used in the report."""
@@ -92,12 +99,14 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> 
         seeds=tuple(range(options.first_seed, options.first_seed + options.seeds)),
         frozen=frozen,
         epochs=options.epochs,
-        rate=options.rate or (0.1 if frozen else recipe.optimizer.lr),
+        rate=options.rate or (_FROZEN_RATES[options.head] if frozen else recipe.optimizer.lr),
         weight_decay=options.weight_decay,
         dropout=options.dropout,
         width=options.width,
         factors=tuple(options.tune),
         lengths=_LENGTHS if options.tune else (),
+        head=options.head,
+        block_rate_factor=options.block_rate_factor,
     )
     folder.mkdir(parents=True, exist_ok=True)
     data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
@@ -119,10 +128,12 @@ def _check(options: Any, recipe: Any) -> None:
             raise ValueError(f"--{field} ({getattr(options, field)}) must be at least 1")
     if options.first_seed < 0 or options.first_seed + options.seeds > 1_000_000:
         raise ValueError(f"--first-seed ({options.first_seed}) must be from 0 to 999999")
-    for field in ("rate", "minutes"):
+    for field in ("rate", "block_rate_factor", "minutes"):
         value = getattr(options, field)
         if value is not None and not value > 0:
-            raise ValueError(f"--{field} ({value}) must be above 0")
+            raise ValueError(f"--{field.replace('_', '-')} ({value}) must be above 0")
+    if options.head == "network" and options.freeze == "none":
+        raise ValueError("--head network needs --freeze below-block: whole networks train all layers anyway")
     if any(not factor > 0 for factor in options.tune):
         raise ValueError(f"--tune ({' '.join(map(str, options.tune))}) must be numbers above 0")
     if options.tune and options.freeze == "none":

@@ -6,7 +6,6 @@ Legend: n samples, C channels, S spatial or space-time axes.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cgnl.blocks.residual import ResidualBlock1d, ResidualBlock2d, ResidualBlock3d
-from cgnl.compare.plan import with_block
+from cgnl.compare.cut import Front, built
 from cgnl.data.lists import SampleList
 from cgnl.files import write_text
+from cgnl.insertion import inserted_blocks
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import to_dict
 from cgnl.tasks.registry import task_of
 from cgnl.training.trained import default_device
-
-
-class _Reached(Exception):
-    """The map is known: nothing behind it has to run."""
 
 
 @dataclass(frozen=True)
@@ -71,67 +66,45 @@ def cached(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> 
     if recipe.network.num_blocks != 1 or len(recipe.network.places) > 1:
         raise ValueError("--freeze below-block needs one block: leave network.num_blocks and network.places at one")
     data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
-    # the same network every time, its new classifier included, which the folder's name depends on
-    torch.manual_seed(0)
     # a residual block is the identity at the start, and stands where any block would
-    network = task.build_network(with_block(recipe, "residual"), len(data.classes)).eval().to(default_device())
-    place, block = _block_of(network)
+    network = built(recipe, "residual", len(data.classes)).to(default_device())
+    (place,) = inserted_blocks(network)
     splits = {"train": data.train_samples, "test": data.test_samples}
     home = folder / f"maps-{_fingerprint(network, recipe, splits)}"
     if not (home / "maps.json").exists():
         home.mkdir(parents=True, exist_ok=True)
+        front = Front(network)
         for split, samples in splits.items():
             say(f"computing the maps of {len(samples)} {split} {data.noun}s after {place}")
-            _write(home, split, data.tested_batches(split), network, block, len(samples))
+            _write(home, split, data.tested_batches(split), front, len(samples))
         write_text(home / "maps.json", json.dumps({"place": place, "classes": data.classes}))
     maps = {split: _read(home, split) for split in splits}
     return Features(maps["train"], maps["test"], tuple(data.classes), place, data.summary())
 
 
-def _block_of(network: nn.Module) -> tuple[str, nn.Module]:
-    kinds = (ResidualBlock1d, ResidualBlock2d, ResidualBlock3d)
-    for path, module in network.named_modules():
-        if isinstance(module, kinds):
-            return path, module
-    raise ValueError("the network has no place for a block")
-
-
 @torch.inference_mode()
-def _write(
-    home: Path, split: str, batches: Iterator[Mapping[str, Any]], network: nn.Module, block: nn.Module, count: int
-) -> None:
-    caught: list[Tensor] = []
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(args[0] if args else kwargs["x"])
-        raise _Reached
-
-    hook = block.register_forward_pre_hook(catch, with_kwargs=True)
+def _write(home: Path, split: str, batches: Iterator[Mapping[str, Any]], front: Front, count: int) -> None:
     store: Any = None
     labels: list[Tensor] = []
     done = 0
-    device = next(network.parameters()).device
-    try:
-        for batch in batches:
-            x = batch["image"].to(device)
-            for flipped in (False, True):
-                with suppress(_Reached):
-                    network(x.flip(-1) if flipped else x)
-                found = caught.pop().float().cpu().numpy()
-                if store is None:
-                    shape = (count, 2, *found.shape[1:])
-                    store = np.lib.format.open_memmap(home / f"{split}.npy", "w+", np.float32, shape)
-                store[done : done + len(found), int(flipped)] = found
-            done += len(found)
-            labels.append(batch["label"].cpu())
-    finally:
-        hook.remove()
+    device = next(front.parameters()).device
+    for batch in batches:
+        x = batch["image"].to(device)
+        for flipped in (False, True):
+            found = front(x.flip(-1) if flipped else x).float().cpu().numpy()
+            if store is None:
+                shape = (count, 2, *found.shape[1:])
+                store = np.lib.format.open_memmap(home / f"{split}.npy", "w+", np.float32, shape)
+            store[done : done + len(found), int(flipped)] = found
+        done += len(found)
+        labels.append(batch["label"].cpu())
     store.flush()
     np.save(home / f"{split}-labels.npy", torch.cat(labels).numpy())
 
 
 def _read(home: Path, split: str) -> Maps:
-    maps = np.load(home / f"{split}.npy", mmap_mode="r+")
+    # copied when written to: a layer that changes its input must not change the file
+    maps = np.load(home / f"{split}.npy", mmap_mode="c")
     labels = torch.from_numpy(np.load(home / f"{split}-labels.npy"))
     # files that could not be read have no maps
     return Maps(torch.from_numpy(maps)[: len(labels)], labels)

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cgnl.compare.statistics import PLAIN
 from cgnl.files import write_text
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import override
@@ -61,6 +62,8 @@ class Protocol:
         width: Channels of the 1x1 convolution between block and classifier.
         factors: Factors of rates that are tried, and lengths as multiples of the epochs; both empty without tuning.
         tuning_seeds: Seeds of each try.
+        head: What follows the block on cached maps: "new" for a new classifier, or "network" for the network's layers.
+        block_rate_factor: The blocks' rate divided by the learning rate, without tuning.
     """
 
     command: str
@@ -76,6 +79,8 @@ class Protocol:
     factors: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
     tuning_seeds: int = 2
+    head: str = "new"
+    block_rate_factor: float = 1.0
 
     def write(self, folder: Path, **words: Any) -> None:
         """Write it into a folder, with words for people.
@@ -85,7 +90,8 @@ class Protocol:
         """
         path, values = folder / "protocol.json", json.loads(json.dumps(dataclasses.asdict(self)))
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            added = {field.name: field.default for field in dataclasses.fields(self) if field.default is not MISSING}
+            before = json.loads(json.dumps(added)) | json.loads(path.read_text(encoding="utf-8"))
             differing = [name for name, value in values.items() if name != "command" and before.get(name) != value]
             if differing:
                 raise ValueError(
@@ -127,9 +133,10 @@ def planned(protocol: Protocol, tuned: Mapping[str, Mapping[str, Any]]) -> list[
     for seed in protocol.seeds:
         for block in protocol.blocks:
             best = tuned.get(block, {})
-            rate, factor = best.get("rate", protocol.rate), best.get("factor", 1.0)
+            factor = best.get("factor", 1.0 if block == PLAIN else protocol.block_rate_factor)
+            rate = best.get("rate", protocol.rate)
             trials.append(Trial(block, seed, "fixed", protocol.epochs, rate, factor))
-            if block == "none":
+            if block == PLAIN:
                 trials.append(Trial(block, seed, "twice", 2 * protocol.epochs, rate, factor))
             if "own" in best:
                 trials.append(Trial(block, seed, "own", *best["own"]))

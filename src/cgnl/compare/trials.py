@@ -1,4 +1,4 @@
-"""One run of a comparison: a block and a classifier on cached maps, or the whole network.
+"""One run of a comparison: a block and what is behind it on cached maps, or the whole network.
 
 Legend: B batch, C channels, S spatial or space-time axes, K classes.
 """
@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from cgnl.blocks.diagnosis import ALL, diagnose
 from cgnl.blocks.shell import BATCH_NORMS, CONVOLUTIONS
+from cgnl.compare.cut import make_tail, tail_cost
 from cgnl.compare.maps import Features, Maps
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, with_block
-from cgnl.networks.cost import network_cost
+from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict
 from cgnl.tasks.registry import task_of
@@ -31,9 +32,9 @@ _TUNING_SHARE = 3
 
 
 def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[str, Any]:
-    """Train a block and a classifier on cached maps with SGD and a cosine, and test them.
+    """Train a block and a classifier, or the layers behind the block, on cached maps with SGD and a cosine; test them.
 
-    The order of the samples, their flips, dropout and the start of the classifier are the same for every kind.
+    The order of the samples, their flips, dropout and the start of all but the block are the same for every kind.
 
     Returns:
         A line of ``runs.jsonl``.
@@ -41,17 +42,10 @@ def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[st
     started = time.monotonic()
     train, test = _samples(protocol, trial, features)
     recipe = with_block(from_dict(protocol.recipe, "protocol.json"), trial.block)
-    shape = tuple(train.maps.shape[2:])
-
-    def build() -> nn.Sequential:
-        return _network(recipe, shape, len(features.classes), protocol, trial.seed)
-
-    network = build().to(default_device())
-    of_block = list(network[0].parameters())
-    groups = [
-        {"params": of_block, "lr": trial.rate * trial.factor},
-        {"params": list(network[1].parameters()), "lr": trial.rate},
-    ]
+    network, block, cost_of = _learner(protocol, trial, recipe, features)
+    of_block = list(block.parameters())
+    others = [p for p in network.parameters() if p.requires_grad and not any(p is own for own in of_block)]
+    groups = [{"params": of_block, "lr": trial.rate * trial.factor}, {"params": others, "lr": trial.rate}]
     batch_size = recipe.data.batch_size
     steps = trial.epochs * (len(train.labels) // batch_size)
     if not steps:
@@ -78,10 +72,10 @@ def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[st
                 {"epoch": epoch, "train_loss": sum(losses) / len(losses), "test_loss": test_loss, "top1": top1}
             )
     train_loss, _ = _tested(network, train)
-    cost = network_cost(build, (1, *shape))
+    cost = cost_of()
     diagnosis = None
     if trial.length == "fixed" and of_block:
-        diagnosis = _diagnosis(network, test)
+        diagnosis = _diagnosis(network, block, test)
     return {
         **_words(trial), "steps": steps, "top1": curve[-1]["top1"], "test_loss": curve[-1]["test_loss"],
         "train_loss": train_loss, "parameters": cost.parameters, "multiplications": cost.multiplications,
@@ -105,6 +99,23 @@ def _samples(protocol: Protocol, trial: Trial, features: Features) -> tuple[Maps
     tuning = tuning[torch.randperm(len(tuning), generator=generator)]
     cut = len(tuning) * 2 // 3
     return features.train.of(tuning[:cut]), features.train.of(tuning[cut:])
+
+
+def _learner(
+    protocol: Protocol, trial: Trial, recipe: Recipe, features: Features
+) -> tuple[nn.Module, nn.Module, Callable[[], NetworkCost]]:
+    """Return what a run trains, the block in it, and what counts the cost of that."""
+    shape, num_classes = tuple(features.train.maps.shape[2:]), len(features.classes)
+    if protocol.head == "network":
+        tail = make_tail(recipe, trial.block, num_classes, trial.seed, shape)
+        torch.manual_seed(trial.seed)
+        return tail, tail.block, lambda: tail_cost(tail, recipe, trial.block, num_classes)
+
+    def build() -> nn.Sequential:
+        return _network(recipe, shape, num_classes, protocol, trial.seed)
+
+    network = build().to(default_device())
+    return network, network[0], lambda: network_cost(build, (1, *shape))
 
 
 def _network(recipe: Recipe, shape: tuple[int, ...], num_classes: int, protocol: Protocol, seed: int) -> nn.Sequential:
@@ -171,9 +182,10 @@ class _Repeated:
         return self.batches()
 
 
-def _diagnosis(network: nn.Module, test: Maps) -> dict[str, Any]:
+def _diagnosis(network: nn.Module, block: nn.Module, test: Maps) -> dict[str, Any]:
     network.eval()
-    found: dict[str, Any] = {**diagnose(network, _Repeated(lambda: _test_batches(test)))[ALL]}
+    batches = _Repeated(lambda: _test_batches(test))
+    found: dict[str, Any] = {**diagnose(network, batches, blocks={"block": block})[ALL]}
     del found["as_is"]
     return found
 
