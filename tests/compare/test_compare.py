@@ -75,16 +75,23 @@ def test_the_cached_maps_are_what_a_block_gets(class_folders, tmp_path):
     assert features.place.startswith("layer3")
 
 
-def test_maps_are_computed_anew_when_a_file_has_changed(class_folders, tmp_path):
+def test_maps_are_computed_anew_when_a_file_or_the_transform_has_changed(class_folders, tmp_path):
     folder = shutil.copytree(class_folders, tmp_path / "photos")
     said = []
-    cached(recipe_of(folder), tmp_path / "out", say=said.append)
-    assert len(said) == 2
-    cached(recipe_of(folder), tmp_path / "out", say=said.append)
-    assert len(said) == 2
-    os.utime(folder / "train" / "class_0" / "0.jpg", (1, 1))
-    cached(recipe_of(folder), tmp_path / "out", say=said.append)
-    assert len(said) == 4
+
+    def computed(folder, **data):
+        before = len(said)
+        values = {**VALUES, "data": {**VALUES["data"], "root": str(folder), **data}}
+        cached(override(RECIPES["image"].make(), values, "here"), tmp_path / "out", say=said.append)
+        return len(said) - before
+
+    assert computed(folder) == 2
+    assert computed(folder, batch_size=3, workers=1, crop_area=(0.5, 1.0)) == 0
+    moved = folder.rename(tmp_path / "moved")
+    assert computed(moved) == 0
+    assert computed(moved, resize=40) == 2
+    os.utime(moved / "train" / "class_0" / "0.jpg", (1, 1))
+    assert computed(moved) == 2
 
 
 def test_kinds_differ_in_the_block_alone(monkeypatch):
@@ -304,18 +311,36 @@ def test_mistakes_end_in_one_sentence(options, message, class_folders, tmp_path,
 
 
 def test_a_folder_holds_one_comparison(class_folders, tmp_path, capsys):
-    options = ["--blocks", "none", "--seeds=1"]
-    main(command(class_folders, tmp_path, *options))
-    with pytest.raises(SystemExit):
-        main(command(class_folders, tmp_path, *options, "--rate=0.2"))
-    assert "holds a comparison with another rate" in capsys.readouterr().err
-    protocol = json.loads((tmp_path / "protocol.json").read_text())
+    folder, out = shutil.copytree(class_folders, tmp_path / "photos"), tmp_path / "out"
+
+    def refused(*options, root=folder):
+        with pytest.raises(SystemExit):
+            main(command(root, out, "--blocks", "none", "--seeds=1", *options))
+        error = capsys.readouterr().err
+        assert error.startswith(f"cgnl: {out} holds another comparison (")
+        assert len(error.splitlines()) == 1
+        return error
+
+    def goes_on(*options, root=folder):
+        main(command(root, out, "--blocks", "none", "--seeds=1", *options))
+        return True
+
+    assert goes_on()
+    assert "(rate was 0.1, now 0.2)" in refused("--rate=0.2")
+    assert "(data.batch_size was 4, now 3)" in refused("--data.batch-size=3")
+    assert "(head was new, now network)" in refused("--head=network", "--rate=0.1")
+    assert goes_on("--data.workers=1", "--trainer.log-every-n-steps=3")
+    moved = folder.rename(tmp_path / "moved")
+    assert goes_on(root=moved)
+    (moved / "train" / "class_0" / "0.jpg").rename(moved / "train" / "class_0" / "other.jpg")
+    assert "(the samples were others)" in refused(root=moved)
+    # a folder of an earlier version goes on as if it had the defaults, where its data was
+    protocol = json.loads((out / "protocol.json").read_text())
     assert protocol["rate"] == 0.1
-    # a folder of an earlier version goes on as if it had the defaults
-    for name in ("head", "block_rate_factor"):
+    for name in ("head", "block_rate_factor", "samples"):
         del protocol[name]
-    (tmp_path / "protocol.json").write_text(json.dumps(protocol))
-    main(command(class_folders, tmp_path, *options))
-    with pytest.raises(SystemExit):
-        main(command(class_folders, tmp_path, *options, "--head=network", "--rate=0.1"))
-    assert "holds a comparison with another head" in capsys.readouterr().err
+    (out / "protocol.json").write_text(json.dumps(protocol))
+    assert "(data.root was" in refused(root=moved)
+    moved.rename(folder)
+    assert goes_on()
+    assert len(rows_of(out)) == 2

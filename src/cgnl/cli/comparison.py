@@ -78,6 +78,7 @@ def compare(arguments: Sequence[str]) -> None:
 
 def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> None:
     folder = options.out or Path("compare") / Path(arguments[0]).stem
+    from cgnl.compare.maps import samples_digest
     from cgnl.compare.plan import Protocol, with_block
     from cgnl.compare.report import write_report
     from cgnl.compare.running import run
@@ -92,6 +93,8 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> 
         raise ValueError(f"cgnl compare needs a network that classifies, and {name} is for {task.words}")
     recipe = task.sized(recipe)
     frozen = options.freeze == "below-block"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
     protocol = Protocol(
         command=f"cgnl compare {' '.join(arguments)}",
         recipe=to_dict(with_block(recipe, "none")),
@@ -107,9 +110,8 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> 
         lengths=_LENGTHS if options.tune else (),
         head=options.head,
         block_rate_factor=options.block_rate_factor,
+        samples=samples_digest({"train": data.train_samples, "test": data.test_samples}),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
     protocol.write(folder, data=data.summary(), network=recipe.network.arch)
     print(data.summary())
     complete = run(

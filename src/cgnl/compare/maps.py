@@ -6,8 +6,9 @@ Legend: n samples, C channels, S spatial or space-time axes.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from cgnl.data.lists import SampleList
 from cgnl.files import write_text
 from cgnl.insertion import inserted_blocks
 from cgnl.settings.image import Recipe
-from cgnl.settings.reading import to_dict
 from cgnl.tasks.registry import task_of
 from cgnl.training.trained import default_device
+
+# Settings that the network up to its block, and the samples as in a test, do not depend on.
+_OF_TRAINING = ("batch_size", "block", "crop_area", "crop_aspect", "cutmix", "dropout", "flip", "mixup")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Features:
 def cached(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Features:
     """Return the maps in front of the block of a recipe's network, from a folder if they are there.
 
-    The folder's name holds a hash of the weights, the transform, and the names, sizes and dates of all files.
+    The folder's name holds a hash of the weights, the transform, and the names, sizes and dates of all files below the
+    data set's root.
 
     Raises:
         ValueError: The recipe has several blocks, or a network that makes no map.
@@ -70,7 +74,7 @@ def cached(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> 
     network = built(recipe, "residual", len(data.classes)).to(default_device())
     (place,) = inserted_blocks(network)
     splits = {"train": data.train_samples, "test": data.test_samples}
-    home = folder / f"maps-{_fingerprint(network, recipe, splits)}"
+    home = folder / f"maps-{_fingerprint(network, task, recipe, splits)}"
     if not (home / "maps.json").exists():
         home.mkdir(parents=True, exist_ok=True)
         front = Front(network)
@@ -110,15 +114,31 @@ def _read(home: Path, split: str) -> Maps:
     return Maps(torch.from_numpy(maps)[: len(labels)], labels)
 
 
-def _fingerprint(network: nn.Module, recipe: Any, splits: dict[str, SampleList]) -> str:
+def _fingerprint(network: nn.Module, task: Any, recipe: Any, splits: Mapping[str, SampleList]) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    values = to_dict(recipe)
-    digest.update(json.dumps([values["network"]["arch"], values["data"]], sort_keys=True, default=str).encode())
-    for samples in splits.values():
+    settings = {
+        field.name: getattr(part, field.name)
+        for part in (recipe.network, recipe.data)
+        for field in fields(part)
+        if not field.metadata.keys() & {"free", "for_tests"} and field.name not in _OF_TRAINING
+    }
+    digest.update(json.dumps([settings, task.inputs(recipe)], sort_keys=True, default=str).encode())
+    digest.update(samples_digest(splits, dates=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def samples_digest(splits: Mapping[str, SampleList], *, dates: bool = False) -> str:
+    """Return a hash of the samples' files (paths below the root, sizes, and dates if wanted) and labels."""
+    digest = hashlib.sha256()
+    for split, samples in splits.items():
+        roots = samples.root, samples.root.resolve()
         for sample in samples.samples:
-            state = sample.path.stat() if sample.path.exists() else None
-            digest.update(f"{sample.path} {sample.label} {state and (state.st_size, state.st_mtime_ns)}\n".encode())
+            path, state = sample.path, sample.path.stat() if sample.path.exists() else None
+            path = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path)
+            # a folder of frames has no size of its own
+            size = state.st_size if state and S_ISREG(state.st_mode) else None
+            digest.update(f"{split} {path} {sample.label} {size} {dates and state and state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import yaml
 from cgnl.compare.statistics import PLAIN
 from cgnl.files import write_text
 from cgnl.settings.image import Recipe
-from cgnl.settings.reading import override
+from cgnl.settings.reading import from_dict, override
+from cgnl.training.run import differences
 
+# Fields of a recipe that may change when a single run is continued, and not within a comparison.
+_MATTER = ("network.weights", "network.new_classifier", "trainer.max_steps")
+_PLACES = ("data.root", "data.train_list", "data.test_list")
 # Seeds of runs that tune: none that a report uses.
 FIRST_TUNING_SEED = 1_000_000
 
@@ -64,6 +69,7 @@ class Protocol:
         tuning_seeds: Seeds of each try.
         head: What follows the block on cached maps: "new" for a new classifier, or "network" for the network's layers.
         block_rate_factor: The blocks' rate divided by the learning rate, without tuning.
+        samples: What tells the data set from others, see `cgnl.compare.maps.samples_digest`.
     """
 
     command: str
@@ -81,6 +87,7 @@ class Protocol:
     tuning_seeds: int = 2
     head: str = "new"
     block_rate_factor: float = 1.0
+    samples: str = ""
 
     def write(self, folder: Path, **words: Any) -> None:
         """Write it into a folder, with words for people.
@@ -90,16 +97,35 @@ class Protocol:
         """
         path, values = folder / "protocol.json", json.loads(json.dumps(dataclasses.asdict(self)))
         if path.exists():
-            added = {field.name: field.default for field in dataclasses.fields(self) if field.default is not MISSING}
-            before = json.loads(json.dumps(added)) | json.loads(path.read_text(encoding="utf-8"))
-            differing = [name for name, value in values.items() if name != "command" and before.get(name) != value]
-            if differing:
+            if changed := _changes(json.loads(path.read_text(encoding="utf-8")), values, str(path)):
                 raise ValueError(
-                    f"{folder} holds a comparison with another {', '.join(differing)}; give the same options again to "
+                    f"{folder} holds another comparison ({'; '.join(changed)}); give the same options again to "
                     "continue it, or another --out"
                 )
             return
         write_text(path, json.dumps({**values, **words}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> list[str]:
+    """Return what differs between the values of two protocols and touches the numbers."""
+    # a protocol of an earlier version lacks some
+    added = {field.name: field.default for field in dataclasses.fields(Protocol) if field.default is not MISSING}
+    before = {**json.loads(json.dumps(added)), **before}
+    found = [
+        f"{name} was {before.get(name)}, now {value}"
+        for name, value in now.items()
+        if name not in ("command", "recipe", "samples") and before.get(name) != value
+    ]
+    stored, given = (from_dict(values["recipe"], path) for values in (before, now))
+    if type(stored) is not type(given):
+        return [*found, "the recipe was one of another task"]
+    matter = _MATTER
+    if not before["samples"]:
+        matter += _PLACES
+    elif before["samples"] != now["samples"]:
+        found.append("the samples were others")
+    pairs = {name: (attrgetter(name)(stored), attrgetter(name)(given)) for name in matter}
+    return [*found, *differences(stored, given), *(f"{n} was {a}, now {b}" for n, (a, b) in pairs.items() if a != b)]
 
 
 def with_block(recipe: Recipe, label: str) -> Recipe:

@@ -231,7 +231,7 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
         if type(stored) is not type(recipe):
             tasks = [to_dict(each)["task"] for each in (stored, recipe)]
             raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot continue as {tasks[1]}")
-        changed = _differences(stored, recipe)
+        changed = differences(stored, recipe)
         if stored.schedule.kind == "cosine":
             in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
             end = "max_steps" if in_steps else "max_epochs"
@@ -258,14 +258,14 @@ def _check_same_data(checkpoint: Path, data: SampleData) -> None:
         )
 
 
-def _differences(stored: Any, given: Any, prefix: str = "") -> list[str]:
+def differences(stored: Any, given: Any, prefix: str = "") -> list[str]:
     """Return what differs between two recipes, except fields that may change when a run goes on."""
     found = []
     for field in fields(stored):
         before, now, name = getattr(stored, field.name), getattr(given, field.name), f"{prefix}{field.name}"
         if is_dataclass(before):
             # options of blocks of two kinds have nothing to compare, and the kinds are a difference of their own
-            found += _differences(before, now, f"{name}.") if type(before) is type(now) else []
+            found += differences(before, now, f"{name}.") if type(before) is type(now) else []
         elif before != now and not field.metadata.get("free"):
             found.append(f"{name} was {before}, now {now}")
     return found
