@@ -18,9 +18,11 @@ from cgnl.cli import main
 from cgnl.compare.maps import Features, Maps, cached
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, best_of, planned, tuning, with_block
 from cgnl.compare.running import rows_of
-from cgnl.compare.trials import _batches, _network, _samples, run_on_maps
+from cgnl.compare.trials import _batches, _network, _part, _samples, run_on_maps
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.toy.birds import draw_birds
+from cgnl.training.data import ImageData
 
 NETWORK = ["--network.arch=resnet18", "--network.weights=None", "--data.size=32", "--data.resize=36"]
 SMALL = [*NETWORK, "--data.batch-size=4", "--data.workers=0", "--width=8", "--epochs=2", "--freeze=below-block"]
@@ -277,6 +279,45 @@ def test_whole_networks_are_compared(class_folders, tmp_path, capsys):
     assert [len(row["curve"]) for row in rows] == [1, 2, 1]
     assert rows[2]["parameters"] > rows[0]["parameters"]
     assert "report:" in capsys.readouterr().out
+
+
+def test_whole_networks_are_tuned_on_samples_that_the_report_does_not_use(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\n\n\ndef network(num_classes):\n"
+        "    body = nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*body, nn.Linear(8, num_classes))\n"
+    )
+    birds, out = tmp_path / "birds", tmp_path / "out"
+    draw_birds(birds, num_species=2, train_images=9, test_images=3, size=32, workers=1)
+    arguments = [
+        "compare", "image", f"--data.root={birds}", f"--out={out}", "--network.arch=tiny.network", "--blocks", "none",
+        "--seeds=1", "--epochs=1", "--tune", "1", "--data.size=32", "--data.resize=32", "--data.batch-size=2",
+        "--data.workers=0", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    kill_and_continue(arguments, out, 2)
+    rows = rows_of(out)
+    tuned = [
+        (row["seed"] - FIRST_TUNING_SEED, row["epochs"], row["steps"]) for row in rows if row["length"] == "tuning"
+    ]
+    # 18 samples: 6 tune, of which 2 test; the report has the others
+    assert tuned == [(seed, epochs, 2 * epochs) for epochs in (1, 2, 3) for seed in (0, 1)]
+    reported = {row["length"]: row for row in rows[6:]}
+    assert [*reported] == ["fixed", "twice", "own"]
+    assert (reported["fixed"]["steps"], reported["twice"]["steps"]) == (6, 12)
+    assert {file.name for file in (out / "runs").iterdir()} == {"none-fixed-0", "none-twice-0", "none-own-0"}
+    # the lists of the samples themselves
+    used = {}
+    protocol = protocol_of(recipe_of(birds), frozen=False, factors=(1.0,), lengths=(1,))
+    for length in ("tuning", "fixed"):
+        data = ImageData(
+            recipe_of(birds).data, part=_part(protocol, Trial("none", 0, length, 1, 1.0, 1.0), recipe_of(birds))
+        )
+        used[length] = [
+            {sample.path for sample in samples.samples} for samples in (data.train_samples, data.test_samples)
+        ]
+    assert [len(paths) for paths in (*used["tuning"], *used["fixed"])] == [4, 2, 12, 6]
+    assert len(set.union(*used["tuning"], *used["fixed"])) == 24
 
 
 def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):

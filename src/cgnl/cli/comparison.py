@@ -138,7 +138,5 @@ def _check(options: Any, recipe: Any) -> None:
         raise ValueError("--head network needs --freeze below-block: whole networks train all layers anyway")
     if any(not factor > 0 for factor in options.tune):
         raise ValueError(f"--tune ({' '.join(map(str, options.tune))}) must be numbers above 0")
-    if options.tune and options.freeze == "none":
-        raise ValueError("--tune needs --freeze below-block: whole networks take too long for so many tries")
     if recipe.data.root is None and not hasattr(recipe.data, "train_annotations"):
         raise ValueError("data.root is needed: the folder with the samples")

@@ -17,7 +17,7 @@ from cgnl.settings.reading import from_dict, override
 from cgnl.training.run import differences
 
 # Fields of a recipe that may change when a single run is continued, and not within a comparison.
-_MATTER = ("network.weights", "network.new_classifier", "trainer.max_steps")
+_MATTER: tuple[str, ...] = ("network.weights", "network.new_classifier", "trainer.max_steps")
 _PLACES = ("data.root", "data.train_list", "data.test_list")
 # Seeds of runs that tune: none that a report uses.
 FIRST_TUNING_SEED = 1_000_000

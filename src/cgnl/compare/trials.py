@@ -4,6 +4,7 @@ Legend: B batch, C channels, S spatial or space-time axes, K classes.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict
 from cgnl.tasks.registry import task_of
+from cgnl.training.data import Part
 from cgnl.training.trained import default_device
 
 # Maps that are tested together.
@@ -85,20 +87,29 @@ def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[st
 
 def _samples(protocol: Protocol, trial: Trial, features: Features) -> tuple[Maps, Maps]:
     """Return training and test samples; those that tune are none of the report's, and see no test sample."""
+    train, test = _numbers(protocol, trial, features.train.labels)
+    return (
+        features.train if train is None else features.train.of(train),
+        features.test if test is None else features.train.of(test),
+    )
+
+
+def _numbers(protocol: Protocol, trial: Trial, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return which training samples a run trains on and is tested on, None for all, and for the test samples."""
     if not protocol.factors:
-        return features.train, features.test
-    kept = torch.ones(len(features.train.labels), dtype=torch.bool)
-    for label in range(len(features.classes)):
-        own = (features.train.labels == label).nonzero().flatten()
+        return None, None
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
         chosen = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(FIRST_TUNING_SEED))]
         kept[chosen[: len(own) // _TUNING_SHARE]] = False
     if trial.length != "tuning":
-        return features.train.of(kept.nonzero().flatten()), features.test
+        return kept.nonzero().flatten(), None
     tuning = (~kept).nonzero().flatten()
     generator = torch.Generator().manual_seed(FIRST_TUNING_SEED + 1)
     tuning = tuning[torch.randperm(len(tuning), generator=generator)]
     cut = len(tuning) * 2 // 3
-    return features.train.of(tuning[:cut]), features.train.of(tuning[cut:])
+    return tuning[:cut], tuning[cut:]
 
 
 def _learner(
@@ -201,6 +212,16 @@ def _words(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _part(protocol: Protocol, trial: Trial, recipe: Recipe) -> Part | None:
+    """Return the samples that a whole network is trained and tested on, None for all."""
+    if not protocol.factors:
+        return None
+    data = task_of(recipe).make_data(recipe.data)
+    train, test = _numbers(protocol, trial, torch.tensor([sample.label for sample in data.train_samples.samples]))
+    assert train is not None
+    return {"train": ("train", train.tolist()), "test": ("test", None) if test is None else ("train", test.tolist())}
+
+
 def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
     """Train a whole network with the recipe's own optimizer, or go on with that, and return its line."""
     import csv
@@ -216,8 +237,11 @@ def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
             recipe.optimizer, lr=trial.rate, block_lr_factor=recipe.optimizer.block_lr_factor * trial.factor
         ),
     )
+    if trial.length == "tuning":
+        name += f"-{trial.epochs}-{trial.rate}-{trial.factor}"
     run = folder / "runs" / name
-    train(recipe, run, name="compare", resume=True, progress=False)
+    part = _part(protocol, trial, recipe)
+    train(recipe, run, name="compare", resume=True, progress=False, part=part)
     with (run / "epochs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     curve = [
@@ -231,6 +255,9 @@ def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
     ]
     trained = load_trained(run / "last.ckpt")
     cost = recipe_cost(replace(recipe, data=replace(recipe.data, num_classes=len(trained.classes))))
+    if trial.length == "tuning":
+        # there are many, and their weights would fill the disk
+        shutil.rmtree(run)
     return {
         **_words(trial), "steps": int(rows[-1]["step"]), "top1": curve[-1]["top1"],
         "test_loss": curve[-1]["test_loss"], "train_loss": curve[-1]["train_loss"], "parameters": cost.parameters,

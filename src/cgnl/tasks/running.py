@@ -12,11 +12,18 @@ from cgnl.tasks.registry import task_of
 from cgnl.training.trained import TrainedNetwork
 
 if TYPE_CHECKING:
+    from cgnl.training.data import Part
     from cgnl.training.run import RunResult
 
 
 def train(
-    recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True
+    recipe: Recipe,
+    run: Path,
+    *,
+    name: str = "recipe",
+    resume: bool = False,
+    progress: bool = True,
+    part: "Part | None" = None,
 ) -> "RunResult":
     """Train a recipe's network, or go on with a run that was stopped.
 
@@ -26,6 +33,7 @@ def train(
         name: Name of the recipe.
         resume: Go on from ``run/last.ckpt``; a run that has none yet starts from the beginning.
         progress: Whether to show a progress bar.
+        part: Samples to train and test on, as :class:`cgnl.training.data.SampleData` takes them; by default all.
 
     Returns:
         The checkpoints and scores.
@@ -39,7 +47,7 @@ def train(
     from cgnl.training.run import train
 
     task = task_of(recipe)
-    return train(task, task.sized(recipe), run, name=name, resume=resume, progress=progress)
+    return train(task, task.sized(recipe), run, name=name, resume=resume, progress=progress, part=part)
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -22,6 +23,7 @@ from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.sampling import EpochBatches
 
 Split = Literal["train", "test"]
+Part = Mapping[Split, tuple[Split, Sequence[int] | None]]
 # kinds of data sets whose classes have no names of their own
 _LIST_KINDS = ("list", "frame_list")
 # how the names of outputs that are no class begin; they tell such outputs only in checkpoints without `num_classes`
@@ -42,6 +44,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         num_classes: How many of ``classes`` are classes, the first ones; by default all that are not named as outputs
             without one.
         inputs: How the network's input is normalised and resized; by default as ImageNet's.
+        part: For each split, the split whose samples it takes, and their numbers (None for all); by default each takes
+            all of its own.
 
     Raises:
         DataError: Anything wrong with the data set; nothing is trained then.
@@ -62,9 +66,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         inputs: Inputs | None = None,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         self._check_places(config)
+        self._part: Part = part or {"train": ("train", None), "test": ("test", None)}
         self.inputs = inputs or Inputs()
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
@@ -129,7 +135,10 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return samples
 
     def _read(self, split: Split) -> SampleList:
-        samples = self._list(split)
+        source, numbers = self._part[split]
+        samples = self._list(source)
+        if numbers is not None:
+            samples = replace(samples, samples=tuple(samples.samples[number] for number in numbers))
         folder = self.run if is_first_process() else None
         self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
         if folder is not None and samples.missing:

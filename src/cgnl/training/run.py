@@ -25,7 +25,7 @@ from cgnl.settings.reading import from_dict, to_dict
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import AtomicCheckpointIO
-from cgnl.training.data import SampleData
+from cgnl.training.data import Part, SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
 from cgnl.training.task import Task
@@ -51,7 +51,14 @@ class RunResult:
 
 
 def train(
-    task: Task[Any], recipe: Recipe, run: Path, *, name: str = "recipe", resume: bool = False, progress: bool = True
+    task: Task[Any],
+    recipe: Recipe,
+    run: Path,
+    *,
+    name: str = "recipe",
+    resume: bool = False,
+    progress: bool = True,
+    part: Part | None = None,
 ) -> RunResult:
     """Train a recipe's network; see :func:`cgnl.tasks.train`."""
     quieten()
@@ -60,16 +67,7 @@ def train(
     checkpoint = _checkpoint_to_resume(recipe, run, resume)
     config = recipe.trainer
     pl.seed_everything(config.seed, verbose=False)
-    if checkpoint is None and is_first_process():
-        # what an attempt that ended before its first checkpoint has listed
-        for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
-            (run / f"{listed}.csv").unlink(missing_ok=True)
-    data = task.make_data(
-        recipe.data, seed=config.seed, accumulate=config.accumulate, run=run, inputs=task.inputs(recipe)
-    )
-    data.check()
-    if checkpoint is not None:
-        _check_same_data(checkpoint, data)
+    data = _checked_data(task, recipe, run, checkpoint, part)
     # a checkpoint to go on from replaces the start weights, which need not be there any more
     start = recipe if checkpoint is None else task.without_start_weights(recipe)
     network = task.build_network(start, len(data.classes))
@@ -241,6 +239,23 @@ def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | Non
         if changed:
             raise DataError(f"{checkpoint} was made with another recipe and cannot continue: {'; '.join(changed)}")
     return checkpoint
+
+
+def _checked_data(
+    task: Task[Any], recipe: Recipe, run: Path, checkpoint: Path | None, part: Part | None
+) -> SampleData[Any]:
+    config = recipe.trainer
+    if checkpoint is None and is_first_process():
+        # what an attempt that ended before its first checkpoint has listed
+        for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
+            (run / f"{listed}.csv").unlink(missing_ok=True)
+    data = task.make_data(
+        recipe.data, seed=config.seed, accumulate=config.accumulate, run=run, inputs=task.inputs(recipe), part=part
+    )
+    data.check()
+    if checkpoint is not None:
+        _check_same_data(checkpoint, data)
+    return data
 
 
 def _check_same_data(checkpoint: Path, data: SampleData) -> None:
