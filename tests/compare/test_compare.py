@@ -19,8 +19,10 @@ from cgnl.compare.maps import Features, Maps, cached
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, best_of, planned, tuning, with_block
 from cgnl.compare.running import rows_of
 from cgnl.compare.trials import _batches, _network, _part, _samples, run_on_maps
+from cgnl.insertion import inserted_blocks, remove_blocks
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.tasks import load_trained
 from cgnl.toy.birds import draw_birds
 from cgnl.training.data import ImageData
 
@@ -270,15 +272,52 @@ def test_processes_end_with_their_parent(class_folders, tmp_path):
         time.sleep(0.1)
 
 
-def test_whole_networks_are_compared(class_folders, tmp_path, capsys):
+def test_whole_networks_are_compared_and_diagnosed(class_folders, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = [f"--data.root={class_folders}", f"--out={out}", *SMALL[:-1], "--trainer.accelerator=cpu"]
-    main(["compare", "image", *arguments, "--epochs=1", "--blocks", "none", "cgnl", "--seeds=1"])
+    # a high rate of the block, so that it is no longer the identity
+    own = [
+        "--trainer.accelerator=cpu",
+        "--epochs=1",
+        "--block-rate-factor=100",
+        "--blocks",
+        "none",
+        "cgnl",
+        "--seeds=1",
+    ]
+    main(["compare", "image", f"--data.root={class_folders}", f"--out={out}", *SMALL[:-1], *own])
     rows = rows_of(out)
     assert [(row["block"], row["length"]) for row in rows] == [("none", "fixed"), ("none", "twice"), ("cgnl", "fixed")]
     assert [len(row["curve"]) for row in rows] == [1, 2, 1]
     assert rows[2]["parameters"] > rows[0]["parameters"]
     assert "report:" in capsys.readouterr().out
+
+    trained = load_trained(out / "runs" / "cgnl-fixed-0" / "last.ckpt")
+    network, data = trained.network, ImageData(recipe_of(class_folders).data)
+    batches = list(data.tested_batches("test"))
+    x, labels = (torch.cat([batch[name] for batch in batches]) for name in ("image", "label"))
+    (block,) = inserted_blocks(network).values()
+    ratios = []
+    hook = block.register_forward_hook(
+        lambda module, args, z: ratios.extend((z - args[0]).flatten(1).norm(dim=1) / args[0].flatten(1).norm(dim=1))
+    )
+    with torch.no_grad():
+        top1 = 100 * (network(x).argmax(1) == labels).float().mean().item()
+        hook.remove()
+        removed = 100 * (remove_blocks(network)(x).argmax(1) == labels).float().mean().item()
+    found = rows[2]["diagnosis"]
+    assert rows[0]["diagnosis"] is rows[1]["diagnosis"] is None
+    assert found["removed"] == pytest.approx(removed, abs=1e-4)
+    assert found["branch_over_x"] == pytest.approx(torch.stack(ratios).mean().item(), rel=1e-4)
+    assert found["branch_over_x"] > 0.01
+    assert found.keys() == {"removed", "mean_s", "shuffled_s", "s_cv", "s_positive", "branch_over_x"}
+
+    main(["evaluate", str(out / "runs" / "cgnl-fixed-0" / "last.ckpt"), "--diagnose", "--data.workers=0"])
+    said = capsys.readouterr().out
+    assert f"top-1 {top1:.2f} %  (95 % interval" in said
+    for blocks in ("all blocks", "layer3.0"):
+        assert f"{blocks}: top-1 {top1:.2f} %, {removed:.2f} % removed, {found['mean_s']:.2f} % with s set" in said
+    main(["evaluate", str(out / "runs" / "none-fixed-0" / "last.ckpt"), "--data.workers=0"])
+    assert "removed" not in capsys.readouterr().out
 
 
 def test_whole_networks_are_tuned_on_samples_that_the_report_does_not_use(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from cgnl.ops.precision import sum_dtype
 ALL = "all blocks"
 """Key of all blocks together in the result of `diagnose`."""
 
+Batches = Iterable[tuple[Any, Any]]
 Score = Callable[[Any, Any], Tensor]
 # What is changed for the batch that is a slice of the data set.
 _Change = Callable[[slice], Iterable[AbstractContextManager[Any]]]
@@ -66,7 +67,7 @@ def top1(logits: Tensor, targets: Tensor) -> Tensor:
 
 def diagnose(
     network: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Batches | Callable[[], Batches],
     *,
     blocks: Mapping[str, nn.Module] | None = None,
     score: Score = top1,
@@ -79,8 +80,8 @@ def diagnose(
 
     Args:
         network: Any network in evaluation mode with blocks, inserted or its own.
-        batches: Pairs (inputs, targets), the same each time they are read. The network is called with the inputs;
-            tensors are copied to its device.
+        batches: Pairs (inputs, targets), the same each time they are read, or a function that returns them anew. The
+            network is called with the inputs; tensors are copied to its device.
         blocks: Blocks by path; None for all of ``cgnl.blocks``, by their module paths. Blocks of your own have to be
             given, for instance as ``cgnl.insertion.inserted_blocks(network)``. Blocks that do not run are left out.
         score: Function of the network's output and the targets that returns a number for each sample, [B].
@@ -140,7 +141,7 @@ def diagnose(
 
 def _scored(
     network: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Batches | Callable[[], Batches],
     changes: Mapping[Any, _Change],
     score: Score,
     expected: list[Any] | None = None,
@@ -150,7 +151,7 @@ def _scored(
     differ = ValueError("batches must hold samples, and the same ones in the same order each time they are read")
     totals, read, count = dict.fromkeys(changes, 0.0), [], 0
     wanted = iter(expected or ())
-    for inputs, targets in batches:
+    for inputs, targets in batches() if callable(batches) else batches:
         if expected is not None and not _same(next(wanted, targets[:0]), targets):
             raise differ
         read.append(targets.cpu() if isinstance(targets, Tensor) else targets)

@@ -1,8 +1,9 @@
 """``cgnl evaluate``."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ class TestOptions:
     out: OptionalFolder = None
     """Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...); by default evaluation/ in the
     run's folder. With several networks, each gets its own folder in it: 1, 2, ..."""
+    diagnose: bool = False
+    """Also test the blocks removed, and with the mean sums or those of other samples; of videos, one view each."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -52,8 +55,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"mean of {count}: {', '.join(f'{name} {mean:.2f} %' for name, mean in means.items())}")
 
 
-def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig, TrainerConfig, Path]:
-    """Return a network, what to test it on and how, and the folder for tables: `part` of the one that is given."""
+def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig, TrainerConfig, Path, bool]:
+    """Return a network, what to test it on and how, the folder for tables, and whether to diagnose.
+
+    The folder is `part` of the one that is given.
+    """
     trained = None
     if arguments and not arguments[0].startswith("-") and not names_recipe(arguments[0]):
         from cgnl.tasks import load_trained
@@ -74,7 +80,7 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         trained = from_start_weights(start, name, data.classes, len(data.named_classes))
     elif (options.network, options.block) != (recipe.network, recipe.block):
         trained = _tested_as(trained, options.network, options.block)
-    return trained, options.data, options.trainer, options.out / part if options.out else out
+    return trained, options.data, options.trainer, options.out / part if options.out else out, options.diagnose
 
 
 def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig, block: BlockOptions) -> Any:
@@ -97,13 +103,23 @@ def _here(config: TrainerConfig) -> TrainerConfig:
 
 
 def _print_evaluation(
-    trained: Any, data: AnyDataConfig, trainer: TrainerConfig, out: Path, *, stay: bool = False
+    trained: Any, data: AnyDataConfig, trainer: TrainerConfig, out: Path, diagnosed: bool, *, stay: bool = False
 ) -> dict[str, float]:
     """Test a network, print what came out, and return its scores (%) by name."""
-    from cgnl.tasks import evaluate, task_of
+    from cgnl.tasks import diagnose, evaluate, task_of
     from cgnl.training.processes import is_first_process
 
     result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
     if is_first_process():
         print("\n".join(result.lines(task_of(trained.recipe).tested(data), out)))
+        if diagnosed:
+            print("\n".join(starmap(_diagnosis_line, diagnose(trained, data).items())))
     return result.scores
+
+
+def _diagnosis_line(blocks: str, found: Mapping[str, Any]) -> str:
+    scores = {"removed": "removed", "mean_s": "with s set to its mean", "shuffled_s": "with s shuffled"}
+    parts = [f"{found[name]:.2f} % {words}" for name, words in scores.items() if found[name] is not None]
+    numbers = {"s_cv": "cv of s", "s_positive": "share of s above 0", "branch_over_x": "branch over x"}
+    parts += [f"{words} {found[name]:.2f}" for name, words in numbers.items() if found[name] is not None]
+    return f"{blocks}: top-1 {found['as_is']:.2f} %, {', '.join(parts)}"

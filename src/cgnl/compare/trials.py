@@ -6,7 +6,7 @@ Legend: B batch, C channels, S spatial or space-time axes, K classes.
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cgnl.blocks.diagnosis import ALL, diagnose
+from cgnl.blocks.diagnosis import ALL, Diagnosis, diagnose
 from cgnl.blocks.shell import BATCH_NORMS, CONVOLUTIONS
 from cgnl.compare.cut import make_tail, tail_cost
 from cgnl.compare.maps import Features, Maps
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, with_block
+from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict
@@ -77,7 +78,8 @@ def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[st
     cost = cost_of()
     diagnosis = None
     if trial.length == "fixed" and of_block:
-        diagnosis = _diagnosis(network, block, test)
+        network.eval()
+        diagnosis = _for_row(diagnose(network, lambda: _test_batches(test), blocks={"block": block}))
     return {
         **_words(trial), "steps": steps, "top1": curve[-1]["top1"], "test_loss": curve[-1]["test_loss"],
         "train_loss": train_loss, "parameters": cost.parameters, "multiplications": cost.multiplications,
@@ -183,22 +185,9 @@ def _test_batches(maps: Maps) -> Iterator[tuple[Tensor, Tensor]]:
         yield maps.maps[part, 0].to(device), maps.labels[part].to(device)
 
 
-class _Repeated:
-    """Test batches that can be read again."""
-
-    def __init__(self, batches: Callable[[], Iterator[Any]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.batches()
-
-
-def _diagnosis(network: nn.Module, block: nn.Module, test: Maps) -> dict[str, Any]:
-    network.eval()
-    batches = _Repeated(lambda: _test_batches(test))
-    found: dict[str, Any] = {**diagnose(network, batches, blocks={"block": block})[ALL]}
-    del found["as_is"]
-    return found
+def _for_row(found: Mapping[str, Diagnosis]) -> dict[str, Any]:
+    """Return the diagnosis of all blocks as a line has it, where top-1 stands beside it."""
+    return {name: value for name, value in found[ALL].items() if name != "as_is"}
 
 
 def _words(trial: Trial) -> dict[str, Any]:
@@ -226,6 +215,7 @@ def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
     """Train a whole network with the recipe's own optimizer, or go on with that, and return its line."""
     import csv
 
+    from cgnl.tasks import diagnose as diagnose_trained
     from cgnl.tasks import load_trained, recipe_cost, train
 
     recipe: Any = with_block(from_dict(protocol.recipe, "protocol.json"), trial.block)
@@ -255,6 +245,9 @@ def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
     ]
     trained = load_trained(run / "last.ckpt")
     cost = recipe_cost(replace(recipe, data=replace(recipe.data, num_classes=len(trained.classes))))
+    diagnosis = None
+    if trial.length == "fixed" and any(list(own.parameters()) for own in inserted_blocks(trained.network).values()):
+        diagnosis = _for_row(diagnose_trained(trained, recipe.data, part=part))
     if trial.length == "tuning":
         # there are many, and their weights would fill the disk
         shutil.rmtree(run)
@@ -262,5 +255,5 @@ def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
         **_words(trial), "steps": int(rows[-1]["step"]), "top1": curve[-1]["top1"],
         "test_loss": curve[-1]["test_loss"], "train_loss": curve[-1]["train_loss"], "parameters": cost.parameters,
         "multiplications": cost.multiplications, "seconds": round(sum(float(row["seconds"]) for row in rows), 2),
-        "curve": curve, "diagnosis": None,
+        "curve": curve, "diagnosis": diagnosis,
     }  # fmt: skip

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cgnl.tasks.explaining import score_parts, scored_block, see, trace_file
     from cgnl.tasks.loading import build_network, from_start_weights, load_trained
     from cgnl.tasks.registry import task_named, task_of
-    from cgnl.tasks.running import evaluate, predict, predict_timeline, recipe_cost, smoke, train
+    from cgnl.tasks.running import diagnose, evaluate, predict, predict_timeline, recipe_cost, smoke, train
     from cgnl.training.trained import TrainedNetwork
 
 _FILE_OF_NAME = {
@@ -19,14 +19,16 @@ _FILE_OF_NAME = {
     **dict.fromkeys(["score_parts", "scored_block", "see", "trace_file"], "tasks.explaining"),
     **dict.fromkeys(["build_network", "from_start_weights", "load_trained"], "tasks.loading"),
     **dict.fromkeys(["task_named", "task_of"], "tasks.registry"),
-    **dict.fromkeys(["evaluate", "predict", "predict_timeline", "recipe_cost", "smoke", "train"], "tasks.running"),
+    **dict.fromkeys(
+        ["diagnose", "evaluate", "predict", "predict_timeline", "recipe_cost", "smoke", "train"], "tasks.running"
+    ),
     "TrainedNetwork": "training.trained",
 }
 
 __all__ = [
-    "TrainedNetwork", "build_network", "detect", "evaluate", "from_start_weights", "load_trained", "predict",
-    "predict_timeline", "recipe_cost", "score_parts", "scored_block", "see", "smoke", "task_named", "task_of",
-    "trace_file", "train",
+    "TrainedNetwork", "build_network", "detect", "diagnose", "evaluate", "from_start_weights", "load_trained",
+    "predict", "predict_timeline", "recipe_cost", "score_parts", "scored_block", "see", "smoke", "task_named",
+    "task_of", "trace_file", "train",
 ]  # fmt: skip
 
 

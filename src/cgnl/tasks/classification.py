@@ -2,6 +2,7 @@
 
 import json
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cgnl.blocks.diagnosis import Diagnosis, diagnose
+from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.networks.libraries import classifier_of
 from cgnl.networks.named import named_network
@@ -95,11 +98,24 @@ class ClassificationTask(Task[RecipeT]):
         """Measure the accuracy on a test split."""
         from cgnl.training.evaluation import evaluate
 
+        samples = self._test_data(trained, data, run=out)
+        return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
+
+    def diagnose(self, trained: TrainedNetwork, data: Any, *, part: Any = None) -> dict[str, Diagnosis]:
+        """Test a network with its blocks as they are and changed; see :func:`cgnl.tasks.diagnose`."""
+        samples, network = self._test_data(trained, data, part=part), trained.network.to(default_device())
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            read = ((batch["image"], batch["label"]) for batch in samples.tested_batches("test"))
+            return (pair for pair in read if len(pair[1]))  # a batch of files that cannot be read is empty
+
+        return diagnose(network, batches, blocks=inserted_blocks(network))
+
+    def _test_data(self, trained: TrainedNetwork, data: Any, **options: Any) -> Any:
         recipe: Any = trained.recipe
         inputs = self.inputs(recipe)._replace(mean=trained.mean, std=trained.std)
         data = self.sized(replace(recipe, data=data)).data
-        samples = self.make_data(data, run=out, classes=trained.classes, num_classes=trained.num_classes, inputs=inputs)
-        return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
+        return self.make_data(data, classes=trained.classes, num_classes=trained.num_classes, inputs=inputs, **options)
 
     @abstractmethod
     def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:

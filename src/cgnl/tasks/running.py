@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost
 from cgnl.settings.image import Recipe
 from cgnl.settings.training import TrainerConfig
@@ -12,6 +13,7 @@ from cgnl.tasks.registry import task_of
 from cgnl.training.trained import TrainedNetwork
 
 if TYPE_CHECKING:
+    from cgnl.blocks.diagnosis import Diagnosis
     from cgnl.training.data import Part
     from cgnl.training.run import RunResult
 
@@ -75,6 +77,30 @@ def evaluate(
         DataError: Something is wrong with the data set, or its classes are not the network's.
     """
     return task_of(trained.recipe).evaluate(trained, data, trainer=trainer, out=out, stay=stay)
+
+
+def diagnose(trained: TrainedNetwork, data: Any, *, part: "Part | None" = None) -> "dict[str, Diagnosis]":
+    """Test a classifier with its blocks as they are, removed, and with other sums; each test video has one view.
+
+    Args:
+        trained: The network; it is moved to the GPU where there is one.
+        data: As :func:`evaluate` takes it.
+        part: Samples to test on, as :class:`cgnl.training.data.SampleData` takes them; by default all of the test
+            split.
+
+    Returns:
+        As :func:`cgnl.blocks.diagnosis.diagnose`, with the module path that each block follows.
+
+    Raises:
+        DataError: Something is wrong with the data set, or its classes are not the network's.
+        ValueError: The network does not classify, or has no block.
+    """
+    task = task_of(trained.recipe)
+    if not isinstance(task, ClassificationTask):
+        raise ValueError(f"a diagnosis needs a network that classifies, and {trained.name} is {task.words}")
+    if not inserted_blocks(trained.network):
+        raise ValueError(f"a diagnosis needs a network with blocks, and {trained.name} has none")
+    return task.diagnose(trained, data, part=part)
 
 
 def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:
