@@ -98,6 +98,30 @@ def test_maps_are_computed_anew_when_a_file_or_the_transform_has_changed(class_f
     assert computed(moved) == 2
 
 
+def test_flips_are_those_of_the_recipe(class_folders, tmp_path):
+    values = {**VALUES, "data": {**VALUES["data"], "root": str(class_folders), "flip": 0.0}}
+    recipe = override(RECIPES["image"].make(), values, "here")
+    mirrored = cached(recipe_of(class_folders), tmp_path, say=print)
+    unflipped = cached(recipe, tmp_path, say=print)
+    for split in ("train", "test"):
+        own = getattr(unflipped, split).maps
+        assert own.shape[1] == 1
+        assert torch.equal(own[:, 0], getattr(mirrored, split).maps[:, 0])
+    sizes = [file.stat().st_size for file in tmp_path.glob("maps-*/train.npy")]
+    assert max(sizes) - 128 == 2 * (min(sizes) - 128)  # behind the header
+    row = run_on_maps(protocol_of(recipe, epochs=1), Trial("none", 0, "fixed", 1, 0.1, 1.0), unflipped)
+    assert row["steps"] == 6
+    # maps that say themselves whether they are mirrored, in a known order
+    maps = Maps(torch.tensor([0.0, 1.0]).repeat(4000, 1), torch.zeros(4000))
+    for flip in (0.0, 0.25, 1.0):
+        drawn = torch.cat([x for x, _ in _batches(maps, 10, torch.Generator().manual_seed(0), flip)])
+        assert drawn.mean().item() == pytest.approx(flip, abs=0.03 * (0 < flip < 1))
+    order = torch.Generator().manual_seed(0)
+    torch.randperm(4000, generator=order)
+    half = torch.cat([x for x, _ in _batches(maps, 10, torch.Generator().manual_seed(0), 0.5)])
+    assert torch.equal(half, torch.randint(2, (4000,), generator=order).float())
+
+
 def test_kinds_differ_in_the_block_alone(monkeypatch):
     """A block that stays the identity gives the plain network's numbers: same start, order, flips and dropout."""
     features, recipe = features_of(), recipe_of("unused")

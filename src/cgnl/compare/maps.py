@@ -1,4 +1,4 @@
-"""Feature maps in front of a block, of every sample and its mirror image, computed once and kept on disk.
+"""Feature maps in front of a block, of every sample and its mirror image (if the recipe flips), kept on disk.
 
 Legend: n samples, C channels, S spatial or space-time axes.
 """
@@ -32,7 +32,7 @@ class Maps:
     """The maps of a split.
 
     Attributes:
-        maps: [n, 2, C, *S]: of each sample, and of its mirror image.
+        maps: [n, 2, C, *S]: of each sample, and of its mirror image; [n, 1, C, *S] if the recipe never flips.
         labels: [n].
     """
 
@@ -80,26 +80,28 @@ def cached(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> 
         front = Front(network)
         for split, samples in splits.items():
             say(f"computing the maps of {len(samples)} {split} {data.noun}s after {place}")
-            _write(home, split, data.tested_batches(split), front, len(samples))
+            _write(home, split, data.tested_batches(split), front, (len(samples), 1 + bool(recipe.data.flip)))
         write_text(home / "maps.json", json.dumps({"place": place, "classes": data.classes}))
     maps = {split: _read(home, split) for split in splits}
     return Features(maps["train"], maps["test"], tuple(data.classes), place, data.summary())
 
 
 @torch.inference_mode()
-def _write(home: Path, split: str, batches: Iterator[Mapping[str, Any]], front: Front, count: int) -> None:
+def _write(home: Path, split: str, batches: Iterator[Mapping[str, Any]], front: Front, counts: tuple[int, int]) -> None:
     store: Any = None
     labels: list[Tensor] = []
     done = 0
     device = next(front.parameters()).device
     for batch in batches:
+        if not len(batch["label"]):  # none of its files could be read
+            continue
         x = batch["image"].to(device)
-        for flipped in (False, True):
+        for flipped in range(counts[1]):
             found = front(x.flip(-1) if flipped else x).float().cpu().numpy()
             if store is None:
-                shape = (count, 2, *found.shape[1:])
+                shape = (*counts, *found.shape[1:])
                 store = np.lib.format.open_memmap(home / f"{split}.npy", "w+", np.float32, shape)
-            store[done : done + len(found), int(flipped)] = found
+            store[done : done + len(found), flipped] = found
         done += len(found)
         labels.append(batch["label"].cpu())
     store.flush()
@@ -127,6 +129,8 @@ def _fingerprint(network: nn.Module, task: Any, recipe: Any, splits: Mapping[str
     }
     digest.update(json.dumps([settings, task.inputs(recipe)], sort_keys=True, default=str).encode())
     digest.update(samples_digest(splits, dates=True).encode())
+    if not recipe.data.flip:
+        digest.update(b"no mirror images")
     return digest.hexdigest()[:16]
 
 

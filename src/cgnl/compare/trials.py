@@ -62,7 +62,7 @@ def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[st
     for epoch in range(1, trial.epochs + 1):
         network.train()
         losses: list[float] = []
-        for x, labels in _batches(train, batch_size, order):
+        for x, labels in _batches(train, batch_size, order, recipe.data.flip):
             loss = F.cross_entropy(network(x), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -156,13 +156,17 @@ class _Mean(nn.Module):
         return x.mean(-1)
 
 
-def _batches(maps: Maps, batch_size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(maps: Maps, batch_size: int, order: torch.Generator, flip: float = 0.5) -> Iterator[tuple[Tensor, Tensor]]:
     device = default_device()
     numbers = torch.randperm(len(maps.labels), generator=order)
-    flips = torch.randint(2, (len(numbers),), generator=order)
-    for own, flip in zip(numbers.split(batch_size), flips.split(batch_size), strict=True):
+    if flip == 0.5:
+        # as it was when every recipe flipped half of the samples, so that those numbers stay
+        flips = torch.randint(2, (len(numbers),), generator=order)
+    else:
+        flips = (torch.rand(len(numbers), generator=order) < flip).long()
+    for own, mirrored in zip(numbers.split(batch_size), flips.split(batch_size), strict=True):
         if len(own) == batch_size:
-            yield maps.maps[own, flip].to(device), maps.labels[own].to(device)
+            yield maps.maps[own, mirrored].to(device), maps.labels[own].to(device)
 
 
 @torch.inference_mode()
