@@ -22,6 +22,7 @@ from cgnl.compare.trials import _batches, _network, _part, _samples, run_on_maps
 from cgnl.insertion import inserted_blocks, remove_blocks
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import from_dict, override, to_dict
+from cgnl.settings.trust import trusting
 from cgnl.tasks import load_trained
 from cgnl.toy.birds import draw_birds
 from cgnl.training.data import ImageData
@@ -231,9 +232,24 @@ def test_a_comparison_is_continued_after_kill_9(class_folders, tmp_path):
     assert (tmp_path / "killed" / "report.html").stat().st_size > 1000
 
 
-def test_runs_of_the_networks_own_layers_are_continued_after_kill_9(class_folders, tmp_path):
-    options = ["--blocks", "none", "cgnl", "--seeds=1", "--epochs=1", "--head=network", "--block-rate-factor=4"]
-    kill_and_continue(command(class_folders, tmp_path, *options), tmp_path, 1)
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A network that trains in no time, as options."""
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\n\n\ndef network(num_classes):\n"
+        "    first = nn.Conv2d(3, 16, 3, 4), nn.BatchNorm2d(16), nn.ReLU()\n"
+        "    second = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*first, *second, nn.Linear(16, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    size = "--data.size=32", "--data.resize=32", "--data.batch-size=2", "--data.workers=0"
+    return ["--network.arch=tiny.network", "--network.places=2", "--trainer.accelerator=cpu", *size]
+
+
+def test_runs_of_the_networks_own_layers_are_continued_after_kill_9(class_folders, tmp_path, tiny):
+    options = ["--freeze=below-block", "--head=network", "--block-rate-factor=4", "--blocks", "none", "cgnl"]
+    arguments = ["compare", "image", f"--data.root={class_folders}", f"--out={tmp_path}", *tiny, *options]
+    kill_and_continue([*arguments, "--seeds=1", "--epochs=1"], tmp_path, 1)
     rows = rows_of(tmp_path)
     assert [(row["block"], row["rate"], row["block_rate_factor"]) for row in rows] == [
         ("none", 0.05, 1), ("none", 0.05, 1), ("cgnl", 0.05, 4)
@@ -241,8 +257,9 @@ def test_runs_of_the_networks_own_layers_are_continued_after_kill_9(class_folder
     # the run of the process that was killed, again in this one
     protocol = json.loads((tmp_path / "protocol.json").read_text())
     protocol = Protocol(**{field.name: protocol[field.name] for field in dataclasses.fields(Protocol)})
-    features = cached(from_dict(protocol.recipe, "here"), tmp_path, say=print)
-    again = run_on_maps(protocol, Trial("none", 0, "fixed", 1, 0.05, 1.0), features)
+    with trusting("tiny"):
+        features = cached(from_dict(protocol.recipe, "here"), tmp_path, say=print)
+        again = run_on_maps(protocol, Trial("none", 0, "fixed", 1, 0.05, 1.0), features)
     assert without_time([again]) == without_time(rows[:1])
 
 
@@ -344,20 +361,11 @@ def test_whole_networks_are_compared_and_diagnosed(class_folders, tmp_path, caps
     assert "removed" not in capsys.readouterr().out
 
 
-def test_whole_networks_are_tuned_on_samples_that_the_report_does_not_use(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.py").write_text(
-        "from torch import nn\n\n\ndef network(num_classes):\n"
-        "    body = nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
-        "    return nn.Sequential(*body, nn.Linear(8, num_classes))\n"
-    )
+def test_whole_networks_are_tuned_on_samples_that_the_report_does_not_use(tmp_path, tiny):
     birds, out = tmp_path / "birds", tmp_path / "out"
     draw_birds(birds, num_species=2, train_images=9, test_images=3, size=32, workers=1)
-    arguments = [
-        "compare", "image", f"--data.root={birds}", f"--out={out}", "--network.arch=tiny.network", "--blocks", "none",
-        "--seeds=1", "--epochs=1", "--tune", "1", "--data.size=32", "--data.resize=32", "--data.batch-size=2",
-        "--data.workers=0", "--trainer.accelerator=cpu",
-    ]  # fmt: skip
+    options = ["--blocks", "none", "--seeds=1", "--epochs=1", "--tune", "1"]
+    arguments = ["compare", "image", f"--data.root={birds}", f"--out={out}", *tiny, *options]
     kill_and_continue(arguments, out, 2)
     rows = rows_of(out)
     tuned = [
