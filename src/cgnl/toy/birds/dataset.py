@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cgnl.data.scanning import count_workers
-from cgnl.settings.checks import within
+from cgnl.settings.checks import check_choice, within
 from cgnl.toy.birds.scene import Scene, draw_scene
 from cgnl.toy.birds.skeleton import PART_NAMES
 from cgnl.toy.birds.species import Species, catalogue
@@ -18,6 +19,7 @@ from cgnl.toy.folder import in_processes, replacing, tiled, write_lines
 
 # Written last: a folder that has it is a whole set.
 _SETTINGS_FILE = "toy_birds.json"
+Told = Literal["all", "part", "relation"]
 _CONTENTS = {
     "images", "parts", "bounding_boxes.txt", "classes.txt", "image_class_labels.txt", "images.txt",
     "train_test_split.txt", _SETTINGS_FILE,
@@ -31,12 +33,23 @@ class _Settings:
     test_images: int
     size: int
     seed: int
+    told_by: Told
 
     def __post_init__(self) -> None:
+        check_choice("told_by", self.told_by, get_args(Told))
         for name, least in (("train_images", 0), ("test_images", 0), ("size", 32), ("seed", 0)):
             within(name, getattr(self, name), least)
         if self.train_images + self.test_images == 0:
             raise ValueError("train_images (0) or test_images (0) must be at least 1")
+
+    @property
+    def species(self) -> list[Species]:
+        found = catalogue(self.num_species)
+        if self.told_by != "all":
+            found = [species for species in found if (species.relation is not None) == (self.told_by == "relation")]
+        if not found:
+            raise ValueError(f"of {self.num_species} species, none is told from its sibling by a {self.told_by}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ def draw_birds(
     test_images: int = 20,
     size: int = 160,
     seed: int = 0,
+    told_by: Told = "all",
     workers: int | None = None,
 ) -> None:
     """Draw a set of bird images and write it in the layout of CUB-200-2011.
@@ -74,7 +88,8 @@ def draw_birds(
     belly). A set of any size holds whole groups, of both kinds if it has 4 species or more (but not 5): 2 species are
     the eye pair, 3 the wing bars, 4 eye and crown/tail; 8 are eye, crown/tail, throat/tail and legs; 10 are eye,
     crown/tail, wing bars and beaks; 20 have everything; beyond, up to 200, the groups come again in other colours.
-    Numbers of images are for each species.
+    Numbers of images are for each species. ``told_by`` keeps only the species that differ in one ``part``, or in the
+    ``relation`` of two.
 
     Every image, square and of ``size`` pixels, is drawn from the seed, its class and its number alone: the same
     arguments give the same bytes, with any number of processes (``workers``, None for the usable cores). Bounding boxes
@@ -82,8 +97,8 @@ def draw_birds(
     earlier set is replaced once the new one is whole. Raises DataError if root is a file or a folder that holds
     anything else, and ValueError if a number is out of range.
     """
-    settings = _Settings(num_species, train_images, test_images, size, seed)
-    species = catalogue(num_species)
+    settings = _Settings(num_species, train_images, test_images, size, seed, told_by)
+    species = settings.species
     workers = count_workers(workers)
     items = _list_items(species, settings)
     with replacing(Path(root), "birds", _SETTINGS_FILE, _CONTENTS) as folder:
@@ -131,7 +146,7 @@ def _list_items(species: list[Species], settings: _Settings) -> list[_Item]:
 
 
 def _draw_item(folder: Path, settings: _Settings, item: _Item) -> _Annotation:
-    species = catalogue(settings.num_species)[item.class_id - 1]
+    species = settings.species[item.class_id - 1]
     scene = render(species, item.class_id, item.number, size=settings.size, seed=settings.seed)
     Image.fromarray(scene.image).save(folder / "images" / item.path, quality=92, subsampling=0)
     return _Annotation(scene.bounding_box, dict(scene.parts))
