@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cgnl.compare.statistics import Difference
 from cgnl.measure.tables import Table, shape, tables_of, times_with_quartiles
 from cgnl.recipes.registry import RECIPES, listed
 from cgnl.recipes.rows import COSTS, pair
@@ -339,17 +340,17 @@ def demo_video() -> str:
 
 
 def _demo(name: str) -> str:
-    record = result(name)
     rows = [
         (
-            row["network"],
+            row["set"],
+            row["kind"],
             f"{row['top1']:.1f} %",
-            f"{row['top1_interval'][0]:.1f} to {row['top1_interval'][1]:.1f} %",
-            f"{row['top5']:.1f} %",
+            str(Difference(row["against_plain"], row["half_width"], ())) if row["against_plain"] is not None else "",
+            str(row["seeds"]),
         )
-        for row in record["rows"]
+        for row in result(name)["rows"]
     ]
-    return table(("network", "top-1", "95 % interval", "top-5"), rows) + "\n\n" + source(name)
+    return table(("set", "kind", "top-1", "against plain", "seeds"), rows) + "\n\n" + source(name)
 
 
 def demo_detection() -> str:

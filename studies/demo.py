@@ -34,8 +34,13 @@ def main() -> None:
         else:
             run_demo(actions() if arguments.video else birds(), out, seed=arguments.seed)
             ended = json.loads((out / "accuracies.json").read_text())
-    kept = ("box", "mask", "count") if arguments.detection else ("top1", "top1_interval", "top5", "count")
-    rows = [{"network": name, **{key: values[key] for key in kept}} for name, values in ended["networks"].items()]
+    if arguments.detection:
+        kept = ("box", "mask", "count")
+        rows = [{"network": name, **{key: values[key] for key in kept}} for name, values in ended["networks"].items()]
+    else:
+        rows = [
+            {"set": name, "kind": kind, **row} for name, kinds in ended["sets"].items() for kind, row in kinds.items()
+        ]
     write(arguments, rows, seconds=ended["seconds"])
 
 

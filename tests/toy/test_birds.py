@@ -23,7 +23,18 @@ from sklearn.preprocessing import StandardScaler
 
 from cgnl.data.decoding import DataError
 from cgnl.data.images import read_cub, read_cub_boxes, read_cub_parts
-from cgnl.toy.birds import PART_NAMES, Look, Pose, Scene, Species, catalogue, contact_sheet, draw_bird, draw_birds
+from cgnl.toy.birds import (
+    PART_NAMES,
+    Look,
+    Pose,
+    Scene,
+    Species,
+    catalogue,
+    contact_sheet,
+    draw_bird,
+    draw_birds,
+    draw_parts,
+)
 from cgnl.toy.birds.dataset import render
 from cgnl.toy.birds.scene import draw_scene_of, sample_pose
 
@@ -123,6 +134,43 @@ def test_same_seed_same_bytes_with_any_number_of_workers(small_set: Path, tmp_pa
     assert tree_hash(tmp_path / "two") == expected
     assert other.keys() == expected.keys()
     assert all(other[name] != expected[name] for name in expected if name.endswith(".jpg"))
+
+
+@pytest.mark.parametrize(
+    ("told_by", "names"), [("part", ["Ringeye", "Almondeye"]), ("relation", ["Matchcap", "Oddcap"])]
+)
+def test_a_set_holds_only_what_is_told_by_a_part_or_by_a_relation(
+    told_by: str, names: list[str], tmp_path: Path
+) -> None:
+    draw_birds(tmp_path / "set", num_species=4, train_images=1, test_images=1, size=64, told_by=told_by, workers=1)
+    classes = (tmp_path / "set" / "classes.txt").read_text().split()[1::2]
+    assert [name.split(".")[1].split("_")[0] for name in classes] == names
+
+
+def test_a_set_of_nothing_and_a_wrong_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of 2 species, none is told from its sibling by a relation"):
+        draw_birds(tmp_path / "set", num_species=2, train_images=1, test_images=1, told_by="relation")
+    with pytest.raises(ValueError, match=r"told_by \('shape'\) must be one of 'all', 'part', 'relation'"):
+        draw_birds(tmp_path / "set", told_by="shape")
+
+
+def test_a_close_up_shows_the_part_that_its_folder_names(tmp_path: Path) -> None:
+    """The two colours of the tanagers' crown and tail are a red and a blue; the middle of a square is the part's."""
+    draw_parts(tmp_path, num_species=4, train_images=12, test_images=2, size=112, side=48, workers=1)
+    folders = {folder.name: list(folder.iterdir()) for folder in (tmp_path / "train").iterdir()}
+    tanagers = {f"Tanager_{part}_{number}" for part in ("crown", "tail") for number in (1, 2)}
+    assert folders.keys() == tanagers | {"Ringeye_Warbler", "Almondeye_Warbler"}
+    assert {folder.name for folder in (tmp_path / "val").iterdir()} == folders.keys()
+    for name in tanagers:
+        assert len(folders[name]) >= 3
+        reds = []
+        for path in folders[name]:
+            pixels = np.asarray(Image.open(path), dtype=int)
+            assert pixels.shape == (48, 48, 3)
+            middle = pixels[22:27, 22:27].reshape(-1, 3)
+            reds.append(np.median(middle[:, 0] - middle[:, 2]) > 0)
+        # a square at the image's border has its part beside the middle
+        assert np.mean(reds) > 0.7 if name.endswith("1") else np.mean(reds) < 0.3
 
 
 def test_an_earlier_set_is_replaced(small_set: Path, tmp_path: Path) -> None:

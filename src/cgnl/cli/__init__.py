@@ -126,6 +126,7 @@ def toy_birds(
     test_images: int = 20,
     size: int = 160,
     seed: int = 0,
+    told_by: Literal["all", "part", "relation"] = "all",
 ) -> None:
     """Draw a data set of birds in the layout of CUB-200-2011.
 
@@ -136,12 +137,13 @@ def toy_birds(
         test_images: Test images of each species.
         size: Height and width of the images (pixels).
         seed: Seed of the drawing; the same seed gives the same bytes.
+        told_by: Keep only the species that differ in one part, or only those that differ in the relation of two parts.
     """
     from cgnl.toy.birds import draw_birds
 
-    draw_birds(out, num_species=num_species, train_images=train_images, test_images=test_images, size=size, seed=seed)
-    images = f"{num_species * train_images} training and {num_species * test_images} test images"
-    print(f"{out}: {num_species} species, {images}")
+    images = {"train_images": train_images, "test_images": test_images}
+    drawn = draw_birds(out, num_species=num_species, **images, size=size, seed=seed, told_by=told_by)
+    print(f"{out}: {drawn} species, {drawn * train_images} training and {drawn * test_images} test images")
 
 
 def toy_actions(

@@ -59,7 +59,7 @@ def write_report(folder: Path) -> str:
     top = [*map(report.paragraph, words.splitlines()), *(report.paragraph(note, dim=True) for note in notes)]
     sections = [("", "".join(top))]
     if groups:
-        sections += _sections(groups, protocol.get("blocks", ()))
+        sections += sections_of(groups, protocol.get("blocks", ()))
     settings = [(_title(key), _plain(value)) for key, value in protocol.items()]
     sections.append(("Protocol", report.table(("setting", "value"), settings)))
     title = f"Blocks compared on {protocol.get('data', folder.name)}"
@@ -228,7 +228,7 @@ def _unpaired(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _sections(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, str]]:
+def sections_of(groups: Sequence[Group], order: Sequence[str]) -> list[tuple[str, str]]:
     """Return the pictures and the tables; the epochs that all kinds share come before each kind's own."""
     style = pictures.styles(list(dict.fromkeys([*order, *(group.block for group in groups)])))
     shared = [group for group in groups if group.length != "own"]

@@ -35,12 +35,17 @@ _TUNING_SHARE = 3
 
 
 def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[str, Any]:
+    """Train on cached maps, see `train_on_maps`, and return a line of ``runs.jsonl``."""
+    return train_on_maps(protocol, trial, features)[1]
+
+
+def train_on_maps(protocol: Protocol, trial: Trial, features: Features) -> tuple[nn.Module, dict[str, Any]]:
     """Train a block and a classifier, or the layers behind the block, on cached maps with SGD and a cosine; test them.
 
     The order of the samples, their flips, dropout and the start of all but the block are the same for every kind.
 
     Returns:
-        A line of ``runs.jsonl``.
+        The trained part, and a line of ``runs.jsonl``.
     """
     started = time.monotonic()
     train, test = _samples(protocol, trial, features)
@@ -80,7 +85,7 @@ def run_on_maps(protocol: Protocol, trial: Trial, features: Features) -> dict[st
     if trial.length == "fixed" and of_block:
         network.eval()
         diagnosis = _for_row(diagnose(network, lambda: _test_batches(test), blocks={"block": block}))
-    return {
+    return network, {
         **_words(trial), "steps": steps, "top1": curve[-1]["top1"], "test_loss": curve[-1]["test_loss"],
         "train_loss": train_loss, "parameters": cost.parameters, "multiplications": cost.multiplications,
         "seconds": round(time.monotonic() - started, 2), "curve": curve, "diagnosis": diagnosis,

@@ -1,13 +1,17 @@
 """The demo's drawn birds."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from cgnl.cli.demo import Subject, run_demo
-from cgnl.data.decoding import open_image
-from cgnl.toy.birds import contact_sheet, draw_birds
+from cgnl.cli.demo import Question, Subject, run_demo
+from cgnl.recipes import RECIPES
+from cgnl.toy.birds import contact_sheet, draw_birds, draw_parts
+
+_SIZE = 112
 
 
 def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
@@ -16,32 +20,60 @@ def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
 
 
 def birds(*, smallest: bool = False) -> Subject:
-    """Return the drawn birds, ten species or in the smallest form four."""
-    species, train_images, test_images = (4, 6, 4) if smallest else (10, 60, 40)
-    size = 64 if smallest else 96
+    """Return the drawn birds: species that differ in the relation of two parts, and species that differ in one.
+
+    The base learns to name single parts in close-ups, as a network pretrained on photographs brings features of what
+    there is to see. It has seen no two parts together.
+    """
+    epochs, batch = (1, 4) if smallest else (30, 32)
+    cgnl: Any = RECIPES["birds-resnet18-cgnl"].make()
     return Subject(
-        title="A CGNL block among drawn birds",
-        folder="birds",
-        plain="birds-resnet18",
-        cgnl="birds-resnet18-cgnl",
-        network="ResNet-18",
-        data={"size": size, "resize": round(size * 128 / 112), "batch_size": 8 if smallest else 32},
-        base="it learns the species",
-        base_epochs=1 if smallest else 12,
-        fork_epochs=1 if smallest else 8,
-        fork_lr=0.5,
-        drawing=f"{species} species of birds, {train_images} images each to train and {test_images} to test",
-        draw=partial(_draw, species, train_images, test_images),
-        about=("Species come in groups that differ in one small part, or only in the relation of two distant parts."),
-        class_noun="species",
-        noun="images",
+        title="CGNL blocks on drawn birds",
+        drawing="birds, and close-ups of their parts",
+        draw=partial(_draw, smallest),
+        folders=("close-ups", "relations", "parts"),
+        base=partial(_base, smallest, batch),
+        base_learns="a ResNet-18, which learns from scratch to name single parts of birds in close-ups",
+        recipe=replace(cgnl, data=replace(cgnl.data, size=96, resize=110, batch_size=batch)),
+        questions=(
+            Question(
+                "relations",
+                "species that differ only in whether two distant parts have the same colour",
+                seeds=1 if smallest else 3,
+                epochs=epochs,
+            ),
+            Question("parts", "species that differ in one part", seeds=1, epochs=epochs),
+        ),
+        rate=0.4,
+        about="Where species differ in the relation of two parts, no single part tells them apart, only both together.",
         sheet=_sheet,
-        thumbnail=open_image,
     )
 
 
-def _draw(num_species: int, train_images: int, test_images: int, root: Path, seed: int) -> None:
-    draw_birds(root, num_species=num_species, train_images=train_images, test_images=test_images, seed=seed)
+def _base(smallest: bool, batch: int, out: Path) -> Any:
+    plain: Any = RECIPES["birds-resnet18"].make()
+    data = {"format": "folders", "size": 48, "resize": 48, "crop_area": (0.6, 1.0), "batch_size": batch}
+    return replace(
+        plain,
+        data=replace(plain.data, root=out / "close-ups", **data),
+        trainer=replace(plain.trainer, max_epochs=1 if smallest else 6, test_every_n_epochs=2),
+    )
+
+
+def _draw(smallest: bool, out: Path, seed: int) -> None:
+    """Draw close-ups of other birds than those that are compared, and the two sets."""
+    sets: dict[Any, tuple[int, int]] = {"close-ups": (8, 2), "relation": (6, 4), "part": (6, 4)}
+    if not smallest:
+        sets = {"close-ups": (60, 20), "relation": (200, 80), "part": (50, 25)}
+    for number, (name, (train, test)) in enumerate(sets.items()):
+        options: dict[str, Any] = {
+            "num_species": 4 if smallest else 20, "train_images": train, "test_images": test, "size": _SIZE,
+            "seed": 3 * seed + number,
+        }  # fmt: skip
+        if name == "close-ups":
+            draw_parts(out / name, **options)
+        else:
+            draw_birds(out / f"{name}s", told_by=name, **options)
 
 
 def _sheet(root: Path) -> tuple[Image.Image, str]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from cgnl.cli.demo import COLOURS, clear
+from cgnl.cli.demo import clear
 from cgnl.cli.demo.maps import maps_section
 from cgnl.data.decoding import open_image
 from cgnl.data.detection import DetectionDataset, read_coco
@@ -166,10 +166,10 @@ def _curves(out: Path) -> Figure:
     loss, precision = drawn.subplots(1, 2)
     with (out / "detector" / "steps.csv").open(newline="") as file:
         steps = list(csv.DictReader(file))
-    loss.plot([int(row["step"]) for row in steps], [float(row["loss"]) for row in steps], color=COLOURS["cgnl"])
+    loss.plot([int(row["step"]) for row in steps], [float(row["loss"]) for row in steps], color=report.COLOURS[2])
     with (out / "detector" / "epochs.csv").open(newline="") as file:
         epochs = [row for row in csv.DictReader(file) if row["test_mask_ap"] != "nan"]
-    for kind, colour in (("box", COLOURS["plain"]), ("mask", COLOURS["cgnl"])):
+    for kind, colour in (("box", report.COLOURS[0]), ("mask", report.COLOURS[2])):
         values = [float(row[f"test_{kind}_ap"]) for row in epochs]
         precision.plot([int(row["step"]) for row in epochs], values, color=colour, marker="o", markersize=3, label=kind)
     loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))

@@ -6,11 +6,12 @@ into an image, ``dataset`` writes the files.
 
 from cgnl.toy.birds.dataset import contact_sheet, draw_birds
 from cgnl.toy.birds.drawing import BirdLayer, draw_bird
+from cgnl.toy.birds.parts import draw_parts
 from cgnl.toy.birds.scene import Scene, draw_scene
 from cgnl.toy.birds.skeleton import PART_NAMES, Look, Pose
 from cgnl.toy.birds.species import Species, catalogue
 
 __all__ = [
     "PART_NAMES", "BirdLayer", "Look", "Pose", "Scene", "Species", "catalogue", "contact_sheet", "draw_bird",
-    "draw_birds", "draw_scene",
+    "draw_birds", "draw_parts", "draw_scene",
 ]  # fmt: skip

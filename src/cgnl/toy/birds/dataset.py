@@ -79,8 +79,8 @@ def draw_birds(
     seed: int = 0,
     told_by: Told = "all",
     workers: int | None = None,
-) -> None:
-    """Draw a set of bird images and write it in the layout of CUB-200-2011.
+) -> int:
+    """Draw a set of bird images, write it in the layout of CUB-200-2011, and return its number of species.
 
     The species come in sibling groups of two or three that differ in one small part only (the mark around the eye, the
     number of wing bars, the beak, the colours of the legs, the stripe on the throat, the pattern of the belly), and in
@@ -107,6 +107,7 @@ def draw_birds(
         annotations = in_processes(partial(_draw_item, folder, settings), items, workers)
         _write_lists(folder, species, items, annotations)
         (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    return len(species)
 
 
 def render(species: Species, class_id: int, number: int, *, size: int = 160, seed: int = 0) -> Scene:
