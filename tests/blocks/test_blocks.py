@@ -370,7 +370,35 @@ def test_one_sample_in_training_warns_once():
         blocks.grouped._warn_of_single_sample.cache_clear()
         block.eval()(x)
         cgnl.CGNL2d(16)(random(*SHAPES[2]))
-        cgnl.CGNL2d(16, norm="group")(x)
+        cgnl.CGNL2d(16, norm="group").eval()(x)
+
+
+def test_group_norm_with_the_dot_product_warns_once_in_training():
+    """Where the norm's groups lie within those of the sums, each sample's output keeps only the sign of its sums."""
+    x = random(*SHAPES[2])
+    others = {
+        "another kernel": cgnl.CGNL2d(16, norm="group", kernel="embedded_gaussian"),
+        "a norm over several groups": cgnl.CGNL2d(16, groups="channels", z_groups=1, norm="group"),
+        "evaluation": cgnl.CGNL2d(16, norm="group").eval(),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in others.values():
+            block(x)
+    for make in (cgnl.CGNL2d, cgnl.GeneralizedNonLocal2d):
+        blocks.grouped._warn_of_group_norm.cache_clear()
+        block = make(16, norm="group")
+        with pytest.warns(blocks.GroupNormWarning, match="GroupNorm and the dot product"):
+            block(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            block(x)
+    with torch.no_grad():
+        trained(block)
+        block.norm.eps = 0.0
+        branch = block(x) - x
+        block.phi.weight.mul_(3)
+        assert torch.allclose(block(x) - x, branch, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", EVERY_BLOCK)

@@ -12,10 +12,10 @@ Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018.
 """
 
 from cgnl.blocks import kinds
-from cgnl.blocks.grouped import SingleSampleWarning
+from cgnl.blocks.grouped import GroupNormWarning, SingleSampleWarning
 from cgnl.blocks.kinds import *  # noqa: F403 (the classes of every kind)
 from cgnl.blocks.shell import Groups, Norm, fuse_blocks
 from cgnl.blocks.stream import CGNLStream3d
 
-__all__ = ["CGNLStream3d", "Groups", "Norm", "SingleSampleWarning", "fuse_blocks"]
+__all__ = ["CGNLStream3d", "GroupNormWarning", "Groups", "Norm", "SingleSampleWarning", "fuse_blocks"]
 __all__ += kinds.__all__

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cgnl.blocks.shell import BATCH_NORMS, Block, Factory, Groups, Norm
-from cgnl.kernel_functions import KernelFunction, resolve_kernel_function
+from cgnl.kernel_functions import DotProduct, KernelFunction, resolve_kernel_function
 from cgnl.ops import PairsBackend, Scale, generalized_non_local
 from cgnl.settings.checks import check_choice
 
@@ -27,6 +27,10 @@ _G_STD = {None: 0.01, "sqrt": 0.2, "mean": 2.0}
 
 class SingleSampleWarning(UserWarning):
     """BatchNorm sees only one sample, which cancels the attention of a CGNL block."""
+
+
+class GroupNormWarning(UserWarning):
+    """GroupNorm cancels the attention of a CGNL block with the dot product."""
 
 
 class GroupedBlock(Block):
@@ -75,6 +79,15 @@ class GroupedBlock(Block):
             and is_over_this_process(self.norm)
         ):
             _warn_of_single_sample()
+        if (
+            not torch.compiler.is_compiling()
+            and isinstance(self.norm, nn.GroupNorm)
+            and self.norm.training
+            and isinstance(self.kernel, DotProduct)
+            and self.groups == self.z_groups
+            and self.norm.num_groups % self.groups == 0
+        ):
+            _warn_of_group_norm()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kernel={self.kernel}, scale={self.scale!r}, backend={self.backend!r}"
@@ -140,5 +153,16 @@ def _warn_of_single_sample() -> None:
         'the scalars that the block computes. Use a larger batch, norm="sync_batch" over several processes, or '
         "frozen statistics.",
         SingleSampleWarning,
+        stacklevel=2,
+    )
+
+
+@cache
+def _warn_of_group_norm() -> None:
+    warnings.warn(
+        "A CGNL block with GroupNorm and the dot product is training, so its norm divides out the scalars that the "
+        'block computes, and leaves their signs. Use norm="batch" or "sync_batch"; GroupNorm is for the authors\' '
+        "released checkpoints.",
+        GroupNormWarning,
         stacklevel=2,
     )
