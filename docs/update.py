@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cgnl.compare.statistics import Difference
+from cgnl.compare.statistics import Difference, Group, groups_of
 from cgnl.measure.tables import Table, shape, tables_of, times_with_quartiles
 from cgnl.recipes.registry import RECIPES, listed
 from cgnl.recipes.rows import COSTS, pair
@@ -21,6 +21,7 @@ from cgnl.tasks import recipe_cost
 ROOT = Path(__file__).parent.parent
 _DOCS = (
     "paper-tables",
+    "evidence",
     *(
         f"measurements/{name}"
         for name in ("accuracy", "block", "demos", "explain", "forms", "networks", "reading", "table1")
@@ -334,6 +335,20 @@ def demo() -> str:
     return _demo("demo")
 
 
+def demo_in_readme() -> str:
+    """Tabulate what the demos of drawn birds and actions saw."""
+    found = {
+        (row["set"], row["kind"]): f"{row['top1']:.1f} %"
+        for name in ("demo", "demo_video")
+        for row in result(name)["rows"]
+    }
+    kinds = list(dict.fromkeys(kind for _, kind in found))
+    sets = {"relations": "birds, relations", "parts": "birds, parts", "actions": "actions"}
+    rows = [(kind, *(found.get((name, kind), "") for name in sets)) for kind in kinds]
+    sources = " and ".join(f"`studies/results/{name}.json`" for name in ("demo", "demo_video"))
+    return table(("top-1", *sets.values()), rows) + f"\n\nMade by `python studies/demo.py`: {sources}."
+
+
 def demo_video() -> str:
     """Tabulate the accuracies of the demo of drawn actions."""
     return _demo("demo_video")
@@ -371,6 +386,38 @@ _VIDEO_NETWORKS = {
     "nl_dot_product": "NL, dot product",
     "nl_dot_product_subsampled": "NL, dot product, sub-sampled",
 }
+
+
+def evidence(name: str) -> str:
+    """Tabulate a comparison: the fixed number of epochs, each kind's own, and the diagnosis of the blocks."""
+    record = result(f"evidence/{name}")
+    runs = [row for row in record["rows"] if row["length"] != "tuning"]
+    groups = {(group.block, group.length): group for group in groups_of(runs, record["settings"]["blocks"])}
+
+    def cells(group: Group | None) -> tuple[str, str]:
+        if group is None:
+            return "", ""
+        return f"{group.mean('top1'):.1f} %", f"{group.plain} ({len(group.runs)})" if group.plain else ""
+
+    def after(group: Group, key: str) -> str:
+        found = [(run["diagnosis"] or {}).get(key) for run in group.runs.values()]
+        return f"{sum(found) / len(found):.1f} %" if None not in found else ""
+
+    rows = []
+    for (block, length), group in groups.items():
+        if length == "own":
+            continue
+        own = groups.get((block, "own")) if length == "fixed" else None
+        epochs = f"{next(iter(own.runs.values()))['epochs']}" if own else ""
+        losses = (f"{group.mean(key):.2f}" for key in ("train_loss", "test_loss"))
+        rows.append(
+            (group.name, *cells(group), *cells(own), epochs, *losses, after(group, "removed"), after(group, "mean_s"))
+        )
+    header = (
+        "kind", "top-1", "against plain (seeds)", "own length", "against plain (seeds)", "its epochs", "training loss",
+        "test loss", "block removed", "s set to its mean",
+    )  # fmt: skip
+    return table(header, rows) + "\n\n" + source(f"evidence/{name}")
 
 
 def video_network() -> str:
@@ -530,6 +577,7 @@ MADE: dict[str, Callable[[], str]] = {
         non_local,
         reading,
         demo,
+        demo_in_readme,
         demo_video,
         demo_detection,
         video_network,
@@ -539,6 +587,10 @@ MADE: dict[str, Callable[[], str]] = {
         part_scores,
         recipes,
     )
+}
+MADE |= {
+    f"evidence_{path.stem.replace('-', '_')}": partial(evidence, path.stem)
+    for path in (ROOT / "studies" / "results" / "evidence").glob("*.json")
 }
 
 

@@ -17,13 +17,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from cgnl.measure.record import write_result
-from cgnl.toy.birds import draw_birds
+from cgnl.toy.birds import Told, draw_birds
 from outfits import draw as draw_outfits
 from outfits import read_idx
 from script import RESULTS
@@ -72,26 +73,9 @@ def _fashion(source: Path, name: str) -> list[np.ndarray]:
     return [read_idx(source / f"{name}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
 
 
-def birds(relations: bool) -> Callable[[Path, Path], None]:
-    """Return what draws the species that differ in one part, or those that differ in the relation of two parts."""
-
-    def draw(root: Path, source: Path) -> None:
-        from cgnl.toy.birds.species import catalogue
-
-        chosen = [species for species in catalogue(20) if (species.relation is not None) == relations]
-        train, test = TRAIN // len(chosen), TEST // len(chosen)
-        whole = root.with_name("birds-all")
-        shutil.rmtree(whole, ignore_errors=True)
-        draw_birds(whole, num_species=20, train_images=train, test_images=test)
-        for species in chosen:
-            (own,) = (whole / "images").glob(f"*.{species.name}")
-            for number, path in enumerate(sorted(own.iterdir())):
-                folder = root / ("train" if number < train else "val") / species.name
-                folder.mkdir(parents=True, exist_ok=True)
-                path.rename(folder / path.name)
-        shutil.rmtree(whole)
-
-    return draw
+def birds(told_by: Told, num_species: int, root: Path, source: Path) -> None:
+    """Draw species that differ in one part, or in the relation of two; the numbers are those of each species."""
+    draw_birds(root, told_by=told_by, train_images=TRAIN // num_species, test_images=TEST // num_species)
 
 
 def _lite0(
@@ -103,8 +87,8 @@ def _lite0(
 SETS = {
     "outfits": _lite0(outfits, "outfits", 40, 10),
     "fashion": _lite0(fashion, "fashion", 20, 8),
-    "bird-parts": _lite0(birds(relations=False), "bird-parts", 20, 8),
-    "bird-relations": _lite0(birds(relations=True), "bird-relations", 20, 8),
+    "bird-parts": _lite0(partial(birds, "part", 14), "bird-parts", 20, 8),
+    "bird-relations": _lite0(partial(birds, "relation", 6), "bird-relations", 20, 8),
     "outfits-groups": _lite0(
         outfits, "outfits", 40, 10, ("none", *(f"cgnl:groups={groups}" for groups in (1, 4, 8, 14, 28, 56)))
     ),
@@ -134,8 +118,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = SETS[arguments.set]
     root = arguments.work / chosen.data
-    if not (root / "val").exists():
-        shutil.rmtree(root, ignore_errors=True)
+    if not root.exists():
         drawn = root.with_name(f"{root.name}.part")
         shutil.rmtree(drawn, ignore_errors=True)
         chosen.draw(drawn, arguments.source)

@@ -4,7 +4,7 @@
 into an image, ``dataset`` writes the files.
 """
 
-from cgnl.toy.birds.dataset import contact_sheet, draw_birds
+from cgnl.toy.birds.dataset import Told, contact_sheet, draw_birds
 from cgnl.toy.birds.drawing import BirdLayer, draw_bird
 from cgnl.toy.birds.parts import draw_parts
 from cgnl.toy.birds.scene import Scene, draw_scene
@@ -12,6 +12,6 @@ from cgnl.toy.birds.skeleton import PART_NAMES, Look, Pose
 from cgnl.toy.birds.species import Species, catalogue
 
 __all__ = [
-    "PART_NAMES", "BirdLayer", "Look", "Pose", "Scene", "Species", "catalogue", "contact_sheet", "draw_bird",
+    "PART_NAMES", "BirdLayer", "Look", "Pose", "Scene", "Species", "Told", "catalogue", "contact_sheet", "draw_bird",
     "draw_birds", "draw_parts", "draw_scene",
 ]  # fmt: skip
