@@ -456,3 +456,24 @@ def test_a_folder_holds_one_comparison(class_folders, tmp_path, capsys):
     moved.rename(folder)
     assert goes_on()
     assert len(rows_of(out)) == 2
+
+
+def test_a_folder_may_get_more_seeds_and_kinds(class_folders, tmp_path, capsys):
+    """What is there stays as it is, and the protocol says what was known when these were added."""
+    out = tmp_path / "out"
+    main(command(class_folders, out, "--blocks", "none", "--seeds=1"))
+    before = rows_of(out)
+    main(command(class_folders, out, "--blocks", "none", "residual", "--seeds=2"))
+    rows = rows_of(out)
+    assert rows[:2] == before
+    found = {(row["block"], row["length"], row["seed"]) for row in rows}
+    assert found == {
+        (*kind, seed) for kind in (("none", "fixed"), ("none", "twice"), ("residual", "fixed")) for seed in (0, 1)
+    }
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert (protocol["blocks"], protocol["seeds"]) == (["none", "residual"], [0, 1])
+    assert protocol["earlier"] == [{"blocks": ["none"], "seeds": [0]}]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(command(class_folders, out, "--blocks", "none", "residual", "--seeds=1"))
+    assert "(seeds was [0, 1], now [0])" in capsys.readouterr().err

@@ -19,6 +19,8 @@ from cgnl.training.run import differences
 # Fields of a recipe that may change when a single run is continued, and not within a comparison.
 _MATTER: tuple[str, ...] = ("network.weights", "network.new_classifier", "trainer.max_steps")
 _PLACES = ("data.root", "data.train_list", "data.test_list")
+# What a folder may get more of: it touches no run that is there.
+_MAY_GROW = ("blocks", "seeds")
 # Seeds of runs that tune: none that a report uses.
 FIRST_TUNING_SEED = 1_000_000
 
@@ -92,17 +94,24 @@ class Protocol:
     def write(self, folder: Path, **words: Any) -> None:
         """Write it into a folder, with words for people.
 
+        A folder may get more seeds and kinds of blocks: they touch no run that is there. The file then says under
+        ``earlier`` what it had before, since results were known when these were added.
+
         Raises:
             ValueError: The folder holds another protocol.
         """
         path, values = folder / "protocol.json", json.loads(json.dumps(dataclasses.asdict(self)))
         if path.exists():
-            if changed := _changes(json.loads(path.read_text(encoding="utf-8")), values, str(path)):
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if changed := _changes(before, values, str(path)):
                 raise ValueError(
                     f"{folder} holds another comparison ({'; '.join(changed)}); give the same options again to "
                     "continue it, or another --out"
                 )
-            return
+            own = {name: before[name] for name in _MAY_GROW}
+            if all(own[name] == values[name] for name in _MAY_GROW):
+                return
+            words["earlier"] = [*before.get("earlier", []), own]
         write_text(path, json.dumps({**values, **words}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -114,7 +123,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> li
     found = [
         f"{name} was {before.get(name)}, now {value}"
         for name, value in now.items()
-        if name not in ("command", "recipe", "samples") and before.get(name) != value
+        if name not in ("command", "recipe", "samples")
+        and (before.get(name) != value if name not in _MAY_GROW else not set(before[name]) <= set(value))
     ]
     stored, given = (from_dict(values["recipe"], path) for values in (before, now))
     if type(stored) is not type(given):
