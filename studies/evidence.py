@@ -11,7 +11,6 @@ weights), frozen up to blocks.4.1 at 128 pixels: maps of 112 channels and 8 x 8 
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -132,9 +131,7 @@ def main() -> int:
     ]  # fmt: skip
     if arguments.minutes:
         command += ["--minutes", str(arguments.minutes)]
-    # big blocks of memory go back to the pool, not to the system: a fifth of the time on Linux
-    environment = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000", **os.environ}
-    code = subprocess.call([sys.executable, "-m", "cgnl", *command], env=environment)
+    code = subprocess.call([sys.executable, "-m", "cgnl", *command])
     if code in (0, 3):
         out = arguments.out or RESULTS / "evidence" / f"{arguments.set}.json"
         out.parent.mkdir(parents=True, exist_ok=True)

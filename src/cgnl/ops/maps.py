@@ -162,16 +162,20 @@ def add_matrix_gradient(d_out: Tensor, flat: Tensor, to: Tensor) -> None:
             to.add_(torch.mm(left, right))
 
 
-def products_by_group(left: Tensor, right: Tensor, groups: int) -> Tensor:
-    """Sum left right^T over the positions, for each sample and group: [B, G, c_left, c_right]."""
+def products_by_group(left: Tensor, right: Tensor, groups: int, *, summed: bool = False) -> Tensor:
+    """Sum left right^T over the positions, for each sample and group: [B, G, c_left, c_right].
+
+    With ``summed`` also over the samples: [1, G, c_left, c_right].
+    """
     last = is_channels_last(left)
     left, right = left.unflatten(1, (groups, -1)), right.unflatten(1, (groups, -1)).transpose(2, 3)
-    if not last:
+    if not last and not summed:
         return torch.matmul(left, right)
     # one sample after the other: a product over both axes would copy the maps
-    out = left.new_empty(*left.shape[:3], right.shape[3])
-    for to, left_sample, right_sample in zip(out, left, right, strict=True):
-        torch.bmm(left_sample, right_sample, out=to)
+    out = left.new_zeros(1 if summed else left.shape[0], *left.shape[1:3], right.shape[3])
+    targets = out.expand(left.shape[0], -1, -1, -1) if summed else out
+    for to, left_sample, right_sample in zip(targets, left, right, strict=True):
+        to.baddbmm_(left_sample, right_sample)
     return out
 
 

@@ -158,13 +158,19 @@ def finish_gradients(
     sample and channel, so every gradient is a sum of products with d_out and with the map.
     """
     groups, positions = z_matrices.shape[0], d_out.shape[2]
+    # without a factor nothing asks for the products of a single sample, whose C C' numbers would cost more than the map
+    summed = y.factor is None
     products, squares = [], []
     for part in parts:
         y_map = y.map(part)
-        products.append(products_by_group(d_out[part], y_map, groups))
+        products.append(products_by_group(d_out[part], y_map, groups, summed=summed))
         if statistics is not None and wants_z:
-            squares.append(products_by_group(y_map, y_map, groups))
-    d_out_y = torch.cat(products)
+            squares.append(products_by_group(y_map, y_map, groups, summed=summed))
+    d_out_y, y_y = (
+        torch.stack(found).sum(0) if summed and found else torch.cat(found) if found else None
+        for found in (products, squares)
+    )
+    assert d_out_y is not None
     d_sum = d_out.sum(-1)
     # the sum over the positions of d_out times conv_z of the map
     d_out_z = (d_out_y * z_matrices).sum(-1).flatten(1)
@@ -195,21 +201,21 @@ def finish_gradients(
         d_branch, d_branch_z, d_branch_y = slope * d_sum, slope * d_out_z, _rows(slope, groups) * d_out_y
     if bend is not None and constant is not None and statistics is not None:
         d_branch = d_branch + positions * constant
-        curve = bend if factor is None else bend * factor
-        d_branch_z = d_branch_z + curve * positions * statistics.mean_squares
-        if wants_z:
-            bent = torch.matmul(_rows(bend, groups) * z_matrices, torch.cat(squares))
+        if factor is not None:
+            d_branch_z = d_branch_z + bend * factor * positions * statistics.mean_squares
+        if y_y is not None:
+            bent = torch.matmul(_rows(bend, groups) * z_matrices, y_y)
             d_branch_y = d_branch_y + (bent if y.factor is None else bent * y.factor[..., None, None])
     d_factor, d_z = None, None
     if y.factor is not None:
         by_channel = d_branch_z if offset is None else d_branch_z + d_branch * offset
         d_factor = by_channel.unflatten(1, (groups, -1)).sum(-1)
     if wants_z:
-        d_z = d_branch_y
+        d_z = (d_branch_y if y.factor is None else d_branch_y * y.factor[..., None, None]).sum(0)
         if y.mean is not None:
-            mean = y.mean.unflatten(1, (groups, 1, -1))
-            d_z = d_z + d_branch.unflatten(1, (groups, -1))[..., None] * mean
-        d_z = (d_z if y.factor is None else d_z * y.factor[..., None, None]).sum(0)
+            mean = y.mean.unflatten(1, (groups, -1))
+            mean = mean if y.factor is None else mean * y.factor[..., None]
+            d_z = d_z + torch.matmul(d_branch.unflatten(1, (groups, -1)).permute(1, 2, 0), mean.transpose(0, 1))
 
     return EndingGradients(_writer(y, z_matrices, slope, bend, constant), d_factor, d_z, d_weight, d_bias)
 
