@@ -64,7 +64,7 @@ def _draw(smallest: bool, out: Path, seed: int) -> None:
     """Draw close-ups of other birds than those that are compared, and the two sets."""
     sets: dict[Any, tuple[int, int]] = {"close-ups": (8, 2), "relation": (6, 4), "part": (6, 4)}
     if not smallest:
-        sets = {"close-ups": (60, 10), "relation": (200, 80), "part": (40, 20)}
+        sets = {"close-ups": (50, 10), "relation": (200, 80), "part": (40, 20)}
     for number, (name, (train, test)) in enumerate(sets.items()):
         options: dict[str, Any] = {
             "num_species": 4 if smallest else 20, "train_images": train, "test_images": test, "size": _SIZE,
