@@ -14,7 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,11 @@ MAIN = (
 )  # fmt: skip
 LITE0 = (
     "--network.arch timm:tf_efficientnet_lite0 --network.new-classifier --network.places blocks.4.1 --data.size 128 "
-    "--data.resize 128 --freeze below-block --width 128 --rate 0.4 --tune 0.1 1 4"
+    "--data.resize 128 --freeze below-block"
 ).split()
-TRAIN, TEST = 1500, 1000
+TUNED = "--width 128 --rate 0.4 --tune 0.1 1 4".split()
+TAIL = "--head network --rate 0.05 --block-rate-factor 4 --epochs 12".split()
+TRAIN, TRAIN_TAIL, TEST = 1500, 5000, 1000
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Set:
     data: str
 
 
-def outfits(root: Path, source: Path) -> None:
+def outfits(train: int, root: Path, source: Path) -> None:
     """Draw outfits, see studies/outfits.py."""
     generator = np.random.default_rng(0)
-    for split, name, count in (("train", "train", TRAIN), ("val", "t10k", TEST)):
+    for split, name, count in (("train", "train", train), ("val", "t10k", TEST)):
         draw_outfits(*_fashion(source, name), root / split, count // 3, generator)
 
 
@@ -72,24 +74,40 @@ def _fashion(source: Path, name: str) -> list[np.ndarray]:
     return [read_idx(source / f"{name}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
 
 
-def birds(told_by: Told, num_species: int, root: Path, source: Path) -> None:
-    """Draw species that differ in one part, or in the relation of two; the numbers are those of each species."""
-    draw_birds(root, told_by=told_by, train_images=TRAIN // num_species, test_images=TEST // num_species)
+def birds(told_by: Told, num_species: int, train: int, root: Path, source: Path) -> None:
+    """Draw species that differ in one part, or in the relation of two."""
+    draw_birds(root, told_by=told_by, train_images=train // num_species, test_images=TEST // num_species)
 
 
-def _lite0(
-    draw: Callable[[Path, Path], None], data: str, epochs: int, seeds: int, blocks: tuple[str, ...] = MAIN
-) -> Set:
-    return Set(draw, blocks, (*LITE0, "--epochs", str(epochs)), seeds, data)
+def _tuned(draw: Callable[[Path, Path], None], data: str, epochs: int, seeds: int, blocks: Sequence[str] = MAIN) -> Set:
+    return Set(draw, tuple(blocks), (*LITE0, *TUNED, "--epochs", str(epochs)), seeds, data)
+
+
+def _on_outfits(*blocks: str) -> Set:
+    return _tuned(partial(outfits, TRAIN), "outfits", 40, 10, ("none", *blocks))
 
 
 SETS = {
-    "outfits": _lite0(outfits, "outfits", 40, 10),
-    "fashion": _lite0(fashion, "fashion", 20, 8),
-    "bird-parts": _lite0(partial(birds, "part", 14), "bird-parts", 20, 8),
-    "bird-relations": _lite0(partial(birds, "relation", 6), "bird-relations", 20, 8),
-    "outfits-groups": _lite0(
-        outfits, "outfits", 40, 10, ("none", *(f"cgnl:groups={groups}" for groups in (1, 4, 8, 14, 28, 56)))
+    "outfits": _on_outfits(*MAIN[1:]),
+    "fashion": _tuned(fashion, "fashion", 20, 8),
+    "bird-parts": _tuned(partial(birds, "part", 14, TRAIN), "bird-parts", 20, 8),
+    "bird-relations": _tuned(partial(birds, "relation", 6, TRAIN), "bird-relations", 20, 8),
+    # 64 inner channels, which all these numbers of groups divide; conv_z stays the same
+    "outfits-groups": _on_outfits(
+        *(f"cgnl:inner_channels=64,z_groups=8,groups={groups}" for groups in (1, 4, 8, 16, 32, "channels"))
+    ),
+    "outfits-kernels": _on_outfits(
+        "cgnl:kernel=dot",
+        "cgnl:kernel=embedded_gaussian",
+        "cgnl:kernel=rbf",
+        "cgnl:kernel=rbf,gamma=1",
+        "gnl:kernel=embedded_gaussian",
+        "gnl:kernel=rbf,gamma=1",
+    ),
+    "outfits-widths": _on_outfits(*(f"cgnl:groups=4,channel_reduction={ratio}" for ratio in (1, 2, 4))),
+    "outfits-tail": Set(partial(outfits, TRAIN_TAIL), MAIN, (*LITE0, *TAIL), 5, "outfits-5000"),
+    "bird-relations-tail": Set(
+        partial(birds, "relation", 6, TRAIN_TAIL), MAIN, (*LITE0, *TAIL), 5, "bird-relations-5000"
     ),
 }
 

@@ -1,5 +1,6 @@
 """The scripts of studies/ fit the package: each prints its help, and a fresh process finds its functions."""
 
+import dataclasses
 import gzip
 import runpy
 import sys
@@ -7,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
+from cgnl.cli.comparison import CompareOptions
+from cgnl.compare.plan import with_block
 from cgnl.measure.memory import output_of_a_fresh_process
+from cgnl.tasks.registry import task_of
 
 STUDIES = Path(__file__).parents[2] / "studies"
-SCRIPTS = sorted(path for path in STUDIES.glob("*.py") if path.stem not in ("script", "conv3d_network", "outfits"))
+OTHERS = ("script", "conv3d_network", "outfits", "evidence")
+SCRIPTS = sorted(path for path in STUDIES.glob("*.py") if path.stem not in OTHERS)
 NEEDS = {"video_reading": ("cv2", "decord")}
 
 
@@ -38,6 +45,21 @@ def test_a_script_calls_its_own_functions_in_a_fresh_process(tmp_path):
         "if __name__ == '__main__': print(call_in_a_fresh_process(twice, number=21))\n"
     )
     assert output_of_a_fresh_process([str(script)]) == "42\n"
+
+
+def test_every_table_of_the_evidence_can_be_made(monkeypatch, tmp_path):
+    """Its options are those of `cgnl compare`, and its blocks fit the map that they get."""
+    monkeypatch.syspath_prepend(STUDIES)
+    sets = runpy.run_path(str(STUDIES / "evidence.py"))["SETS"]
+    for name, chosen in sets.items():
+        _, recipe, rest = take_recipe("compare", ["image", "--data.root", str(tmp_path), *chosen.options])
+        options = parse_fields("compare image", CompareOptions, recipe, [*rest, "--blocks", *chosen.blocks])
+        recipe = dataclasses.replace(recipe, **parts_of(options))
+        assert chosen.blocks[0] == "none", name
+        for label in chosen.blocks[1:]:
+            own = with_block(recipe, label)
+            block = task_of(own).blocks(own)(2)(112).eval()
+            assert block(torch.ones(1, 112, 8, 8)).shape == (1, 112, 8, 8)
 
 
 def test_an_outfit_is_a_relation_of_its_two_pictures(tmp_path, monkeypatch):
