@@ -113,8 +113,12 @@ SETS = {
 
 
 def record(name: str, folder: Path, out: Path, seed: int, command: str) -> None:
-    """Write the runs of a folder as a record, without their curves."""
+    """Write the runs of a folder as a record, without their curves, and without the folders' own paths."""
     protocol = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
+    recipe = protocol["recipe"]
+    for part, key in (("data", "root"), ("network", "weights")):
+        recipe[part][key] = Path(recipe[part][key]).name
+    del protocol["command"]
     lines = (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key != "curve"} for line in lines]
     write_result(out, seed=seed, settings={"set": name, **protocol}, rows=rows, command=command)
@@ -153,7 +157,7 @@ def main() -> int:
     if code in (0, 3):
         out = arguments.out or RESULTS / "evidence" / f"{arguments.set}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        record(arguments.set, folder, out, arguments.first_seed, " ".join(["python", *sys.argv]))
+        record(arguments.set, folder, out, arguments.first_seed, f"python studies/evidence.py {arguments.set}")
     return code
 
 
