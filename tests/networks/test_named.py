@@ -237,19 +237,21 @@ def of_another_kind(num_classes):
 def test_a_function_of_ones_own_is_imported_only_where_it_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "owned.py").write_text(OWN)
+    (tmp_path / "ownedtoo.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    name = "owned.make_network"
-    for trust in ((), ("other",), ("own",), ("owned.make",)):
-        with pytest.raises(ValueError, match=r"owned.make_network is code from another package.*trust=\('owned',\)"):
+    name = "ownedtoo.make_network"
+    for trust in ((), ("other",), ("own",), ("ownedtoo.make",)):
+        with pytest.raises(
+            ValueError, match=r"ownedtoo.make_network is code from another package.*trust=\('ownedtoo',\)"
+        ):
             named_network(name, 5, IMAGE, trust=trust)
     assert inputs_of(name) == Inputs()
     assert start_weights(name, weights=tmp_path / "net.pth") == f"start weights: {tmp_path / 'net.pth'}"
-    assert "owned" not in sys.modules
+    assert "ownedtoo" not in sys.modules
     assert not (tmp_path / "imported").exists()
 
     network, classifier, places = named_network(
-        name, 5, IMAGE, blocks=blocks, places=["body.3"], dropout=0.5, trust=("owned",)
+        name, 5, IMAGE, blocks=blocks, places=["body.3"], dropout=0.5, trust=("ownedtoo",)
     )
     assert (tmp_path / "imported").exists()
     assert (classifier, places) == (("g",), ("body.3",))
@@ -260,12 +262,12 @@ def test_a_function_of_ones_own_is_imported_only_where_it_is_trusted(
     assert torch.equal(again.g.weight, network.g.weight)
 
     for function, message in (
-        ("absent", r"the module owned has no absent"),
+        ("absent", r"the module ownedtoo has no absent"),
         ("of_no_arguments", r"failed with num_classes=5: TypeError"),
         ("of_another_kind", r"must return a torch.nn.Module, not int"),
     ):
         with pytest.raises(ValueError, match=message):
-            named_network(f"owned.{function}", 5, IMAGE, trust=("owned",))
+            named_network(f"ownedtoo.{function}", 5, IMAGE, trust=("ownedtoo",))
     with pytest.raises(ValueError, match=r"absent_package.make cannot be imported: there is no module absent_package"):
         named_network("absent_package.make", 5, IMAGE, trust=("absent_package",))
 
