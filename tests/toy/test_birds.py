@@ -148,7 +148,7 @@ def test_a_set_holds_only_what_is_told_by_a_part_or_by_a_relation(
 
 
 def test_a_set_of_nothing_and_a_wrong_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="of 2 species, none is told from its sibling by a relation"):
+    with pytest.raises(ValueError, match="of 2 species, none differs from its sibling only in a relation"):
         draw_birds(tmp_path / "set", num_species=2, train_images=1, test_images=1, told_by="relation")
     with pytest.raises(ValueError, match=r"told_by \('shape'\) must be one of 'all', 'part', 'relation'"):
         draw_birds(tmp_path / "set", told_by="shape")

@@ -195,7 +195,7 @@ def _test_batches(maps: Maps) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _for_row(found: Mapping[str, Diagnosis]) -> dict[str, Any]:
-    """Return the diagnosis of all blocks as a line has it, where top-1 stands beside it."""
+    """Return the diagnosis of all blocks for a line, which has the top-1 of the trained network already."""
     return {name: value for name, value in found[ALL].items() if name != "as_is"}
 
 

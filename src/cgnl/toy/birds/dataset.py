@@ -48,7 +48,7 @@ class _Settings:
         if self.told_by != "all":
             found = [species for species in found if (species.relation is not None) == (self.told_by == "relation")]
         if not found:
-            raise ValueError(f"of {self.num_species} species, none is told from its sibling by a {self.told_by}")
+            raise ValueError(f"of {self.num_species} species, none differs from its sibling only in a {self.told_by}")
         return found
 
 
