@@ -180,17 +180,24 @@ def test_the_best_settings_of_a_kind():
         return {"epochs": epochs, "rate": 0.1, "block_rate_factor": factor, "top1": top1}
 
     rows = [row(20, 1, 50), row(20, 1, 60), row(20, 4, 70), row(20, 4, 50), row(40, 1, 80), row(40, 1, 70)]
-    assert best_of(rows, 20) == {"rate": 0.1, "factor": 4, "own": (40, 0.1, 1)}
+    best = best_of(rows, 20)
+    assert best == {"rate": 0.1, "factor": 4, "own": (40, 0.1, 1)}
+    for lengths, own in (((1, 2), ["own"]), ((1,), [])):
+        protocol = protocol_of(recipe_of("unused"), blocks=("cgnl",), seeds=(0,), factors=(1.0, 4.0), lengths=lengths)
+        assert [trial.length for trial in planned(protocol, {"cgnl": best})] == ["fixed", *own]
 
 
 def test_labels_of_blocks():
     recipe = recipe_of("unused")
     assert with_block(recipe, "cgnl:groups=1,norm=group").block.groups == 1
     assert with_block(recipe, "cgnl-correlation").block.statistic == "correlation"
+    five = with_block(recipe, "cgnl:num_blocks=5,groups=4")
+    assert (five.network.num_blocks, five.block.groups) == (5, 4)
     for label, message in (
         ("cgnl:groups", "groups must be OPTION=VALUE"),
         ("cgnl:colour=1", "colour is not an option of block cgnl"),
         ("cgml", "block ('cgml') must be one of"),
+        ("cgnl:num_blocks=two", "num_blocks"),
     ):
         with pytest.raises(ValueError) as error:
             with_block(recipe, label)
@@ -410,6 +417,8 @@ def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):
         (["--freeze=none", "--head=network"], "--head network needs --freeze below-block"),
         (["--block-rate-factor=0"], "--block-rate-factor (0.0) must be above 0"),
         (["--network.num-blocks=5"], "--freeze below-block needs one block"),
+        (["--blocks", "cgnl:num_blocks=2"], "--freeze below-block needs one block, and --blocks has cgnl:num_blocks=2"),
+        (["--tune", "1", "--lengths", "2"], "--lengths (2) must be 1 and whole numbers above it"),
         (["--data.batch-size=500"], "data.batch_size (500) must be at most the number of training samples"),
     ],
 )

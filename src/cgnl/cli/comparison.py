@@ -15,7 +15,6 @@ from cgnl.settings.checks import is_dotted_name
 from cgnl.settings.trust import trusting
 
 _DEFAULT_BLOCKS = ("none", "residual", "se", "gc", "nl", "cgnl", "cgnl-correlation")
-_LENGTHS = (1, 2, 3)
 _FROZEN_RATES = {"new": 0.1, "network": 0.05}
 
 
@@ -29,7 +28,7 @@ class CompareOptions:
 
     blocks: Annotated[tuple[str, ...], _words("BLOCK ...")] = _DEFAULT_BLOCKS
     """Kinds of blocks, with options behind a colon if you like: none cgnl cgnl:groups=1,norm=group mypackage.MyBlock.
-    none is the plain network, which the others are compared with."""
+    cgnl:num_blocks=5 inserts five. none is the plain network, which the others are compared with."""
     seeds: int = 5
     """Number of seeds. Every kind runs with each; their differences are paired."""
     first_seed: int = 0
@@ -57,8 +56,11 @@ class CompareOptions:
     width: int = 512
     """Channels of a new head's 1x1 convolution between the block and the classifier, with frozen maps."""
     tune: Annotated[tuple[float, ...], _words("FACTOR ...")] = ()
-    """Factors to try, such as 0.1 1 4: of plain's rate, and of each block's rate, each at one, two and three times the
-    epochs. A third of the training samples is kept for that, and never used in the report."""
+    """Factors to try, such as 0.1 1 4: of plain's rate, and of each block's rate, each at every length. A third of the
+    training samples is kept for that, and never used in the report."""
+    lengths: Annotated[tuple[int, ...], _words("MULTIPLE ...")] = (1, 2, 3)
+    """Numbers of epochs that --tune tries, as multiples of --epochs. With several, the report also shows each kind at its
+    own best."""
     jobs: int = 1
     """Runs at the same time, each in a process and on a GPU of its own, if there are several."""
     minutes: float | None = None
@@ -85,14 +87,15 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> 
     from cgnl.settings.reading import to_dict
     from cgnl.tasks.registry import task_of
 
+    frozen = options.freeze == "below-block"
     labels = dict.fromkeys(("none", *options.blocks))
     for label in labels:
-        with_block(recipe, label)
+        if with_block(recipe, label).network.num_blocks != 1 and frozen:
+            raise ValueError(f"--freeze below-block needs one block, and --blocks has {label}")
     task: Any = task_of(recipe)
     if not task.classifies:
         raise ValueError(f"cgnl compare needs a network that classifies, and {name} is for {task.words}")
     recipe = task.sized(recipe)
-    frozen = options.freeze == "below-block"
     folder.mkdir(parents=True, exist_ok=True)
     data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
     protocol = Protocol(
@@ -107,7 +110,7 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> 
         dropout=options.dropout,
         width=options.width,
         factors=tuple(options.tune),
-        lengths=_LENGTHS if options.tune else (),
+        lengths=tuple(options.lengths) if options.tune else (),
         head=options.head,
         block_rate_factor=options.block_rate_factor,
         samples=samples_digest({"train": data.train_samples, "test": data.test_samples}),
@@ -138,5 +141,7 @@ def _check(options: Any, recipe: Any) -> None:
         raise ValueError("--head network needs --freeze below-block: whole networks train all layers anyway")
     if any(not factor > 0 for factor in options.tune):
         raise ValueError(f"--tune ({' '.join(map(str, options.tune))}) must be numbers above 0")
+    if 1 not in options.lengths or min(options.lengths) < 1:
+        raise ValueError(f"--lengths ({' '.join(map(str, options.lengths))}) must be 1 and whole numbers above it")
     if recipe.data.root is None and not hasattr(recipe.data, "train_annotations"):
         raise ValueError("data.root is needed: the folder with the samples")

@@ -143,7 +143,7 @@ def with_block(recipe: Recipe, label: str) -> Recipe:
 
     Args:
         recipe: The recipe.
-        label: The kind, and options of it behind a colon: ``cgnl:groups=1,norm=group``.
+        label: The kind, and options of it behind a colon: ``cgnl:groups=1,norm=group``; ``num_blocks`` is the network's.
 
     Raises:
         ValueError: There is no such kind, option or value.
@@ -155,7 +155,8 @@ def with_block(recipe: Recipe, label: str) -> Recipe:
         if not equals:
             raise ValueError(f"--blocks ({label}): {option} must be OPTION=VALUE, such as groups=1")
         values[name] = yaml.safe_load(value)
-    return override(recipe, {"network": {"block": kind}, "block": values}, f"--blocks ({label})")
+    count = {"num_blocks": values.pop("num_blocks")} if "num_blocks" in values else {}
+    return override(recipe, {"network": {"block": kind, **count}, "block": values}, f"--blocks ({label})")
 
 
 def planned(protocol: Protocol, tuned: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
@@ -174,7 +175,7 @@ def planned(protocol: Protocol, tuned: Mapping[str, Mapping[str, Any]]) -> list[
             trials.append(Trial(block, seed, "fixed", protocol.epochs, rate, factor))
             if block == PLAIN:
                 trials.append(Trial(block, seed, "twice", 2 * protocol.epochs, rate, factor))
-            if "own" in best:
+            if "own" in best and len(protocol.lengths) > 1:
                 trials.append(Trial(block, seed, "own", *best["own"]))
     return trials
 
