@@ -59,8 +59,8 @@ class CompareOptions:
     """Factors to try, such as 0.1 1 4: of plain's rate, and of each block's rate, each at every length. A third of the
     training samples is kept for that, and never used in the report."""
     lengths: Annotated[tuple[int, ...], _words("MULTIPLE ...")] = (1, 2, 3)
-    """Numbers of epochs that --tune tries, as multiples of --epochs. With several, the report also shows each kind at its
-    own best."""
+    """Numbers of epochs that --tune tries, as multiples of --epochs. With several, the report also shows each kind at
+    its own best."""
     jobs: int = 1
     """Runs at the same time, each in a process and on a GPU of its own, if there are several."""
     minutes: float | None = None

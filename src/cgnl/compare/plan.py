@@ -143,7 +143,7 @@ def with_block(recipe: Recipe, label: str) -> Recipe:
 
     Args:
         recipe: The recipe.
-        label: The kind, and options of it behind a colon: ``cgnl:groups=1,norm=group``; ``num_blocks`` is the network's.
+        label: The kind, and options of it behind a colon: ``cgnl:groups=1,norm=group``; ``num_blocks`` is the network's
 
     Raises:
         ValueError: There is no such kind, option or value.
