@@ -13,6 +13,7 @@ its labels.csv.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,9 @@ SETS = {
         )
     ),
     "outfits-widths": _on_outfits(*(f"cgnl:groups=4,channel_reduction={ratio}" for ratio in (1, 2, 4))),
+    "outfits-matrix": _on_outfits(
+        "cgnl:groups=8", "cgnl-correlation", "matrix_block.CovarianceMatrix2d", "matrix_block.CorrelationMatrix2d"
+    ),
     "outfits-tail": Set(partial(outfits, TRAIN_TAIL), IN_TAIL, (*LITE0, *TAIL), 5, "outfits-5000"),
     "bird-relations-tail": Set(
         partial(birds, "relation", 6, TRAIN_TAIL), IN_TAIL, (*LITE0, *TAIL), 5, "bird-relations-5000"
@@ -219,7 +223,9 @@ def main() -> int:
     ]  # fmt: skip
     if arguments.minutes:
         command += ["--minutes", str(arguments.minutes)]
-    code = subprocess.call([sys.executable, "-m", "cgnl", *command])
+    paths = filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))  # for matrix_block
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    code = subprocess.call([sys.executable, "-m", "cgnl", *command], env=environment)
     if code in (0, 3):
         out = arguments.out or RESULTS / "evidence" / f"{arguments.set}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
