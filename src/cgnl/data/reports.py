@@ -41,6 +41,7 @@ class Report:
 
     noun: ClassVar[str]
     bad_noun: ClassVar[str] = "bad files"
+    damaged_noun: ClassVar[str] = "damaged files"
     root: Path
     kind: str
     splits: tuple[SplitReport, ...]
@@ -70,7 +71,7 @@ class Report:
             console.print(counts)
             for content in self.describe():
                 console.print(content, highlight=False)
-            for rows, what in ((self.damaged, "damaged files"), (self.bad, self.bad_noun)):
+            for rows, what in ((self.damaged, self.damaged_noun), (self.bad, self.bad_noun)):
                 for path, reason in rows[:_SHOWN]:
                     console.print(readable(f"{path} {reason}"), **plain)
                 if len(rows) > _SHOWN:

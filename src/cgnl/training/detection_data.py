@@ -1,5 +1,6 @@
 """The Lightning data module of images with boxes and masks."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from cgnl.data.detection import (
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.training.data import SampleData, Split
 from cgnl.training.processes import is_first_process
+
+_logger = logging.getLogger(__name__)
 
 
 class DetectionData(SampleData[DetectionDataConfig]):
@@ -52,6 +55,8 @@ class DetectionData(SampleData[DetectionDataConfig]):
             self._lists[split] = read_coco(config.root, split, **places)
             if self.run is not None and is_first_process():
                 write_bad_annotations(self.run, list(self._lists.values()))
+            for note in self._lists[split].notes if is_first_process() else ():
+                _logger.warning("%s %s", self._lists[split].source, note)
             check_annotations(self._lists[split], config.bad_limit)
         return with_objects(self._lists[split]) if split == "train" else self._lists[split]
 
@@ -88,5 +93,9 @@ class DetectionData(SampleData[DetectionDataConfig]):
 
     def troubles(self) -> list[str]:
         """Return what could not be read so far, in a few words each."""
-        count = sum(len(images.bad_annotations) for images in self._lists.values())
-        return super().troubles() + [f"bad annotations: {count}"] * bool(count)
+        lists = self._lists.values()
+        counts = {
+            "bad annotations": sum(len(images.bad_annotations) for images in lists),
+            "annotations without some of their polygons": sum(len(images.partial_annotations) for images in lists),
+        }
+        return super().troubles() + [f"{what}: {count}" for what, count in counts.items() if count]

@@ -6,13 +6,14 @@ import io
 import json
 
 import numpy as np
+import pycocotools.mask
 import pytest
-from coco_files import HEIGHT, WIDTH, annotation, image_row, make_coco, make_image, write_json
+from coco_files import CATEGORIES, HEIGHT, WIDTH, annotation, image_row, make_coco, make_image, write_json
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cgnl.data.decoding import DataError
-from cgnl.data.detection import BadAnnotation, check_annotations, read_coco, write_bad_annotations
+from cgnl.data.detection import BadAnnotation, check_annotations, check_detection, read_coco, write_bad_annotations
 from cgnl.data.detection.masks import decode
 
 RUNS = {"size": [HEIGHT, WIDTH], "counts": [65, 5, HEIGHT * WIDTH - 70]}
@@ -110,6 +111,94 @@ def test_the_list_in_the_run_folder(tmp_path):
         [source, "5", "0001.png", "has the area -1, expected a number from 0"],
         [source, "6", "image id 'a, b'", "belongs to an image that the file does not name"],
     ]
+
+
+GOOD_POLYGON = [2, 2, 10, 2, 10, 8, 2, 8]
+
+
+@pytest.mark.parametrize("bad", [[12, 3, 20, 9], [3, 3], [], [12, 3, 20], [12, 3, 20, 9, 13]])
+@pytest.mark.parametrize("first", [False, True])
+def test_an_object_keeps_its_good_polygons_as_in_pycocotools(tmp_path, bad, first):
+    polygons = [bad, GOOD_POLYGON] if first else [GOOD_POLYGON, bad]
+    make_coco(tmp_path, [annotation(5, segmentation=polygons)])
+    images = read_coco(tmp_path)
+    # pycocotools takes the kind of all polygons from the first one
+    runs = pycocotools.mask.frPyObjects([GOOD_POLYGON, bad], HEIGHT, WIDTH)
+    [row] = images.objects(0)
+    np.testing.assert_array_equal(
+        decode([row["segmentation"]], WIDTH, HEIGHT)[0], pycocotools.mask.decode(pycocotools.mask.merge(runs))
+    )
+    assert images.bad_annotations == ()
+    [partial] = images.partial_annotations
+    assert str(partial) == (
+        f"annotation 5 (0001.png) has a polygon of {len(bad)} numbers, but needs x and y of 3 points or more: "
+        "only its other polygons are used"
+    )
+    write_bad_annotations(tmp_path / "run", [images])
+    assert "only its other polygons" in (tmp_path / "run/bad_annotations.csv").read_text()
+    report = check_detection(tmp_path, workers=1, progress=False)
+    assert "1 annotations without some of their polygons" in str(report)
+
+
+@pytest.mark.parametrize("bad", [[1, 1, 5, 1, 5, 5, 1], [1, 1, 5, 1, 5, float("nan")], [1, 1, 5, 1, 5, 10**9], None])
+def test_an_object_without_some_of_its_polygons_is_named(tmp_path, bad):
+    make_coco(tmp_path, [annotation(5, segmentation=[GOOD_POLYGON, bad])])
+    images = read_coco(tmp_path)
+    assert images.objects(0)[0]["segmentation"] == [GOOD_POLYGON]
+    assert [partial.id for partial in images.partial_annotations] == [5]
+
+
+def as_floats(value):
+    if isinstance(value, dict):
+        return {name: as_floats(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [as_floats(each) for each in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def test_whole_floats_are_whole_numbers_wherever_they_stand(tmp_path):
+    make_image(tmp_path / "train/a.png")
+    rows = [annotation(1, 7), annotation(2, 7, iscrowd=1, segmentation=RUNS, area=5), annotation(3, 7, area=None)]
+    found = []
+    for convert in (lambda value: value, as_floats):
+        file = write_json(
+            tmp_path / "train/_annotations.coco.json",
+            *([convert(row) for row in part] for part in ([image_row(7, "a.png")], rows, CATEGORIES)),
+        )
+        found.append(read_coco(tmp_path))
+    assert '"id": 7.0' in file.read_text()
+    assert '"counts": [65.0' in file.read_text()
+    assert found[0] == found[1]
+    texts = [json.dumps({**images.truth(), "annotations": []}) for images in found]
+    assert texts[0] == texts[1]
+    for ours, theirs in zip(*(images.objects(0) for images in found), strict=True):
+        assert ours == theirs
+        whole = ("id", "image_id", "category_id", "iscrowd")
+        assert {type(theirs[name]) for name in whole} == {int}
+        masks = [decode([row["segmentation"]], WIDTH, HEIGHT) for row in (ours, theirs)]
+        np.testing.assert_array_equal(*masks)
+    assert found[1].num_crowds == (1,)
+
+
+@pytest.mark.parametrize("id", [3.5, float("inf"), float("nan"), 1e300, True, "3"])
+def test_other_numbers_are_no_ids(tmp_path, id):
+    make_coco(tmp_path, [annotation(4), annotation(id)])
+    assert [bad.id for bad in read_coco(tmp_path).bad_annotations] == ["number 2 of the list"]
+
+
+@pytest.mark.parametrize("name", ["id", "image_id", "category_id", "area", "iscrowd", "bbox", "segmentation"])
+def test_a_number_of_thousands_of_digits_spoils_its_annotation_alone(tmp_path, name):
+    make_coco(tmp_path, [annotation(4), annotation(5)])
+    file = tmp_path / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    row = content["annotations"][1]
+    row[name] = {"bbox": [1, 1, "BIG", 5], "segmentation": [[1, 1, 5, 1, "BIG", 5]]}.get(name, "BIG")
+    file.write_text(json.dumps(content).replace('"BIG"', "1" * 5000))
+    images = read_coco(tmp_path)
+    assert [row["id"] for row in images.objects(0)] == [4]
+    [bad] = images.bad_annotations
+    assert "digits" not in str(bad) or "(5000 digits)" in str(bad)
+    assert len(str(bad)) < 300
 
 
 def test_what_tools_leave_out_is_filled_in(tmp_path):

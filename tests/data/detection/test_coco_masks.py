@@ -4,9 +4,15 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from cgnl.data.detection.masks import _decompressed, area, decode, encode, why_bad_mask
+from cgnl.data.detection.masks import _decompressed, area, decode, encode, usable_mask
 
 WIDTH, HEIGHT = 40, 25
+
+
+def why_bad_mask(segmentation, width, height):
+    usable, fault = usable_mask(segmentation, width, height)
+    assert (usable is None) <= (fault is not None)
+    return fault
 
 
 def blobs(seed: int) -> np.ndarray:
@@ -101,7 +107,7 @@ GOOD = pycocotools.mask.encode(blobs(0))["counts"].decode()
         ([5, 5], f"of 10 pixels, but the image has {TOTAL}"),
         ([TOTAL + 5, -5], "is broken"),
         ([2**40, 1], "is broken"),
-        ([TOTAL / 2, TOTAL / 2], "is broken"),
+        ([TOTAL / 3, TOTAL * 2 / 3], "is broken"),
         ([True, TOTAL - 1], "is broken"),
         ([], "is broken"),
         (None, "is broken"),

@@ -2,12 +2,23 @@
 
 import json
 import pickle
+import re
+import tracemalloc
 
+import numpy as np
 import pytest
 from coco_files import HEIGHT, WIDTH, annotation, image_row, make_coco, make_image, write_json
 
 from cgnl.data.decoding import DataError
-from cgnl.data.detection import DetectionList, check_categories, read_coco, with_objects
+from cgnl.data.detection import (
+    DetectionList,
+    check_annotations,
+    check_categories,
+    check_detection,
+    read_coco,
+    reading,
+    with_objects,
+)
 from cgnl.data.lists import NoSplitError, Sample, check_missing
 
 
@@ -208,7 +219,7 @@ GOOD_IMAGE, GOOD_CATEGORY = image_row(1, "a.png"), {"id": 1, "name": "a"}
         ({"categories": [GOOD_CATEGORY, GOOD_CATEGORY]}, "two categories have the id 1."),
         ({"categories": [{"id": 1}]}, "category number 1: read {'id': 1}"),
         ({"categories": [GOOD_CATEGORY, "a"]}, "category number 2: read 'a'"),
-        ({"categories": [{"id": 1.0, "name": "a"}]}, "category number 1: read {'id': 1.0"),
+        ({"categories": [{"id": 1.5, "name": "a"}]}, "category number 1: read {'id': 1.5"),
     ],
 )
 def test_images_and_categories_must_be_whole(tmp_path, rows, message):
@@ -231,6 +242,80 @@ def test_names_of_categories(tmp_path):
     assert images.category_ids == (2, 3, 4, 90)
     assert images.classes == ("crane (2)", "Möwe", "dog", "crane (90)")
     assert ids(images) == [[1]]
+
+
+def test_categories_of_one_name_are_reported(tmp_path):
+    names = {4: "dog", 90: "crane", 2: "crane", 5: " Dog ", 6: "cow"}
+    make_coco(tmp_path, [])
+    file = tmp_path / "annotations/instances_train2017.json"
+    categories = [{"id": id, "name": name} for id, name in names.items()]
+    write_json(file, [image_row(1, "0001.png")], [annotation(1, category_id=90)], categories)
+    assert read_coco(tmp_path).notes == (
+        "has 2 categories of one name, 'crane' (id 2), 'crane' (id 90): they are learned as different classes",
+        "has 2 categories of one name, 'dog' (id 4), ' Dog ' (id 5): they are learned as different classes",
+    )
+    report = check_detection(tmp_path, workers=1, progress=False)
+    assert [path for path, _ in report.bad] == [file, file]
+    assert f"{file} has 2 categories of one name, 'crane' (id 2)" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("train2017/0001.png", "0001.png"),
+        ("images/train2017/0001.png", "0001.png"),
+        ("train2017\\0001.png", "0001.png"),
+        ("below\\a.png", "below/a.png"),
+        ("data/train2017/below/a.png", "below/a.png"),
+        ("/home/me/data/train2017/below/a.png", "below/a.png"),
+        ("C:\\data\\train2017\\0001.png", "0001.png"),
+        ("http://images.example/train2017/0001.png", "0001.png"),
+    ],
+)
+def test_a_name_with_folders_in_front_gets_a_hint(tmp_path, name, end):
+    folder = make_coco(tmp_path, [annotation(1)]) / "train2017"
+    make_image(folder / "below/a.png")
+    file = tmp_path / "annotations/instances_train2017.json"
+    write_json(file, [image_row(1, name), image_row(2, "train2017/none.png")], [annotation(1)])
+    with pytest.raises(DataError) as caught:
+        check_annotations(read_coco(tmp_path), 0.05)
+    assert f"{folder / end}" in str(caught.value)
+    assert str(caught.value).count(f"the file_name should be {end!r}") == 1
+
+
+@pytest.mark.parametrize("name", ["train2017/none.png", "none/0001.jpg", "0001.png/none"])
+def test_a_name_of_no_file_gets_no_hint(tmp_path, name):
+    make_coco(tmp_path, [])
+    write_json(tmp_path / "annotations/instances_train2017.json", [image_row(1, name)], [])
+    images = read_coco(tmp_path)
+    assert [images.why_missing(path) for path in images.missing] == ["does not exist"]
+
+
+def test_reading_takes_little_memory(tmp_path):
+    """Less than half of it took eight times the file."""
+    numbers = np.random.default_rng(0).uniform(1, 19, (3000, 60)).round(2).tolist()
+    make_coco(tmp_path, [annotation(id, segmentation=[row]) for id, row in enumerate(numbers, 1)])
+    file = tmp_path / "annotations/instances_train2017.json"
+    read_coco(tmp_path)  # whatever is made once
+    tracemalloc.start()
+    try:
+        images = read_coco(tmp_path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.num_objects == (3000,)
+    assert peak < 3.5 * file.stat().st_size
+    assert kept < 2 * file.stat().st_size
+    assert images.objects(0)[7]["segmentation"] == [numbers[7]]
+
+
+def test_reading_a_large_file_says_how_long_it_takes(tmp_path, monkeypatch, capsys):
+    make_coco(tmp_path, [annotation(1)])
+    read_coco(tmp_path)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(reading, "_LARGE", 100)
+    read_coco(tmp_path)
+    assert re.search(r"^reading .*train2017\.json \(0 MB\): about 0 seconds and 0\.0 GB", capsys.readouterr().err)
 
 
 def test_splits_must_have_the_same_categories(tmp_path):

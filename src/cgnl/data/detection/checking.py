@@ -1,6 +1,7 @@
 """``cgnl data check`` for a data set in COCO's form: decode every image, count the contents and list the faults."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import ClassVar, Unpack
 
 from cgnl.data.decoding import AnyPath, DataError, decoded_size
 from cgnl.data.detection.reading import read_coco
-from cgnl.data.detection.samples import DetectionList, check_categories
+from cgnl.data.detection.samples import BadAnnotation, DetectionList, check_categories
 from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Report, SplitReport, examined, read_splits, sizes_in_words, write_anew
 from cgnl.data.scanning import Scanning
@@ -27,6 +28,7 @@ class DetectionReport(Report):
 
     noun: ClassVar[str] = "objects"
     bad_noun: ClassVar[str] = "bad files and annotations"
+    damaged_noun: ClassVar[str] = "annotations without some of their polygons"
     contents: tuple[str, ...]
 
     def describe(self) -> tuple[str, ...]:
@@ -74,14 +76,17 @@ def check_detection(
         kind=first.kind,
         splits=tuple(_report_of(name, images, bad) for name, images in lists.items()),
         bad=rows,
+        damaged=tuple(row for images in lists.values() for row in _rows(images, images.partial_annotations)),
         contents=tuple(_describe(name, images) for name, images in lists.items()),
     )
 
 
 def _bad_rows(images: DetectionList) -> list[tuple[Path, str]]:
-    return [
-        (Path(f"{images.source}, annotation {bad.id}"), f"({bad.image}) {bad.reason}") for bad in images.bad_annotations
-    ]
+    return [*((images.source, note) for note in images.notes), *_rows(images, images.bad_annotations)]
+
+
+def _rows(images: DetectionList, annotations: Iterable[BadAnnotation]) -> list[tuple[Path, str]]:
+    return [(Path(f"{images.source}, annotation {bad.id}"), f"({bad.image}) {bad.reason}") for bad in annotations]
 
 
 def _report_of(name: str, images: DetectionList, bad: dict[Path, str]) -> SplitReport:

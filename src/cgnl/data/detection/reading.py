@@ -1,17 +1,22 @@
 """Data sets in COCO's form on disk: finding the json file and the images, and reading the json."""
 
 import json
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError, DataError, open_regular, resolve_inside
-from cgnl.data.detection.annotations import ImageEntry, is_id, sort_annotations
-from cgnl.data.detection.samples import DetectionList, Packed
-from cgnl.data.lists import NoSplitError, Sample, Split, exists
+from cgnl.data.detection.annotations import ImageEntry, sort_annotations
+from cgnl.data.detection.samples import DetectionList, Packed, Rows, whole
+from cgnl.data.lists import Inside, NoSplitError, Sample, Split, exists
 
 _EXPORT = "_annotations.coco.json"
 _PREFIX = "instances_"
+_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+# Of COCO's 448 MB on two cores of 2023; a file above the first number takes seconds.
+_LARGE, _BYTES_PER_SECOND, _MEMORY = 50e6, 30e6, 2.3
 
 
 def read_coco(
@@ -102,28 +107,35 @@ def _find_images(root: Path | None, source: Path) -> Path:
 
 
 def _read(source: Path, folder: Path) -> DetectionList:
-    lists = _load(source)
-    category_ids, names = _read_categories(source, lists["categories"])
+    rows = Rows()
+    lists = _load(source, rows)
+    category_ids, names, notes = _read_categories(source, lists["categories"])
     images: dict[int, ImageEntry] = {}
     samples: dict[int, Sample] = {}
-    missing, reasons = [], {}
+    missing: list[Path] = []
+    reasons: dict[Path, str] = {}
+    hint: str | None = None
+    inside = Inside(folder, source)
     for number, row in enumerate(lists["images"], 1):
         image_id, name, width, height = _read_image(source, number, row)
         if image_id in images:
             raise DataError(f"{source}: two images have the id {image_id}.")
-        path = resolve_inside(folder, name, source=f"{source}, image {image_id}")
+        path = _path_of(name, inside, f"{source}, image {image_id}")
         if width * height > MAX_PIXELS:
             reasons[path] = f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels, says {source}"
         usable = path not in reasons and exists(path)
         images[image_id] = ImageEntry(name, width, height, usable)
         if usable:
             samples[image_id] = Sample(path, 0)
-        else:
-            missing.append(path)
+            continue
+        missing.append(path)
+        # once is enough: all names were written by the same program
+        if hint is None and path not in reasons and (hint := _end_that_exists(folder, name)):
+            reasons[path] = f"does not exist, but {folder / hint} does: the file_name should be {hint!r}"
     if not images:
         raise DataError(f"{source} names no images.")
-    used, bad = sort_annotations(lists["annotations"], images, frozenset(category_ids))
-    crowds = [sum(annotation["iscrowd"] for annotation in used.get(id, ())) for id in samples]
+    found = sort_annotations(lists["annotations"], rows, images, frozenset(category_ids))
+    numbers = {id: len(found.used.get(id, ())) for id in samples}
     return DetectionList(
         folder,
         tuple(samples.values()),
@@ -135,17 +147,51 @@ def _read(source: Path, folder: Path) -> DetectionList:
         image_ids=tuple(samples),
         sizes=tuple((images[id].width, images[id].height) for id in samples),
         source=source,
-        bad_annotations=tuple(bad),
-        num_objects=tuple(len(used.get(id, ())) - number for id, number in zip(samples, crowds, strict=True)),
-        num_crowds=tuple(crowds),
-        annotations=Packed(used.get(id, []) for id in samples),
+        bad_annotations=tuple(found.bad),
+        partial_annotations=tuple(found.partial),
+        notes=notes,
+        num_objects=tuple(number - found.num_crowds[id] for id, number in numbers.items()),
+        num_crowds=tuple(found.num_crowds[id] for id in samples),
+        annotations=Packed(rows, [found.used.get(id, ()) for id in samples]),
     )
 
 
-def _load(source: Path) -> dict[str, list[Any]]:
+def _path_of(name: str, inside: Inside, source: str) -> Path:
+    try:
+        return inside(name, source=source)
+    except DataError as error:
+        end = _end_that_exists(inside.root, name)
+        hint = f" {inside.root / end} exists: the file_name should be {end!r}." if end else ""
+        raise DataError(f"{error}{hint}") from None
+
+
+def _end_that_exists(folder: Path, name: str) -> str | None:
+    """Return the end of an image's name that leads to a file, None if none does.
+
+    Names may begin with the split's folder or with the folders of another machine, and may have backslashes.
+    """
+    parts = re.split(r"[/\\]+", name)
+    if ".." in parts or "\0" in name:
+        return None
+    ends = ("/".join(parts[place:]) for place in range(len(parts)))
+    return next((end for end in ends if end not in ("", name) and exists(folder / end)), None)
+
+
+def _load(source: Path, rows: Rows) -> dict[str, list[Any]]:
+    size = source.stat().st_size if exists(source) else 0
+    if size > _LARGE:
+        print(
+            f"reading {source} ({size / 1e6:.0f} MB): about {size / _BYTES_PER_SECOND:.0f} seconds and "
+            f"{size * _MEMORY / 1e9:.1f} GB of memory",
+            file=sys.stderr,
+        )
     try:
         with open_regular(source) as opened:
-            content = json.loads(opened.read())
+            content = opened.read()
+        # the bytes are let go before the values come
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        del content
+        content = _parsed(text, rows)
     except BadFileError:
         raise
     except (ValueError, RecursionError) as error:
@@ -161,23 +207,54 @@ def _load(source: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _read_categories(source: Path, rows: list[Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _parsed(text: str, rows: Rows) -> Any:
+    """Return the values of a json with places in ``rows`` for annotations, all of which would fill the memory."""
+
+    def placed(row: dict[str, Any]) -> Any:
+        if "image_id" in row and ("bbox" in row or "segmentation" in row) and "file_name" not in row:
+            return rows.add({name: row[name] for name in _FIELDS if name in row})
+        return row
+
+    try:
+        return json.loads(text, object_hook=placed)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a number has more digits than Python converts; its place decides whether that does harm
+        return json.loads(text, object_hook=placed, parse_int=_number)
+
+
+def _number(digits: str) -> int | str:
+    """Return a number, or where it is too long the beginning of its digits: a text, which is no number anywhere."""
+    return int(digits) if len(digits) < 1000 else f"{digits[:20]}... ({len(digits)} digits)"
+
+
+def _read_categories(source: Path, rows: list[Any]) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return ids, names, and a note for each name that several categories have."""
     names: dict[int, str] = {}
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not is_id(row.get("id")) or not _is_text(row.get("name")):
+        id = whole(row.get("id")) if isinstance(row, dict) else None
+        if id is None or not _is_text(row.get("name")):
             raise DataError(
                 f"{source}, category number {number}: read {row!r:.80}, "
                 "expected an id that is a whole number, and a name."
             )
-        if row["id"] in names:
-            raise DataError(f"{source}: two categories have the id {row['id']}.")
-        names[row["id"]] = row["name"]
+        if id in names:
+            raise DataError(f"{source}: two categories have the id {id}.")
+        names[id] = row["name"]
     if not names:
         raise DataError(f"{source} has no categories.")
-    occurring = Counter(names.values())
-    return tuple(sorted(names)), tuple(
-        names[id] if occurring[names[id]] == 1 else f"{names[id]} ({id})" for id in sorted(names)
+    alike: dict[str, list[int]] = {}
+    for id in sorted(names):
+        alike.setdefault(" ".join(names[id].split()).casefold(), []).append(id)
+    notes = tuple(
+        f"has {len(ids)} categories of one name, {', '.join(f'{names[id]!r} (id {id})' for id in ids)}: "
+        "they are learned as different classes"
+        for ids in alike.values()
+        if len(ids) > 1
     )
+    occurring = Counter(names.values())
+    shown = tuple(names[id] if occurring[names[id]] == 1 else f"{names[id]} ({id})" for id in sorted(names))
+    return tuple(sorted(names)), shown, notes
 
 
 def _is_text(value: Any) -> bool:
@@ -187,12 +264,16 @@ def _is_text(value: Any) -> bool:
 
 def _read_image(source: Path, number: int, row: Any) -> tuple[int, str, int, int]:
     where = f"{source}, image number {number}"
-    if not isinstance(row, dict) or not is_id(row.get("id")):
+    id = whole(row.get("id")) if isinstance(row, dict) else None
+    if id is None:
         raise DataError(f"{where}: read {row!r:.80}, expected an id that is a whole number.")
-    where = f"{source}, image {row['id']}"
+    where = f"{source}, image {id}"
     if not _is_text(row.get("file_name")):
         raise DataError(f"{where}: read the file_name {row.get('file_name')!r:.80}, expected text.")
+    sizes = []
     for name in ("width", "height"):
-        if not is_id(row.get(name)) or row[name] < 1:
+        size = whole(row.get(name))
+        if size is None or size < 1:
             raise DataError(f"{where}: read the {name} {row.get(name)!r:.80}, expected a whole number from 1.")
-    return row["id"], row["file_name"], row["width"], row["height"]
+        sizes.append(size)
+    return id, row["file_name"], sizes[0], sizes[1]

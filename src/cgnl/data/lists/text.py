@@ -18,20 +18,21 @@ class Inside:
         self.root, self.source = root, source
         self._known: set[str] = set()
 
-    def __call__(self, relative: str, line: int) -> Path:
-        path = self._checked(relative, line)
+    def __call__(self, relative: str, line: int | None = None, *, source: str | None = None) -> Path:
+        """Return the path of a name; ``source`` replaces the file's name in messages."""
+        path = self._checked(relative, line, source)
         in_latin1 = readable(relative)
         if in_latin1 != relative and not exists(path):
             # The list is in Latin-1, but the names on disk may be in UTF-8.
-            return self._checked(in_latin1, line)
+            return self._checked(in_latin1, line, source)
         return path
 
-    def _checked(self, relative: str, line: int) -> Path:
+    def _checked(self, relative: str, line: int | None, source: str | None) -> Path:
         parent, _, name = relative.rpartition("/")
         path = self.root / relative
-        if parent not in self._known or name in ("", "..") or "\0" in name or _is_link(path):
-            resolve_inside(self.root, relative, source=self.source, line=line)
-            resolve_inside(self.root, parent or ".", source=self.source, line=line)
+        if parent not in self._known or name in ("", "..") or "\0" in name or "\\" in name or _is_link(path):
+            for part in (relative, parent or "."):
+                resolve_inside(self.root, part, source=source or self.source, line=line)
             self._known.add(parent)
         return path
 
