@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from test_cli import run
 from torch import nn
 
 import tolerances
+from cgnl.cli import main
 from cgnl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cgnl.networks.image import resnet18
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override, to_dict
 from cgnl.tasks import build_network, load_trained, predict, smoke
+from cgnl.toy.actions import draw_actions
 from cgnl.training.trained import FORMAT
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -91,6 +95,165 @@ def test_a_run_as_onnx_says_all_that_its_user_needs(capsys, birds, photo, tmp_pa
     assert expected[0][0] in printed
 
 
+def saved(folder, name, array=None, mode=None, **options):
+    """An image file of smooth noise, 120 x 160 pixels, made so that the image of ``array`` or ``mode`` is in it."""
+    noise = np.random.default_rng(0).integers(0, 256, size=(9, 12, 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA").resize((160, 120), Image.Resampling.BICUBIC)
+    if array is not None:
+        image = Image.fromarray(array(np.asarray(image)))
+    elif mode is not None:
+        image = image.convert("RGB").quantize(40) if mode == "P" else image.convert(mode)
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def kinds_of_images(folder):
+    """One file of each kind; those that the page's example reads, and the others."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    plain = [
+        saved(folder, "rgb.jpg", mode="RGB", quality=95),
+        saved(folder, "rgb.png", mode="RGB"),
+        saved(folder, "rgb.bmp", mode="RGB"),
+        saved(folder, "rgb.webp", mode="RGB", lossless=True),
+        saved(folder, "grey.png", mode="L"),
+        saved(folder, "palette.png", mode="P"),
+        saved(folder, "cmyk.jpg", mode="CMYK"),
+        saved(folder, "turned.jpg", mode="RGB", exif=turned),
+    ]
+    others = [
+        saved(folder, "grey16.png", array=lambda pixels: pixels[:, :, 0].astype(np.uint16) * 257),
+        saved(folder, "rgba.png"),
+        saved(folder, "rgba.webp", lossless=True),
+        saved(folder, "grey_alpha.png", mode="LA"),
+        saved(folder, "palette_alpha.png", mode="P", transparency=3),
+        saved(folder, "rgb_key.png", mode="RGB", transparency=(0, 0, 0)),
+    ]
+    return plain, others
+
+
+@pytest.fixture(scope="module")
+def exported(birds, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    main(["convert", str(birds), str(path)])
+    return path
+
+
+def predicted(capsys, model, *files):
+    code, out, err = run(capsys, "predict", model, *files, "--json", "--top=3")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["path"] for row in rows] == [*map(str, files)]
+    return [{best["class"]: best["probability"] for best in row["top"]} for row in rows]
+
+
+def test_an_onnx_file_predicts_as_its_run(capsys, birds, exported, tmp_path):
+    files = [file for kind in kinds_of_images(tmp_path) for file in kind]
+    of_run, of_file = (predicted(capsys, model, *files) for model in (birds, exported))
+    for file, expected, found in zip(files, of_run, of_file, strict=True):
+        assert found == pytest.approx(expected, abs=1e-5), file.name
+    assert len({tuple(each.values()) for each in of_run}) > 8
+    outputs = [run(capsys, "predict", model, files[0])[1] for model in (birds, exported)]
+    assert outputs[0] == outputs[1]
+    code, _, err = run(capsys, "predict", exported, files[0], "--timeline=t.csv")
+    assert (code, err) == (2, f"cgnl: timeline (t.csv) does nothing here: {exported} holds an image classifier\n")
+
+
+def test_the_example_of_the_page_reads_the_files_that_it_names(capsys, birds, exported, tmp_path, monkeypatch):
+    plain, others = kinds_of_images(tmp_path)
+    shutil.copy(exported, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    lines = next(block for block in code_of(DEPLOYMENT) if "onnxruntime" in block)
+    for file, expected in zip(plain, predicted(capsys, birds, *plain), strict=True):
+        namespace = {}
+        exec(compile(lines.replace("bird.jpg", file.name), str(DEPLOYMENT), "exec"), namespace)
+        found = dict(zip(namespace["classes"], namespace["probabilities"].tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=2e-4), file.name
+    for file in others:
+        with pytest.raises(AssertionError, match="16-bit and transparent"):
+            exec(compile(lines.replace("bird.jpg", file.name), str(DEPLOYMENT), "exec"), {})
+
+
+def foreign(path, **metadata):
+    """An ONNX file of another program: the mean of an image's pixels, for each channel."""
+    value = onnx.helper.make_tensor_value_info
+    shapes = (("x", [None, 3, None, None]), ("y", [None, 3]))
+    given = [value(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes]
+    node = onnx.helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    opset = [onnx.helper.make_opsetid("", 13)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", given[:1], given[1:]), opset_imports=opset)
+    model.ir_version = 8
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+OURS = {
+    "classes": '["a", "b", "c"]',
+    "mean": "[0, 0, 0]",
+    "std": "[1, 1, 1]",
+    "interpolation": "bilinear",
+    "settings": '{"task": "image", "data": {"size": 32, "resize": 32}}',
+}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "does not say its classes, mean, std, interpolation, settings: only files that this version's"),
+        ({**OURS, "classes": '["a", "b"]'}, "it names 2 classes and has 3 outputs"),
+        ({**OURS, "mean": "0.5"}, "has broken metadata"),
+        ({**OURS, "std": "[1, 1"}, "has broken metadata"),
+        ({**OURS, "interpolation": "best"}, "has broken metadata: 'best' is not a valid"),
+        ({**OURS, "settings": '{"task": "sound"}'}, "task must be one of"),
+        ({**OURS, "settings": '{"task": "image", "data": {"size": "big"}}'}, "data.size"),
+    ],
+)
+def test_an_onnx_file_of_another_program_is_refused(capsys, photo, tmp_path, metadata, message):
+    path = foreign(tmp_path / "other.onnx", **metadata)
+    code, out, err = run(capsys, "predict", path, photo)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"cgnl: {path} ")
+    assert message in err
+    assert err.count("\n") == 1
+    code, _, err = run(capsys, "predict", foreign(path, **OURS), photo)
+    assert code == 0, err
+
+
+def test_an_onnx_file_says_how_images_are_resized(capsys, photo, tmp_path):
+    network, settings = tmp_path / "other.onnx", '{"task": "image", "data": {"size": 24, "resize": 24}}'
+    foreign(network, **OURS | {"settings": settings})
+    found = predicted(capsys, network, photo)
+    foreign(network, **OURS | {"settings": settings, "interpolation": "nearest"})
+    assert predicted(capsys, network, photo) != found
+
+
+def test_what_is_no_onnx_file_is_refused(capsys, birds, exported, photo, tmp_path, monkeypatch):
+    (tmp_path / "text.onnx").write_text("not a network")
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "cut.onnx").write_bytes(exported.read_bytes()[:-1000])
+    for name, message in (
+        ("text", "cannot be read as an ONNX file"),
+        ("cut", "cannot be read as an ONNX file"),
+        ("folder", "is not a file"),
+        ("none", "does not exist"),
+    ):
+        code, _, err = run(capsys, "predict", tmp_path / f"{name}.onnx", photo)
+        assert code == 2
+        assert err.startswith(f"cgnl: {tmp_path / name}.onnx {message}")
+        assert err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "cgnl.networks.exported")
+    code, _, err = run(capsys, "predict", exported, photo)
+    assert (code, err) == (2, "cgnl: a network in an ONNX file needs onnxruntime: pip install 'cgnl[export]'\n")
+
+
+def test_the_file_holds_no_places_of_the_data(exported, birds):
+    about = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
+    assert str(birds) not in json.dumps(about)
+    assert json.loads(about["settings"])["data"]["size"] == 64
+
+
 @pytest.mark.slow
 def test_a_released_checkpoint_goes_by_way_of_safetensors(capsys, tmp_path):
     network = resnet18("cgnl", num_classes=4, groups=4)
@@ -149,6 +312,15 @@ def test_a_run_of_videos_as_onnx(capsys, tmp_path, head):
     code, out, _ = run(capsys, "convert", folder, tmp_path / "model.onnx")
     assert code == 0
     assert f"free axes batch, time{', height, width' if head == 'average' else ''}\n" in out
+    draw_actions(tmp_path / "drawn", num_classes=2, groups=3, clips_per_group=1, size=(96, 72))
+    video = next((tmp_path / "drawn").rglob("*.avi"))
+    of_run, of_file = (predicted(capsys, model, video) for model in (folder, tmp_path / "model.onnx"))
+    assert of_file == [pytest.approx(of_run[0], abs=1e-5)]
+    lines = []
+    for model in (folder, tmp_path / "model.onnx"):
+        assert run(capsys, "predict", model, video, f"--timeline={tmp_path / 't.csv'}")[0] == 0
+        lines.append((tmp_path / "t.csv").read_text().splitlines())
+    assert len(lines[0]) == len(lines[1]) > 1
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     about = session.get_modelmeta().custom_metadata_map
     assert {"num_frames": "16", "frame_step": "4", "size": "64"}.items() <= about.items()

@@ -25,7 +25,8 @@ def predict(
     """Print the most probable classes of images or videos, or the objects in images.
 
     Args:
-        checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
+        checkpoint: A checkpoint, a run folder (its best.ckpt, or else its last.ckpt), or an .onnx file that
+            `cgnl convert` made of one.
         files: Image files; for a video classifier, video files or folders of frames.
         json: Print one JSON object per file instead of a table.
         top: Number of classes to print; by default 5.
@@ -34,13 +35,13 @@ def predict(
         score: Minimum score of a detected object; by default 0.5.
     """
     from cgnl.data.decoding import DataError
-    from cgnl.tasks import load_trained, predict_timeline, task_of
+    from cgnl.tasks import load_exported, load_trained, predict_timeline, task_of
 
     if not files:
         raise ValueError("files must name at least one image or video")
     within("top", top, 1)
     within("score", score, 0, 1)
-    trained = load_trained(checkpoint)
+    trained = (load_exported if checkpoint.suffix.lower() == ".onnx" else load_trained)(checkpoint)
     task = task_of(trained.recipe)
     options = {"top": top, "timeline": timeline, "out": out, "score": score}
     given = {name: value for name, value in options.items() if value is not None}

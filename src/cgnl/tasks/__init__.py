@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cgnl.tasks.detection import detect
     from cgnl.tasks.explaining import score_parts, scored_block, see, trace_file
-    from cgnl.tasks.loading import build_network, from_start_weights, load_trained
+    from cgnl.tasks.loading import build_network, from_start_weights, load_exported, load_trained
     from cgnl.tasks.registry import task_named, task_of
     from cgnl.tasks.running import diagnose, evaluate, predict, predict_timeline, recipe_cost, smoke, train
     from cgnl.training.trained import TrainedNetwork
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FILE_OF_NAME = {
     "detect": "tasks.detection",
     **dict.fromkeys(["score_parts", "scored_block", "see", "trace_file"], "tasks.explaining"),
-    **dict.fromkeys(["build_network", "from_start_weights", "load_trained"], "tasks.loading"),
+    **dict.fromkeys(["build_network", "from_start_weights", "load_exported", "load_trained"], "tasks.loading"),
     **dict.fromkeys(["task_named", "task_of"], "tasks.registry"),
     **dict.fromkeys(
         ["diagnose", "evaluate", "predict", "predict_timeline", "recipe_cost", "smoke", "train"], "tasks.running"
@@ -26,9 +26,9 @@ _FILE_OF_NAME = {
 }
 
 __all__ = [
-    "TrainedNetwork", "build_network", "detect", "diagnose", "evaluate", "from_start_weights", "load_trained",
-    "predict", "predict_timeline", "recipe_cost", "score_parts", "scored_block", "see", "smoke", "task_named",
-    "task_of", "trace_file", "train",
+    "TrainedNetwork", "build_network", "detect", "diagnose", "evaluate", "from_start_weights", "load_exported",
+    "load_trained", "predict", "predict_timeline", "recipe_cost", "score_parts", "scored_block", "see", "smoke",
+    "task_named", "task_of", "trace_file", "train",
 ]  # fmt: skip
 
 

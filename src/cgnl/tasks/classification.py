@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,7 +16,7 @@ from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.networks.libraries import classifier_of
 from cgnl.networks.named import named_network
 from cgnl.settings.blocks import given_places
-from cgnl.settings.image import ARCHITECTURES, Recipe
+from cgnl.settings.image import ARCHITECTURES, DataConfig, Recipe
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.task import Prediction, Task, TestResult
 from cgnl.training.trained import TrainedNetwork, default_device
@@ -127,13 +127,16 @@ class ClassificationTask(Task[RecipeT]):
 
     def metadata(self, trained: TrainedNetwork, size: int) -> dict[str, str]:
         """Return what an ONNX file says about the network with inputs of ``size`` (pixels)."""
+        recipe: Any = trained.recipe
         return {
             "recipe": trained.name,
             "classes": json.dumps(trained.classes, ensure_ascii=False),
             "mean": json.dumps(trained.mean),
             "std": json.dumps(trained.std),
             "size": str(size),
-            "resize": str(trained.recipe.data.resize),
+            "resize": str(recipe.data.resize),
+            "interpolation": self.inputs(recipe).interpolation,
+            "settings": json.dumps({"task": recipe.task, "data": _settings_of_files(recipe.data)}),
         }
 
     def smoke(self, recipe: RecipeT, root: Path, *, size: int | None, batch_size: int | None, steps: int) -> RecipeT:
@@ -181,6 +184,12 @@ class ClassificationTask(Task[RecipeT]):
         num_classes = data.num_outputs or data.num_classes or self.num_classes(data.format) or _IMAGENET_CLASSES
         plain = self.without_start_weights(recipe)
         return network_cost(lambda: self.build_network(plain, num_classes), self.input_shape(recipe))
+
+
+def _settings_of_files(config: DataConfig) -> dict[str, Any]:
+    """Return by which settings files are read and cut, without the places of anyone's data."""
+    plain: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: value for name, value in plain.items() if value is not None and not isinstance(value, Path)}
 
 
 @torch.inference_mode()

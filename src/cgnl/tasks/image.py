@@ -37,7 +37,7 @@ class ImageTask(ClassificationTask[Recipe]):
     def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
         """Return an image as the network is tested on it."""
         config, image = trained.recipe.data, open_image(path)
-        interpolation = self.inputs(trained.recipe).interpolation
+        interpolation = trained.interpolation or self.inputs(trained.recipe).interpolation
         size, resize = config.pixels
         x = test_transform(size, resize, mean=trained.mean, std=trained.std, interpolation=interpolation)(image)
         view = view_of(image.width, image.height, size=size, resize=resize)

@@ -1,11 +1,13 @@
 """Networks of recipes: built, loaded from a run, or started from weights."""
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from torch import nn
+from torchvision.transforms import InterpolationMode
 
-from cgnl.networks.checkpoints import read_checkpoint_file
+from cgnl.networks.checkpoints import CheckpointError, read_checkpoint_file
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict
 from cgnl.settings.trust import trusting
@@ -51,6 +53,44 @@ def load_trained(path: str | Path, *, trust: Collection[str] = ()) -> TrainedNet
         run["step"],
         run.get("num_classes"),
     )
+
+
+def load_exported(path: str | Path) -> TrainedNetwork:
+    """Load a network from an ONNX file that ``cgnl convert`` wrote of a run; onnxruntime runs it.
+
+    Its settings are those by which files are read and cut, and otherwise the defaults of its task.
+
+    Raises:
+        CheckpointError: No such file, no ONNX file, or one that does not say its classes and how it sees a file.
+        ImportError: onnxruntime is not installed.
+    """
+    from cgnl.networks.exported import ExportedNetwork
+
+    network = ExportedNetwork(Path(path))
+    about = network.metadata
+    if lacking := [name for name in ("classes", "mean", "std", "interpolation", "settings") if name not in about]:
+        raise CheckpointError(
+            f"{path} does not say its {', '.join(lacking)}: only files that this version's `cgnl convert` makes of "
+            "runs can be used"
+        )
+    try:
+        classes, mean, std, settings = (json.loads(about[name]) for name in ("classes", "mean", "std", "settings"))
+        if network.num_outputs not in (None, len(classes)):
+            raise ValueError(f"it names {len(classes)} classes and has {network.num_outputs} outputs")
+        trained = TrainedNetwork(
+            network.eval(),
+            from_dict(settings, str(path)),
+            about.get("recipe", Path(path).stem),
+            tuple(map(str, classes)),
+            (float(mean[0]), float(mean[1]), float(mean[2])),
+            (float(std[0]), float(std[1]), float(std[2])),
+            0,
+            0,
+            interpolation=InterpolationMode(about["interpolation"]).value,
+        )
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise CheckpointError(f"{path} has broken metadata: {error}") from None
+    return trained
 
 
 def from_start_weights(

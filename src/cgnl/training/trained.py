@@ -29,6 +29,7 @@ class TrainedNetwork:
         epoch: Finished epochs.
         step: Optimizer steps.
         num_classes: Number of classes among the outputs; None in checkpoints that do not say it.
+        interpolation: Filter that images are resized with; None for that of the network's weights.
     """
 
     network: nn.Module
@@ -40,6 +41,7 @@ class TrainedNetwork:
     epoch: int
     step: int
     num_classes: int | None = None
+    interpolation: str | None = None
 
 
 def default_device() -> torch.device:
