@@ -97,6 +97,25 @@ def test_the_help_text_says_what_the_recipe_is_and_names_values(capsys):
     assert "(default: )" not in text
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_the_list_of_recipes_says_what_each_is(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    words = dict(re.findall(r"^  (\S+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert words.keys() == RECIPES.keys()
+    assert len(set(words.values())) == len(words)
+    for name, said in words.items():
+        assert "Net-" in said or "ResNet" in said or "Table 4c" in said or "R-CNN" in said, name
+    data = {"cub": "CUB-200-2011: ", "ucf101": "UCF101: ", "mini": "Mini-Kinetics: ", "imagenet": "ImageNet: "}
+    for name, said in words.items():
+        assert said.startswith(data.get(name.partition("-")[0], "")), name
+    assert words["cub-resnet50"] == "CUB-200-2011: ResNet-50 (Table 2a)"
+    assert words["cub-resnet50-cgnlx"] == "CUB-200-2011: ResNet-50 + 1 CGNLx block, Gaussian RBF (Table 2a)"
+    assert words["cub-resnet101-cgnl5"] == "CUB-200-2011: ResNet-101 + 5 CGNL blocks, 8 groups (Table 2c)"
+    assert words["coco-maskrcnn-resnet50-nl"] == "COCO: Mask R-CNN with ResNet-50 + 1 NL block (Table 4c)"
+
+
 @pytest.mark.parametrize("recipe", ["image", "video", "detection"])
 def test_help_texts_break_lines_only_at_the_right_margin(recipe, capsys):
     with pytest.raises(SystemExit):

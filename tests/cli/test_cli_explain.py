@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from cgnl.explain.inputs import strongest_position
 from cgnl.explain.trace import trace_blocks
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import from_dict, override, to_dict
-from cgnl.tasks import build_network, load_trained, see, smoke
+from cgnl.tasks import build_network, load_trained, see, smoke, trace_file
 from cgnl.toy.actions import draw_actions
 from cgnl.toy.birds import draw_birds
 from cgnl.toy.flock import draw_flock
@@ -251,8 +252,15 @@ def test_figures_of_a_video(capsys, video_run, video, tmp_path):
         count, first = draw(number, "--at", "30,20,0")
         assert count >= 2, "one for each step in time"
         assert draw(number, "--at", "30,20,3")[1] != first
-    _, middle = draw(6, "--at", "30,20")
-    assert middle == draw(6, "--at", "30,20,2")[1]
+        assert draw(number, "--at", "30,20")[1] == first, "the reference is in the first frame that is shown"
+    _, by_itself = draw(1)
+    seen, traces = trace_file({"run": load_trained(video_run)}, video)
+    block = traces["run"].blocks["layer3.0"]
+    later = replace(block, g=block.g * torch.tensor([1.0, 10.0])[:, None, None])
+    assert strongest_position(later, seen)[2] == 3, "the middle of the last of two steps"
+    x, y, frame = strongest_position(later, seen, first_step=True)
+    assert frame == 1
+    assert draw(1, "--at", f"{x},{y},{frame}")[1] == by_itself
     assert draw(6, "--at", "30,20", "--beside", other)[0] >= count + 2
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cgnl.explain.detections import draw_objects
+from cgnl.explain.detections import _colour, draw_objects
 
 NAMES = ["robin", "blue tit", "goldcrest", "wren", "jay", "rook", "swift", "kite"]
 
@@ -47,10 +47,31 @@ def test_masks_colour_their_own_pixels_alone():
     drawn = np.array(draw_objects(image, boxes, [1, 1], NAMES, masks=probabilities))
     without = np.array(draw_objects(image, boxes, [1, 1], NAMES))
     bare = (without == 128).all(2)  # neither box nor name
+    rims = [disc(192, 144, 60, 60, 20) & ~disc(192, 144, 60, 60, 18), second & ~disc(192, 144, 80, 60, 13)]
+    assert (drawn[rims[0] & ~disc(192, 144, 60, 60, 19) & bare] == ORANGE).all()
+    bare &= ~(rims[0] | rims[1])
     for mask, colour in ((first, ORANGE), (second & ~first, SKY)):
         assert np.abs(drawn[mask & bare] - (0.6 * 128 + 0.4 * np.array(colour))).max() <= 1
     assert (drawn[bare & ~first & ~second] == 128).all()
-    assert np.array_equal(drawn[~bare], without[~bare])
+    assert np.array_equal(drawn[~(bare | first | second)], without[~(bare | first | second)])
+
+
+def test_objects_over_each_other_are_all_seen():
+    """Eight detections of one class at nearly one place, as of a detector in its first epochs."""
+    places = [(200 + 6 * k, 160 + 5 * k) for k in range(7)]
+    masks = np.stack([disc(480, 360, x, y, 50) for x, y in places])
+    boxes = [[x - 50, y - 50, x + 50, y + 50] for x, y in places]
+    scores = [0.9 - 0.1 * k for k in range(7)]
+    drawn = np.array(draw_objects(Image.new("RGB", (480, 360)), boxes, [1] * 7, NAMES, scores=scores, masks=masks))
+    without = np.array(draw_objects(Image.new("RGB", (480, 360)), boxes, [1] * 7, NAMES, scores=scores))
+    for k in range(7):
+        colour = np.array(_colour(k))
+        # its rim outside of all surer masks, and the ground of its name, as large as that of a name alone
+        rim = masks[k] & ~disc(480, 360, *places[k], 49) & ~masks[:k].any(0) & ~without.any(2)
+        assert (drawn[rim] == colour).all(1).sum() > 0.7 * rim.sum() > 5
+        alone = np.array(draw_objects(Image.new("RGB", (480, 360)), boxes[k : k + 1], [1], NAMES, scores=[scores[k]]))
+        ground = (alone == _colour(0)).all(2).sum() - 400  # without the box
+        assert (without == colour).all(2).sum() > 0.9 * ground
 
 
 @pytest.mark.parametrize("kind", ["bool", "uint8", "float"])

@@ -259,6 +259,26 @@ def test_figures_1_and_6_show_each_frame_its_time_step(clips):
             np.testing.assert_array_equal(shade[..., 3] > 0, values[step] < 0.5)
 
 
+def test_a_threshold_that_selects_all_is_no_finding(images, clips):
+    def even(traced):
+        trace, path = traced
+        block = trace.blocks[path]
+        return Trace(trace.output, {path: dataclasses.replace(block, phi=torch.ones_like(block.phi))}), path
+
+    few = "Not framed, as the whole map reaches the threshold and nothing stands out:"
+    flat = figure1([IMAGE] * 8, {"flat": even(clips["CGNL"]), "CGNL": clips["CGNL"]}, (60, 50, 0), VIEW)
+    rows = np.array(flat.axes[: 2 * 4]).reshape(2, -1)
+    assert not any(boxes(ax, WHITE) for ax in rows[0])
+    assert any(boxes(ax, WHITE) for ax in rows[1])
+    assert f"{few} flat." in caption(flat)
+    assert few not in caption(figure1([IMAGE] * 8, clips, (60, 50, 0), VIEW))
+    assert few not in caption(figure6([IMAGE] * 8, {"flat": even(clips["CGNL"])}, (60, 50, 0), VIEW))
+    still = figure5(IMAGE, {"flat": even(images["CGNL"])}, (30, 20), VIEW, num_maps=1)
+    assert not any(boxes(ax, WHITE) for ax in still.axes)
+    assert f"{few} flat: " in caption(still)
+    assert few not in caption(figure5(IMAGE, images, (30, 20), VIEW))
+
+
 def test_what_cannot_be_drawn(images, clips):
     with pytest.raises(ValueError, match=r"image \(60 x 90\) must have the view's 90 x 60 pixels"):
         figure5(IMAGE.transpose(Image.Transpose.ROTATE_90), images, (30, 20), VIEW)

@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,7 +44,7 @@ def explain(
         inputs: Image files; for a video classifier, video files or folders of frames.
         beside: Show a second network beside the first, for instance one with an NL block.
         at: Start at this position, x,y (pixels of the image) or x,y,frame (frame of the clip, from 0); by default
-            where the block's g is strongest.
+            where the block's g is strongest, in a figure of a video in its first frame.
         figure: Draw this figure of the paper instead of the page: 5 (image), 1 (regions in a video) or 6 (heat maps).
         out: Write this file: the page (by default explain.html), or the figure (explain.png; also .svg and .pdf).
         block: Draw or score the block at this path; by default the last block.
@@ -159,13 +160,13 @@ def _mistakes(checkpoint: Path, networks: dict[str, Any], count: int) -> dict[Pa
     return {Path(row["path"]): row["label"] for row in wrong[:count]}
 
 
-def _position(at: str, seen: Any) -> tuple[float, float, int]:
-    """Read x,y or x,y,frame of an input."""
+def _position(at: str, seen: Any, frame: int | None = None) -> tuple[float, float, int]:
+    """Read x,y or x,y,frame of an input; without a frame it is ``frame``, by default the middle one."""
     num_frames = len(seen.frames)
     try:
         x, y, *rest = at.split(",")
         point = float(x), float(y)
-        (frame,) = [int(part) for part in rest] or [num_frames // 2]
+        (frame,) = [int(part) for part in rest] or [num_frames // 2 if frame is None else frame]
     except ValueError:
         raise ValueError(f"at ({at}) must be x,y or x,y,frame, for example 320,200") from None
     if rest and num_frames == 1:
@@ -192,7 +193,9 @@ def _draw(
     if not grouped:
         _refuse("for a block that has one map for all channels", {"--channel": channel is not None})
     first, where = next(iter(chosen.values()))
-    place = _position(at, seen) if at is not None else strongest_position(first.blocks[where], seen)
+    # a figure begins with its reference, as in the paper
+    strongest = partial(strongest_position, first.blocks[where], seen, first_step=True)
+    place = strongest() if at is None else _position(at, seen, 0)
     if number == 5:
         if len(seen.frames) > 1:
             raise ValueError(f"figure 5 shows an image, and {path} is a video: choose figure 1 or 6")

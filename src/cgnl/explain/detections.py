@@ -8,6 +8,7 @@ import matplotlib
 import torch
 from PIL import Image, ImageFont
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -31,7 +32,8 @@ def draw_objects(
     """Return a picture of an image with its objects: their boxes, masks and names; the rest stays as it is.
 
     Lines and letters grow with the picture. Each object has a colour of its own, up to 21 of them; the first
-    seven can be told apart without colour vision too.
+    seven can be told apart without colour vision too. Where objects lie over each other, each still shows the rim of
+    its mask, and its name next to its box, off the other names.
 
     Args:
         image: W x H pixels; it is not changed.
@@ -75,10 +77,14 @@ def draw_objects(
     order = sorted(range(len(labels)), key=lambda k: scores[k] if scores is not None else -k)
     colours = [_colour(place) for place in reversed(range(len(order)))]
     drawn = pil_to_tensor(picture)
+    width = max(1, round(min(picture.size) / 240))
     if masks is not None:
         inside = (masks.reshape(-1, image.height, image.width) >= 0.5).cpu()[order]
-        drawn = draw_segmentation_masks(drawn, _apart(inside, factor), _OPACITY, colours)
-    width = max(1, round(min(picture.size) / 240))
+        inside = inside.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        rims = _apart(_rims(inside, width))
+        drawn = draw_segmentation_masks(drawn, _apart(inside), _OPACITY, colours)
+        # of an object under a surer one, the rim is seen
+        drawn = draw_segmentation_masks(drawn, rims, 1.0, colours)
     corners = _corners(boxes[order] * factor, picture.size)
     drawn = draw_bounding_boxes(drawn, corners, colors=colours, width=width)
     texts = [names[labels[k] - 1] + ("" if scores is None else f" {scores[k]:.2f}") for k in order]
@@ -102,13 +108,19 @@ def _colour(place: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _apart(masks: Tensor, factor: int) -> Tensor:
-    """Give each pixel of masks [D, H, W] to the last alone, and enlarge them: torchvision blackens what is shared."""
+def _apart(masks: Tensor) -> Tensor:
+    """Give each pixel of masks [D, H, W] to the last alone: torchvision blackens what is shared."""
     taken = torch.zeros_like(masks[0])
     for k in reversed(range(len(masks))):
         masks[k] &= ~taken
         taken |= masks[k]
-    return masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return masks
+
+
+def _rims(masks: Tensor, width: int) -> Tensor:
+    """Return the pixels of masks [D, H, W] that lie nearer to others than ``width``."""
+    others = max_pool2d((~masks).to(torch.float32)[:, None], 2 * width + 1, stride=1, padding=width)[:, 0]
+    return masks & (others > 0)
 
 
 def _corners(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -119,10 +131,25 @@ def _corners(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _places(corners: Tensor, texts: Sequence[str], font_size: int, size: tuple[int, int]) -> Tensor:
-    """Return a point for each text, as a box [D, 4]: above its own box, or below its upper edge, inside the picture."""
+    """Return a point for each text, as a box [D, 4], inside the picture: above its own box, or below its upper edge.
+
+    Where another text stands there, one of the last boxes first, it is the next free line above or below the box.
+    """
     font = ImageFont.truetype(_FONT, font_size)
-    margin = 4
-    x = torch.minimum(corners[:, 0], torch.tensor([size[0] - margin - int(font.getlength(text)) for text in texts]))
-    y = corners[:, 1] - sum(font.getmetrics())
-    points = torch.stack([x.clamp(min=0), torch.where(y < 0, corners[:, 1], y)], dim=1)
-    return points.repeat(1, 2)
+    margin, height = 4, sum(font.getmetrics())
+    points: list[tuple[int, int]] = []
+    taken: list[tuple[int, int, int]] = []
+    for (x0, y0, _, y1), text in reversed(list(zip(corners.tolist(), texts, strict=True))):
+        wide = margin + int(font.getlength(text))
+        x = max(min(x0, size[0] - wide), 0)
+        lines = [y for k in range(len(texts)) for y in (y0 - (k + 1) * height, y1 + 1 + k * height, y0 + k * height)]
+        inside = [y for y in lines if 0 <= y <= size[1] - height] or [y0]
+        free = (
+            y
+            for y in inside
+            if all(abs(y - other) >= height or x + wide <= left or right <= x for left, right, other in taken)
+        )
+        y = next(free, inside[0])
+        points.append((x, y))
+        taken.append((x, x + wide, y))
+    return torch.tensor(points[::-1]).repeat(1, 2)

@@ -60,8 +60,9 @@ def figure5(
 
     From left to right: the image with the reference, the map of each NL block, the strongest channel maps of each GNL
     or CGNL block, those with the largest affinity first, and the parts of the object where they are known. White
-    boxes stand around the connected regions of at least ``threshold`` of a map's largest affinity. Each reference has
-    a row, or several where the maps of all networks do not fit into one.
+    boxes stand around the connected regions of at least ``threshold`` of a map's largest affinity; where that is the
+    whole map, the caption says so in their place. Each reference has a row, or several where the maps of all networks
+    do not fit into one.
 
     Args:
         image: As the file has it, upright.
@@ -98,6 +99,7 @@ def figure5(
 
     columns = 1 + max(len(panels) for _, panels in lines) + (parts is not None)
     figure, axes = _grid(len(lines), columns, view)
+    even: list[str] = []
     for (reference, panels), row in zip(lines, axes, strict=True):
         _show(row[0], picture, view)
         for shape in {panel.values.shape for panel in panels}:
@@ -106,7 +108,10 @@ def figure5(
         for panel, ax in zip(panels, row[1:], strict=False):
             _show(ax, _faded(picture), view)
             _heat(ax, panel.values, view, signed=panel.signed)
-            _frame(ax, panel.values.abs() >= threshold, view)
+            if panel.all_reach(threshold):
+                even.append(" ".join(panel.title.split("\n")))
+            else:
+                _frame(ax, panel.values.abs() >= threshold, view)
             ax.set_title(panel.title, fontsize=8)
         if parts is not None:
             _show(row[-1], picture, view)
@@ -115,7 +120,7 @@ def figure5(
     shown = [panel for _, panels in lines for panel in panels]
     _colour_bars(figure, axes, shown)
     boxes = f"Green: the reference. White: |affinity| of at least {threshold:g} of the map's largest."
-    _write(figure, caption if caption is not None else " ".join([boxes, *_notes(networks)]))
+    _write(figure, caption if caption is not None else " ".join([boxes, *_unframed(even), *_notes(networks)]))
     return figure
 
 
@@ -133,11 +138,12 @@ def figure1(
     """Draw the regions of a video that blocks relate a spot in one frame to (Fig. 1).
 
     A row for each network. In each frame the regions of at least ``threshold`` of the largest affinity in the whole
-    clip are framed, and the rest is darkened. Of GNL and CGNL blocks every position has the largest affinity over the
-    channels of the group. ``frames`` are all that the network saw, in order, as the file has them (one for an image),
-    of which at most ``num_frames`` are drawn, evenly spread and that of the reference among them; ``at`` is x, y
-    (pixels of the frame) and the number of the frame, from 0. Without a threshold it is Fig. 6: heat maps, divided by
-    the largest affinity in the whole clip. The rest is as in :func:`figure5`.
+    clip are framed, and the rest is darkened; of a map that reaches it everywhere, the caption says so. Of GNL and CGNL
+    blocks every position has the largest affinity over the channels of the group. ``frames`` are all that the network
+    saw, in order, as the file has them (one for an image), of which at most ``num_frames`` are drawn, evenly spread and
+    that of the reference among them; ``at`` is x, y (pixels of the frame) and the number of the frame, from 0. Without
+    a threshold it is Fig. 6: heat maps, divided by the largest affinity in the whole clip. The rest is as in
+    :func:`figure5`.
     """
     _check(networks, threshold)
     within("num_frames", num_frames, 1)
@@ -153,6 +159,7 @@ def figure1(
         panels.append(_Panel(_title(name, values, which), _spread(normalised(values), block), bool((maps < 0).any())))
     chosen = _chosen_frames(len(frames), max(len(panel.values) for panel in panels), reference, num_frames)
     figure, axes = _grid(len(networks), len(chosen), view)
+    even = [name for name, panel in zip(networks, panels, strict=True) if threshold and panel.all_reach(threshold)]
     for panel, row in zip(panels, axes, strict=True):
         for frame, ax in zip(chosen, row, strict=True):
             values = panel.values[time_step(frame, len(frames), len(panel.values))]
@@ -163,7 +170,8 @@ def figure1(
             else:
                 _show(ax, picture, view)
                 _darken(ax, ~(values.abs() >= threshold), view)
-                _frame(ax, values.abs() >= threshold, view)
+                if not panel.all_reach(threshold):
+                    _frame(ax, values.abs() >= threshold, view)
             if frame == reference:
                 _mark(ax, at[:2], values.shape, view)
             if ax in axes[0]:
@@ -174,7 +182,7 @@ def figure1(
         boxes = "Green: the reference."
     else:
         boxes = f"Green: the reference. White: |affinity| of at least {threshold:g} of the largest in the clip."
-    _write(figure, caption if caption is not None else " ".join([boxes, *_notes(networks)]))
+    _write(figure, caption if caption is not None else " ".join([boxes, *_unframed(even), *_notes(networks)]))
     return figure
 
 
@@ -205,6 +213,17 @@ class _Panel:
     title: str
     values: Tensor
     signed: bool  # whether any map of the network has negative affinities: all of them get the same colours
+
+    def all_reach(self, threshold: float) -> bool:
+        """Tell whether no position is below a threshold, so that a frame around all of them would show nothing."""
+        return bool((self.values.abs() >= threshold).all())
+
+
+def _unframed(names: Sequence[str]) -> list[str]:
+    """Return the sentence on maps, by name, that have no frames since all of their positions reach the threshold."""
+    if not names:
+        return []
+    return [f"Not framed, as the whole map reaches the threshold and nothing stands out: {', '.join(names)}."]
 
 
 def _related(

@@ -71,8 +71,11 @@ def on(device: torch.device, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return [image.to(device) for image in x] if isinstance(x, list) else x.to(device)
 
 
-def strongest_position(block: BlockTrace, seen: SeenInput) -> tuple[float, float, int]:
-    """Return where a block's g is strongest: x and y (pixels of the file) of the position's middle, and the frame."""
+def strongest_position(block: BlockTrace, seen: SeenInput, *, first_step: bool = False) -> tuple[float, float, int]:
+    """Return where a block's g is strongest: x and y (pixels of the file) of the position's middle, and the frame.
+
+    It is looked for in all time steps, or in the first one alone.
+    """
     assert block.g is not None
     strength = block.g.abs().amax(0)
     if len(block.shape) == 1:
@@ -80,6 +83,8 @@ def strongest_position(block: BlockTrace, seen: SeenInput) -> tuple[float, float
         strength = strength[first:].view(rows, columns)
     else:
         strength = unpool(strength, block.shape)
+    if first_step and len(block.shape) == 3:
+        strength[1:] = -1
     # neither where a pooling left something out, nor where a detector's input is filled up
     rows, columns = strength.shape[-2:]
     across, down = seen.view.to_input(seen.view.width, seen.view.height)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import override
 
+_BLOCKS = {"nl": "NL block", "cgnl": "CGNL block", "cgnlx": "CGNLx block", "residual": "residual block"}
 COSTS = Path(__file__).parent / "costs.json"
 """What the recipes' networks cost, counted by ``python docs/update.py``."""
 
@@ -90,7 +91,20 @@ class RecipeEntry:
     @property
     def words(self) -> str:
         """What it is, in a few words."""
-        return self.about or "; ".join(f"{_table_in_words(row.table)}, {row.row}" for row in self.rows[:1])
+        if self.about:
+            return self.about
+        network, row = self.changes["network"], self.rows[0]
+        detector = "Mask R-CNN with " if self.base.backbone_alone else ""
+        words = f"{self.base.data}: {detector}{network['arch'].replace('resnet', 'ResNet-')}"
+        label = re.sub(r"^R-\d+\.?\s*", "", row.row)
+        if label.startswith("+"):
+            words += f" {label}"
+        else:
+            block = _BLOCKS.get(network["block"])
+            words += (f" + {network['num_blocks']} {block}" if block else "") + (f", {label}" if label else "")
+        words = re.sub(r"(\+ [2-9] \w+ block)\b", r"\1s", words)
+        table = _table_in_words(row.table).replace(" (", ", ").rstrip(")")
+        return f"{words} ({table})"
 
     @property
     def cost(self) -> Cost:
