@@ -81,10 +81,9 @@ def draw_objects(
     if masks is not None:
         inside = (masks.reshape(-1, image.height, image.width) >= 0.5).cpu()[order]
         inside = inside.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-        rims = _apart(_rims(inside, width))
-        drawn = draw_segmentation_masks(drawn, _apart(inside), _OPACITY, colours)
         # of an object under a surer one, the rim is seen
-        drawn = draw_segmentation_masks(drawn, rims, 1.0, colours)
+        for areas, opacity in ((inside, _OPACITY), (_rims(inside, width), 1.0)):
+            drawn = draw_segmentation_masks(drawn, _apart(areas), opacity, colours)
     corners = _corners(boxes[order] * factor, picture.size)
     drawn = draw_bounding_boxes(drawn, corners, colors=colours, width=width)
     texts = [names[labels[k] - 1] + ("" if scores is None else f" {scores[k]:.2f}") for k in order]
@@ -109,12 +108,12 @@ def _colour(place: int) -> tuple[int, int, int]:
 
 
 def _apart(masks: Tensor) -> Tensor:
-    """Give each pixel of masks [D, H, W] to the last alone: torchvision blackens what is shared."""
-    taken = torch.zeros_like(masks[0])
+    """Return masks [D, H, W] of which the last alone has a pixel that several have: torchvision blackens those."""
+    apart, taken = masks.clone(), torch.zeros_like(masks[0])
     for k in reversed(range(len(masks))):
-        masks[k] &= ~taken
+        apart[k] &= ~taken
         taken |= masks[k]
-    return masks
+    return apart
 
 
 def _rims(masks: Tensor, width: int) -> Tensor:
