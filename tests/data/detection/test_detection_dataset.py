@@ -1,5 +1,8 @@
 """Records: pixels, boxes, classes and masks belong together, flipped or not; bad files are named."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +147,27 @@ def test_the_flip_is_a_probability(tmp_path):
     images = read_coco(make_coco(tmp_path, ROWS))
     with pytest.raises(ValueError, match=r"flip \(1\.5\) must be from 0 to 1"):
         DetectionDataset(images, 1.5)
+
+
+class Remembering(DetectionDataset):
+    """Reads annotations alone, and says how many bytes this process holds for itself."""
+
+    def read(self, index):
+        assert sum(sum(row["segmentation"][0]) for row in self._annotations[index]) > 0
+        private = re.findall(r"^Private_\w+: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+        return {"image": 1024 * sum(map(int, private))}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of a process's memory")
+def test_readers_share_the_annotations(tmp_path):
+    corners = np.random.default_rng(0).uniform(1, 19, 20_000).round(2).tolist()
+    rows = [annotation(id, 1 + id % 10, segmentation=[corners]) for id in range(200)]
+    dataset = Remembering(read_coco(make_coco(tmp_path, rows, images=10)))
+    size = 200 * 9 * len(corners)
+    keys = [[(epoch, index)] for epoch in range(4) for index in range(10)]
+    held = [
+        batch[0]["image"]
+        for batch in DataLoader(dataset, batch_sampler=keys, collate_fn=lambda records: records, num_workers=1)
+    ]
+    # what one image takes for a moment is 20 of 200 rows as numbers
+    assert max(held) - held[0] < size / 4
