@@ -177,7 +177,7 @@ MISTAKES = {
         ],
         "24 samples, fewer than one step takes (data.batch_size 32)",
     ),
-    "not CUB": (["train", "birds-resnet18", "--data.root={folders}"], "classes.txt does not exist"),
+    "not CUB": (["train", "birds-resnet18", "--data.root={folders}"], "(data.format cub), but has no images.txt"),
     "weights that cannot be had": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
         "no.pth does not exist",

@@ -72,7 +72,8 @@ def train(arguments: Sequence[str]) -> None:
     # an average precision is undefined where the test images hold no object
     if result.best_score is not None:
         print(
-            f"best epoch (chosen on the test set): {next(iter(result.scores))} {result.best_score:.2f} %  {result.best}"
+            f"best epoch (chosen on the {result.chosen_on}): {next(iter(result.scores))} {result.best_score:.2f} %  "
+            f"{result.best}"
         )
 
 

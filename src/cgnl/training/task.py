@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from cgnl.blocks.kinds import block_maker
+from cgnl.data.lists import SPLIT_WORDS, Split
 from cgnl.networks.cost import NetworkCost
 from cgnl.networks.libraries import Inputs, inputs_of, start_weights
 from cgnl.networks.named import BlocksByAxes
@@ -49,6 +50,8 @@ class TestResult(ABC):
     __test__ = False
     troubles: tuple[str, ...]
     """What could not be read, in a few words each."""
+    split: str
+    """The part of the data that was tested: ``val`` or ``test``."""
 
     @property
     @abstractmethod
@@ -165,13 +168,20 @@ class Task(ABC, Generic[RecipeT]):
 
     @abstractmethod
     def evaluate(
-        self, trained: TrainedNetwork, data: Any, *, trainer: TrainerConfig | None, out: Path | None, stay: bool
+        self,
+        trained: TrainedNetwork,
+        data: Any,
+        *,
+        split: Split,
+        trainer: TrainerConfig | None,
+        out: Path | None,
+        stay: bool,
     ) -> TestResult:
-        """Test a network on a test split; see :func:`cgnl.tasks.evaluate`."""
+        """Test a network on a split; see :func:`cgnl.tasks.evaluate`."""
 
-    def tested(self, data: Any) -> str:
-        """Return what a test is made of, after a number: ``images``."""
-        return f"{self.noun}s"
+    def tested(self, data: Any, split: Split) -> str:
+        """Return what a test of a split is made of, after a number: ``images of the test split``."""
+        return f"{self.noun}s of the {SPLIT_WORDS[split]} split"
 
     def set_test_options(self, network: nn.Module, options: dict[str, Any]) -> None:
         """Change how a network is tested: the fields of its settings that are marked so."""

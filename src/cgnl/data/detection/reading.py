@@ -8,7 +8,7 @@ from typing import Any
 from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError, DataError, open_regular, resolve_inside
 from cgnl.data.detection.annotations import ImageEntry, is_id, sort_annotations
 from cgnl.data.detection.samples import DetectionList, Packed
-from cgnl.data.lists import NoSplitError, Sample, Split, exists
+from cgnl.data.lists import NoSplitError, Sample, Split, exists, seen_in, split_folder
 
 _EXPORT = "_annotations.coco.json"
 _PREFIX = "instances_"
@@ -21,9 +21,10 @@ def read_coco(
 
     Args:
         root: A folder with ``annotations/instances_train2017.json`` and ``train2017/`` (or without the year, or
-            with ``images/train2017/``), and the same of ``val``; or one with ``train/_annotations.coco.json`` among
-            the images, and the same in ``valid/``, ``val/`` or ``test/``.
-        split: ``train``, or ``test`` (``val`` means the same).
+            with ``images/train2017/``), and the same of ``val`` and ``test``; or one with
+            ``train/_annotations.coco.json`` among the images, and the same in ``valid/`` and ``test/``, or other names
+            of :data:`cgnl.data.lists.SPLIT_FOLDERS`.
+        split: ``train``, ``val`` or ``test``; where there is only one of the last two, either means it.
         annotations: The json file, where it is another one; ``root`` may then be None.
         images: The folder that the images' names start from, where it is another one; by default the folder that
             belongs to the json in ``root``, or else the json's own.
@@ -57,21 +58,29 @@ def read_coco(
 
 def _candidates(root: Path, split: Split) -> list[Path]:
     """Return the json files of a split; those of the first name that there are."""
-    prefixes, folders = (("train",), ("train",)) if split == "train" else (("val", "test"), ("valid", "val", "test"))
-    found = [sorted(root.glob(f"annotations/{_PREFIX}{prefix}*.json")) for prefix in prefixes]
-    found += [[root / folder / _EXPORT] for folder in folders if exists(root / folder / _EXPORT)]
-    return next(filter(None, found), [])
+    found = sorted(root.glob(f"annotations/{_PREFIX}{split}*.json"))
+    if found:
+        return found
+    folder = split_folder(root, split)
+    return [folder / _EXPORT] if folder is not None and exists(folder / _EXPORT) else []
+
+
+def held_out_coco(root: Path) -> tuple[Split, ...]:
+    """Return which held-out parts a folder in COCO's layout has."""
+    parts: tuple[Split, ...] = ("val", "test")
+    return tuple(split for split in parts if _candidates(root, split))
 
 
 def _find_annotations(root: Path, split: Split) -> Path:
-    files = _candidates(root, split)
+    other: Split = "val" if split == "test" else "test"
+    files = _candidates(root, split) or ([] if split == "train" else _candidates(root, other))
     if len(files) > 1:  # those of several years, of which the images of one may be there
         files = [file for file in files if _image_folder(root, file) is not None] or files
     if not files:
         name, folders = ("train", "train/") if split == "train" else ("val", "valid/, val/ or test/")
         raise NoSplitError(
             f"{root} has no annotations/{_PREFIX}{name}*.json or {folders}{_EXPORT} (COCO's layout) "
-            f"for the {split} split."
+            f"for the {split} split. {seen_in(root)}"
         )
     if len(files) > 1:
         raise DataError(
