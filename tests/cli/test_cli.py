@@ -129,15 +129,35 @@ def test_the_smoke_option_needs_no_data(capsys, tmp_path):
     assert "last epoch: top-1" in out
 
 
-@pytest.mark.parametrize("name", ["0.jpg", "cut.jpg"])
+@pytest.mark.parametrize("name", ["0.jpg", "cut.jpg", "copy.jpg"])
 def test_data_check_lists_what_is_bad(capsys, class_folders, tmp_path, name):
     folders = shutil.copytree(class_folders, tmp_path / "folders")
     path = folders / "train" / "class_0" / name
     good = (folders / "val" / "class_0" / "0.jpg").read_bytes()
-    path.write_bytes(good if name == "0.jpg" else good[: len(good) // 2])
-    code, _out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
+    if name != "0.jpg":
+        path.write_bytes(good if name == "copy.jpg" else good[: len(good) // 2])
+    code, out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
     assert code == (0 if name == "0.jpg" else 1)
+    assert ("nothing is bad" in out) == (name == "0.jpg")
     assert (name in (tmp_path / "bad.csv").read_text()) == (name != "0.jpg")
+
+
+def test_exit_codes_of_data_check(capsys, class_folders, tmp_path):
+    file = tmp_path / "my.list"
+    check = ["data", "check", class_folders, "--workers=1"]
+    file.write_text("train/class_0/0.jpg 0\ntrain/class_1/0.jpg 9\n")
+    code, out, _ = run(capsys, *check, "--list-file", file)
+    assert (
+        code,
+        "only 2 different labels occur. Give the number of classes (--data.num-classes, or --num-" in out,
+    ) == (1, True)
+    assert run(capsys, *check, "--list-file", file, "--num-classes=10")[0] == 0
+    assert run(capsys, *check, "--num-classes=4")[0] == 1
+    assert run(capsys, *check, "--format=folders", "--num-classes=3")[0] == 0
+    for wrong in (["--format=imagenet"], ["--list-file=none.txt"], [f"--list-file={file}", f"--train-list={file}"]):
+        assert run(capsys, *check, *wrong)[0] == 2
+    code, _, err = run(capsys, "data", "check", tmp_path)
+    assert (code, f"{tmp_path} holds my.list." in err) == (2, True)
 
 
 MISTAKES = {

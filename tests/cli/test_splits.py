@@ -70,7 +70,7 @@ def test_validation_chooses_and_evaluate_reports_the_test_part(capsys, three_par
     with (trained / "epochs.csv").open() as file:
         rows = list(csv.DictReader(file))
     code, out, _ = run(capsys, "evaluate", trained / "last.ckpt", "--split", "val")
-    assert "4 images of the validation split)" in out
+    assert "4 images) on the validation split\n" in out
     of_val = measured(trained)
     assert (of_val["split"], of_val["samples"]) == ("val", 4)
     # the last epoch was tested on the validation part
@@ -79,7 +79,7 @@ def test_validation_chooses_and_evaluate_reports_the_test_part(capsys, three_par
     assert measured(trained)["top1"] == pytest.approx(max(float(row["val_top1"]) for row in rows))
     code, out, _ = run(capsys, "evaluate", trained)
     assert code == 0
-    assert "3 images of the test split)" in out
+    assert "3 images) on the test split\n" in out
     assert (measured(trained)["split"], measured(trained)["samples"]) == ("test", 3)
     with (trained / "evaluation/predictions.csv").open() as file:
         assert all("/test/" in row["path"] for row in csv.DictReader(file))
@@ -98,7 +98,7 @@ def test_a_lone_held_out_part_is_used_for_both_and_said_to_be(capsys, three_part
     ) in out
     assert "best epoch (chosen on the held-out images)" in out
     code, out, _ = run(capsys, "evaluate", tmp_path / "run", "--split=val")
-    assert "4 images of the test split)" in out
+    assert "4 images) on the test split\n" in out
     assert "there is no validation split" in out
 
 
@@ -150,7 +150,7 @@ def test_list_files_of_three_parts(capsys, three_parts, tmp_path):
     assert code == 0, err
     assert "12 training, 4 validation and 3 test images of 2 classes; missing files: 1 (" in out
     code, out, _ = run(capsys, "evaluate", tmp_path / "run")
-    assert "3 images of the test split)" in out
+    assert "3 images) on the test split\n" in out
     assert f"problems: missing images: 1 (lists are in {tmp_path / 'run' / 'evaluation'})" in out
     assert "gone.jpg" in (tmp_path / "run/evaluation/missing_files.csv").read_text()
 
@@ -161,7 +161,7 @@ def test_evaluate_takes_a_part_alone_and_some_classes_by_their_names(capsys, thr
     shutil.copytree(three_parts / "Valid", tmp_path / "set/val")
     code, out, _ = run(capsys, "evaluate", trained, f"--data.root={tmp_path / 'set'}", "--out", tmp_path / "alone")
     assert code == 0
-    assert "4 images of the validation split)\n" in out
+    assert "4 images) on the validation split\n" in out
     assert "there is no test split" in out
     assert out.splitlines()[0] == whole.splitlines()[0]
     shutil.rmtree(tmp_path / "set/val/class_0")

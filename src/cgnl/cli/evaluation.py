@@ -112,7 +112,7 @@ def _print_evaluation(trained: Any, options: Any, out: Path, *, stay: bool = Fal
     data, split = options.data, options.split
     result = evaluate(trained, data, split=split, trainer=options.trainer, out=out, stay=stay)
     if is_first_process():
-        print("\n".join(result.lines(task_of(trained.recipe).tested(data, result.split), out)))
+        print("\n".join(result.lines(task_of(trained.recipe).tested(data), out)))
         if result.split != split:
             print(f"there is no {SPLIT_WORDS[split]} split")
         if options.diagnose:

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cgnl.data.decoding import BadFileError
-from cgnl.data.lists import Split
 from cgnl.data.transforms import clip_test_transform, normalise_clip
 from cgnl.explain.geometry import view_of
 from cgnl.explain.inputs import SeenInput
@@ -60,9 +59,9 @@ class VideoTask(ClassificationTask[VideoRecipe]):
 
         return VideoData(config, **options)
 
-    def tested(self, data: VideoDataConfig, split: Split) -> str:
-        """Return what a test of a split is made of, after a number."""
-        return f"{super().tested(data, split)}, {data.test_clips} clips x {data.test_crops} crops"
+    def tested(self, data: VideoDataConfig) -> str:
+        """Return what a test is made of, after a number."""
+        return f"videos, {data.test_clips} clips x {data.test_crops} crops"
 
     def set_test_options(self, network: Any, options: dict[str, Any]) -> None:
         """Change the head."""

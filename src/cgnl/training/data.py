@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cgnl.data.decoding import DataError, following_links
-from cgnl.data.images import ImageDataset, held_out_images, read_images
+from cgnl.data.images import ImageDataset, image_parts, read_images
 from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import SPLIT_WORDS, BadFiles, SampleList, Split, check_missing, divided, readable, write_missing
 from cgnl.data.transforms import test_transform, train_transform
@@ -95,8 +95,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         """Read the list of a split as the files have it; of a lone held-out part as ``val`` and as ``test``."""
         raise NotImplementedError
 
-    def _held_out(self) -> tuple[Split, ...]:
-        """Return which held-out parts the files have."""
+    def _parts(self) -> tuple[Split, ...]:
+        """Return which parts the files have."""
         raise NotImplementedError
 
     def _to_train_on(self, samples: SampleList) -> SampleList:
@@ -140,7 +140,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         """
         if self._part is not None:
             return ("test",)
-        parts = self._listed_parts() or self._held_out()
+        parts = self._listed_parts() or tuple(split for split in self._parts() if split != "train")
         fraction = self.config.val_fraction
         if not fraction:
             return parts
@@ -401,9 +401,9 @@ class ImageData(SampleData[DataConfig]):
             self.config.root, split, format=self.config.format, missing_limit=1.0, **self.list_options(split)
         )
 
-    def _held_out(self) -> tuple[Split, ...]:
+    def _parts(self) -> tuple[Split, ...]:
         assert self.config.root is not None
-        return held_out_images(self.config.root.expanduser(), self.config.format)
+        return image_parts(self.config.root.expanduser(), self.config.format)
 
     def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
         config, samples = self.config, self.samples_of(split)

@@ -9,8 +9,8 @@ from cgnl.data.detection import (
     DetectionList,
     check_annotations,
     check_categories,
+    coco_parts,
     collate,
-    held_out_coco,
     read_coco,
     with_objects,
     write_bad_annotations,
@@ -52,11 +52,11 @@ class DetectionData(SampleData[DetectionDataConfig]):
         )
         return own if any(own.values()) or len(self.held_out) > 1 else other
 
-    def _held_out(self) -> tuple[Split, ...]:
+    def _parts(self) -> tuple[Split, ...]:
         config: Any = self.config
         parts: tuple[Split, ...] = ("val", "test")
         given = tuple(split for split in parts if getattr(config, f"{split}_annotations"))
-        return given or (("test",) if config.root is None else held_out_coco(config.root.expanduser()))
+        return given or (("test",) if config.root is None else coco_parts(config.root.expanduser()))
 
     def _list(self, split: Split) -> DetectionList:
         if split not in self._lists:

@@ -52,7 +52,9 @@ class DetectionEvaluation(TestResult):
         """Return COCO's measures as a table."""
         measures = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         return [
-            "      " + "".join(f"{measure:>8}" for measure in measures) + f"  (%, {self.count} {tested})",
+            "      "
+            + "".join(f"{measure:>8}" for measure in measures)
+            + f"  (%, {self.count} {tested}) {self.on_split()}",
             *(f"{kind:6}" + "".join(f"{getattr(self, kind)[name]:8.2f}" for name in measures) for kind in KINDS),
             *self.trouble_lines(out),
             f"written: {out / 'box_results.json'}, mask_results.json, measures.json, per_class.csv",

@@ -60,7 +60,8 @@ class Evaluation(TestResult):
         intervals = self.top1_interval, self.top5_interval
         return [
             *(
-                f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {self.count} {tested})"
+                f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {self.count} {tested}) "
+                f"{self.on_split()}"
                 for (name, value), (low, high) in zip(self.scores.items(), intervals, strict=True)
             ),
             *self._lines_on_classes(),

@@ -50,8 +50,8 @@ class TestResult(ABC):
     __test__ = False
     troubles: tuple[str, ...]
     """What could not be read, in a few words each."""
-    split: str
-    """The part of the data that was tested: ``val`` or ``test``."""
+    split: Split
+    """The part of the data that was tested."""
 
     @property
     @abstractmethod
@@ -61,6 +61,10 @@ class TestResult(ABC):
     @abstractmethod
     def lines(self, tested: str, out: Path) -> list[str]:
         """Return the result for people; ``tested`` follows a number ("images"), ``out`` is the folder of the tables."""
+
+    def on_split(self) -> str:
+        """Return the part of the data that was tested, for the end of a line."""
+        return f"on the {SPLIT_WORDS[self.split]} split"
 
     def trouble_lines(self, out: Path) -> list[str]:
         """Return the line about what could not be read, if there is something."""
@@ -179,9 +183,9 @@ class Task(ABC, Generic[RecipeT]):
     ) -> TestResult:
         """Test a network on a split; see :func:`cgnl.tasks.evaluate`."""
 
-    def tested(self, data: Any, split: Split) -> str:
-        """Return what a test of a split is made of, after a number: ``images of the test split``."""
-        return f"{self.noun}s of the {SPLIT_WORDS[split]} split"
+    def tested(self, data: Any) -> str:
+        """Return what a test is made of, after a number: ``images``."""
+        return f"{self.noun}s"
 
     def set_test_options(self, network: nn.Module, options: dict[str, Any]) -> None:
         """Change how a network is tested: the fields of its settings that are marked so."""

@@ -14,11 +14,11 @@ from cgnl.data.videos import (
     VideoDataset,
     VideoInfo,
     collate_videos,
-    held_out_videos,
     index_videos,
     read_videos,
     test_videos,
     training_videos,
+    video_parts,
 )
 from cgnl.settings.video import VideoDataConfig
 from cgnl.training.data import SampleData
@@ -57,10 +57,10 @@ class VideoData(SampleData[VideoDataConfig]):
             **self.list_options(split),
         )
 
-    def _held_out(self) -> tuple[Split, ...]:
+    def _parts(self) -> tuple[Split, ...]:
         config = self.config
         assert config.root is not None
-        return held_out_videos(config.root.expanduser(), config.format, config.annotations)
+        return video_parts(config.root.expanduser(), config.format, config.annotations)
 
     @cached_property
     def train_index(self) -> dict[Path, VideoInfo | str]:

@@ -8,9 +8,18 @@ from typing import Any
 from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError, DataError, open_regular, resolve_inside
 from cgnl.data.detection.annotations import ImageEntry, is_id, sort_annotations
 from cgnl.data.detection.samples import DetectionList, Packed
-from cgnl.data.lists import NoSplitError, Sample, Split, exists, seen_in, split_folder
+from cgnl.data.lists import (
+    COCO_EXPORT,
+    SPLIT_FOLDERS,
+    NoSplitError,
+    Sample,
+    Split,
+    check_folder,
+    coco_files,
+    exists,
+    seen_in,
+)
 
-_EXPORT = "_annotations.coco.json"
 _PREFIX = "instances_"
 
 
@@ -42,8 +51,8 @@ def read_coco(
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#format-data
     """
     base = None if root is None else Path(root).expanduser()
-    if base is not None and not base.is_dir():
-        raise DataError(f"{base} is not a folder.")
+    if base is not None:
+        check_folder(base)
     if annotations is not None:
         source = Path(annotations).expanduser()
     elif base is not None:
@@ -56,30 +65,21 @@ def read_coco(
     return _read(source, folder)
 
 
-def _candidates(root: Path, split: Split) -> list[Path]:
-    """Return the json files of a split; those of the first name that there are."""
-    found = sorted(root.glob(f"annotations/{_PREFIX}{split}*.json"))
-    if found:
-        return found
-    folder = split_folder(root, split)
-    return [folder / _EXPORT] if folder is not None and exists(folder / _EXPORT) else []
-
-
-def held_out_coco(root: Path) -> tuple[Split, ...]:
-    """Return which held-out parts a folder in COCO's layout has."""
-    parts: tuple[Split, ...] = ("val", "test")
-    return tuple(split for split in parts if _candidates(root, split))
+def coco_parts(root: Path) -> tuple[Split, ...]:
+    """Return which parts a folder in COCO's layout has."""
+    check_folder(root)
+    return tuple(split for split in SPLIT_FOLDERS if coco_files(root, split))
 
 
 def _find_annotations(root: Path, split: Split) -> Path:
     other: Split = "val" if split == "test" else "test"
-    files = _candidates(root, split) or ([] if split == "train" else _candidates(root, other))
+    files = coco_files(root, split) or ([] if split == "train" else coco_files(root, other))
     if len(files) > 1:  # those of several years, of which the images of one may be there
         files = [file for file in files if _image_folder(root, file) is not None] or files
     if not files:
         name, folders = ("train", "train/") if split == "train" else ("val", "valid/, val/ or test/")
         raise NoSplitError(
-            f"{root} has no annotations/{_PREFIX}{name}*.json or {folders}{_EXPORT} (COCO's layout) "
+            f"{root} has no annotations/{_PREFIX}{name}*.json or {folders}{COCO_EXPORT} (COCO's layout) "
             f"for the {split} split. {seen_in(root)}"
         )
     if len(files) > 1:
@@ -99,7 +99,7 @@ def _image_folder(root: Path, source: Path) -> Path | None:
 
 
 def _find_images(root: Path | None, source: Path) -> Path:
-    if root is None or source.name == _EXPORT:
+    if root is None or source.name == COCO_EXPORT:
         return source.parent
     folder = _image_folder(root, source)
     if folder is not None:

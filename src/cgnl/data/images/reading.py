@@ -13,6 +13,7 @@ from cgnl.data.lists import (
     Sample,
     SampleList,
     Split,
+    check_folder,
     check_missing,
     class_folders,
     class_parts,
@@ -63,8 +64,7 @@ def read_images(
         ValueError: A list file with a format other than ``list``, or none with it.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.")
+    check_folder(root)
     format = recognise_images(root, list_file) if format == "auto" else format
     if (format == "list") != (list_file is not None):
         raise ValueError(f"list_file ({list_file}) must be given with format list and no other; the format is {format}")
@@ -94,6 +94,7 @@ def recognise_images(root: Path, list_file: AnyPath | None = None) -> Format:
     """Return the layout of a data set of images; DataError if it has none."""
     if list_file is not None:
         return "list"
+    check_folder(root)
     if (root / "images.txt").exists():
         return "cub"
     if has_class_folders(root):
@@ -104,10 +105,10 @@ def recognise_images(root: Path, list_file: AnyPath | None = None) -> Format:
     )
 
 
-def held_out_images(root: Path, format: Format) -> tuple[Split, ...]:
-    """Return which held-out parts a data set of images without list files has."""
+def image_parts(root: Path, format: Format = "auto") -> tuple[Split, ...]:
+    """Return which parts a data set of images without list files has."""
     format = recognise_images(root) if format == "auto" else format
-    return class_parts(root) if format == "folders" else ("test",)
+    return class_parts(root) if format == "folders" else ("train", "test")
 
 
 def read_cub(root: AnyPath, split: Split = "train") -> SampleList:

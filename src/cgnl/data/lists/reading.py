@@ -120,6 +120,8 @@ def class_folders(
     """Read folders of classes, as :func:`cgnl.data.images.read_class_folders` says, for files with a suffix."""
     folder = _folder_of(root, split, alone=classes is not None)
     found, ignored = _files_of_classes(root, folder, suffixes)
+    if split == "train":
+        ignored |= _without_labels(root, folder)
     of_train = None if classes is not None or split == "train" else split_folder(root, "train")
     if of_train is not None:
         classes = list(_files_of_classes(root, of_train, suffixes)[0])
@@ -136,10 +138,25 @@ def class_folders(
     return SampleList(root, tuple(samples), tuple(names), "folders", ignored=ignored)
 
 
+def _without_labels(root: Path, train: Path) -> dict[Path, str]:
+    """Return folders of a root that hold no labelled samples, though they might seem to."""
+    parts = [split_folder(root, split) for split in SPLIT_FOLDERS]
+    reasons = {
+        part: "has no class folders, so that its files have no labels"
+        for part in parts
+        if part not in (None, train) and not _class_names(part)
+    }
+    if train != root and (root / "__MACOSX").is_dir():
+        reasons[root / "__MACOSX"] = "is no class folder"
+    return reasons
+
+
 def class_parts(root: Path) -> tuple[Split, ...]:
-    """Return which held-out parts a root has as folders of classes; a part without class folders has no labels."""
-    parts: tuple[Split, ...] = ("val", "test")
-    return tuple(split for split in parts if _class_names(split_folder(root, split)))
+    """Return which parts a root has as folders of classes; a part without class folders has no labels."""
+    if not has_parts(root):
+        return ("train",)
+    folders = {split: split_folder(root, split) for split in SPLIT_FOLDERS}
+    return tuple(split for split, folder in folders.items() if folder and (split == "train" or _class_names(folder)))
 
 
 def has_class_folders(root: Path) -> bool:
@@ -193,7 +210,7 @@ def _files_of_classes(
         elif not entry.is_dir() and Path(entry.name).suffix.lower() in suffixes and not entry.name.startswith("."):
             beside += 1
     if beside and folder != root:
-        ignored[folder] = f"holds {beside} files beside the class folders"
+        ignored[folder] = f"holds {beside} file{'s' * (beside > 1)} beside the class folders"
     return {name: paths for name, paths in files.items() if paths}, dict(sorted(ignored.items()))
 
 

@@ -17,7 +17,15 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 """Names of the folder of each part, in lower case; a folder may have capitals."""
 SPLIT_WORDS: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
+COCO_EXPORT = "_annotations.coco.json"
+"""Name of a json file in COCO's form among its images, as exporters write it."""
 _SHOWN = 8
+
+
+def check_folder(root: Path) -> None:
+    """Raise DataError where there is no such folder."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder.")
 
 
 def split_folder(root: Path, split: Split) -> Path | None:
@@ -29,6 +37,14 @@ def split_folder(root: Path, split: Split) -> Path | None:
             f"{root} has several folders for the {SPLIT_WORDS[split]} split: {', '.join(found)}. Keep one of them."
         )
     return root / found[0] if found else None
+
+
+def coco_files(root: Path, split: Split) -> list[Path]:
+    """Return the json files of a part in COCO's layout: ``instances_*.json``, or an export's among the images."""
+    if found := sorted(root.glob(f"annotations/instances_{split}*.json")):
+        return found
+    folder = split_folder(root, split)
+    return [folder / COCO_EXPORT] if folder is not None and (folder / COCO_EXPORT).exists() else []
 
 
 def has_parts(root: Path) -> bool:
@@ -47,8 +63,14 @@ def seen_in(folder: Path) -> str:
     more = len(names) - len(shown)
     words = ", ".join(shown) + (f" and {more} more" if more else "") if names else "nothing"
     sentence = f"{folder} holds {words}."
-    inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and _looks_like_data(path)), None)
-    return sentence if inner is None or has_parts(folder) else f"{sentence} Did you mean {inner}?"
+    inner = inner_data(folder)
+    return sentence if inner is None else f"{sentence} Did you mean {inner}?"
+
+
+def inner_data(folder: Path) -> Path | None:
+    """Return the first folder in another that looks like a data set, where the other does not."""
+    inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and _looks_like_data(path))
+    return None if has_parts(folder) else next(inner, None)
 
 
 def _looks_like_data(folder: Path) -> bool:

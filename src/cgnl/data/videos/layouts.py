@@ -14,11 +14,13 @@ from cgnl.data.lists import (
     Sample,
     SampleList,
     Split,
+    check_folder,
     check_missing,
     class_folders,
     class_parts,
     exists,
     has_class_folders,
+    has_parts,
     integer,
     labelled_lines,
     listed,
@@ -74,8 +76,7 @@ def read_videos(
     if fold not in (1, 2, 3):
         raise ValueError(f"fold ({fold}) must be 1, 2 or 3")
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.")
+    check_folder(root)
     annotations = _given_annotations(annotations)
     format = recognise_videos(root, list_file, annotations) if format == "auto" else format
     if (format in ("list", "frame_list")) != (list_file is not None):
@@ -132,24 +133,28 @@ def recognise_videos(root: Path, list_file: AnyPath | None = None, annotations: 
     """Return the layout of a data set of videos; DataError if it has none."""
     if list_file is not None:
         return _recognise_list(Path(list_file))
+    check_folder(root)
     annotations = _given_annotations(annotations)
     for format, layout in LAYOUTS.items():
         if _find_annotations(layout, root, annotations) is not None:
             return format
-    if annotations is None and has_class_folders(root):
+    # class folders right in the root may be those of UCF101, whose lists are needed
+    if annotations is None and has_parts(root):
         return "folders"
     raise DataError(
         f"{root} is not a video data set in a known layout: no list file is given, and none of these is there: "
         f"{'; '.join(layout.files for layout in LAYOUTS.values())} in "
         f"{', '.join(map(str, _annotation_folders(root, annotations)))}"
         + (f"; {root / 'train'} (folders of classes). {seen_in(root)}" if annotations is None else ".")
+        + " --data.format folders takes class folders right in the root."
+        * (annotations is None and has_class_folders(root))
     )
 
 
-def held_out_videos(root: Path, format: str, annotations: AnyPath | None = None) -> tuple[Split, ...]:
-    """Return which held-out parts a data set of videos without list files has."""
+def video_parts(root: Path, format: str = "auto", annotations: AnyPath | None = None) -> tuple[Split, ...]:
+    """Return which parts a data set of videos without list files may have; the annotations tell which it has."""
     format = recognise_videos(root, None, annotations) if format == "auto" else format
-    return class_parts(root) if format == "folders" else ("test",)
+    return class_parts(root) if format == "folders" else ("train", "test")
 
 
 def _given_annotations(annotations: AnyPath | None) -> Path | None:
