@@ -46,7 +46,7 @@ def test_evaluate_prints_accuracies_and_writes_tables(capsys, trained):
     assert "top-1 " in out
     assert "95 % interval" in out
     assert "12 images" in out
-    assert {"predictions.csv", "per_class.csv", "confusions.csv"} == {
+    assert {"predictions.csv", "per_class.csv", "confusions.csv", "measures.json"} == {
         p.name for p in (trained / "evaluation").iterdir()
     }
 
@@ -72,6 +72,15 @@ def test_predict_prints_a_table_or_json(capsys, trained, class_folders):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["path"] for row in rows] == [str(image)] * 2
     assert [set(entry) for entry in rows[0]["top"]] == [{"class", "probability"}] * 2
+
+
+def test_predict_takes_every_image_in_a_folder(capsys, trained, class_folders, tmp_path):
+    code, out, _ = run(capsys, "predict", trained, class_folders / "val", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, [row["path"] for row in rows]) == (0, sorted(map(str, (class_folders / "val").rglob("*.jpg"))))
+    (tmp_path / "notes.txt").touch()
+    code, _, err = run(capsys, "predict", trained, tmp_path)
+    assert (code, err) == (2, f"cgnl: {tmp_path} holds no images. {tmp_path} holds notes.txt.\n")
 
 
 def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_path):
@@ -197,7 +206,10 @@ MISTAKES = {
         ],
         "24 samples, fewer than one step takes (data.batch_size 32)",
     ),
-    "not CUB": (["train", "birds-resnet18", "--data.root={folders}"], "(data.format cub), but has no images.txt"),
+    "not CUB": (
+        ["train", "birds-resnet18", "--data.root={folders}"],
+        "classes.txt does not exist, but the layout was taken for CUB-200-2011 (data.format cub). ",
+    ),
     "weights that cannot be had": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
         "no.pth does not exist",
@@ -271,7 +283,7 @@ def test_list_files_train_evaluate_and_predict(capsys, class_folders, tmp_path):
     options = [f"--data.root={class_folders}", "--data.format=list", f"--run={tmp_path / 'run'}", *SMALL]
     code, out, err = run(capsys, "train", "birds-resnet18-cgnl", *options, *lists)
     assert code == 0, err
-    assert "24 training and 12 test images of 3 classes" in out
+    assert "24 training and 12 held-out images of 3 classes; the held-out images choose best.ckpt and are also" in out
     code, out, _ = run(capsys, "evaluate", tmp_path / "run", "--data.batch-size=5")
     assert code == 0
     assert "12 images" in out

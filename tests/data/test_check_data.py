@@ -250,7 +250,7 @@ def test_the_layout_and_the_number_of_classes_can_be_forced(good):
     with pytest.raises(DataError, match="has 2 classes, but 3 are expected"):
         check(good, num_classes=3)
     with pytest.raises(
-        DataError, match=rf"taken for CUB-200-2011 .*has no images.txt. {good} holds test/, train/, val/"
+        DataError, match=rf"classes.txt does not exist, .* CUB-200-2011 .*{good} holds test/, train/, val/"
     ):
         check(good, format="cub")
     with pytest.raises(DataError, match=r"classInd.txt \(UCF101\): not found .* holds test/, train/, val/"):

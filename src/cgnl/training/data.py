@@ -128,7 +128,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             lists |= {"val": lists["val"] or lists["test"], "test": lists["test"] or lists["val"]}
         if lists[split] is None and (config.format in _LIST_KINDS or any(lists.values())):
             raise DataError(f"data.{split}_list is needed: the list file of the {split} {self.noun}s")
-        classes = self.named_classes if self._classes else None
+        # the labels of a list are numbers, which no names can move
+        classes = self.named_classes if self._classes and lists[split] is None else None
         num_classes = config.num_classes if split == "train" else len(self.named_classes)
         return {"list_file": lists[split], "classes": classes, "num_classes": num_classes}
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from cgnl.blocks.kinds import block_maker
-from cgnl.data.lists import SPLIT_WORDS, Split
+from cgnl.data.decoding import DataError, following_links
+from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, Split, files_below, seen_in
 from cgnl.networks.cost import NetworkCost
 from cgnl.networks.libraries import Inputs, inputs_of, start_weights
 from cgnl.networks.named import BlocksByAxes
@@ -194,6 +195,22 @@ class Task(ABC, Generic[RecipeT]):
 
     prediction_options: ClassVar[Sequence[str]]
     """Options of ``cgnl predict`` that do something for this task."""
+
+    suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
+    """Suffixes of the files that :meth:`files_in` finds."""
+
+    def files_in(self, path: Path) -> list[Path]:
+        """Return the files to predict in a folder and those below it, by sorted name; of a file itself.
+
+        Raises DataError where there are none.
+        """
+        if not path.is_dir():
+            return [path]
+        with following_links(True):
+            files = list(files_below(path, path, self.suffixes))
+        if not files:
+            raise DataError(f"{path} holds no {self.noun}s. {seen_in(path)}")
+        return files
 
     @abstractmethod
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> Prediction:

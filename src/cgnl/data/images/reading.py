@@ -30,6 +30,7 @@ from cgnl.data.lists import (
     text_lines,
 )
 
+_CUB_FILES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 Format = Literal["auto", "cub", "list", "folders"]
 
 
@@ -69,9 +70,9 @@ def read_images(
     if (format == "list") != (list_file is not None):
         raise ValueError(f"list_file ({list_file}) must be given with format list and no other; the format is {format}")
     if format == "cub":
-        if not (root / "images.txt").exists():
+        if lacking := next((name for name in _CUB_FILES if not (root / name).exists()), None):
             raise DataError(
-                f"{root} was taken for CUB-200-2011 (data.format cub), but has no images.txt. "
+                f"{root / lacking} does not exist, but the layout was taken for CUB-200-2011 (data.format cub). "
                 f"{seen_in(root)} With --data.format auto, cgnl recognises the layout."
             )
         images = read_cub(root, split)

@@ -62,7 +62,7 @@ def read_videos(
             ``ucfTrainTestlist`` beside a root with the name ``UCF-101``.
         fold: Which of the three splits of UCF101.
         num_classes: Number of classes K, where the data set must have just that many.
-        classes: Names of the labels, of which the data set may have some only; by default its own.
+        classes: Names of the labels, of which a data set without a list file may have some only; by default its own.
         missing_limit: Part of the named videos that may be missing.
 
     Returns:
@@ -93,8 +93,8 @@ def read_videos(
         videos = layout.read(root, split, _annotations_of(layout, root, annotations), fold)
     else:
         raise ValueError(f"format ({format!r}) must be auto, list, frame_list, folders or {', '.join(LAYOUTS)}")
-    if classes is not None:
-        videos = replace(videos, classes=tuple(classes)) if list_file is not None else videos.labelled_by(classes)
+    if classes is not None and list_file is None:
+        videos = videos.labelled_by(classes)
     if num_classes not in (None, len(videos.classes)):
         raise DataError(f"{root} has {len(videos.classes)} classes, but {num_classes} are expected.")
     if not videos.samples and not videos.missing:
