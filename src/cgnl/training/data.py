@@ -141,8 +141,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         """
         if self._part is not None:
             return ("test",)
-        parts = self._listed_parts() or tuple(split for split in self._parts() if split != "train")
-        fraction = self.config.val_fraction
+        parts, fraction = self._own_held_out, self.config.val_fraction
         if not fraction:
             return parts
         if len(parts) > 1:
@@ -151,9 +150,12 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             )
         return ("val", "test") if parts else ("val",)
 
-    def _listed_parts(self) -> tuple[Split, ...]:
+    @cached_property
+    def _own_held_out(self) -> tuple[Split, ...]:
+        """The held-out parts that list files name, or else those of the files."""
         parts: tuple[Split, ...] = ("val", "test")
-        return tuple(split for split in parts if getattr(self.config, f"{split}_list", None))
+        listed = tuple(split for split in parts if getattr(self.config, f"{split}_list", None))
+        return listed or tuple(split for split in self._parts() if split != "train")
 
     @cached_property
     def train_samples(self) -> SampleList:
@@ -203,6 +205,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def _part_of(self, split: Split) -> SampleList:
         """Return the samples of a part, of which ``data.val_fraction`` may take some from another."""
+        if split == "test" and self.config.val_fraction and not self._own_held_out:
+            split = "val"
         if not self.config.val_fraction or split == "test":
             samples = self.listed(split)
         else:
