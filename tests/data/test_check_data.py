@@ -228,10 +228,14 @@ def test_files_by_themselves(good, tmp_path):
     flat = tmp_path / "flat"
     draw(flat / "1.png", 1)
     bad = make_empty(flat, "2.png") / "2.png"
+    (flat / "notes.doc").touch()
     report = check(flat)
+    assert "files that are no images or videos, not looked at: 1" in str(report)
     assert isinstance(report, ImageReport)
     assert (report.kind, report.findings, report.bad) == ("files without labels", (), ((bad, "is empty (0 bytes)"),))
-    assert check(flat / "1.png").is_good
+    alone = check(flat / "1.png")
+    assert alone.is_good
+    assert str(alone).endswith("nothing is bad in 1 image")
     assert check(bad).bad == ((bad, "is empty (0 bytes)"),)
     videos = make_empty(tmp_path / "videos", "1.mp4", "2.webm", "deep/3.mkv")
     report = check(videos)

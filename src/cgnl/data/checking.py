@@ -141,9 +141,7 @@ def _kind_of_folders(root: Path) -> tuple[str, dict[str, Any]]:
     """Return the kind of file that folders of classes hold."""
     counts = kinds_below([folder for split in SPLIT_FOLDERS if (folder := split_folder(root, split))] or [root])
     kind = "videos" if counts["videos"] and counts["videos"] >= counts["images"] else "images"
-    more: dict[str, Any] = {"findings": _mixed(root, counts, kind)}
-    if counts["others"]:
-        more["notes"] = [f"files that are no images or videos, not looked at: {counts['others']}"]
+    more: dict[str, Any] = {"findings": _mixed(root, counts, kind), "notes": _others(counts)}
     if kind == "videos" and not has_parts(root) and not _has_video_lists(root):
         more["format"] = "folders"
     return kind, more
@@ -155,8 +153,8 @@ def _kind_without_classes(root: Path) -> tuple[str, dict[str, Any]]:
     found = {kind: list(files_below(root, root, suffixes)) for kind, suffixes in files.items()}
     if not found["images"] and _has_video_lists(root):
         return "videos", {}
-    counts = Counter({kind: len(paths) for kind, paths in found.items()})
-    if inner_data(root) is not None or not counts.total():
+    counts = kinds_below([root])
+    if inner_data(root) is not None or not any(found.values()):
         raise NothingToCheckError(
             f"{root} is not a data set in a known layout: it has no annotations/instances_*.json (COCO), no images.txt "
             "(CUB-200-2011), no train/ with class folders of images or videos, and no images or videos to check by "
@@ -168,7 +166,12 @@ def _kind_without_classes(root: Path) -> tuple[str, dict[str, Any]]:
         return "videos", {"findings": _mixed(root, counts, kind)}
     samples = tuple(Sample(path, 0) for path in found[kind])
     only = SampleList(root, samples, ("",), "files without labels")
-    return kind, {"files": only, "findings": _mixed(root, counts, kind)}
+    return kind, {"files": only, "findings": _mixed(root, counts, kind), "notes": _others(counts)}
+
+
+def _others(counts: Counter[str]) -> list[str]:
+    """Return the note on files that are of neither kind."""
+    return [f"files that are no images or videos, not looked at: {counts['others']}"] * bool(counts["others"])
 
 
 def _mixed(root: Path, counts: Counter[str], kind: str) -> list[tuple[Path, str]]:

@@ -17,6 +17,8 @@ from cgnl.data.scanning import Scanning, scan_with_bar
 
 T = TypeVar("T")
 
+WITHOUT_LABELS = "files"
+"""Name of files that are checked without labels, in place of a part."""
 _SHOWN = 50
 
 
@@ -66,8 +68,8 @@ class Report:
             counts.add_row(
                 split.name,
                 str(sum(numbers)),
-                f"{len(numbers)} of {len(split.per_class)}",
-                f"{min(numbers)} to {max(numbers)}" if numbers else "",
+                f"{len(numbers)} of {len(split.per_class)}" if split.name != WITHOUT_LABELS else "",
+                f"{min(numbers)} to {max(numbers)}" if numbers and split.name != WITHOUT_LABELS else "",
                 str(split.unreadable),
                 str(split.missing),
             )
@@ -95,10 +97,12 @@ class Report:
 
     def _looked_at(self) -> str:
         """Return how many files of which parts were opened."""
-        files = [sum(number for _, number in split.per_class) for split in self.splits]
-        return " and ".join(
-            f"{number} {self.noun} of {split.name}" for number, split in zip(files, self.splits, strict=True)
-        )
+        words = []
+        for split in self.splits:
+            count = sum(number for _, number in split.per_class)
+            noun = self.noun if count != 1 else self.noun.removesuffix("s")
+            words.append(f"{count} {noun}" + (f" of {split.name}" if split.name != WITHOUT_LABELS else ""))
+        return " and ".join(words)
 
 
 def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
@@ -163,7 +167,7 @@ def read_parts(
     """
     num_classes, lists = given.get("num_classes"), given.get("lists") or {}
     if (files := given.get("files")) is not None:
-        return {"files": files}, {}
+        return {WITHOUT_LABELS: files}, {}
     if not lists:
         list_file = given.get("list_file")
         source = None if list_file is None else Path(list_file)
