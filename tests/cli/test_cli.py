@@ -46,7 +46,7 @@ def test_evaluate_prints_accuracies_and_writes_tables(capsys, trained):
     assert "top-1 " in out
     assert "95 % interval" in out
     assert "12 images" in out
-    assert {"predictions.csv", "per_class.csv", "confusions.csv"} == {
+    assert {"predictions.csv", "per_class.csv", "confusions.csv", "measures.json"} == {
         p.name for p in (trained / "evaluation").iterdir()
     }
 
@@ -72,6 +72,15 @@ def test_predict_prints_a_table_or_json(capsys, trained, class_folders):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["path"] for row in rows] == [str(image)] * 2
     assert [set(entry) for entry in rows[0]["top"]] == [{"class", "probability"}] * 2
+
+
+def test_predict_takes_every_image_in_a_folder(capsys, trained, class_folders, tmp_path):
+    code, out, _ = run(capsys, "predict", trained, class_folders / "val", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, [row["path"] for row in rows]) == (0, sorted(map(str, (class_folders / "val").rglob("*.jpg"))))
+    (tmp_path / "notes.txt").touch()
+    code, _, err = run(capsys, "predict", trained, tmp_path)
+    assert (code, err) == (2, f"cgnl: {tmp_path} holds no images. {tmp_path} holds notes.txt.\n")
 
 
 def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_path):
@@ -129,15 +138,35 @@ def test_the_smoke_option_needs_no_data(capsys, tmp_path):
     assert "last epoch: top-1" in out
 
 
-@pytest.mark.parametrize("name", ["0.jpg", "cut.jpg"])
+@pytest.mark.parametrize("name", ["0.jpg", "cut.jpg", "copy.jpg"])
 def test_data_check_lists_what_is_bad(capsys, class_folders, tmp_path, name):
     folders = shutil.copytree(class_folders, tmp_path / "folders")
     path = folders / "train" / "class_0" / name
     good = (folders / "val" / "class_0" / "0.jpg").read_bytes()
-    path.write_bytes(good if name == "0.jpg" else good[: len(good) // 2])
-    code, _out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
+    if name != "0.jpg":
+        path.write_bytes(good if name == "copy.jpg" else good[: len(good) // 2])
+    code, out, _ = run(capsys, "data", "check", folders, "--workers", "1", "--out", tmp_path / "bad.csv")
     assert code == (0 if name == "0.jpg" else 1)
+    assert ("nothing is bad" in out) == (name == "0.jpg")
     assert (name in (tmp_path / "bad.csv").read_text()) == (name != "0.jpg")
+
+
+def test_exit_codes_of_data_check(capsys, class_folders, tmp_path):
+    file = tmp_path / "my.list"
+    check = ["data", "check", class_folders, "--workers=1"]
+    file.write_text("train/class_0/0.jpg 0\ntrain/class_1/0.jpg 9\n")
+    code, out, _ = run(capsys, *check, "--list-file", file)
+    assert (
+        code,
+        "only 2 different labels occur. Give the number of classes (--data.num-classes, or --num-" in out,
+    ) == (1, True)
+    assert run(capsys, *check, "--list-file", file, "--num-classes=10")[0] == 0
+    assert run(capsys, *check, "--num-classes=4")[0] == 1
+    assert run(capsys, *check, "--format=folders", "--num-classes=3")[0] == 0
+    for wrong in (["--format=imagenet"], ["--list-file=none.txt"], [f"--list-file={file}", f"--train-list={file}"]):
+        assert run(capsys, *check, *wrong)[0] == 2
+    code, _, err = run(capsys, "data", "check", tmp_path)
+    assert (code, f"{tmp_path} holds my.list." in err) == (2, True)
 
 
 MISTAKES = {
@@ -177,7 +206,10 @@ MISTAKES = {
         ],
         "24 samples, fewer than one step takes (data.batch_size 32)",
     ),
-    "not CUB": (["train", "birds-resnet18", "--data.root={folders}"], "classes.txt does not exist"),
+    "not CUB": (
+        ["train", "birds-resnet18", "--data.root={folders}"],
+        "classes.txt does not exist, but the layout was taken for CUB-200-2011 (data.format cub). ",
+    ),
     "weights that cannot be had": (
         ["train", "birds-resnet18", "--data.root={folders}", "--data.format=auto", "--network.weights=no.pth", *SMALL],
         "no.pth does not exist",
@@ -251,7 +283,7 @@ def test_list_files_train_evaluate_and_predict(capsys, class_folders, tmp_path):
     options = [f"--data.root={class_folders}", "--data.format=list", f"--run={tmp_path / 'run'}", *SMALL]
     code, out, err = run(capsys, "train", "birds-resnet18-cgnl", *options, *lists)
     assert code == 0, err
-    assert "24 training and 12 test images of 3 classes" in out
+    assert "24 training and 12 held-out images of 3 classes; the held-out images choose best.ckpt and are also" in out
     code, out, _ = run(capsys, "evaluate", tmp_path / "run", "--data.batch-size=5")
     assert code == 0
     assert "12 images" in out

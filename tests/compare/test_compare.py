@@ -23,7 +23,7 @@ from cgnl.insertion import inserted_blocks, remove_blocks
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.settings.trust import trusting
-from cgnl.tasks import load_trained
+from cgnl.tasks import evaluate, load_trained
 from cgnl.toy.birds import draw_birds
 from cgnl.training.data import ImageData
 
@@ -396,6 +396,34 @@ def test_whole_networks_are_tuned_on_samples_that_the_report_does_not_use(tmp_pa
         ]
     assert [len(paths) for paths in (*used["tuning"], *used["fixed"])] == [4, 2, 12, 6]
     assert len(set.union(*used["tuning"], *used["fixed"])) == 24
+
+
+def test_a_comparison_reports_the_test_samples_where_there_are_validation_samples_too(class_folders, tmp_path, tiny):
+    root, out = shutil.copytree(class_folders, tmp_path / "set"), tmp_path / "out"
+    for folder in sorted((root / "val").iterdir()):
+        target = root / "test" / folder.name
+        target.mkdir(parents=True)
+        (folder / "0.jpg").rename(target / "0.jpg")
+    main(
+        [
+            "compare",
+            "image",
+            f"--data.root={root}",
+            f"--out={out}",
+            *tiny,
+            "--blocks",
+            "none",
+            "--seeds=1",
+            "--epochs=1",
+        ]
+    )
+    with trusting("tiny"):
+        trained = load_trained(out / "runs/none-fixed-0/last.ckpt", trust=["tiny"])
+    result = evaluate(trained, trained.recipe.data)
+    assert (result.split, result.count) == ("test", 3)
+    row = next(row for row in rows_of(out) if row["length"] == "fixed")
+    assert row["top1"] == pytest.approx(result.top1)
+    assert "24 training, 9 validation and 3 test images" in json.loads((out / "protocol.json").read_text())["data"]
 
 
 def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):

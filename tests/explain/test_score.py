@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -270,3 +271,7 @@ def test_what_cannot_be_scored_is_refused(birds, tmp_path):
         score_parts(untrained(block="residual"), birds)
     with pytest.raises(DataError, match=r"classes\.txt does not exist"):
         score_parts(trained, tmp_path)
+    unparted = shutil.copytree(birds, tmp_path / "birds")
+    shutil.rmtree(unparted / "parts")
+    with pytest.raises(DataError, match=r"parts/parts\.txt does not exist: a score needs annotated parts and boxes"):
+        score_parts(trained, unparted)

@@ -125,6 +125,16 @@ def test_a_folder_of_frames_is_a_video(run, video, tmp_path, capsys):
     assert "does not say how many frames it has per second" in err
 
 
+def test_a_folder_with_videos_is_no_folder_of_frames(run, video, tmp_path, capsys):
+    for name in ("b.avi", "deep/a.avi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(video, tmp_path / name)
+    Image.new("RGB", (64, 48)).save(tmp_path / "cover.jpg")
+    main(["predict", str(run), str(tmp_path), "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows] == [str(tmp_path / "b.avi"), str(tmp_path / "deep/a.avi")]
+
+
 def test_the_timeline_has_a_clip_of_each_second(run, video, tmp_path):
     trained = load_trained(run)
     # four seconds in batches of three

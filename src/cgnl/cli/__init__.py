@@ -27,7 +27,7 @@ from cgnl.cli.comparison import compare
 from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
-from cgnl.cli.options import Folder, OptionalFile, OptionalFolder, OptionalInt, OptionalPath
+from cgnl.cli.options import CheckedFormat, Folder, OptionalFile, OptionalFolder, OptionalInt, OptionalPath
 from cgnl.cli.prediction import predict
 from cgnl.settings.image import Recipe
 from cgnl.settings.trust import trusting
@@ -72,7 +72,8 @@ def train(arguments: Sequence[str]) -> None:
     # an average precision is undefined where the test images hold no object
     if result.best_score is not None:
         print(
-            f"best epoch (chosen on the test set): {next(iter(result.scores))} {result.best_score:.2f} %  {result.best}"
+            f"best epoch (chosen on the {result.chosen_on}): {next(iter(result.scores))} {result.best_score:.2f} %  "
+            f"{result.best}"
         )
 
 
@@ -205,28 +206,61 @@ def toy_flock(
 
 
 def check(
-    root: Positional[Folder],
+    root: Positional[Path],
+    format: CheckedFormat = "auto",
+    num_classes: OptionalInt = None,
     list_file: OptionalFile = None,
+    train_list: OptionalFile = None,
+    val_list: OptionalFile = None,
+    test_list: OptionalFile = None,
     annotations: OptionalPath = None,
     fold: int = 1,
+    follow_links: bool = False,
     workers: OptionalInt = None,
     out: OptionalFile = None,
 ) -> None:
-    """Open every file of a data set and list the bad ones.
+    """Open every file of a data set and list all that is wrong; the exit code is 1 if anything is.
 
     Args:
-        root: Folder of the data set, or the folder that a list file's paths start from.
-        list_file: List file with lines `path label` (or `folder frames label`).
+        root: Folder of the data set, or the folder that a list file's paths start from; or one image, video, list file
+            or COCO json file.
+        format: Layout of the data set; auto recognises it as training does.
+        num_classes: Number of classes, if it must be just that.
+        list_file: List file with lines `path label` (or `folder frames label`), to check alone.
+        train_list: List file for training, to check with the others.
+        val_list: List file for validation.
+        test_list: List file for testing.
         annotations: The lists of a video data set, if they are not in its folder, or a COCO json file.
         fold: Split of UCF101: 1, 2 or 3.
+        follow_links: Follow symbolic links that lead out of the folder.
         workers: Number of processes; by default one for each core.
-        out: Write the list of bad files to this CSV file.
+        out: Write all that is wrong to this CSV file.
     """
-    from cgnl.data.checking import check_data
+    from cgnl.data.checking import NothingToCheckError, check_data
+    from cgnl.data.decoding import DataError
 
-    report = check_data(root, list_file=list_file, annotations=annotations, fold=fold, workers=workers, out=out)
+    lists = {"train": train_list, "val": val_list, "test": test_list}
+    try:
+        report = check_data(
+            root,
+            format=format,
+            num_classes=num_classes,
+            list_file=list_file,
+            lists={part: file for part, file in lists.items() if file is not None},
+            annotations=annotations,
+            fold=fold,
+            follow_links=follow_links,
+            workers=workers,
+            out=out,
+        )
+    except NothingToCheckError:
+        raise
+    except DataError as error:
+        # the data set is wrong, not the command
+        print(f"{error}\n1 finding; no file was opened")
+        sys.exit(1)
     print(report)
-    if report.bad:
+    if not report.is_good:
         sys.exit(1)
 
 

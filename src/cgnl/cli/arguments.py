@@ -18,7 +18,7 @@ from cgnl.settings.image import Recipe, recipe_with_arch
 
 _METAVARS = {
     "block": f"{{{','.join(OPTIONS)}}}|CLASS",
-    **dict.fromkeys(["root", "train_images", "test_images", "run", "out"], "FOLDER"),
+    **dict.fromkeys(["root", "train_images", "val_images", "test_images", "run", "out"], "FOLDER"),
     "annotations": "FILE|FOLDER",
     **dict.fromkeys(["weights", "backbone_weights"], "NAME|FILE"),
     **dict.fromkeys(["places", "freeze"], "[PATH ...]"),

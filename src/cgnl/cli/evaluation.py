@@ -5,17 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cgnl.cli.arguments import names_recipe, parse_fields, parts_of, take_recipe
 from cgnl.cli.options import OptionalFolder
 from cgnl.settings.blocks import BlockOptions
-from cgnl.settings.detection import DetectionDataConfig, DetectionNetworkConfig
-from cgnl.settings.image import DataConfig, NetworkConfig
+from cgnl.settings.detection import DetectionNetworkConfig
+from cgnl.settings.image import NetworkConfig
 from cgnl.settings.marks import fields_for_tests
 from cgnl.settings.training import TrainerConfig
-
-AnyDataConfig = DataConfig | DetectionDataConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,9 @@ class TestOptions:
     out: OptionalFolder = None
     """Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...); by default evaluation/ in the
     run's folder. With several networks, each gets its own folder in it: 1, 2, ..."""
+    split: Literal["test", "val"] = "test"
+    """Part of the data: test, or val for the validation samples, which chose best.ckpt. Where there is only one of
+    them, either means it."""
     diagnose: bool = False
     """Also test the blocks removed, and with the mean sums or those of other samples; of videos, one view each."""
 
@@ -55,8 +56,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"mean of {count}: {', '.join(f'{name} {mean:.2f} %' for name, mean in means.items())}")
 
 
-def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig, TrainerConfig, Path, bool]:
-    """Return a network, what to test it on and how, the folder for tables, and whether to diagnose.
+def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, Any, Path]:
+    """Return a network, the options of its test, and the folder for tables.
 
     The folder is `part` of the one that is given.
     """
@@ -76,11 +77,11 @@ def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, AnyDataConfig,
         from cgnl.tasks import from_start_weights, task_of
 
         start = dataclasses.replace(recipe, **parts_of(options))
-        data = task_of(start).make_data(options.data)
+        data = task_of(start).make_data(options.data, tested=options.split)
         trained = from_start_weights(start, name, data.classes, len(data.named_classes))
     elif (options.network, options.block) != (recipe.network, recipe.block):
         trained = _tested_as(trained, options.network, options.block)
-    return trained, options.data, options.trainer, options.out / part if options.out else out, options.diagnose
+    return trained, options, options.out / part if options.out else out
 
 
 def _tested_as(trained: Any, network: NetworkConfig | DetectionNetworkConfig, block: BlockOptions) -> Any:
@@ -102,18 +103,20 @@ def _here(config: TrainerConfig) -> TrainerConfig:
     return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
 
 
-def _print_evaluation(
-    trained: Any, data: AnyDataConfig, trainer: TrainerConfig, out: Path, diagnosed: bool, *, stay: bool = False
-) -> dict[str, float]:
+def _print_evaluation(trained: Any, options: Any, out: Path, *, stay: bool = False) -> dict[str, float]:
     """Test a network, print what came out, and return its scores (%) by name."""
+    from cgnl.data.lists import SPLIT_WORDS
     from cgnl.tasks import diagnose, evaluate, task_of
     from cgnl.training.processes import is_first_process
 
-    result = evaluate(trained, data, trainer=trainer, out=out, stay=stay)
+    data, split = options.data, options.split
+    result = evaluate(trained, data, split=split, trainer=options.trainer, out=out, stay=stay)
     if is_first_process():
         print("\n".join(result.lines(task_of(trained.recipe).tested(data), out)))
-        if diagnosed:
-            print("\n".join(starmap(_diagnosis_line, diagnose(trained, data).items())))
+        if result.split != split:
+            print(f"there is no {SPLIT_WORDS[split]} split")
+        if options.diagnose:
+            print("\n".join(starmap(_diagnosis_line, diagnose(trained, data, split=split).items())))
     return result.scores
 
 

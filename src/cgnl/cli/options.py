@@ -1,7 +1,7 @@
 """Types of options and arguments, with the words that stand for their values in help texts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ def _optional(metavar: str) -> object:
 
 
 Checkpoint = Annotated[Path, _value("CHECKPOINT")]
+CheckedFormat = Literal["auto", "cub", "list", "folders", "ucf101", "kinetics", "mini_kinetics", "frame_list", "coco"]
 File = Annotated[Path, _value("FILE")]
 Files = Annotated[tuple[Path, ...], _optional("FILE ...")]
 Folder = Annotated[Path, _value("FOLDER")]

@@ -27,7 +27,7 @@ def predict(
     Args:
         checkpoint: A checkpoint, a run folder (its best.ckpt, or else its last.ckpt), or an .onnx file that
             `cgnl convert` made of one.
-        files: Image files; for a video classifier, video files or folders of frames.
+        files: Image files or folders of them; for a video classifier, video files, folders of them, or of frames.
         json: Print one JSON object per file instead of a table.
         top: Number of classes to print; by default 5.
         timeline: Write the most probable classes of each second of the videos to this CSV file.
@@ -48,6 +48,7 @@ def predict(
     for name, value in given.items():
         if name not in task.prediction_options:
             raise ValueError(f"{name} ({value}) does nothing here: {checkpoint} holds {task.words}")
+    files = tuple(file for path in files for file in task.files_in(path))
     top, score = 5 if top is None else top, 0.5 if score is None else score
     seconds: list[Any] = []
     failed = False

@@ -18,7 +18,7 @@ from cgnl.training.run import differences
 
 # Fields of a recipe that may change when a single run is continued, and not within a comparison.
 _MATTER: tuple[str, ...] = ("network.weights", "network.new_classifier", "trainer.max_steps")
-_PLACES = ("data.root", "data.train_list", "data.test_list")
+_PLACES = ("data.root", "data.train_list", "data.val_list", "data.test_list")
 # What a folder may get more of: it touches no run that is there.
 _MAY_GROW = ("blocks", "seeds")
 # Seeds of runs that tune: none that a report uses.

@@ -210,10 +210,10 @@ def _words(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _part(protocol: Protocol, trial: Trial, recipe: Recipe) -> Part | None:
-    """Return the samples that a whole network is trained and tested on, None for all."""
+def _part(protocol: Protocol, trial: Trial, recipe: Recipe) -> Part:
+    """Return the samples that a whole network is trained and tested on: never the validation samples."""
     if not protocol.factors:
-        return None
+        return {"train": ("train", None), "test": ("test", None)}
     data = task_of(recipe).make_data(recipe.data)
     train, test = _numbers(protocol, trial, torch.tensor([sample.label for sample in data.train_samples.samples]))
     assert train is not None

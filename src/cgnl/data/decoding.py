@@ -7,8 +7,9 @@ knows dozens of other formats (some run other programs, as EPS does); their code
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -40,6 +41,7 @@ _NAMES_OF_OTHERS: Signatures = (
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*<"), "an HTML or XML page"),
     (re.compile(rb"PK\x03\x04"), "a zip archive"),
 )
+_follow_links: ContextVar[bool] = ContextVar("follow_links", default=False)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 AnyPath = str | os.PathLike[str]
 
@@ -169,6 +171,21 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
+@contextmanager
+def following_links(allowed: bool) -> Iterator[None]:
+    """Let symbolic links in data sets lead out of their roots, where ``allowed``; ``..`` and absolute paths may not."""
+    token = _follow_links.set(allowed)
+    try:
+        yield
+    finally:
+        _follow_links.reset(token)
+
+
+def follows_links() -> bool:
+    """Tell whether links may lead out, as :func:`following_links` says."""
+    return _follow_links.get()
+
+
 def resolve_inside(root: AnyPath, relative: str, *, source: AnyPath, line: int | None = None) -> Path:
     """Join a path read from a list (with ``/`` between its parts) to its root, refusing any that would lead out of it.
 
@@ -189,11 +206,14 @@ def resolve_inside(root: AnyPath, relative: str, *, source: AnyPath, line: int |
         rule = f"is absolute, but must be relative to {os.fspath(root)}"
     elif ".." in posix.parts or ".." in PureWindowsPath(relative).parts:
         rule = f"holds '..', but must stay inside {os.fspath(root)}"
-    else:
+    elif not _follow_links.get():
         inside = os.path.realpath(root)
         target = os.path.realpath(f"{inside}/{relative}")
         if target != inside and not target.startswith(inside.rstrip(os.sep) + os.sep):
-            rule = f"is or passes a symbolic link that leads out of {os.fspath(root)}"
+            rule = (
+                f"is or passes a symbolic link that leads out of {os.fspath(root)}; --data.follow-links (or "
+                "--follow-links of cgnl data check) allows that"
+            )
     if rule is not None:
         raise DataError(f"{where}: the path {relative!r} {rule}.")
     return Path(root, relative)

@@ -2,20 +2,23 @@
 
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Unpack
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
 from rich.console import Console
 from rich.table import Table
 
-from cgnl.data.decoding import AnyPath
-from cgnl.data.lists import NoSplitError, SampleList, Split, readable, write_rows
+from cgnl.data.decoding import AnyPath, DataError
+from cgnl.data.faults import faults_of, left_out_below
+from cgnl.data.lists import SPLIT_FOLDERS, NoSplitError, SampleList, Split, readable, seen_in, split_folder, write_rows
 from cgnl.data.scanning import Scanning, scan_with_bar
 
 T = TypeVar("T")
 
+WITHOUT_LABELS = "files"
+"""Name of files that are checked without labels, in place of a part."""
 _SHOWN = 50
 
 
@@ -36,7 +39,7 @@ class Report:
     """Contents of a data set, split by split, and its faults; as a string, tables to read.
 
     ``bad`` has path and reason of each file that is missing or cannot be read, ``damaged`` of those that can be read in
-    part.
+    part, and ``findings`` of all else that is wrong. ``notes`` are sentences on what was looked at.
     """
 
     noun: ClassVar[str]
@@ -47,6 +50,13 @@ class Report:
     splits: tuple[SplitReport, ...]
     bad: tuple[tuple[Path, str], ...]
     damaged: tuple[tuple[Path, str], ...] = ()
+    findings: tuple[tuple[Path, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not (self.bad or self.damaged or self.findings)
 
     def describe(self) -> Iterable[str | Table]:
         """Return lines and tables that describe the files."""
@@ -59,8 +69,8 @@ class Report:
             counts.add_row(
                 split.name,
                 str(sum(numbers)),
-                f"{len(numbers)} of {len(split.per_class)}",
-                f"{min(numbers)} to {max(numbers)}" if numbers else "",
+                f"{len(numbers)} of {len(split.per_class)}" if split.name != WITHOUT_LABELS else "",
+                f"{min(numbers)} to {max(numbers)}" if numbers and split.name != WITHOUT_LABELS else "",
                 str(split.unreadable),
                 str(split.missing),
             )
@@ -71,16 +81,29 @@ class Report:
             console.print(counts)
             for content in self.describe():
                 console.print(content, highlight=False)
-            for rows, what in ((self.damaged, self.damaged_noun), (self.bad, self.bad_noun)):
+            for note in self.notes:
+                console.print(readable(note), **plain)
+            lists = ((self.findings, "findings"), (self.damaged, self.damaged_noun), (self.bad, self.bad_noun))
+            for rows, what in lists:
                 for path, reason in rows[:_SHOWN]:
                     console.print(readable(f"{path} {reason}"), **plain)
                 if len(rows) > _SHOWN:
                     console.print(f"... and {len(rows) - _SHOWN} more", highlight=False)
                 if rows:
-                    console.print(f"{len(rows)} {what}", highlight=False)
-            if not (self.bad or self.damaged):
-                console.print("nothing is bad", highlight=False)
+                    words = what if len(rows) > 1 else what.replace("files", "file").replace("findings", "finding")
+                    console.print(f"{len(rows)} {words}", highlight=False)
+            if self.is_good:
+                console.print(f"nothing is bad in {self._looked_at()}", highlight=False)
         return captured.get().rstrip()
+
+    def _looked_at(self) -> str:
+        """Return how many files of which parts were opened."""
+        words = []
+        for split in self.splits:
+            count = sum(number for _, number in split.per_class)
+            noun = self.noun if count != 1 else self.noun.removesuffix("s")
+            words.append(f"{count} {noun}" + (f" of {split.name}" if split.name != WITHOUT_LABELS else ""))
+        return " and ".join(words)
 
 
 def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
@@ -94,21 +117,116 @@ def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
     )
 
 
-def read_splits(read: Callable[[Split], SampleList], root: Path, list_file: AnyPath | None) -> dict[str, SampleList]:
-    """Read all splits that a data set has, by name; one alone where annotations or ``list_file`` are those of one."""
-    try:
-        train = read("train")
-    except NoSplitError:
-        return {"test": read("test")}
+class Lists(TypedDict, total=False):
+    """What a check looks at, beside a root.
+
+    Attributes:
+        list_file: One list file, which is checked alone.
+        lists: List files of several parts.
+        num_classes: Number of classes, where it must be just that.
+        files: Files without labels, which are checked in place of a data set.
+        findings: What is known to be wrong already: path and the rest of a sentence.
+        notes: Sentences on what was looked at.
+    """
+
+    list_file: AnyPath | None
+    lists: Mapping[Split, Path]
+    num_classes: int | None
+    files: SampleList | None
+    findings: Sequence[tuple[Path, str]]
+    notes: Sequence[str]
+
+
+class Checked(Lists, Scanning, total=False):
+    """What a check looks at, and how it scans the files."""
+
+
+def apart(given: Checked) -> tuple[Lists, Scanning]:
+    """Return what a check looks at, and how it scans."""
+    values: Any = given
+    what: Any = {name: value for name, value in values.items() if name in Lists.__annotations__}
+    how: Any = {name: value for name, value in values.items() if name not in what}
+    return what, how
+
+
+def read_parts(
+    root: Path,
+    read: Callable[[Split, Path | None, int | None], SampleList],
+    parts: Callable[[], Sequence[Split]],
+    given: Lists,
+) -> tuple[dict[str, SampleList], dict[str, Path]]:
+    """Read the parts of a data set.
+
+    Args:
+        root: The data set.
+        read: Reads a part, from a list file or else from the root, with a number of classes.
+        parts: Finds out which parts the root has.
+        given: What to look at.
+
+    Returns:
+        The samples of each part by its name, and the list files of those that have one.
+    """
+    num_classes, lists = given.get("num_classes"), given.get("lists") or {}
+    if (files := given.get("files")) is not None:
+        return {WITHOUT_LABELS: files}, {}
+    if not lists:
+        list_file = given.get("list_file")
+        source = None if list_file is None else Path(list_file)
+        own = parts() if source is None else ()
+        splits = read_splits(lambda part: read(part, source, num_classes), root, source, own)
+        return splits, {} if source is None else dict.fromkeys(splits, source)
+    splits = {}
+    for part in [part for part in SPLIT_FOLDERS if part in lists]:
+        # held-out lists have the classes of the training list
+        splits[part] = read(part, lists[part], len(splits["train"].classes) if "train" in splits else num_classes)
+    return splits, {str(part): file for part, file in lists.items()}
+
+
+def read_splits(
+    read: Callable[[Split], SampleList],
+    root: Path,
+    list_file: AnyPath | None,
+    parts: Sequence[Split] = ("train", "test"),
+) -> dict[str, SampleList]:
+    """Read the parts of a data set by name, those that its annotations have; or ``list_file`` alone."""
     if list_file is not None:
-        return {Path(list_file).name: train}
-    others: tuple[Split, ...] = ("val", "test")
-    if train.kind == "folders":
-        return {"train": train, **{split: read(split) for split in others if (root / split).is_dir()}}
-    try:
-        return {"train": train, "test": read("test")}
-    except NoSplitError:
-        return {"train": train}
+        return {Path(list_file).name: read("train")}
+    splits: dict[str, SampleList] = {}
+    error = DataError(f"{root} has no folder of class folders for training, validation or testing. {seen_in(root)}")
+    for part in parts:
+        try:
+            splits[part] = read(part)
+        except NoSplitError as lacking:
+            error = lacking
+    if not splits:
+        raise error
+    return splits
+
+
+def between(
+    root: Path, splits: Mapping[str, SampleList], sources: Mapping[str, Path], bad: Collection[Path], given: Lists
+) -> dict[str, Any]:
+    """Return the ``findings`` between the parts of a data set and the ``notes`` on them, for a report."""
+    findings, notes = [*given.get("findings", ())], [*given.get("notes", ())]
+    alone = given.get("files") is not None or given.get("list_file") is not None
+    findings += faults_of(splits, bad, sources=sources, counted=alone and bool(given.get("num_classes")))
+    if not alone:
+        missing, more = missing_parts(root, splits)
+        findings, notes = [*missing, *findings], [*notes, *more]
+    if any(samples.kind == "folders" for samples in splits.values()):
+        known = {path for path, _ in findings}
+        folders = [folder for split in SPLIT_FOLDERS if (folder := split_folder(root, split))] or [root]
+        findings += [row for row in left_out_below(folders) if row[0] not in known]
+    return {"findings": tuple(findings), "notes": tuple(notes)}
+
+
+def missing_parts(root: Path, splits: Mapping[str, SampleList]) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Return the finding that nothing is held out of training, or the note that there is no training part."""
+    if "train" not in splits:
+        return [], ["there is no training part: cgnl evaluate can test on this data, but nothing can be trained on it"]
+    if len(splits) > 1:
+        return [], []
+    return [(root, "has no held-out part: add val/ or test/, or train with --data.val-fraction 0.2")], []
 
 
 def examined(

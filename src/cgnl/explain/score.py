@@ -192,11 +192,17 @@ def scored_block(trained: TrainedNetwork, path: str | None = None) -> str:
 
 def _annotated(root: Path, limit: int | None) -> list[tuple[Path, dict[str, tuple[float, float]], float]]:
     """Return file, parts and the bounding box's diagonal (pixels) of test images with at least two parts."""
+    needed = ("classes.txt", "images.txt", "bounding_boxes.txt", "parts/parts.txt", "parts/part_locs.txt")
+    if lacking := next((root / name for name in needed if not (root / name).exists()), None):
+        raise DataError(
+            f"{lacking} does not exist: a score needs annotated parts and boxes, as CUB-200-2011 and the drawn birds "
+            "have them."
+        )
     samples = read_images(root, "test", format="cub").samples
     boxes, (_, locations) = read_cub_boxes(root), read_cub_parts(root)
     files = [sample.path for sample in samples if len(locations[sample.path]) > 1]
-    if lacking := next((file for file in files if file not in boxes), None):
-        raise DataError(f"{root / 'bounding_boxes.txt'} has no line for {lacking}.")
+    if unboxed := next((file for file in files if file not in boxes), None):
+        raise DataError(f"{root / 'bounding_boxes.txt'} has no line for {unboxed}.")
     if limit is not None and limit < len(files):
         files = [files[k * len(files) // limit] for k in range(limit)]
     return [(file, locations[file], math.hypot(*boxes[file][2:])) for file in files]

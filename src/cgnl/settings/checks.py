@@ -21,6 +21,13 @@ def positive(name: str, value: float | None) -> None:
         raise ValueError(f"{name} ({value}) must be above 0")
 
 
+def check_val_fraction(fraction: float, seed: int) -> None:
+    """Raise ValueError unless data.val_fraction leaves something to train on, and data.val_seed is a seed."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"data.val_fraction ({fraction:g}) must be at least 0 and below 1")
+    within("data.val_seed", seed, 0)
+
+
 def check_choice(name: str, value: object, choices: Iterable[object], more: str = "") -> None:
     """Raise ValueError unless a value is one of the choices; the message ends with ``more``, such as " or a number"."""
     choices = tuple(choices)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.blocks import check_blocks, given_places
-from cgnl.settings.checks import check_arch, within
+from cgnl.settings.checks import check_arch, check_val_fraction, within
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
@@ -65,12 +65,22 @@ class DetectionDataConfig:
     if you give the files and folders below."""
     train_annotations: Path | None = field(default=None, metadata=FREE)
     """COCO JSON file for training, for other layouts."""
+    val_annotations: Path | None = field(default=None, metadata=FREE)
+    """COCO JSON file for validation, which chooses best.ckpt, for other layouts."""
     test_annotations: Path | None = field(default=None, metadata=FREE)
     """COCO JSON file for testing, for other layouts."""
     train_images: Path | None = field(default=None, metadata=FREE)
     """Folder of the training images, for other layouts."""
+    val_images: Path | None = field(default=None, metadata=FREE)
+    """Folder of the validation images, for other layouts."""
     test_images: Path | None = field(default=None, metadata=FREE)
     """Folder of the test images, for other layouts."""
+    val_fraction: float = 0.0
+    """Fraction of the training images to hold out for validation."""
+    val_seed: int = 0
+    """Seed that chooses the images of val_fraction."""
+    follow_links: bool = field(default=False, metadata=FREE)
+    """Follow symbolic links that lead out of the folder."""
     size: int = 800
     """Length of the shorter side of the network's input (pixels)."""
     max_size: int = 1333
@@ -93,6 +103,7 @@ class DetectionDataConfig:
             within(f"data.{name}", getattr(self, name), 1)
         within("data.max_size", self.max_size, self.size)
         within("data.workers", self.workers, 0)
+        check_val_fraction(self.val_fraction, self.val_seed)
         for name in ("flip", "bad_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)
 

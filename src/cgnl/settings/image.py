@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import check_arch, is_dotted_name, within
+from cgnl.settings.checks import check_arch, check_val_fraction, is_dotted_name, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -72,13 +72,21 @@ class DataConfig:
     """The images, their crops, and the batch."""
 
     root: Path | None = field(default=None, metadata=FREE)
-    """Folder: CUB_200_2011, or one with train/ and val/ of class folders, or the image root of list files."""
+    """Folder: CUB_200_2011, or one with train/, val/ and test/ of class folders, or the image root of list files."""
     format: Literal["auto", "cub", "list", "folders"] = "auto"
     """Layout of the data set; auto recognises it."""
     train_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label` for training (labels from 0)."""
+    val_list: Path | None = field(default=None, metadata=FREE)
+    """List file with lines `path label` for validation, which chooses best.ckpt (labels from 0)."""
     test_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label` for testing (labels from 0)."""
+    val_fraction: float = 0.0
+    """Fraction of the training samples of each class to hold out for validation."""
+    val_seed: int = 0
+    """Seed that chooses the samples of val_fraction."""
+    follow_links: bool = field(default=False, metadata=FREE)
+    """Follow symbolic links that lead out of the folder."""
     num_classes: int | None = None
     """Number of classes; by default found from the data."""
     num_outputs: int | None = None
@@ -121,6 +129,7 @@ class DataConfig:
         for name in ("num_classes", "num_outputs"):
             within(f"data.{name}", getattr(self, name), 1)
         within("data.workers", self.workers, 0)
+        check_val_fraction(self.val_fraction, self.val_seed)
         for name in ("flip", "bad_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)
         for name in ("mixup", "cutmix"):

@@ -25,7 +25,10 @@ _OF_OLD_NETWORKS = {
 # Fields that runs of earlier versions do not have under these names; those versions behaved as the defaults say.
 _NEW_FIELDS = {
     "block": {"z_groups", "statistic"},
-    "data": {"num_outputs"},
+    "data": {
+        *("num_outputs", "val_list", "val_annotations", "val_images"),
+        *("val_fraction", "val_seed", "follow_links"),
+    },
     "network": {"places"},
     "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
     "schedule": {"unit", "warmup"},

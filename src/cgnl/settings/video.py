@@ -42,7 +42,8 @@ class VideoDataConfig(DataConfig):
     """The videos, the clips from them, and the batch."""
 
     root: Path | None = field(default=None, metadata=FREE)
-    """Folder of the videos (or of folders of frames): UCF101, Kinetics, or train/ and val/ of class folders."""
+    """Folder of the videos (or of folders of frames): UCF101, Kinetics, or train/, val/ and test/ of class
+    folders."""
     format: Literal["auto", "ucf101", "kinetics", "mini_kinetics", "list", "frame_list", "folders"] = "auto"  # type: ignore[assignment]
     """Layout of the data set; auto recognises it."""
     annotations: Path | None = field(default=None, metadata=FREE)
@@ -52,6 +53,8 @@ class VideoDataConfig(DataConfig):
     """Split of UCF101: 1, 2 or 3."""
     train_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label`, or `folder frames label`, for training (labels from 0)."""
+    val_list: Path | None = field(default=None, metadata=FREE)
+    """List file with lines `path label`, or `folder frames label`, for validation, which chooses best.ckpt."""
     test_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label`, or `folder frames label`, for testing (labels from 0)."""
     index: Path | None = field(default=None, metadata=FREE)

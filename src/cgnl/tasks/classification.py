@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.blocks.diagnosis import Diagnosis, diagnose
+from cgnl.data.lists import Split
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.networks.libraries import classifier_of
@@ -93,20 +94,29 @@ class ClassificationTask(Task[RecipeT]):
         return classifier_of(recipe.network.arch, network, num_classes, self.num_axes)
 
     def evaluate(
-        self, trained: TrainedNetwork, data: Any, *, trainer: TrainerConfig | None, out: Path | None, stay: bool
+        self,
+        trained: TrainedNetwork,
+        data: Any,
+        *,
+        split: Split,
+        trainer: TrainerConfig | None,
+        out: Path | None,
+        stay: bool,
     ) -> TestResult:
-        """Measure the accuracy on a test split."""
+        """Measure the accuracy on a split."""
         from cgnl.training.evaluation import evaluate
 
-        samples = self._test_data(trained, data, run=out)
+        samples = self._test_data(trained, data, run=out, tested=split)
         return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
-    def diagnose(self, trained: TrainedNetwork, data: Any, *, part: Any = None) -> dict[str, Diagnosis]:
+    def diagnose(
+        self, trained: TrainedNetwork, data: Any, *, split: Split = "test", part: Any = None
+    ) -> dict[str, Diagnosis]:
         """Test a network with its blocks as they are and changed; see :func:`cgnl.tasks.diagnose`."""
-        samples, network = self._test_data(trained, data, part=part), trained.network.to(default_device())
+        samples, network = self._test_data(trained, data, tested=split, part=part), trained.network.to(default_device())
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            read = ((batch["image"], batch["label"]) for batch in samples.tested_batches("test"))
+            read = ((batch["image"], batch["label"]) for batch in samples.tested_batches(samples.tested))
             return (pair for pair in read if len(pair[1]))  # a batch of files that cannot be read is empty
 
         return diagnose(network, batches, blocks=inserted_blocks(network))

@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from cgnl.data.decoding import open_image
-from cgnl.data.lists import differences
+from cgnl.data.lists import Split, differences
 from cgnl.explain.geometry import View
 from cgnl.explain.inputs import SeenInput
 from cgnl.networks.cost import NetworkCost, network_cost
@@ -100,16 +100,16 @@ class DetectionTask(Task[DetectionRecipe]):
         trained: TrainedNetwork,
         data: DetectionDataConfig,
         *,
+        split: Split,
         trainer: TrainerConfig | None,
         out: Path | None,
         stay: bool,
     ) -> TestResult:
-        """Measure COCO's average precision on a test split."""
+        """Measure COCO's average precision on a split."""
         from cgnl.training.detection_evaluation import evaluate
 
-        return evaluate(
-            trained, self.make_data(data, run=out, classes=trained.classes), trainer=trainer, out=out, stay=stay
-        )
+        samples = self.make_data(data, run=out, classes=trained.classes, tested=split)
+        return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
     def set_test_options(self, network: Any, options: dict[str, Any]) -> None:
         """Change the numbers of proposals and detections, and the minimum score."""
@@ -160,8 +160,10 @@ class DetectionTask(Task[DetectionRecipe]):
             recipe.data,
             root=root,
             train_annotations=None,
+            val_annotations=None,
             test_annotations=None,
             train_images=None,
+            val_images=None,
             test_images=None,
             size=size,
             max_size=round(recipe.data.max_size / recipe.data.size * size),

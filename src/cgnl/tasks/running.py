@@ -14,6 +14,7 @@ from cgnl.training.trained import TrainedNetwork
 
 if TYPE_CHECKING:
     from cgnl.blocks.diagnosis import Diagnosis
+    from cgnl.data.lists import Split
     from cgnl.training.data import Part
     from cgnl.training.run import RunResult
 
@@ -56,15 +57,18 @@ def evaluate(
     trained: TrainedNetwork,
     data: Any,
     *,
+    split: "Split" = "test",
     trainer: TrainerConfig | None = None,
     out: Path | None = None,
     stay: bool = False,
 ) -> Any:
-    """Test a network: every sample of the test split once, over all processes.
+    """Test a network: every sample of a split once, over all processes.
 
     Args:
         trained: The network, from :func:`cgnl.tasks.load_trained`.
         data: Where the samples are, as a recipe's ``data``; what the network's recipe has unless changed here.
+        split: ``test``, or ``val`` for the samples that best.ckpt was chosen on; where there is only one of them,
+            either means it.
         trainer: Devices and precision; by default one device (torchrun's processes), the recipe's precision.
         out: Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...) and the lists of bad
             files, or None.
@@ -76,16 +80,19 @@ def evaluate(
     Raises:
         DataError: Something is wrong with the data set, or its classes are not the network's.
     """
-    return task_of(trained.recipe).evaluate(trained, data, trainer=trainer, out=out, stay=stay)
+    return task_of(trained.recipe).evaluate(trained, data, split=split, trainer=trainer, out=out, stay=stay)
 
 
-def diagnose(trained: TrainedNetwork, data: Any, *, part: "Part | None" = None) -> "dict[str, Diagnosis]":
+def diagnose(
+    trained: TrainedNetwork, data: Any, *, split: "Split" = "test", part: "Part | None" = None
+) -> "dict[str, Diagnosis]":
     """Test a classifier with its blocks as they are, removed, and with other sums; each test video has one view.
 
     Args:
         trained: The network; it is moved to the GPU where there is one.
         data: As :func:`evaluate` takes it.
-        part: Samples to test on, as :class:`cgnl.training.data.SampleData` takes them; by default all of the test
+        split: As :func:`evaluate` takes it.
+        part: Samples to test on, as :class:`cgnl.training.data.SampleData` takes them; by default all of the
             split.
 
     Returns:
@@ -100,7 +107,7 @@ def diagnose(trained: TrainedNetwork, data: Any, *, part: "Part | None" = None) 
         raise ValueError(f"a diagnosis needs a network that classifies, and {trained.name} is {task.words}")
     if not inserted_blocks(trained.network):
         raise ValueError(f"a diagnosis needs a network with blocks, and {trained.name} has none")
-    return task.diagnose(trained, data, part=part)
+    return task.diagnose(trained, data, split=split, part=part)
 
 
 def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[str, float]]:

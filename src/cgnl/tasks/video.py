@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cgnl.data.decoding import BadFileError
+from cgnl.data.decoding import BadFileError, following_links
+from cgnl.data.lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
 from cgnl.data.transforms import clip_test_transform, normalise_clip
 from cgnl.explain.geometry import view_of
 from cgnl.explain.inputs import SeenInput
@@ -34,6 +35,14 @@ class VideoTask(ClassificationTask[VideoRecipe]):
     words = "a video classifier"
     prediction_options = ("top", "timeline")
     drawn = "actions"
+    suffixes = VIDEO_SUFFIXES
+
+    def files_in(self, path: Path) -> list[Path]:
+        """Return the videos in a folder, or the folder itself where pictures, its frames, lie right in it."""
+        with following_links(True):
+            videos = path.is_dir() and any(files_below(path, path, VIDEO_SUFFIXES))
+        frames = path.is_dir() and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in path.iterdir())
+        return [path] if frames and not videos else super().files_in(path)
 
     @staticmethod
     def build_resnet(**settings: Any) -> nn.Module:

@@ -243,16 +243,23 @@ class RunKeeper(Checkpoint):
             name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in module.logged
         }
         seconds = time.monotonic() - self._epoch_started
+        # validation samples that are not tested on after training have a name of their own
+        tested_on = "val" if self.data.has_own_test else "test"
         if trainer.is_global_zero:
             _append(
                 self.run / "epochs.csv",
-                ["step", "epoch", *(name.replace("/", "_") for name in values), "seconds"],
+                [
+                    "step",
+                    "epoch",
+                    *(name.replace("test/", f"{tested_on}/").replace("/", "_") for name in values),
+                    "seconds",
+                ],
                 [trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"],
             )
             parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:
                 told = [f"{name} {values[key]:.2f} %" for key, name in module.reported.items()]
-                parts += [f"test {told[0]}", *told[1:]]
+                parts += [f"{tested_on} {told[0]}", *told[1:]]
             parts.append(f"{seconds:.0f} s")
             parts += self.data.troubles()
             self.say("  ".join(parts))

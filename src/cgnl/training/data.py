@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cgnl.data.decoding import DataError
-from cgnl.data.images import ImageDataset, read_images
+from cgnl.data.decoding import DataError, following_links
+from cgnl.data.images import ImageDataset, image_parts, read_images
 from cgnl.data.images import collate as collate_images
-from cgnl.data.lists import BadFiles, SampleList, check_missing, differences, write_missing
+from cgnl.data.lists import SPLIT_WORDS, BadFiles, SampleList, Split, check_missing, divided, readable, write_missing
 from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
@@ -22,8 +22,7 @@ from cgnl.settings.image import DataConfig
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.sampling import EpochBatches
 
-Split = Literal["train", "test"]
-Part = Mapping[Split, tuple[Split, Sequence[int] | None]]
+Part = Mapping[Literal["train", "test"], tuple[Split, Sequence[int] | None]]
 # kinds of data sets whose classes have no names of their own
 _LIST_KINDS = ("list", "frame_list")
 # how the names of outputs that are no class begin; they tell such outputs only in checkpoints without `num_classes`
@@ -32,7 +31,10 @@ ConfigT = TypeVar("ConfigT", bound=DataConfig | DetectionDataConfig)
 
 
 class SampleData(pl.LightningDataModule, Generic[ConfigT]):
-    """Training and test samples of a recipe: the base of the data modules.
+    """Training, validation and test samples of a recipe: the base of the data modules.
+
+    The validation samples choose the best checkpoint, and the test samples are for a test after training. A data set
+    with one held-out part only uses it for both.
 
     Args:
         config: Where the samples are, how they are cut, and how many go into one step.
@@ -44,8 +46,9 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         num_classes: How many of ``classes`` are classes, the first ones; by default all that are not named as outputs
             without one.
         inputs: How the network's input is normalised and resized; by default as ImageNet's.
-        part: For each split, the split whose samples it takes, and their numbers (None for all); by default each takes
-            all of its own.
+        part: For "train" and "test", the split whose samples it takes, and their numbers (None for all); "test" is then
+            for validation too. By default each split takes all of its own.
+        tested: Which samples tests see: ``val`` during training, ``test`` after it.
 
     Raises:
         DataError: Anything wrong with the data set; nothing is trained then.
@@ -67,10 +70,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         num_classes: int | None = None,
         inputs: Inputs | None = None,
         part: Part | None = None,
+        tested: Split = "test",
     ) -> None:
         super().__init__()
         self._check_places(config)
-        self._part: Part = part or {"train": ("train", None), "test": ("test", None)}
+        self._part, self._tested = part, tested
         self.inputs = inputs or Inputs()
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
@@ -88,8 +92,16 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             raise ValueError(f"data.root is needed: the folder with the {self.noun}s")
 
     def _list(self, split: Split) -> SampleList:
-        """Read the list of a split."""
+        """Read the list of a split as the files have it; of a lone held-out part as ``val`` and as ``test``."""
         raise NotImplementedError
+
+    def _parts(self) -> tuple[Split, ...]:
+        """Return which parts the files have."""
+        raise NotImplementedError
+
+    def _to_train_on(self, samples: SampleList) -> SampleList:
+        """Return the samples of the training part that a network can learn from."""
+        return samples
 
     def _dataset(self, split: Split, *, training: bool) -> Dataset[Any]:
         """Return the samples of a split, cut at random in training."""
@@ -111,13 +123,39 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         Raises DataError where the layout needs a list file, and none is given.
         """
         config: Any = self.config
-        list_file = config.train_list if split == "train" else config.test_list
-        if list_file is None and (config.format in _LIST_KINDS or config.train_list or config.test_list):
+        lists = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
+        if any(lists.values()):
+            lists |= {"val": lists["val"] or lists["test"], "test": lists["test"] or lists["val"]}
+        if lists[split] is None and (config.format in _LIST_KINDS or any(lists.values())):
             raise DataError(f"data.{split}_list is needed: the list file of the {split} {self.noun}s")
-        return {
-            "list_file": list_file,
-            "num_classes": config.num_classes if split == "train" else len(self.named_classes),
-        }
+        # the labels of a list are numbers, which no names can move
+        classes = self.named_classes if self._classes and lists[split] is None else None
+        num_classes = config.num_classes if split == "train" else len(self.named_classes)
+        return {"list_file": lists[split], "classes": classes, "num_classes": num_classes}
+
+    @cached_property
+    def held_out(self) -> tuple[Split, ...]:
+        """Which held-out parts there are: ``val``, ``test``, both, or none that can be told from the files.
+
+        Raises ValueError where ``data.val_fraction`` would leave one of them unread.
+        """
+        if self._part is not None:
+            return ("test",)
+        parts, fraction = self._own_held_out, self.config.val_fraction
+        if not fraction:
+            return parts
+        if len(parts) > 1:
+            raise ValueError(
+                f"data.val_fraction ({fraction:g}) must be 0 here: the data has a validation and a test part of its own"
+            )
+        return ("val", "test") if parts else ("val",)
+
+    @cached_property
+    def _own_held_out(self) -> tuple[Split, ...]:
+        """The held-out parts that list files name, or else those of the files."""
+        parts: tuple[Split, ...] = ("val", "test")
+        listed = tuple(split for split in parts if getattr(self.config, f"{split}_list", None))
+        return listed or tuple(split for split in self._parts() if split != "train")
 
     @cached_property
     def train_samples(self) -> SampleList:
@@ -125,20 +163,64 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return self._read("train")
 
     @cached_property
+    def val_samples(self) -> SampleList:
+        """The samples that choose the best checkpoint, read on first use; their classes are those of training."""
+        return self._read("val") if "val" in self.held_out else self.test_samples
+
+    @cached_property
     def test_samples(self) -> SampleList:
-        """The test samples, read on first use; their classes must be those of the training samples."""
-        samples = self._read("test")
-        expected = self.named_classes
-        if samples.kind not in _LIST_KINDS and samples.classes != expected:
-            differing = differences(samples.classes, expected)
-            raise DataError(f"{samples.root} has other classes than expected; {differing}")
-        return samples
+        """The samples for a test after training, read on first use; their classes are those of training."""
+        return self.val_samples if self.held_out == ("val",) else self._read("test")
+
+    @property
+    def tested(self) -> Split:
+        """The part that tests see: another than was asked for where there is only one."""
+        return self._tested if self._tested in self.held_out else (*self.held_out, "test")[0]
+
+    @property
+    def tested_samples(self) -> SampleList:
+        """The samples that tests see."""
+        return self.val_samples if self.tested == "val" else self.test_samples
+
+    def samples_of(self, split: Split) -> SampleList:
+        """Return the training samples, or those that tests see."""
+        return self.train_samples if split == "train" else self.tested_samples
+
+    @cached_property
+    def _training_part(self) -> tuple[SampleList, list[int], list[int]]:
+        """The training samples of the files, the numbers of those to train on, and of those that are held out."""
+        samples, config = self.listed("train"), self.config
+        kept, held = divided([sample.label for sample in samples.samples], config.val_fraction, config.val_seed)
+        if not held:
+            raise DataError(
+                f"{samples.root} has no class with two training {self.noun}s, so that data.val_fraction "
+                f"({config.val_fraction:g}) can hold none out"
+            )
+        return samples, kept, held
+
+    def listed(self, split: Split) -> SampleList:
+        """Read the list of a split as the files have it, following links where the settings allow that."""
+        with following_links(self.config.follow_links):
+            return self._list(split)
+
+    def _part_of(self, split: Split) -> SampleList:
+        """Return the samples of a part, of which ``data.val_fraction`` may take some from another."""
+        if split == "test" and self.config.val_fraction and not self._own_held_out:
+            split = "val"
+        if not self.config.val_fraction or split == "test":
+            samples = self.listed(split)
+        else:
+            whole, kept, held = self._training_part
+            samples = replace(whole.select(held), missing=()) if split == "val" else whole.select(kept)
+        return self._to_train_on(samples) if split == "train" else samples
 
     def _read(self, split: Split) -> SampleList:
-        source, numbers = self._part[split]
-        samples = self._list(source)
+        source, numbers = self._part["test" if split == "val" else split] if self._part else (split, None)
+        samples = self._part_of(source)
         if numbers is not None:
-            samples = replace(samples, samples=tuple(samples.samples[number] for number in numbers))
+            samples = samples.select(numbers)
+        if self._classes is not None and samples.kind not in _LIST_KINDS:
+            samples = samples.labelled_by(self.named_classes)
         folder = self.run if is_first_process() else None
         self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
         if folder is not None and samples.missing:
@@ -186,7 +268,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """Count the samples that could not be read; over the limit the run stops."""
-        split = "train" if self._in_training else "test"
+        split = "train" if self._in_training else self.tested
         self._unshared += [(split, row) for row in batch["bad"]]
         self._bad[split].add(batch["bad"])
         return batch
@@ -212,19 +294,39 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return [f"unreadable {self.noun}s: {self.bad_count}"] if self.bad_count else []
 
     def check(self) -> None:
-        """Read both lists and make both data sets, to find mistakes (DataError, ValueError) at the beginning."""
+        """Read all lists and make the data sets, to find mistakes (DataError, ValueError) at the beginning."""
         self._dataset("train", training=True)
-        self._dataset("test", training=False)
+        self._dataset(self.tested, training=False)
+        assert self.test_samples.root  # read now, though training does not look at them
+
+    @property
+    def has_own_test(self) -> bool:
+        """Whether the samples that choose the best checkpoint are others than those of a test after training."""
+        return len(self.held_out) > 1
 
     def summary(self) -> str:
-        """Return the numbers of samples and classes in a line."""
-        missing = len(self.train_samples.missing) + len(self.test_samples.missing)
-        return (
-            f"{len(self.train_samples)} training and {len(self.test_samples)} test {self.noun}s "
-            f"of {len(self.named_classes)} classes"
-            + (f"; missing files: {missing}" + (f" (missing_files.csv in {self.run})" if self.run else ""))
-            * bool(missing)
-        )
+        """Return in a line how many samples and classes there are, what they are for, and what is left out."""
+        lists: dict[Split, SampleList] = {
+            "train": self.train_samples,
+            "val": self.val_samples,
+            "test": self.test_samples,
+        }
+        counts = {split: f"{len(samples)} {SPLIT_WORDS[split]}" for split, samples in lists.items()}
+        classes = f"{self.noun}s of {len(self.named_classes)} classes"
+        if self.has_own_test:
+            words = f"{counts['train']}, {counts['val']} and {counts['test']} {classes}"
+        elif self._part is not None or self._tested == "test":
+            words = f"{counts['train']} and {counts['test']} {classes}"
+        else:
+            words = (
+                f"{counts['train']} and {len(self.val_samples)} held-out {classes}; the held-out {self.noun}s choose "
+                "best.ckpt and are also what cgnl evaluate reports"
+            )
+        missing = {path for samples in lists.values() for path in samples.missing}
+        if missing:
+            words += f"; missing files: {len(missing)}" + (f" (missing_files.csv in {self.run})" if self.run else "")
+        ignored = {path: reason for samples in lists.values() for path, reason in samples.ignored.items()}
+        return "; ".join([words, *(f"ignored: {readable(str(path))} {reason}" for path, reason in ignored.items())])
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training samples."""
@@ -248,17 +350,17 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return self._loader(self._dataset("train", training=True), batches)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the test samples, cut at the middle, each to one process only."""
+        """Return the samples that tests see, cut at the middle, each to one process only."""
         per_process = max(self.config.batch_size // (self._place()[1] * self.accumulate), 1)
-        return self._loader(self._dataset("test", training=False), self._test_batches(per_process))
+        return self._loader(self._dataset(self.tested, training=False), self._test_batches(per_process))
 
     def predict_dataloader(self) -> DataLoader:
-        """Return the test samples as they are tested after training."""
+        """Return the samples that tests see as they are tested after training."""
         return self.val_dataloader()
 
     def tested_batches(self, split: Split) -> Iterator[Mapping[str, Any]]:
         """Yield the batches of a split in its order, cut as in a test; without a trainer."""
-        samples = self.train_samples if split == "train" else self.test_samples
+        samples = self.samples_of(split)
         batches = EpochBatches(len(samples.samples), self.config.batch_size, training=False)
         self._reading = split
         for batch in self._loader(self._dataset(split, training=False), batches):
@@ -268,7 +370,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def _test_batches(self, per_process: int) -> EpochBatches:
         rank, world_size = self._place()
         return EpochBatches(
-            len(self.test_samples.samples), per_process, training=False, rank=rank, world_size=world_size
+            len(self.tested_samples.samples), per_process, training=False, rank=rank, world_size=world_size
         )
 
     def _loader(self, dataset: Dataset[Any], batches: EpochBatches) -> DataLoader:
@@ -304,8 +406,12 @@ class ImageData(SampleData[DataConfig]):
             self.config.root, split, format=self.config.format, missing_limit=1.0, **self.list_options(split)
         )
 
+    def _parts(self) -> tuple[Split, ...]:
+        assert self.config.root is not None
+        return image_parts(self.config.root.expanduser(), self.config.format)
+
     def _dataset(self, split: Split, *, training: bool) -> ImageDataset:
-        config, samples = self.config, self.train_samples if split == "train" else self.test_samples
+        config, samples = self.config, self.samples_of(split)
         options: dict[str, Any] = {**self.normalisation, "interpolation": self.inputs.interpolation}
         size, resize = config.pixels
         if not training:

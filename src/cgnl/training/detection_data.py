@@ -10,20 +10,24 @@ from cgnl.data.detection import (
     DetectionList,
     check_annotations,
     check_categories,
+    coco_parts,
     collate,
     read_coco,
     with_objects,
     write_bad_annotations,
 )
+from cgnl.data.lists import SampleList, Split
 from cgnl.settings.detection import DetectionDataConfig
-from cgnl.training.data import SampleData, Split
+from cgnl.training.data import SampleData
 from cgnl.training.processes import is_first_process
 
 _logger = logging.getLogger(__name__)
 
 
 class DetectionData(SampleData[DetectionDataConfig]):
-    """Training and test images of a recipe with their boxes and masks; arguments and errors as of :class:`SampleData`.
+    """Training, validation and test images of a recipe with their boxes and masks.
+
+    Arguments and errors are as of :class:`SampleData`.
 
     Images without an object are not trained on, but tested. Bad annotations are left out, counted, and listed in
     ``bad_annotations.csv`` in the run's folder.
@@ -41,12 +45,26 @@ class DetectionData(SampleData[DetectionDataConfig]):
 
     def _class_names(self) -> tuple[str, ...]:
         """Return the names of the categories of the test images, which may be there alone."""
-        return self._list("test").classes
+        return self.listed("test" if "test" in self.held_out else "val").classes
+
+    def _places(self, split: Split) -> dict[str, Any]:
+        """Return the json file and the folder of images that the settings give for a part, under their names."""
+        own, other = (
+            {what: getattr(self.config, f"{name}_{what}") for what in ("annotations", "images")}
+            for name in (split, {"train": "train", "val": "test", "test": "val"}[split])
+        )
+        return own if any(own.values()) or len(self.held_out) > 1 else other
+
+    def _parts(self) -> tuple[Split, ...]:
+        config: Any = self.config
+        parts: tuple[Split, ...] = ("val", "test")
+        given = tuple(split for split in parts if getattr(config, f"{split}_annotations"))
+        return given or (("test",) if config.root is None else coco_parts(config.root.expanduser()))
 
     def _list(self, split: Split) -> DetectionList:
         if split not in self._lists:
             config = self.config
-            places = {what: getattr(config, f"{split}_{what}") for what in ("annotations", "images")}
+            places = self._places(split)
             if config.root is None and (lacking := [what for what, place in places.items() if place is None]):
                 raise ValueError(
                     f"data.root is needed, or in its place {' and '.join(f'data.{split}_{what}' for what in lacking)}: "
@@ -58,22 +76,26 @@ class DetectionData(SampleData[DetectionDataConfig]):
             for note in self._lists[split].notes if is_first_process() else ():
                 _logger.warning("%s %s", self._lists[split].source, note)
             check_annotations(self._lists[split], config.bad_limit)
-        return with_objects(self._lists[split]) if split == "train" else self._lists[split]
+        return self._lists[split]
+
+    def _to_train_on(self, samples: SampleList) -> SampleList:
+        assert isinstance(samples, DetectionList)
+        return with_objects(samples)
 
     def _detections(self, split: Split) -> DetectionList:
-        samples = self.train_samples if split == "train" else self.test_samples
+        samples = self.samples_of(split)
         assert isinstance(samples, DetectionList)
         return samples
 
     @property
     def truth(self) -> dict[str, Any]:
-        """The test images and their objects, in COCO's structure."""
-        return self._detections("test").truth()
+        """The images that tests see and their objects, in COCO's structure."""
+        return self._detections(self.tested).truth()
 
     @property
     def category_ids(self) -> tuple[int, ...]:
         """COCO's id of each class, in the order of the labels."""
-        return self._detections("test").category_ids
+        return self._detections(self.tested).category_ids
 
     def _dataset(self, split: Split, *, training: bool) -> DetectionDataset:
         return DetectionDataset(self._detections(split), flip=self.config.flip if training else 0.0, seed=self.seed)
@@ -84,12 +106,14 @@ class DetectionData(SampleData[DetectionDataConfig]):
         return [width > height for width, height in self._detections("train").sizes]
 
     def check(self) -> None:
-        """Read both lists, so that what is wrong with them (DataError) shows before anything is built."""
+        """Read all lists, so that what is wrong with them (DataError) shows before anything is built."""
         super().check()
         train = self._detections("train")
         if not len(train):
             raise DataError(f"{train.root} has no training image with an object")
-        check_categories(train, self._detections("test"))
+        for samples in (self.val_samples, self.test_samples):
+            assert isinstance(samples, DetectionList)
+            check_categories(train, samples)
 
     def troubles(self) -> list[str]:
         """Return what could not be read so far, in a few words each."""

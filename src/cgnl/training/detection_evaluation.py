@@ -8,6 +8,7 @@ from typing import Any
 
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cgnl.data.lists import Split
 from cgnl.files import write_csv, write_text
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.detection import KINDS, DetectionModule
@@ -30,6 +31,7 @@ class DetectionEvaluation(TestResult):
         bad: Images that could not be read.
         detections: Detected objects.
         troubles: What could not be read, in a few words each.
+        split: The part of the data that was tested: ``val`` or ``test``.
     """
 
     box: dict[str, float]
@@ -39,6 +41,7 @@ class DetectionEvaluation(TestResult):
     bad: int
     detections: int
     troubles: tuple[str, ...]
+    split: Split
 
     @property
     def scores(self) -> dict[str, float]:
@@ -49,7 +52,9 @@ class DetectionEvaluation(TestResult):
         """Return COCO's measures as a table."""
         measures = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         return [
-            "      " + "".join(f"{measure:>8}" for measure in measures) + f"  (%, {self.count} {tested})",
+            "      "
+            + "".join(f"{measure:>8}" for measure in measures)
+            + f"  (%, {self.count} {tested}) {self.on_split()}",
             *(f"{kind:6}" + "".join(f"{getattr(self, kind)[name]:8.2f}" for name in measures) for kind in KINDS),
             *self.trouble_lines(out),
             f"written: {out / 'box_results.json'}, mask_results.json, measures.json, per_class.csv",
@@ -93,7 +98,7 @@ def evaluate(
     samples.share_bad_files()
     if not stay:
         end_together()
-    classes = module.per_class
+    classes, missing = module.per_class, len(samples.tested_samples.missing)
     evaluation = DetectionEvaluation(
         module.measures["box"],
         module.measures["mask"],
@@ -101,9 +106,10 @@ def evaluate(
             (name, count, ap, mask[1]) for (name, ap, count), mask in zip(classes["box"], classes["mask"], strict=True)
         ),
         len(module.tested["images"]),
-        len(samples.test_samples) - len(module.tested["images"]),
+        len(samples.tested_samples) - len(module.tested["images"]),
         len(module.results),
-        tuple(samples.troubles()),
+        (*[f"missing images: {missing}"] * bool(missing), *samples.troubles()),
+        samples.tested,
     )
     if out is not None and runner.is_global_zero:
         _write(out, module.results, evaluation)
@@ -115,5 +121,5 @@ def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvalua
     for kind, other in (("box", "segmentation"), ("mask", "bbox")):
         rows = [{key: value for key, value in row.items() if key != other} for row in results]
         write_text(out / f"{kind}_results.json", json.dumps(rows))
-    write_text(out / "measures.json", json.dumps(evaluation.measures(), indent=2))
+    write_text(out / "measures.json", json.dumps({"split": evaluation.split, **evaluation.measures()}, indent=2))
     write_csv(out / "per_class.csv", [("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])

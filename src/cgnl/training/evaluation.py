@@ -1,5 +1,6 @@
 """Testing a trained classifier on a data set."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cgnl.data.lists import readable
-from cgnl.files import write_csv
+from cgnl.data.lists import Split, readable
+from cgnl.files import write_csv, write_text
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData
@@ -33,6 +34,8 @@ class Evaluation(TestResult):
         per_class: Name, samples and accuracy (%) of each class.
         confused: True class, predicted class and how often, the most frequent first.
         troubles: What could not be read, in a few words each.
+        split: The part of the data that was tested: ``val`` or ``test``.
+        num_classes: Number of classes.
     """
 
     top1: float
@@ -44,6 +47,8 @@ class Evaluation(TestResult):
     per_class: tuple[tuple[str, int, float], ...]
     confused: tuple[tuple[str, str, int], ...]
     troubles: tuple[str, ...]
+    split: Split
+    num_classes: int
 
     @property
     def scores(self) -> dict[str, float]:
@@ -55,13 +60,33 @@ class Evaluation(TestResult):
         intervals = self.top1_interval, self.top5_interval
         return [
             *(
-                f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {self.count} {tested})"
+                f"{name} {value:.2f} %  (95 % interval {low:.2f} to {high:.2f} %, {self.count} {tested}) "
+                f"{self.on_split()}"
                 for (name, value), (low, high) in zip(self.scores.items(), intervals, strict=True)
             ),
+            *self._lines_on_classes(),
             *self.trouble_lines(out),
             *(f"{times:5} x {true} taken for {predicted}" for true, predicted, times in self.confused[:5]),
-            f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv",
+            f"written: {out / 'predictions.csv'}, per_class.csv, confusions.csv, measures.json",
         ]
+
+    def _lines_on_classes(self) -> list[str]:
+        """Return a line where some classes have no samples."""
+        if len(self.per_class) == self.num_classes:
+            return []
+        return [f"{len(self.per_class)} of the {self.num_classes} classes were tested; the others have no samples here"]
+
+    def measures(self) -> dict[str, Any]:
+        """Return accuracies, intervals and counts for JSON."""
+        return {
+            "split": self.split,
+            "samples": self.count,
+            "unreadable": self.bad,
+            "top1": self.top1,
+            "top1_interval": self.top1_interval,
+            "top5": self.top5,
+            "top5_interval": self.top5_interval,
+        }
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -120,7 +145,8 @@ def _rows(parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[flo
 
 
 def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:
-    samples, names = data.test_samples.samples, data.classes
+    samples, names = data.tested_samples.samples, data.classes
+    missing = len(data.tested_samples.missing)
     pairs = [(samples[index].label, classes[0]) for index, classes, _ in rows]
     counts, right = (Counter(label for label, _ in pairs), Counter(label for label, best in pairs if label == best))
     confused = Counter((label, best) for label, best in pairs if label != best).most_common()
@@ -134,12 +160,14 @@ def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], t
         len(samples) - count,
         tuple((names[k], counts[k], 100 * right[k] / counts[k]) for k in sorted(counts)),
         tuple((names[label], names[best], times) for (label, best), times in confused),
-        tuple(data.troubles()),
+        (*[f"missing {data.noun}s: {missing}"] * bool(missing), *data.troubles()),
+        data.tested,
+        len(data.named_classes),
     )
 
 
 def _write(out: Path, data: SampleData, rows: list[tuple[int, list[int], list[float]]], evaluation: Evaluation) -> None:
-    samples, names = data.test_samples.samples, data.classes
+    samples, names = data.tested_samples.samples, data.classes
     tops = range(1, min(5, len(names)) + 1)
     header = ["path", "label", *(f"{what}{k}" for k in tops for what in ("class", "probability"))]
     lines = []
@@ -149,3 +177,4 @@ def _write(out: Path, data: SampleData, rows: list[tuple[int, list[int], list[fl
     write_csv(out / "predictions.csv", [header, *lines])
     write_csv(out / "per_class.csv", [("class", "samples", "top1"), *evaluation.per_class])
     write_csv(out / "confusions.csv", [("true", "predicted", "times"), *evaluation.confused])
+    write_text(out / "measures.json", json.dumps(evaluation.measures(), indent=2))

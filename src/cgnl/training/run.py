@@ -38,16 +38,18 @@ class RunResult:
 
     Attributes:
         last: The last checkpoint.
-        best: The checkpoint with the highest score on the test set, or None where none was tested.
+        best: The checkpoint with the highest score, or None where none was tested.
         scores: Scores of the last test (%), by name; the first is the score that ``best`` goes by. Empty where none
             was tested.
         best_score: Highest score of any epoch (%), or None.
+        chosen_on: The samples that these scores are for, in words: ``validation images``.
     """
 
     last: Path
     best: Path | None
     scores: dict[str, float]
     best_score: float | None
+    chosen_on: str
 
 
 def train(
@@ -126,7 +128,8 @@ def train(
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     best = run / BEST if (run / BEST).exists() else None
     scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
-    return RunResult(run / LAST, best, scores, keeper.best if best else None)
+    chosen_on = f"{'validation' if data.has_own_test else 'held-out'} {data.noun}s"
+    return RunResult(run / LAST, best, scores, keeper.best if best else None, chosen_on)
 
 
 def make_module(
@@ -250,7 +253,13 @@ def _checked_data(
         for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
             (run / f"{listed}.csv").unlink(missing_ok=True)
     data = task.make_data(
-        recipe.data, seed=config.seed, accumulate=config.accumulate, run=run, inputs=task.inputs(recipe), part=part
+        recipe.data,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        run=run,
+        inputs=task.inputs(recipe),
+        part=part,
+        tested="val",
     )
     data.check()
     if checkpoint is not None:

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import nn
 
 from cgnl.blocks.kinds import block_maker
+from cgnl.data.decoding import DataError, following_links
+from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, Split, files_below, seen_in
 from cgnl.networks.cost import NetworkCost
 from cgnl.networks.libraries import Inputs, inputs_of, start_weights
 from cgnl.networks.named import BlocksByAxes
@@ -49,6 +51,8 @@ class TestResult(ABC):
     __test__ = False
     troubles: tuple[str, ...]
     """What could not be read, in a few words each."""
+    split: Split
+    """The part of the data that was tested."""
 
     @property
     @abstractmethod
@@ -58,6 +62,10 @@ class TestResult(ABC):
     @abstractmethod
     def lines(self, tested: str, out: Path) -> list[str]:
         """Return the result for people; ``tested`` follows a number ("images"), ``out`` is the folder of the tables."""
+
+    def on_split(self) -> str:
+        """Return the part of the data that was tested, for the end of a line."""
+        return f"on the {SPLIT_WORDS[self.split]} split"
 
     def trouble_lines(self, out: Path) -> list[str]:
         """Return the line about what could not be read, if there is something."""
@@ -165,9 +173,16 @@ class Task(ABC, Generic[RecipeT]):
 
     @abstractmethod
     def evaluate(
-        self, trained: TrainedNetwork, data: Any, *, trainer: TrainerConfig | None, out: Path | None, stay: bool
+        self,
+        trained: TrainedNetwork,
+        data: Any,
+        *,
+        split: Split,
+        trainer: TrainerConfig | None,
+        out: Path | None,
+        stay: bool,
     ) -> TestResult:
-        """Test a network on a test split; see :func:`cgnl.tasks.evaluate`."""
+        """Test a network on a split; see :func:`cgnl.tasks.evaluate`."""
 
     def tested(self, data: Any) -> str:
         """Return what a test is made of, after a number: ``images``."""
@@ -180,6 +195,22 @@ class Task(ABC, Generic[RecipeT]):
 
     prediction_options: ClassVar[Sequence[str]]
     """Options of ``cgnl predict`` that do something for this task."""
+
+    suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
+    """Suffixes of the files that :meth:`files_in` finds."""
+
+    def files_in(self, path: Path) -> list[Path]:
+        """Return the files to predict in a folder and those below it, by sorted name; of a file itself.
+
+        Raises DataError where there are none.
+        """
+        if not path.is_dir():
+            return [path]
+        with following_links(True):
+            files = list(files_below(path, path, self.suffixes))
+        if not files:
+            raise DataError(f"{path} holds no {self.noun}s. {seen_in(path)}")
+        return files
 
     @abstractmethod
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> Prediction:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from cgnl.data.lists import SampleList, write_rows
+from cgnl.data.lists import SampleList, Split, write_rows
 from cgnl.data.transforms import normalise_clip
 from cgnl.data.videos import (
     VideoDataset,
@@ -18,15 +18,16 @@ from cgnl.data.videos import (
     read_videos,
     test_videos,
     training_videos,
+    video_parts,
 )
 from cgnl.settings.video import VideoDataConfig
-from cgnl.training.data import SampleData, Split
+from cgnl.training.data import SampleData
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.video_views import damage, normalised_views, view_size
 
 
 class VideoData(SampleData[VideoDataConfig]):
-    """Training and test videos of a recipe; arguments and errors as of :class:`SampleData`.
+    """Training, validation and test videos of a recipe; arguments and errors as of :class:`SampleData`.
 
     Clips leave the readers as 8-bit integers and are normalised on the device. During training each test video is
     tested by one clip and crop from its middle; for prediction by ``test_clips`` x ``test_crops`` views, whose video
@@ -56,6 +57,11 @@ class VideoData(SampleData[VideoDataConfig]):
             **self.list_options(split),
         )
 
+    def _parts(self) -> tuple[Split, ...]:
+        config = self.config
+        assert config.root is not None
+        return video_parts(config.root.expanduser(), config.format, config.annotations)
+
     @cached_property
     def train_index(self) -> dict[Path, VideoInfo | str]:
         """Length and size of each training video, or why it cannot be read; made on first use."""
@@ -63,8 +69,8 @@ class VideoData(SampleData[VideoDataConfig]):
 
     @cached_property
     def test_index(self) -> dict[Path, VideoInfo | str]:
-        """Length and size of each test video, or why it cannot be read; made on first use."""
-        return self._index("test", self.test_samples)
+        """Length and size of each video that tests see, or why it cannot be read; made on first use."""
+        return self._index(self.tested, self.tested_samples)
 
     def _index(self, split: Split, videos: SampleList) -> dict[Path, VideoInfo | str]:
         otherwise = self.run / "video_index.csv" if self.run else None
@@ -92,9 +98,7 @@ class VideoData(SampleData[VideoDataConfig]):
             "size": config.pixels[0],
             "timeout": config.decode_timeout,
         }
-        videos, index = (
-            (self.train_samples, self.train_index) if split == "train" else (self.test_samples, self.test_index)
-        )
+        videos, index = self.samples_of(split), self.train_index if split == "train" else self.test_index
         if training:
             area, aspect = config.crop_area, config.crop_aspect
             return training_videos(videos, index, **clip, area=area, aspect=aspect, flip=config.flip, seed=self.seed)
@@ -124,7 +128,7 @@ class VideoData(SampleData[VideoDataConfig]):
         if (config.test_clips, config.test_crops) == (1, 1):
             return self.val_dataloader()
         dataset = test_videos(
-            self.test_samples,
+            self.tested_samples,
             self.test_index,
             length=config.num_frames,
             step=config.frame_step,
@@ -140,7 +144,7 @@ class VideoData(SampleData[VideoDataConfig]):
     def on_after_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """Count what could not be read, and normalise clips and views on the device."""
         batch = {**super().on_after_batch_transfer(batch, dataloader_idx)}
-        samples = self.train_samples if self._in_training else self.test_samples
+        samples = self.samples_of("train" if self._in_training else self.tested)
         for index, lost in zip(batch["index"].tolist(), batch["lost"].tolist(), strict=True):
             path = samples.samples[index].path
             if lost > self._damaged.get(path, 0):

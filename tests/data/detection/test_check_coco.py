@@ -8,6 +8,8 @@ from coco_files import annotation, make_coco, make_image, write_json
 from cgnl.data.decoding import DataError
 from cgnl.data.detection import check_detection
 
+NO_HELD_OUT = "has no held-out part: add val/ or test/, or train with --data.val-fraction 0.2"
+
 
 def make_mixed(root):
     rows = [annotation(id, id) for id in range(1, 7)]
@@ -45,13 +47,38 @@ def test_bad_files_and_annotations_are_listed(tmp_path):
     assert bad[source.with_name(f"{source.name}, annotation 21")] == "(0001.png) has the unknown category 5"
     train, test = report.splits
     assert (train.name, train.per_class, train.unreadable, train.missing) == ("train", (("car", 1), ("dog", 2)), 3, 1)
-    assert (test.name, test.per_class, test.unreadable, test.missing) == ("test", (("car", 0), ("dog", 1)), 0, 0)
+    assert (test.name, test.per_class, test.unreadable, test.missing) == ("val", (("car", 0), ("dog", 1)), 0, 0)
     text = str(report)
     assert "train: 6 images, 1 of them without objects; 1 crowds; 5 bad annotations; width 30 to 30" in text
     assert "9 bad files and annotations" in text
     with out.open(newline="") as opened:
         rows = list(csv.reader(opened))
-    assert rows == [["path", "reason"], *([str(path), reason] for path, reason in report.bad)]
+    assert rows == [["path", "reason"], *([str(path), reason] for path, reason in (*report.findings, *report.bad))]
+
+
+def test_images_of_training_in_validation_are_found(tmp_path):
+    first, second = tmp_path / "train2017/0001.png", tmp_path / "val2017/0001.png"
+    make_coco(tmp_path, [annotation(1)])
+    make_coco(tmp_path, [annotation(1)], "val2017")
+    report = check_detection(tmp_path, workers=1, progress=False)
+    reason = f"is in the validation part and has the same content as {first}, which is in the training part"
+    assert report.findings == ((second, reason),)
+    assert not report.is_good
+
+
+def test_a_json_that_says_nothing_or_two_things(tmp_path):
+    source = make_coco(tmp_path, [annotation(1, iscrowd=1)])
+    report = check_detection(tmp_path, workers=1, progress=False)
+    source = tmp_path / "annotations/instances_train2017.json"
+    words = "has 1 annotation of crowds (iscrowd) alone, and no object to learn or to find"
+    assert report.findings == ((tmp_path, NO_HELD_OUT), (source, words))
+    text = source.read_text()
+    source.write_text(text[: text.rindex("}")] + ', "annotations": []}')
+    report = check_detection(tmp_path, annotations=source, workers=1, progress=False)
+    assert report.findings == (
+        (source, "has several lists 'annotations', of which only the last is read"),
+        (source, "has no annotations, so there is no object to learn or to find"),
+    )
 
 
 def test_one_json_alone(tmp_path):

@@ -11,7 +11,7 @@ if find_spec("faster_coco_eval") is None:
 
 from cgnl.data.detection.checking import DetectionReport, check_detection
 from cgnl.data.detection.dataset import DetectionDataset, collate
-from cgnl.data.detection.reading import read_coco
+from cgnl.data.detection.reading import coco_parts, read_coco
 from cgnl.data.detection.samples import (
     BadAnnotation,
     DetectionList,
@@ -23,5 +23,6 @@ from cgnl.data.detection.samples import (
 
 __all__ = [
     "BadAnnotation", "DetectionDataset", "DetectionList", "DetectionReport", "check_annotations",
-    "check_categories", "check_detection", "collate", "read_coco", "with_objects", "write_bad_annotations",
+    "check_categories", "check_detection", "coco_parts", "collate", "read_coco", "with_objects",
+    "write_bad_annotations",
 ]  # fmt: skip

@@ -1,17 +1,18 @@
 """``cgnl data check`` for a data set in COCO's form: decode every image, count the contents and list the faults."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
-from cgnl.data.decoding import AnyPath, DataError, decoded_size
-from cgnl.data.detection.reading import read_coco
+from cgnl.data.decoding import AnyPath, DataError, decoded_size, open_regular
+from cgnl.data.detection.reading import coco_parts, read_coco
 from cgnl.data.detection.samples import BadAnnotation, DetectionList, check_categories
-from cgnl.data.lists import SampleList, Split
-from cgnl.data.reports import Report, SplitReport, examined, read_splits, sizes_in_words, write_anew
+from cgnl.data.faults import faults_of
+from cgnl.data.reports import Report, SplitReport, examined, missing_parts, sizes_in_words, write_anew
 from cgnl.data.scanning import Scanning
 
 
@@ -50,14 +51,13 @@ def check_detection(
     ``annotations`` is a json file that is checked alone.
     """
     root = Path(root).expanduser()
-    lists: dict[str, DetectionList] = {}
-
-    def read(split: Split) -> SampleList:
-        name = split if annotations is None else Path(annotations).name
-        lists[name] = read_coco(root, split, annotations=annotations)
-        return lists[name]
-
-    splits = read_splits(read, root, annotations)
+    if annotations is not None:
+        lists = {Path(annotations).name: read_coco(root, annotations=annotations)}
+    else:
+        parts = coco_parts(root)
+        if not parts:
+            read_coco(root)  # says what is missing
+        lists = {part: read_coco(root, part) for part in parts}
     first = next(iter(lists.values()))
     for images in lists.values():
         check_categories(first, images)
@@ -68,9 +68,12 @@ def check_detection(
         for images in lists.values()
         for sample, size in zip(images.samples, images.sizes, strict=True)
     }
-    _, bad = examined(partial(decoded_size, sizes=sizes), splits, "images", **scanning)
+    _, bad = examined(partial(decoded_size, sizes=sizes), lists, "images", **scanning)
     rows = (*sorted(bad.items()), *(row for images in lists.values() for row in _bad_rows(images)))
-    write_anew(out, rows)
+    missing, notes = missing_parts(root, lists) if annotations is None else ([], [])
+    findings = [*missing, *(row for images in lists.values() for row in _faults_of_json(images))]
+    findings += faults_of(lists, bad, labelled=False)
+    write_anew(out, [*findings, *rows])
     return DetectionReport(
         root=root,
         kind=first.kind,
@@ -78,7 +81,40 @@ def check_detection(
         bad=rows,
         damaged=tuple(row for images in lists.values() for row in _rows(images, images.partial_annotations)),
         contents=tuple(_describe(name, images) for name, images in lists.items()),
+        findings=tuple(findings),
+        notes=tuple(notes),
     )
+
+
+def _faults_of_json(images: DetectionList) -> Iterator[tuple[Path, str]]:
+    """Give what makes a json useless or ambiguous as a whole."""
+    if repeated := _repeated_keys(images.source):
+        yield images.source, f"has several lists {', '.join(map(repr, repeated))}, of which only the last is read"
+    if any(images.num_objects) or images.bad_annotations:
+        return
+    if not any(images.num_crowds):
+        yield images.source, "has no annotations, so there is no object to learn or to find"
+    else:
+        crowds = sum(images.num_crowds)
+        words = f"{crowds} annotation{'s' * (crowds > 1)} of crowds (iscrowd) alone"
+        yield images.source, f"has {words}, and no object to learn or to find"
+
+
+def _repeated_keys(source: Path) -> list[str]:
+    """Return the lists of a json that it has more than once."""
+    with open_regular(source) as opened:
+        text = opened.read()
+    names = ("images", "annotations", "categories")
+    # a name may also be a text or belong to a smaller object, so that only a second one makes a closer look worthwhile
+    if all(text.count(b'"%s"' % name.encode()) < 2 for name in names):
+        return []
+    found: list[list[str]] = []
+
+    def keys(pairs: list[tuple[str, Any]]) -> None:
+        found[:] = [[key for key, _ in pairs]]  # those of the outermost object come last
+
+    json.loads(text, object_pairs_hook=keys)
+    return [name for name in names if found[0].count(name) > 1]
 
 
 def _bad_rows(images: DetectionList) -> list[tuple[Path, str]]:

@@ -10,9 +10,19 @@ from typing import Any
 from cgnl.data.decoding import MAX_PIXELS, AnyPath, BadFileError, DataError, open_regular, resolve_inside
 from cgnl.data.detection.annotations import ImageEntry, sort_annotations
 from cgnl.data.detection.samples import DetectionList, Packed, Rows, whole
-from cgnl.data.lists import Inside, NoSplitError, Sample, Split, exists
+from cgnl.data.lists import (
+    COCO_EXPORT,
+    SPLIT_FOLDERS,
+    Inside,
+    NoSplitError,
+    Sample,
+    Split,
+    check_folder,
+    coco_files,
+    exists,
+    seen_in,
+)
 
-_EXPORT = "_annotations.coco.json"
 _PREFIX = "instances_"
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 # Of COCO's 448 MB on two cores of 2023; a file above the first number takes seconds.
@@ -26,9 +36,10 @@ def read_coco(
 
     Args:
         root: A folder with ``annotations/instances_train2017.json`` and ``train2017/`` (or without the year, or
-            with ``images/train2017/``), and the same of ``val``; or one with ``train/_annotations.coco.json`` among
-            the images, and the same in ``valid/``, ``val/`` or ``test/``.
-        split: ``train``, or ``test`` (``val`` means the same).
+            with ``images/train2017/``), and the same of ``val`` and ``test``; or one with
+            ``train/_annotations.coco.json`` among the images, and the same in ``valid/`` and ``test/``, or other names
+            of :data:`cgnl.data.lists.SPLIT_FOLDERS`.
+        split: ``train``, ``val`` or ``test``; where there is only one of the last two, either means it.
         annotations: The json file, where it is another one; ``root`` may then be None.
         images: The folder that the images' names start from, where it is another one; by default the folder that
             belongs to the json in ``root``, or else the json's own.
@@ -46,8 +57,8 @@ def read_coco(
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#format-data
     """
     base = None if root is None else Path(root).expanduser()
-    if base is not None and not base.is_dir():
-        raise DataError(f"{base} is not a folder.")
+    if base is not None:
+        check_folder(base)
     if annotations is not None:
         source = Path(annotations).expanduser()
     elif base is not None:
@@ -60,23 +71,22 @@ def read_coco(
     return _read(source, folder)
 
 
-def _candidates(root: Path, split: Split) -> list[Path]:
-    """Return the json files of a split; those of the first name that there are."""
-    prefixes, folders = (("train",), ("train",)) if split == "train" else (("val", "test"), ("valid", "val", "test"))
-    found = [sorted(root.glob(f"annotations/{_PREFIX}{prefix}*.json")) for prefix in prefixes]
-    found += [[root / folder / _EXPORT] for folder in folders if exists(root / folder / _EXPORT)]
-    return next(filter(None, found), [])
+def coco_parts(root: Path) -> tuple[Split, ...]:
+    """Return which parts a folder in COCO's layout has."""
+    check_folder(root)
+    return tuple(split for split in SPLIT_FOLDERS if coco_files(root, split))
 
 
 def _find_annotations(root: Path, split: Split) -> Path:
-    files = _candidates(root, split)
+    other: Split = "val" if split == "test" else "test"
+    files = coco_files(root, split) or ([] if split == "train" else coco_files(root, other))
     if len(files) > 1:  # those of several years, of which the images of one may be there
         files = [file for file in files if _image_folder(root, file) is not None] or files
     if not files:
         name, folders = ("train", "train/") if split == "train" else ("val", "valid/, val/ or test/")
         raise NoSplitError(
-            f"{root} has no annotations/{_PREFIX}{name}*.json or {folders}{_EXPORT} (COCO's layout) "
-            f"for the {split} split."
+            f"{root} has no annotations/{_PREFIX}{name}*.json or {folders}{COCO_EXPORT} (COCO's layout) "
+            f"for the {split} split. {seen_in(root)}"
         )
     if len(files) > 1:
         raise DataError(
@@ -95,7 +105,7 @@ def _image_folder(root: Path, source: Path) -> Path | None:
 
 
 def _find_images(root: Path | None, source: Path) -> Path:
-    if root is None or source.name == _EXPORT:
+    if root is None or source.name == COCO_EXPORT:
         return source.parent
     folder = _image_folder(root, source)
     if folder is not None:

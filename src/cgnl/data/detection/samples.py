@@ -4,13 +4,14 @@ import marshal
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cgnl.data.decoding import AnyPath, DataError
-from cgnl.data.lists import SampleList, check_missing, readable
+from cgnl.data.lists import SampleList, check_missing, differences, readable
 from cgnl.files import write_csv
 
 
@@ -126,6 +127,35 @@ class DetectionList(SampleList):
     num_crowds: tuple[int, ...] = ()
     annotations: Packed = field(default_factory=Packed, repr=False, compare=False)
 
+    def select(self, numbers: Sequence[int]) -> "DetectionList":
+        """Return the images with these numbers."""
+        return replace(
+            self,
+            samples=tuple(self.samples[index] for index in numbers),
+            image_ids=tuple(self.image_ids[index] for index in numbers),
+            sizes=tuple(self.sizes[index] for index in numbers),
+            num_objects=tuple(self.num_objects[index] for index in numbers),
+            num_crowds=tuple(self.num_crowds[index] for index in numbers),
+            annotations=self.annotations.select(numbers),
+        )
+
+    def labelled_by(self, classes: Sequence[str]) -> "DetectionList":
+        """Return the same images with other names of the labels; those without a category get an id that none has.
+
+        Raises:
+            DataError: An object's category is not among the names.
+        """
+        if self.classes == tuple(classes):
+            return self
+        id_of = dict(zip(self.classes, self.category_ids, strict=True))
+        known = {id_of[name] for name in classes if name in id_of}
+        occurring = {row["category_id"] for index in range(len(self)) for row in self.objects(index)}
+        if not known or occurring - known:
+            raise DataError(f"{self.root} has other classes than expected; {differences(self.classes, classes)}")
+        unused = count(max(self.category_ids) + 1)
+        ids = tuple(id_of[name] if name in id_of else next(unused) for name in classes)
+        return replace(self, classes=tuple(classes), category_ids=ids)
+
     def objects(self, index: int) -> list[dict[str, Any]]:
         """Return the annotations of an image that are used.
 
@@ -155,16 +185,7 @@ class DetectionList(SampleList):
 
 def with_objects(images: DetectionList) -> DetectionList:
     """Return the images to learn from: those with an object that is no crowd."""
-    kept = [index for index, number in enumerate(images.num_objects) if number]
-    return replace(
-        images,
-        samples=tuple(images.samples[index] for index in kept),
-        image_ids=tuple(images.image_ids[index] for index in kept),
-        sizes=tuple(images.sizes[index] for index in kept),
-        num_objects=tuple(images.num_objects[index] for index in kept),
-        num_crowds=tuple(images.num_crowds[index] for index in kept),
-        annotations=images.annotations.select(kept),
-    )
+    return images.select([index for index, number in enumerate(images.num_objects) if number])
 
 
 def check_categories(first: DetectionList, other: DetectionList) -> None:

@@ -5,10 +5,19 @@ from pathlib import Path
 from typing import ClassVar, Unpack
 
 from cgnl.data.decoding import AnyPath, decoded_size
-from cgnl.data.images.reading import Format, read_images
+from cgnl.data.images.reading import Format, image_parts, read_images
 from cgnl.data.lists import SampleList, Split
-from cgnl.data.reports import Report, examined, read_splits, report_of, sizes_in_words, write_anew
-from cgnl.data.scanning import Scanning
+from cgnl.data.reports import (
+    Checked,
+    Report,
+    apart,
+    between,
+    examined,
+    read_parts,
+    report_of,
+    sizes_in_words,
+    write_anew,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,33 +36,30 @@ class ImageReport(Report):
 
 
 def check_images(
-    root: AnyPath,
-    *,
-    format: Format = "auto",
-    list_file: AnyPath | None = None,
-    num_classes: int | None = None,
-    out: AnyPath | None = None,
-    **scanning: Unpack[Scanning],
+    root: AnyPath, *, format: Format = "auto", out: AnyPath | None = None, **given: Unpack[Checked]
 ) -> ImageReport:
-    """Decode every file of an image data set, in several processes, and list the bad ones.
+    """Decode every file of an image data set, in several processes, and list all that is wrong.
 
     A file that crashes its decoder or holds it up is named like any other, and the check goes on. ``format`` is a
     layout of :func:`cgnl.data.images.read_images`; other arguments, and errors, are as of
     :func:`cgnl.data.checking.check_data`.
     """
     root = Path(root).expanduser()
+    what, scanning = apart(given)
 
-    def read(split: Split) -> SampleList:
+    def read(split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
         return read_images(root, split, format=format, list_file=list_file, num_classes=num_classes, missing_limit=1.0)
 
-    splits = read_splits(read, root, list_file)
+    splits, sources = read_parts(root, read, lambda: image_parts(root, format), what)
     sizes, bad = examined(decoded_size, splits, ImageReport.noun, **scanning)
     rows = tuple(sorted(bad.items()))
-    write_anew(out, rows)
+    more = between(root, splits, sources, bad, what)
+    write_anew(out, [*more["findings"], *rows])
     return ImageReport(
         root=root,
         kind=next(iter(splits.values())).kind,
         splits=tuple(report_of(name, images, bad) for name, images in splits.items()),
         bad=rows,
         sizes=tuple(sizes[path] for path in sorted(sizes)),
+        **more,
     )

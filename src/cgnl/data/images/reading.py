@@ -13,19 +13,24 @@ from cgnl.data.lists import (
     Sample,
     SampleList,
     Split,
+    check_folder,
     check_missing,
     class_folders,
+    class_parts,
     exists,
+    has_class_folders,
     integer,
     labelled_lines,
     listed,
     read_classes,
     read_table,
     readable,
+    seen_in,
     shown,
     text_lines,
 )
 
+_CUB_FILES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 Format = Literal["auto", "cub", "list", "folders"]
 
 
@@ -36,17 +41,19 @@ def read_images(
     format: Format = "auto",
     list_file: AnyPath | None = None,
     num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     missing_limit: float = 0.05,
 ) -> SampleList:
     """Read one split of an image data set in any of the known layouts.
 
     Args:
-        root: A ``CUB_200_2011`` folder, one with ``train/`` and ``val/`` (or ``test/``) of class folders, or
-            the folder that the paths of a list file start from.
+        root: A ``CUB_200_2011`` folder, one of class folders as :func:`read_class_folders` reads them, or the folder
+            that the paths of a list file start from.
         split: ``train``, ``test`` or ``val``; where a data set has only one of the last two, either means it.
         format: The layout; ``auto`` takes ``list`` with a list file, else looks into ``root``.
         list_file: Lines ``path label``, labels from 0; the split is then whatever the file lists.
         num_classes: Number of classes K, where the data set must have just that many.
+        classes: Names of the labels, of which the data set may have some only; by default its own.
         missing_limit: Part of the named files that may be missing.
 
     Returns:
@@ -58,19 +65,24 @@ def read_images(
         ValueError: A list file with a format other than ``list``, or none with it.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.")
-    if format == "auto":
-        format = _recognise(root, list_file)
+    check_folder(root)
+    format = recognise_images(root, list_file) if format == "auto" else format
     if (format == "list") != (list_file is not None):
         raise ValueError(f"list_file ({list_file}) must be given with format list and no other; the format is {format}")
     if format == "cub":
+        if lacking := next((name for name in _CUB_FILES if not (root / name).exists()), None):
+            raise DataError(
+                f"{root / lacking} does not exist, but the layout was taken for CUB-200-2011 (data.format cub). "
+                f"{seen_in(root)} With --data.format auto, cgnl recognises the layout."
+            )
         images = read_cub(root, split)
     elif format == "folders":
-        images = read_class_folders(root, split)
+        images = read_class_folders(root, split, classes)
     else:
         assert list_file is not None
-        images = read_image_list(list_file, root, num_classes=num_classes)
+        images = read_image_list(list_file, root, classes, num_classes)
+    if classes is not None:
+        images = images.labelled_by(classes)
     if num_classes not in (None, len(images.classes)):
         raise DataError(f"{root} has {len(images.classes)} classes, but {num_classes} are expected.")
     if not images.samples and not images.missing:
@@ -79,20 +91,25 @@ def read_images(
     return images
 
 
-def _recognise(root: Path, list_file: AnyPath | None) -> Format:
+def recognise_images(root: Path, list_file: AnyPath | None = None) -> Format:
+    """Return the layout of a data set of images; DataError if it has none."""
     if list_file is not None:
         return "list"
+    check_folder(root)
     if (root / "images.txt").exists():
         return "cub"
-    if (root / "train").is_dir():
+    if has_class_folders(root):
         return "folders"
-    hint = ""
-    if (root / "CUB_200_2011" / "images.txt").exists():
-        hint = f" Did you mean {root / 'CUB_200_2011'}?"
     raise DataError(
-        f"{root} holds neither images.txt (CUB-200-2011) nor train/ (folders of classes), and no list file "
-        f"is given.{hint}"
+        f"{root} holds neither images.txt (CUB-200-2011) nor train/ or other folders of classes, and no list file is "
+        f"given. {seen_in(root)}"
     )
+
+
+def image_parts(root: Path, format: Format = "auto") -> tuple[Split, ...]:
+    """Return which parts a data set of images without list files has."""
+    format = recognise_images(root) if format == "auto" else format
+    return class_parts(root) if format == "folders" else ("train", "test")
 
 
 def read_cub(root: AnyPath, split: Split = "train") -> SampleList:
@@ -194,15 +211,18 @@ def read_image_list(
     return listed(list_file, image_root, rows, classes=classes, num_classes=num_classes)
 
 
-def read_class_folders(root: AnyPath, split: Split = "train") -> SampleList:
+def read_class_folders(root: AnyPath, split: Split = "train", classes: Sequence[str] | None = None) -> SampleList:
     """Read ``root/{train,val,test}/<class>/*``; labels number the class folders of ``train`` by sorted name.
 
-    Hidden files and files whose suffix is not that of an image format are skipped; folders inside a class folder belong
-    to the class. Where there is only one of ``val`` and ``test``, either name means it. Samples are sorted by class and
-    path. Raises DataError where there is no such folder, it has no class folders, it has one that ``train/`` lacks, or
-    a symbolic link leads out of the root.
+    ``train`` may also be ``training``, ``val`` be ``valid`` or ``validation``, and ``test`` be ``testing``. Without any
+    of them, the class folders right in the root are the training part. Where there is only one of ``val`` and ``test``,
+    either name means it. Files whose suffix is not that of an image format are skipped, and so is what is hidden, or in
+    a ``__MACOSX`` folder; folders inside a class folder belong to the class, and those without files are no classes.
+    With ``classes``, these names are the labels, and there need be no ``train``. Samples are sorted by class and path.
+    Raises DataError where there is no such folder, it has no class folders, it has a class that ``train`` or
+    ``classes`` lacks, or a symbolic link leads out of the root.
     """
-    return class_folders(Path(root), split, IMAGE_SUFFIXES | {""})
+    return class_folders(Path(root), split, IMAGE_SUFFIXES | {""}, classes)
 
 
 def _flag(text: str) -> bool:

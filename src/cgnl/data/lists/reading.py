@@ -6,8 +6,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cgnl.data.decoding import DataError, resolve_inside
-from cgnl.data.lists.samples import Sample, SampleList, Split
+from cgnl.data.decoding import DataError, follows_links, resolve_inside
+from cgnl.data.lists.samples import Sample, SampleList, Split, differences
+from cgnl.data.lists.splits import SPLIT_FOLDERS, has_parts, seen_in, split_folder
+from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from cgnl.data.lists.text import exists, integer, read_table, readable, shown, text_lines
 
 
@@ -76,13 +78,15 @@ def _check_labels(list_file: Path, labels: list[tuple[int, int]], num_classes: i
         line = next(line for line, label in labels if label == highest)
         raise DataError(
             f"{list_file}, line {line}: read label {highest}, but only {occurring} different labels occur. "
-            "Give the number of classes if the others just have no files."
+            "Give the number of classes (--data.num-classes, or --num-classes of cgnl data check) if the others just "
+            "have no files."
         )
     if num_classes is None and lowest >= 1:
         line = next(line for line, label in labels if label == lowest)
         raise DataError(
             f"{list_file}, line {line}: read label {lowest}, the lowest of all, but expected labels from 0; "
-            "these seem to count from 1. Give the number of classes if class 0 just has no files."
+            "these seem to count from 1. Give the number of classes (--data.num-classes, or --num-classes of cgnl data "
+            "check) if class 0 just has no files."
         )
 
 
@@ -110,49 +114,138 @@ def read_classes(class_file: Path) -> tuple[str, ...]:
     return tuple(names[number][1] for number in expected)
 
 
-def class_folders(root: Path, split: Split, suffixes: Collection[str]) -> SampleList:
-    """Read ``root/{train,val,test}/<class>/*``, as :func:`cgnl.data.images.read_class_folders` says, for files with a
-    suffix.
-    """
-    folder = root / split
-    if split != "train" and not folder.is_dir():
-        folder = root / ("val" if split == "test" else "test")
-    class_names = _class_names(root, root / "train")
-    labels = {name: label for label, name in enumerate(class_names)}
-    samples = []
-    for name in _class_names(root, folder):
-        if name not in labels:
+def class_folders(
+    root: Path, split: Split, suffixes: Collection[str], classes: Sequence[str] | None = None
+) -> SampleList:
+    """Read folders of classes, as :func:`cgnl.data.images.read_class_folders` says, for files with a suffix."""
+    folder = _folder_of(root, split, alone=classes is not None)
+    found, ignored = _files_of_classes(root, folder, suffixes)
+    if split == "train":
+        ignored |= _without_labels(root, folder)
+    of_train = None if classes is not None or split == "train" else split_folder(root, "train")
+    if of_train is not None:
+        classes = list(_files_of_classes(root, of_train, suffixes)[0])
+    names = list(map(readable, found if classes is None else classes))
+    labels = {name: label for label, name in enumerate(names)}
+    own = list(map(readable, found))
+    if unknown := [name for name in own if name not in labels]:
+        if of_train is not None:
             raise DataError(
-                f"{folder / name} is a class that {root / 'train'} does not have; expected those of training."
+                f"{folder / unknown[0]} is a class that {of_train} does not have; expected those of training."
             )
-        samples += [Sample(path, labels[name]) for path in files_below(root, folder / name, suffixes)]
-    return SampleList(root, tuple(samples), tuple(map(readable, class_names)), "folders")
+        raise DataError(f"{root} has other classes than expected; {differences(own, names)}")
+    samples = (Sample(path, labels[readable(name)]) for name, paths in found.items() for path in paths)
+    return SampleList(root, tuple(samples), tuple(names), "folders", ignored=ignored)
 
 
-def _class_names(root: Path, folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; expected one with a folder for each class.")
-    resolve_inside(root, folder.name, source=root)
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _without_labels(root: Path, train: Path) -> dict[Path, str]:
+    """Return folders of a root that hold no labelled samples, though they might seem to."""
+    parts = [split_folder(root, split) for split in SPLIT_FOLDERS]
+    reasons = {
+        part: "has no class folders, so that its files have no labels"
+        for part in parts
+        if part not in (None, train) and not _class_names(part)
+    }
+    if train != root and (root / "__MACOSX").is_dir():
+        reasons[root / "__MACOSX"] = "is no class folder"
+    return reasons
+
+
+def class_parts(root: Path) -> tuple[Split, ...]:
+    """Return which parts a root has as folders of classes; a part without class folders has no labels."""
+    if not has_parts(root):
+        return ("train",)
+    folders = {split: split_folder(root, split) for split in SPLIT_FOLDERS}
+    return tuple(split for split, folder in folders.items() if folder and (split == "train" or _class_names(folder)))
+
+
+def has_class_folders(root: Path) -> bool:
+    """Tell whether a root has folders of its parts, or right in it several folders with images or videos."""
+    return has_parts(root) or sum(_holds_files(root / name) for name in _class_names(root)) > 1
+
+
+def _holds_files(folder: Path) -> bool:
+    """Tell whether images or videos lie right in a folder."""
+    return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES for entry in os.scandir(folder))
+
+
+def _folder_of(root: Path, split: Split, *, alone: bool) -> Path:
+    """Return the folder with a part's class folders.
+
+    Without folders of parts, the root itself is the training part, and any part where the classes are known already
+    (``alone``).
+    """
+    folders = {name: split_folder(root, name) for name in SPLIT_FOLDERS}
+    if (alone or split == "train") and not any(folders.values()) and has_class_folders(root):
+        return root
+    orders: dict[Split, tuple[Split, ...]] = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
+    order = orders[split]
+    present = [folder for name in order if (folder := folders[name]) is not None]
+    if present:
+        # a part without class folders has no labels
+        return next((folder for folder in present if _class_names(folder)), present[0])
+    names = [name for part in order for name in SPLIT_FOLDERS[part]]
+    more = " --data.val-fraction 0.2 holds a part of the training samples out instead." if split != "train" else ""
+    raise DataError(
+        f"{root / names[0]} is not a folder, and neither is {' or '.join(f'{name}/' for name in names[1:])}; expected "
+        f"one with a folder for each class. {seen_in(root)}{more}"
+    )
+
+
+def _files_of_classes(
+    root: Path, folder: Path, suffixes: Collection[str]
+) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """Return the files of each class folder that has any, by its name on disk, and what else the folder holds."""
+    if folder != root:
+        resolve_inside(root, folder.name, source=root)
+    names = _class_names(folder)
     if not names:
-        raise DataError(f"{folder} has no folders in it; expected one for each class.")
-    return names
+        raise DataError(f"{folder} has no folders in it; expected one for each class. {seen_in(folder)}")
+    files = {name: list(files_below(root, folder / name, suffixes)) for name in names}
+    ignored = {folder / name: "is a class folder without files" for name, paths in files.items() if not paths}
+    beside = 0
+    for entry in os.scandir(folder):
+        if _is_left_out(entry.name) and entry.is_dir():
+            ignored[Path(entry.path)] = "is no class folder"
+        elif not entry.is_dir() and Path(entry.name).suffix.lower() in suffixes and not entry.name.startswith("."):
+            beside += 1
+    if beside and folder != root:
+        ignored[folder] = f"holds {beside} file{'s' * (beside > 1)} beside the class folders"
+    return {name: paths for name, paths in files.items() if paths}, dict(sorted(ignored.items()))
+
+
+def _is_left_out(name: str) -> bool:
+    """Tell whether a folder's name is hidden, or that of the folder that macOS adds to zip archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _class_names(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_left_out(entry.name))
 
 
 def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
     """Walk a folder in ``root`` and those in it, by sorted name, for files with one of the suffixes (in lower case).
 
-    Yields those that are not hidden, and links to folders in their place: these are not followed. Raises DataError
-    where a symbolic link leads out of the root.
+    Yields those that are not hidden, and links to folders in their place: these are not followed, unless links may lead
+    out of the root. Raises DataError where a symbolic link leads out of the root.
     """
+    yield from _walk(root, folder, suffixes, ())
+
+
+def _walk(root: Path, folder: Path, suffixes: Collection[str], above: tuple[str, ...]) -> Iterator[Path]:
     if folder.is_symlink():
         resolve_inside(root, str(folder.relative_to(root)), source=folder.parent)
+    own = os.path.realpath(folder) if follows_links() else ""
+    if own and own in above:  # a link to a folder around it
+        return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+        if _is_left_out(entry.name):
             continue
         path = Path(entry.path)
-        if entry.is_dir(follow_symlinks=False):
-            yield from files_below(root, path, suffixes)
+        if entry.is_dir(follow_symlinks=follows_links()):
+            yield from _walk(root, path, suffixes, (*above, own))
         elif path.suffix.lower() in suffixes or entry.is_dir():  # a link to a folder, which is no file to read
             if entry.is_symlink():
                 resolve_inside(root, str(path.relative_to(root)), source=folder)

@@ -1,9 +1,9 @@
 """The samples of a data set: files and their classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from cgnl.data.decoding import DataError
 
@@ -33,6 +33,7 @@ class SampleList:
         missing: Files that the data set names but that cannot be used: they do not exist, if ``reasons`` says
             nothing else.
         reasons: Another fault of a missing file, as the rest of a sentence that begins with its path.
+        ignored: Folders and files that the reader left out, with the reason as the rest of such a sentence.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class SampleList:
     kind: str
     missing: tuple[Path, ...] = ()
     reasons: Mapping[Path, str] = field(default_factory=dict)
+    ignored: Mapping[Path, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of files that exist."""
@@ -49,6 +51,24 @@ class SampleList:
     def why_missing(self, path: Path) -> str:
         """Return why a missing file cannot be used, as the rest of a sentence that begins with its path."""
         return self.reasons.get(path, "does not exist")
+
+    def select(self, numbers: Sequence[int]) -> Self:
+        """Return the samples with these numbers."""
+        return replace(self, samples=tuple(self.samples[number] for number in numbers))
+
+    def labelled_by(self, classes: Sequence[str]) -> "SampleList":
+        """Return the same samples with the labels that their classes have among other names.
+
+        Raises:
+            DataError: A sample's class is not among them.
+        """
+        if self.classes == tuple(classes):
+            return self
+        labels = {name: label for label, name in enumerate(classes)}
+        if any(self.classes[sample.label] not in labels for sample in self.samples):
+            raise DataError(f"{self.root} has other classes than expected; {differences(self.classes, classes)}")
+        samples = tuple(Sample(sample.path, labels[self.classes[sample.label]]) for sample in self.samples)
+        return replace(self, samples=samples, classes=tuple(classes))
 
 
 class NoSplitError(DataError):

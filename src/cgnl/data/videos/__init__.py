@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cgnl.data.videos.decoding import VideoInfo, decode_all, probe, read_frames
     from cgnl.data.videos.guarded import GuardedReader
     from cgnl.data.videos.index import index_videos
-    from cgnl.data.videos.layouts import read_videos
+    from cgnl.data.videos.layouts import read_videos, video_parts
 
 _NAMES = {
     "checking": "VideoReport check_videos",
@@ -26,14 +26,14 @@ _NAMES = {
     "decoding": "VideoInfo decode_all probe read_frames",
     "guarded": "GuardedReader",
     "index": "index_videos",
-    "layouts": "read_videos",
+    "layouts": "read_videos video_parts",
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "GuardedReader", "VideoDataset", "VideoInfo", "VideoReport", "centre_clip", "check_videos", "collate_videos",
     "decode_all", "index_videos", "probe", "read_clips", "read_frames", "read_videos", "test_clips", "test_videos",
-    "timeline_clips", "training_clip", "training_videos", "views",
+    "timeline_clips", "training_clip", "training_videos", "video_parts", "views",
 ]  # fmt: skip
 
 

@@ -11,10 +11,9 @@ from rich.table import Table
 
 from cgnl.data.decoding import AnyPath
 from cgnl.data.lists import SampleList, Split
-from cgnl.data.reports import Report, examined, read_splits, report_of, write_anew
-from cgnl.data.scanning import Scanning
+from cgnl.data.reports import Checked, Report, apart, between, examined, read_parts, report_of, write_anew
 from cgnl.data.videos.decoding import VideoInfo, decode_all
-from cgnl.data.videos.layouts import read_videos
+from cgnl.data.videos.layouts import read_videos, video_parts
 
 _ROWS = 10
 _BAR = 30
@@ -54,20 +53,19 @@ def check_videos(
     format: str = "auto",
     annotations: AnyPath | None = None,
     fold: int = 1,
-    list_file: AnyPath | None = None,
-    num_classes: int | None = None,
     out: AnyPath | None = None,
-    **scanning: Unpack[Scanning],
+    **given: Unpack[Checked],
 ) -> VideoReport:
-    """Decode every frame of a video data set, in several processes, and list the bad ones.
+    """Decode every frame of a video data set, in several processes, and list all that is wrong.
 
     A video that crashes its decoder or holds it up (by default 600 seconds) is named like any other, and the check goes
     on. ``format`` is a layout of :func:`cgnl.data.videos.read_videos`; other arguments, and errors, are as of
     :func:`cgnl.data.checking.check_data`.
     """
     root = Path(root).expanduser()
+    what, scanning = apart(given)
 
-    def read(split: Split) -> SampleList:
+    def read(split: Split, list_file: Path | None, num_classes: int | None) -> SampleList:
         return read_videos(
             root,
             split,
@@ -79,7 +77,7 @@ def check_videos(
             missing_limit=1.0,
         )
 
-    splits = read_splits(read, root, list_file)
+    splits, sources = read_parts(root, read, lambda: video_parts(root, format, annotations), what)
     scanning.setdefault("timeout", 600.0)
     infos, bad = examined(decode_all, splits, VideoReport.noun, **scanning)
     damaged = {
@@ -87,7 +85,8 @@ def check_videos(
         for path, info in infos.items()
         if info.promised not in (None, info.frames)
     }
-    write_anew(out, sorted({**bad, **damaged}.items()))
+    more = between(root, splits, sources, bad, what)
+    write_anew(out, [*more["findings"], *sorted({**bad, **damaged}.items())])
     return VideoReport(
         root=root,
         kind=next(iter(splits.values())).kind,
@@ -95,6 +94,7 @@ def check_videos(
         bad=tuple(sorted(bad.items())),
         damaged=tuple(sorted(damaged.items())),
         infos=tuple(infos[path] for path in sorted(infos)),
+        **more,
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,13 +14,18 @@ from cgnl.data.lists import (
     Sample,
     SampleList,
     Split,
+    check_folder,
     check_missing,
     class_folders,
+    class_parts,
     exists,
+    has_class_folders,
+    has_parts,
     integer,
     labelled_lines,
     listed,
     read_classes,
+    seen_in,
     shown,
     text_lines,
 )
@@ -40,6 +45,7 @@ def read_videos(
     annotations: AnyPath | None = None,
     fold: int = 1,
     num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     missing_limit: float = 0.05,
 ) -> SampleList:
     """Read one split of a video data set in any of the known layouts.
@@ -56,6 +62,7 @@ def read_videos(
             ``ucfTrainTestlist`` beside a root with the name ``UCF-101``.
         fold: Which of the three splits of UCF101.
         num_classes: Number of classes K, where the data set must have just that many.
+        classes: Names of the labels, of which a data set without a list file may have some only; by default its own.
         missing_limit: Part of the named videos that may be missing.
 
     Returns:
@@ -69,14 +76,9 @@ def read_videos(
     if fold not in (1, 2, 3):
         raise ValueError(f"fold ({fold}) must be 1, 2 or 3")
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.")
-    if annotations is not None:
-        annotations = Path(annotations).expanduser()
-        if not annotations.exists():
-            raise DataError(f"{annotations}, which should hold the annotations, does not exist.")
-    if format == "auto":
-        format = _recognise_list(Path(list_file)) if list_file is not None else _recognise(root, annotations)
+    check_folder(root)
+    annotations = _given_annotations(annotations)
+    format = recognise_videos(root, list_file, annotations) if format == "auto" else format
     if (format in ("list", "frame_list")) != (list_file is not None):
         raise ValueError(
             f"list_file ({list_file}) must be given with format list or frame_list and no other; the format is {format}"
@@ -85,12 +87,14 @@ def read_videos(
         read = read_video_list if format == "list" else read_frame_list
         videos = read(list_file, root, num_classes=num_classes)
     elif format == "folders":
-        videos = class_folders(root, split, VIDEO_SUFFIXES)
+        videos = class_folders(root, split, VIDEO_SUFFIXES, classes)
     elif format in LAYOUTS:
         layout = LAYOUTS[format]
         videos = layout.read(root, split, _annotations_of(layout, root, annotations), fold)
     else:
         raise ValueError(f"format ({format!r}) must be auto, list, frame_list, folders or {', '.join(LAYOUTS)}")
+    if classes is not None and list_file is None:
+        videos = videos.labelled_by(classes)
     if num_classes not in (None, len(videos.classes)):
         raise DataError(f"{root} has {len(videos.classes)} classes, but {num_classes} are expected.")
     if not videos.samples and not videos.missing:
@@ -118,25 +122,48 @@ def _annotations_of(layout: "Layout", root: Path, annotations: Path | None) -> P
     found = _find_annotations(layout, root, annotations)
     if found is None:
         raise DataError(
-            f"{layout.files}: not found in {', '.join(map(str, _annotation_folders(root, annotations)))}. Give their "
-            "folder as annotations (--data.annotations), or another format (--data.format folders for folders of "
-            "classes)."
+            f"{layout.files}: not found in {', '.join(map(str, _annotation_folders(root, annotations)))}. "
+            f"{seen_in(root)} Give their folder as annotations (--data.annotations), or another format "
+            "(--data.format folders for folders of classes)."
         )
     return found
 
 
-def _recognise(root: Path, annotations: Path | None) -> str:
+def recognise_videos(root: Path, list_file: AnyPath | None = None, annotations: AnyPath | None = None) -> str:
+    """Return the layout of a data set of videos; DataError if it has none."""
+    if list_file is not None:
+        return _recognise_list(Path(list_file))
+    check_folder(root)
+    annotations = _given_annotations(annotations)
     for format, layout in LAYOUTS.items():
         if _find_annotations(layout, root, annotations) is not None:
             return format
-    if annotations is None and (root / "train").is_dir():
+    # class folders right in the root may be those of UCF101, whose lists are needed
+    if annotations is None and has_parts(root):
         return "folders"
     raise DataError(
         f"{root} is not a video data set in a known layout: no list file is given, and none of these is there: "
         f"{'; '.join(layout.files for layout in LAYOUTS.values())} in "
         f"{', '.join(map(str, _annotation_folders(root, annotations)))}"
-        + (f"; {root / 'train'} (folders of classes)." if annotations is None else ".")
+        + (f"; {root / 'train'} (folders of classes). {seen_in(root)}" if annotations is None else ".")
+        + " --data.format folders takes class folders right in the root."
+        * (annotations is None and has_class_folders(root))
     )
+
+
+def video_parts(root: Path, format: str = "auto", annotations: AnyPath | None = None) -> tuple[Split, ...]:
+    """Return which parts a data set of videos without list files may have; the annotations tell which it has."""
+    format = recognise_videos(root, None, annotations) if format == "auto" else format
+    return class_parts(root) if format == "folders" else ("train", "test")
+
+
+def _given_annotations(annotations: AnyPath | None) -> Path | None:
+    if annotations is None:
+        return None
+    annotations = Path(annotations).expanduser()
+    if not annotations.exists():
+        raise DataError(f"{annotations}, which should hold the annotations, does not exist.")
+    return annotations
 
 
 def _recognise_list(list_file: Path) -> str:
