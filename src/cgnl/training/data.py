@@ -19,7 +19,7 @@ from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
-from cgnl.training.processes import gathered, is_first_process
+from cgnl.training.processes import STOPPING, gathered, is_first_process
 from cgnl.training.sampling import EpochBatches
 
 Split = Literal["train", "test"]
@@ -142,7 +142,6 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         folder = self.run if is_first_process() else None
         self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
         if folder is not None and samples.missing:
-            folder.mkdir(parents=True, exist_ok=True)
             write_missing(folder, [samples])
         check_missing(samples, self.config.bad_limit)
         return samples
@@ -316,5 +315,5 @@ class ImageData(SampleData[DataConfig]):
 
 def _leave_signals_to_the_training_process(worker: int) -> None:
     # Ctrl-C and a job's end reach every process; the training process decides when its readers end
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
