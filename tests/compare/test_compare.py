@@ -413,7 +413,7 @@ def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):
     [
         (["--blocks", "cgml"], "block ('cgml') must be one of"),
         (["--seeds=0"], "--seeds (0) must be at least 1"),
-        (["--tune", "0"], "--tune (0.0) must be numbers above 0"),
+        (["--tune", "0"], "--tune (0.0) must be above 0"),
         (["--freeze=none", "--head=network"], "--head network needs --freeze below-block"),
         (["--block-rate-factor=0"], "--block-rate-factor (0.0) must be above 0"),
         (["--network.num-blocks=5"], "--freeze below-block needs one block"),

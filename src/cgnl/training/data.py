@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -69,6 +69,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         part: Part | None = None,
     ) -> None:
         super().__init__()
+        _check_relative_paths(config)
         self._check_places(config)
         self._part: Part = part or {"train": ("train", None), "test": ("test", None)}
         self.inputs = inputs or Inputs()
@@ -311,6 +312,20 @@ class ImageData(SampleData[DataConfig]):
             return ImageDataset(samples, test_transform(size, resize, **options))
         transform = train_transform(size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options)
         return ImageDataset(samples, transform, seed=self.seed)
+
+
+def _check_relative_paths(config: Any) -> None:
+    """Raise DataError for a relative path that leads nowhere, as when a run goes on in another working folder."""
+    for field in fields(config):
+        path = getattr(config, field.name)
+        # the index of videos is written if need be
+        if isinstance(path, Path) and field.name != "index":
+            path = path.expanduser()
+            if not (path.is_absolute() or path.exists()):
+                raise DataError(
+                    f"data.{field.name}: {path} does not exist in {Path.cwd()}, the working folder, which it is "
+                    "relative to"
+                )
 
 
 def _leave_signals_to_the_training_process(worker: int) -> None:
