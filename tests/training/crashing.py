@@ -1,6 +1,6 @@
 """Train a tiny run again and again, each time stopped at another of its writes, then resumed; print what is left.
 
-    python crashing.py DATA FOLDER kill | full FIRST LAST
+    python crashing.py DATA FOLDER kill | full POINT ...
 
 Every training is a fork of this process, which has imported PyTorch but not used it. A write is a flush to the disk
 (the file is written, and not yet in its place) or a rename; `full` lets it fail as on a full disk.
@@ -112,13 +112,13 @@ def stop(kind: str, at: int):
     return happens
 
 
-def crash(data: Path, folder: Path, kind: str, first: str, last: str) -> None:
+def crash(data: Path, folder: Path, kind: str, *points: str) -> None:
     reference = folder / "reference"
     events = folder / "events"
     assert in_a_fork(counted(command(data, reference), lambda number: None, events), folder / "log") == 0
     names = events.read_text().splitlines()
     print(json.dumps({"events": names, "left": left(reference)}))
-    for at in range(len(names))[int(first) : int(last)]:
+    for at in map(int, points):
         run, log = folder / f"{kind}{at}", folder / "log"
         code = in_a_fork(counted(command(data, run), stop(kind, at)), log)
         said = log.read_text()

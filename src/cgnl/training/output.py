@@ -63,6 +63,14 @@ class Curves(TensorBoardLogger):
         super().__init__(run, name="", version="tensorboard")
         self._say, self._ended = say, False
 
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer, which makes its file on first use; None once the curves have ended."""
+        if not self._ended:
+            with self._writing():
+                return super().experiment
+        return None
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add points to the curves."""
         if not self._ended:
