@@ -10,7 +10,7 @@ import pytest
 
 from cgnl.tasks import evaluate, load_trained
 
-# At the last write of best.ckpt and of last.ckpt, whose score is the best again; and of a log. All others were tried too.
+# At the last write of best.ckpt and of last.ckpt, whose score is the best again; and of a log. All were tried.
 POINTS = {"kill": [31, 32], "full": [11, 32]}
 LAST_EPOCH = [
     "flush epochs.csv",

@@ -337,14 +337,15 @@ class RunKeeper(Checkpoint):
                 ["step", "epoch", *(name.replace("/", "_") for name in values), "seconds"],
                 [[trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"]],
             )
-        if self._sound(module, _CHANCE):
+        # without a test, the next steps tell more
+        self._due = not self._sound(module, _CHANCE if tested else 0)
+        if not self._due:
             improved = tested and values[score] > self.best
             if improved:
                 self.best, self._best_step = values[score], trainer.global_step
                 # before last.ckpt: a crash in between then leaves a best.ckpt that is the newer state of the run
                 trainer.save_checkpoint(self.run / BEST)
             trainer.save_checkpoint(self.run / LAST)
-            self._due = False
         if trainer.is_global_zero:
             parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:

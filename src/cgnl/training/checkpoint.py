@@ -51,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with whole_file(path, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            reason = _system_error(error)
+            reason = system_error(error)
             if reason is None:
                 raise
             kept = " The previous checkpoint is untouched." if path.exists() else ""
@@ -62,8 +62,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return dict(read_checkpoint_file(path))
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
-    # torch.save wraps an OSError while it closes its archive
+def system_error(error: BaseException | None) -> OSError | None:
+    """Return the OSError that an error comes from, if any: torch.save and Lightning wrap those of their files."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from cgnl.training.checkpoint import system_error
+
 
 class SteadyOutput:
     """A stream that outlives its terminal: a closed one shows nothing, and nothing fails."""
@@ -93,9 +95,13 @@ class Curves(TensorBoardLogger):
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            self._ended = True
-            self._say(f"TensorBoard's curves end here: {error.strerror or error}")
+        except Exception as error:
+            reason = system_error(error)
+            if not self._ended and reason is None:
+                raise
+            if reason is not None:
+                self._ended = True
+                self._say(f"TensorBoard's curves end here: {reason.strerror or reason}")
 
 
 @contextmanager
