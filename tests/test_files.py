@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from cgnl.files import whole_file, write_csv, write_text
+from cgnl.files import append_csv, append_lines, make_folders, whole_file, write_csv, write_text
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])
@@ -88,3 +88,42 @@ def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_text(tmp_path / "folder", "row")
     assert (tmp_path / "folder").is_dir()
+
+
+def test_a_log_grows_by_whole_lines(tmp_path):
+    path = tmp_path / "log.csv"
+    append_csv(path, ["step", "name"], [[1, "a,b"]])
+    append_csv(path, ["step", "name"], [[2, "c"], [3, "\udcff"]])
+    assert path.read_bytes() == b'step,name\r\n1,"a,b"\r\n2,c\r\n3,\xff\r\n'
+    # behind a line that a crash of the system has cut, and in an empty file
+    path.write_bytes(b"step,name\r\n1,a")
+    append_csv(path, ["step", "name"], [[2, "c"]])
+    assert path.read_bytes() == b"step,name\r\n1,a\n2,c\r\n"
+    path.write_bytes(b"")
+    append_csv(path, ["step", "name"], [[2, "c"]])
+    assert path.read_bytes() == b"step,name\r\n2,c\r\n"
+
+
+def test_a_log_on_a_full_disk_stays_as_it_was(tmp_path):
+    path = tmp_path / "log.txt"
+    append_lines(path, "earlier\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            append_lines(path, "later\n" * 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "earlier\n"
+
+
+@pytest.mark.parametrize("below", ["", "new", "new/folder"])
+def test_a_file_where_a_folder_must_be_is_named(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    for write in (make_folders, lambda folder: write_text(folder / "page.html", "text")):
+        with pytest.raises(NotADirectoryError, match="this must be a folder, and it is a file") as caught:
+            write(tmp_path / "file" / below)
+        assert caught.value.filename == str(tmp_path / "file")
+    make_folders(tmp_path / "new" / "folder")
+    assert (tmp_path / "new" / "folder").is_dir()

@@ -1,6 +1,11 @@
-"""Write whole files: beside their place first, then onto the disk and renamed, so that no file is ever half written."""
+"""Write whole files: beside their place first, then onto the disk and renamed, so that no file is ever half written.
+
+Logs grow by whole lines.
+"""
 
 import csv
+import errno
+import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +25,10 @@ def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared:
     direct = path.parent == Path("/dev") or (path.exists() and not path.is_file())
     # a fixed name otherwise: the next write takes the place of what a kill has left
     token = f".{secrets.token_hex(4)}" if shared else ""
-    part = path if direct else path.with_name(f".{path.name}{token}.part")
+    part = path if direct else part_of(path, token)
     try:
         if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
         with part.open(mode, **text) as file:
             yield file
             if not direct:
@@ -40,6 +45,20 @@ def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared:
         raise
 
 
+def part_of(path: Path, token: str = "") -> Path:
+    """Return the file beside ``path`` that :func:`whole_file` writes first; a kill can leave it."""
+    return path.with_name(f".{path.name}{token}.part")
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it; an OSError names the file that stands in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
+        raise NotADirectoryError(errno.ENOTDIR, "this must be a folder, and it is a file", str(file)) from None
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a text, whole or not at all, as :func:`whole_file` does."""
     with whole_file(path) as file:
@@ -50,3 +69,36 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write the rows of a table as CSV, whole or not at all, as :func:`whole_file` does."""
     with whole_file(path) as file:
         csv.writer(file).writerows(rows)
+
+
+def append_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows to a CSV file as :func:`append_lines` does; a new or empty file gets the header first."""
+    text = io.StringIO(newline="")
+    empty = not path.exists() or not path.stat().st_size
+    csv.writer(text).writerows([header, *rows] if empty else rows)
+    append_lines(path, text.getvalue())
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Add lines to a file, onto the disk; after an error, such as a full disk, the file is as it was.
+
+    They start on a line of their own, also behind one that an earlier version or a crash of the system has cut. An
+    OSError names the path.
+    """
+    try:
+        with path.open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(-1, os.SEEK_END)
+                lines = lines if file.read(1) == b"\n" else f"\n{lines}"
+            left = lines.encode("utf-8", "surrogateescape")
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -236,7 +236,12 @@ OUT_OF_RANGE = {
     "--data.flip=2": "data.flip (2.0) must be between 0 and 1",
     "--data.crop-area=1 0.5": "data.crop_area (1.0 0.5) must be two numbers above 0, the smaller one first",
     "--optimizer.lr=0": "optimizer.lr (0.0) must be above 0",
-    "--optimizer.lr=nan": "optimizer.lr (nan) must be above 0",
+    "--optimizer.lr=nan": "optimizer.lr (nan) must be a finite number",
+    "--optimizer.lr=inf": "optimizer.lr (inf) must be a finite number",
+    "--optimizer.weight-decay=inf": "optimizer.weight_decay (inf) must be a finite number",
+    "--data.crop-aspect=1 inf": "data.crop_aspect (inf) must be a finite number",
+    "--data.mixup=nan": "data.mixup (nan) must be a finite number",
+    "--block.g-std=inf": "block.g_std (inf) must be a finite number",
     "--optimizer.label-smoothing=2": "optimizer.label_smoothing (2.0) must be between 0 and 1",
     "--schedule.warmup=-1": "schedule.warmup (-1.0) must be at least 0",
     "--trainer.accumulate=0": "trainer.accumulate (0) must be at least 1",
@@ -267,7 +272,7 @@ def test_a_mistake_ends_in_a_plain_sentence(capsys, class_folders, trained, tmp_
 @pytest.mark.parametrize("option", OUT_OF_RANGE)
 def test_a_number_out_of_range_is_named(capsys, class_folders, tmp_path, option):
     options = [f"--data.root={class_folders}", "--data.format=auto", f"--run={tmp_path / 'run'}", *SMALL]
-    code, _, err = run(capsys, "train", "birds-resnet18", *options, *option.split(" "))
+    code, _, err = run(capsys, "train", "birds-resnet18-cgnl", *options, *option.split(" "))
     assert code == 2
     # without the frame that the argument parser draws around it
     assert OUT_OF_RANGE[option] in " ".join(err.replace("│", " ").split())

@@ -26,6 +26,7 @@ from cgnl.settings.trust import trusting
 from cgnl.tasks import evaluate, load_trained
 from cgnl.toy.birds import draw_birds
 from cgnl.training.data import ImageData
+from cgnl.training.processes import locked
 
 NETWORK = ["--network.arch=resnet18", "--network.weights=None", "--data.size=32", "--data.resize=36"]
 SMALL = [*NETWORK, "--data.batch-size=4", "--data.workers=0", "--width=8", "--epochs=2", "--freeze=below-block"]
@@ -441,8 +442,10 @@ def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):
     [
         (["--blocks", "cgml"], "block ('cgml') must be one of"),
         (["--seeds=0"], "--seeds (0) must be at least 1"),
-        (["--tune", "0"], "--tune (0.0) must be numbers above 0"),
+        (["--tune", "0"], "--tune (0.0) must be above 0"),
         (["--freeze=none", "--head=network"], "--head network needs --freeze below-block"),
+        (["--rate=inf"], "--rate (inf) must be a finite number"),
+        (["--weight-decay=nan"], "--weight-decay (nan) must be a finite number"),
         (["--block-rate-factor=0"], "--block-rate-factor (0.0) must be above 0"),
         (["--network.num-blocks=5"], "--freeze below-block needs one block"),
         (["--blocks", "cgnl:num_blocks=2"], "--freeze below-block needs one block, and --blocks has cgnl:num_blocks=2"),
@@ -457,6 +460,13 @@ def test_mistakes_end_in_one_sentence(options, message, class_folders, tmp_path,
     assert ended.value.code == 2
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_comparison_keeps_its_folder(class_folders, tmp_path, capsys):
+    with locked(tmp_path), pytest.raises(SystemExit) as ended:
+        main(command(class_folders, tmp_path))
+    assert ended.value.code == 2
+    assert f"is writing into {tmp_path}: wait until it ends" in capsys.readouterr().err
 
 
 def test_a_folder_holds_one_comparison(class_folders, tmp_path, capsys):

@@ -14,6 +14,7 @@ import torch
 from test_resume import DETECTION_SETTINGS, compare, wait_for_lines
 
 from cgnl.cli import main
+from cgnl.training.processes import locked
 
 SETTINGS = (
     "--data.format=folders --data.size=48 --data.resize=54 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
@@ -40,6 +41,7 @@ def command(*arguments: str, processes: int) -> str:
     process = start(*arguments, processes=processes)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
+    assert "sync_dist" not in errors
     return output
 
 
@@ -77,6 +79,17 @@ def test_two_processes_take_the_steps_of_one(runs):
     losses = [[float(row["train_loss"]) for row in rows(runs / str(n) / "epochs.csv")] for n in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][1] < losses[0][0]
+
+
+@pytest.mark.slow
+def test_two_processes_keep_their_folder(class_folders, runs):
+    with locked(runs / "2"):
+        options = [f"--data.root={class_folders}", f"--run={runs / '2'}", *SETTINGS, "--resume"]
+        process = start("train", "birds-resnet18-cgnl", *options, processes=2)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert f"cgnl: process {os.getpid()} on " in errors
+    assert errors.count("is writing into") == 1
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import pty
 import random
 import shutil
 import signal
@@ -174,7 +175,7 @@ def test_a_detection_run_killed_twice_and_resumed_is_bitwise_the_same(flock, det
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_stops_after_the_step_and_resuming_is_bitwise_the_same(
     class_folders, reference, tmp_path, number, code
 ):
@@ -185,11 +186,27 @@ def test_a_signal_stops_after_the_step_and_resuming_is_bitwise_the_same(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     assert "Traceback" not in output
+    assert f"{number.name}: stopping after this step" in output
     assert "repeat the command with --resume" in output
     stopped_at = torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["step"]
     assert 8 <= stopped_at <= 12
     finish(start(class_folders, run, "--data.workers=2", "--resume"))
     compare(run, reference)
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_saves_its_state(class_folders, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["-m", "cgnl", "train", *COMMANDS["image"], f"--data.root={class_folders}", f"--run={run}"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, *arguments, "--data.workers=1", "--trainer.max-epochs=1000"])
+    while not (run / "steps.csv").exists() or len(steps(run)) < 3:
+        os.read(terminal, 1 << 16)
+    # the process gets SIGHUP, and nothing that it writes arrives any more
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert torch.load(run / "last.ckpt", weights_only=True)["cgnl"]["step"] == int(steps(run)[-1][0])
 
 
 OPTIONS = {

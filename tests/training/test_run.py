@@ -93,7 +93,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
 
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_run_gives_the_signals_back_and_keeps_nothing_of_its_network(class_folders, tmp_path, monkeypatch, breaks):
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     networks = []
     starts = RunKeeper.on_train_start
@@ -386,6 +386,14 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
         ("task: video\ndata: {num_frames: 0}", "data.num_frames (0) must be at least 1"),
         ("recipe: ucf101-resnet50\ntask: image", "task must be video for this recipe, got 'image'"),
         ("a: [", "cannot read the recipe"),
+        ("", "mine.yaml is empty"),
+        ("# nothing\n{}", "mine.yaml is empty"),
+        ("[]", "must be a mapping"),
+        ("optimizer: {lr: .inf}", "optimizer.lr (inf) must be a finite number"),
+        ("data: {size: 32}\ndata: {resize: 36}", "data is given twice, the second time in line 2"),
+        ("optimizer: {lr: 0.1, name: sgd, 'lr': 0.2}", "lr is given twice, the second time in line 1"),
+        ("schedule: {warmup: 1, warmup_epochs: 2}", "schedule.warmup is given twice, also under its earlier name"),
+        ("network: {groups: 4}\nblock: {groups: 8}", "block.groups is given twice, also as network.groups"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -11,7 +11,7 @@ import tyro
 
 from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
 from cgnl.cli.options import OptionalFolder
-from cgnl.settings.checks import is_dotted_name
+from cgnl.settings.checks import is_dotted_name, positive, within
 from cgnl.settings.trust import trusting
 
 _DEFAULT_BLOCKS = ("none", "residual", "se", "gc", "nl", "cgnl", "cgnl-correlation")
@@ -74,12 +74,14 @@ def compare(arguments: Sequence[str]) -> None:
     recipe = dataclasses.replace(recipe, **parts_of(options))
     _check(options, recipe)
     kinds = (label.partition(":")[0] for label in options.blocks)
-    with trusting(*filter(is_dotted_name, kinds)):  # they stand on this command line
-        _compare(name, recipe, options, arguments)
-
-
-def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> None:
     folder = options.out or Path("compare") / Path(arguments[0]).stem
+    from cgnl.training.processes import locked
+
+    with trusting(*filter(is_dotted_name, kinds)), locked(folder):  # they stand on this command line
+        _compare(name, recipe, options, arguments, folder)
+
+
+def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str], folder: Path) -> None:
     from cgnl.compare.maps import samples_digest
     from cgnl.compare.plan import Protocol, with_block
     from cgnl.compare.report import write_report
@@ -96,7 +98,6 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str]) -> 
     if not task.classifies:
         raise ValueError(f"cgnl compare needs a network that classifies, and {name} is for {task.words}")
     recipe = task.sized(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
     data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
     protocol = Protocol(
         command=f"cgnl compare {' '.join(arguments)}",
@@ -134,13 +135,13 @@ def _check(options: Any, recipe: Any) -> None:
     if options.first_seed < 0 or options.first_seed + options.seeds > 1_000_000:
         raise ValueError(f"--first-seed ({options.first_seed}) must be from 0 to 999999")
     for field in ("rate", "block_rate_factor", "minutes"):
-        value = getattr(options, field)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{field.replace('_', '-')} ({value}) must be above 0")
+        positive(f"--{field.replace('_', '-')}", getattr(options, field))
+    within("--weight-decay", options.weight_decay, 0)
+    within("--dropout", options.dropout, 0, 1)
     if options.head == "network" and options.freeze == "none":
         raise ValueError("--head network needs --freeze below-block: whole networks train all layers anyway")
-    if any(not factor > 0 for factor in options.tune):
-        raise ValueError(f"--tune ({' '.join(map(str, options.tune))}) must be numbers above 0")
+    for factor in options.tune:
+        positive("--tune", factor)
     if 1 not in options.lengths or min(options.lengths) < 1:
         raise ValueError(f"--lengths ({' '.join(map(str, options.lengths))}) must be 1 and whole numbers above it")
     if recipe.data.root is None and not hasattr(recipe.data, "train_annotations"):

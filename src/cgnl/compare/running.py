@@ -20,6 +20,7 @@ from cgnl.compare.maps import Features, cached
 from cgnl.compare.plan import Protocol, Trial, best_of, planned, tuning
 from cgnl.compare.report import read_runs
 from cgnl.compare.trials import run_on_maps, run_whole
+from cgnl.files import append_lines
 from cgnl.settings.reading import from_dict
 from cgnl.settings.trust import trusted_names, trusting
 
@@ -80,7 +81,7 @@ class _Work:
         done = {tuple(row[name] for name in _FIELDS) for row in rows_of(self.folder)}
         missing = [trial for trial in trials if trial.key not in done]
         for number, row in enumerate(self._results(missing), start=len(trials) - len(missing) + 1):
-            _append(self.folder, row)
+            append_lines(self.folder / "runs.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
             self.say(
                 f"{number}/{len(trials)}  {row['block']}  seed {row['seed']}  {row['epochs']} epochs  "
                 f"top-1 {row['top1']:.2f} %  {row['seconds']:.0f} s"
@@ -137,20 +138,6 @@ class _Work:
         of_epoch = [row["seconds"] / row["epochs"] for row in rows_of(self.folder) if row["block"] == trial.block]
         expected = trial.epochs * max(of_epoch, default=0.0)
         return time.monotonic() + expected > self.deadline
-
-
-def _append(folder: Path, row: dict[str, Any]) -> None:
-    path = folder / "runs.jsonl"
-    text = json.dumps(row, ensure_ascii=False) + "\n"
-    with path.open("a+b") as file:
-        # behind a line that a kill has cut
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                text = "\n" + text
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _start_worker(jobs: int, trusted: tuple[str, ...]) -> None:

@@ -1,8 +1,10 @@
 """The register of recipes by name, and recipes out of files."""
 
 import difflib
+from collections.abc import Hashable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 try:
     import yaml
@@ -35,10 +37,11 @@ def listed() -> dict[str | None, list[tuple[PaperRow | None, RecipeEntry]]]:
 
 
 def load_recipe(source: str) -> tuple[str, Recipe]:
-    """Return the recipe of that name, of a YAML file, or of a run folder's ``recipe.yaml``.
+    """Return the recipe of that name, of a YAML file, or of a run folder.
 
     A YAML file holds the fields that it changes, nested as in :class:`Recipe`, and under ``recipe`` the name of
-    the recipe that it changes (none: the defaults of its ``task``: image, video or detection).
+    the recipe that it changes (none: the defaults of its ``task``: image, video or detection). The recipe of a run
+    folder is in its ``recipe.yaml``, or if that is missing or empty, in its checkpoint.
 
     Args:
         source: A name out of :data:`RECIPES`, a file, or a folder. A run folder goes before a recipe of its name.
@@ -51,13 +54,17 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
     """
     if source in RECIPES and not is_run(source):
         return source, RECIPES[source].make()
-    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
+    folder = Path(source) if Path(source).is_dir() else None
+    path = Path(source) if folder is None else folder / "recipe.yaml"
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"{_unknown(source)} (`cgnl recipes` lists all)")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    checkpoint = None if folder is None else _checkpoint_in(folder)
+    # a run folder without the file, or with an empty one, still has the recipe in its checkpoint
+    values = None if checkpoint is not None and not path.exists() else _read(path)
+    if values is None and checkpoint is not None:
+        return _recipe_in(checkpoint)
+    if values in (None, {}):
+        raise ValueError(f"{path} is empty: it must name a recipe, or the fields that it changes")
     base = values.pop("recipe", None) if isinstance(values, dict) else None
     if base is None:
         return path.stem, from_dict(values, str(path))
@@ -69,9 +76,41 @@ def load_recipe(source: str) -> tuple[str, Recipe]:
     raise ValueError(f"{path}: {_unknown(str(base))}")
 
 
+def _read(path: Path) -> Any:
+    """Return the content of a YAML file, None if there is none."""
+    try:
+        # a crash of the system leaves zeros
+        return yaml.load(path.read_text(encoding="utf-8").strip("\0"), _UniqueKeys)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads plain values, and refuses a key that stands twice in a mapping: one of its values would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [(self.construct_object(key, deep=True), key) for key, _ in node.value if not key.tag.endswith(":merge")]
+        for place, (key, where) in enumerate(keys):
+            if key in [earlier for earlier, _ in keys[:place]]:
+                raise yaml.YAMLError(f"{key} is given twice, the second time in line {where.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def _recipe_in(checkpoint: Path) -> tuple[str, Recipe]:
+    from cgnl.networks.checkpoints import read_checkpoint_file
+    from cgnl.training.trained import run_entry
+
+    entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
+    return entry["name"], from_dict(entry["recipe"], str(checkpoint))
+
+
 def is_run(source: str) -> bool:
     """Tell whether a folder holds a run."""
-    return any((Path(source) / name).is_file() for name in ("recipe.yaml", "last.ckpt", "best.ckpt"))
+    return (Path(source) / "recipe.yaml").is_file() or _checkpoint_in(Path(source)) is not None
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    return next((folder / name for name in ("last.ckpt", "best.ckpt") if (folder / name).is_file()), None)
 
 
 def _unknown(name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 
 def within(name: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Raise ValueError unless a number is None or lies within bounds, both included."""
+    """Raise ValueError unless a number is None, or finite and within bounds, both included."""
+    finite(name, value)
     if value is not None and not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} ({value}) must be {allowed}")
@@ -17,7 +18,8 @@ def within(name: str, value: float | None, low: float, high: float = math.inf) -
 
 def positive(name: str, value: float | None) -> None:
     """Raise ValueError unless a number is None, or finite and above 0."""
-    if value is not None and not 0 < value < math.inf:
+    finite(name, value)
+    if value is not None and value <= 0:
         raise ValueError(f"{name} ({value}) must be above 0")
 
 
@@ -26,6 +28,12 @@ def check_val_fraction(fraction: float, seed: int) -> None:
     if not 0 <= fraction < 1:
         raise ValueError(f"data.val_fraction ({fraction:g}) must be at least 0 and below 1")
     within("data.val_seed", seed, 0)
+
+
+def finite(name: str, value: float | None) -> None:
+    """Raise ValueError unless a number is None or finite."""
+    if value is not None and not -math.inf < value < math.inf:
+        raise ValueError(f"{name} ({value}) must be a finite number")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object], more: str = "") -> None:

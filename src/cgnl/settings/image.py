@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import check_arch, check_val_fraction, is_dotted_name, within
+from cgnl.settings.checks import check_arch, check_val_fraction, finite, is_dotted_name, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -136,6 +136,7 @@ class DataConfig:
             within(f"data.{name}", getattr(self, name), 0)
         for name in ("crop_area", "crop_aspect"):
             low, high = getattr(self, name)
+            finite(f"data.{name}", high)
             if not 0 < low <= high:
                 raise ValueError(f"data.{name} ({low} {high}) must be two numbers above 0, the smaller one first")
 

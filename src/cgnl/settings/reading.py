@@ -74,7 +74,7 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
         values = {key: value for key, value in values.items() if key != "task"}
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: the file must be a mapping of fields, got {values!r}")
-    rest, block = _apart(values)
+    rest, block = _apart(values, source)
     network = rest.get("network")
     if isinstance(network, Mapping) and isinstance(network.get("arch"), str):
         try:
@@ -104,13 +104,15 @@ def is_whole(values: Mapping[str, Any], source: str) -> bool:
     )
 
 
-def _apart(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+def _apart(values: Mapping[str, Any], source: str) -> tuple[dict[str, Any], Any]:
     """Split values into the block's options and the rest; earlier versions kept the options in the network's part."""
     rest = {part: value for part, value in values.items() if part != "block"}
     options, network = values.get("block", {}), values.get("network")
     if not isinstance(network, Mapping) or not isinstance(options, Mapping):
         return rest, options
     old = {name: value for name, value in network.items() if name in BLOCK_OPTIONS}
+    if twice := old.keys() & options.keys():
+        raise ValueError(f"{source}: block.{min(twice)} is given twice, also as network.{min(twice)}")
     rest["network"] = {name: value for name, value in network.items() if name not in old}
     if _is_of_before(values):
         # such a recipe names every option, whether the block has it or not
@@ -140,6 +142,8 @@ def _override(config: Any, values: Any, source: str, prefix: str) -> Any:
         name = _RENAMED.get(f"{prefix}{given}", given)
         if name not in fields:
             raise ValueError(f"{source}: {prefix}{name} is not a field of a recipe; fields here: {', '.join(fields)}")
+        if name in changed:
+            raise ValueError(f"{source}: {prefix}{name} is given twice, also under its earlier name")
         if dataclasses.is_dataclass(getattr(config, name)):
             changed[name] = _override(getattr(config, name), value, source, f"{prefix}{name}.")
         else:

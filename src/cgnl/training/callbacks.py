@@ -14,17 +14,20 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
-from cgnl.files import write_csv
+from cgnl.files import append_csv, write_csv, write_text
+from cgnl.training.checkpoint import BEST, LAST
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
-from cgnl.training.processes import TrainingStopped, gathered
+from cgnl.training.output import leave_closed_terminal
+from cgnl.training.processes import STOPPING, TrainingStopped, gathered
 from cgnl.training.trained import FORMAT
 
-LAST, BEST = "last.ckpt", "best.ckpt"
+# Steps skipped one after the other that may be due to single samples; more are a sign of ruined weights.
+_CHANCE = 2
 
 
 class NonFiniteError(ValueError):
-    """Too many steps had a non-finite loss or gradient."""
+    """Too many steps had a non-finite loss or gradient, or the weights are ruined."""
 
 
 class FiniteGuard(Callback):
@@ -33,11 +36,19 @@ class FiniteGuard(Callback):
     Each such step is counted and its samples, with the names that ``name_samples`` gives for their numbers, are written
     to ``skipped_steps.csv`` in the run's folder. With 16-bit mixed precision an infinite gradient of a finite loss is
     the loss scaler's affair, unless it happens too often in a row.
+
+    The run ends, with the last checkpoint as it was, after an epoch that skipped every step or whose test gave no
+    number: then the weights are ruined, as by too high a learning rate.
+
+    Attributes:
+        skipped: Steps skipped so far.
+        in_a_row: Steps skipped since the last good one.
     """
 
     def __init__(self, run: Path, limit: int, name_samples: Callable[[Sequence[int]], list[str]]) -> None:
         self.run, self.limit, self.name_samples = run, limit, name_samples
-        self.skipped = 0
+        self.skipped = self.in_a_row = 0
+        self._learned = self._tested = False
         self._scaled_down = 0
         self._finite_loss = True
         self._samples: list[int] = []
@@ -45,6 +56,8 @@ class FiniteGuard(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the norm statistics at the start of each optimizer step."""
+        if batch_idx == 0:
+            self._learned = self._tested = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = [buffer.clone() for buffer in module.buffers()]
             self._samples, self._finite_loss = [], True
@@ -68,46 +81,90 @@ class FiniteGuard(Callback):
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
+            self.in_a_row, self._learned = 0, True
             return
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(module.buffers(), self._buffers, strict=True):
                 buffer.copy_(before)
         self.skipped += 1
+        self.in_a_row += 1
         shares = gathered((self._finite_loss, self.name_samples(self._samples)))
         # with several processes, those whose own loss is not finite; if there is none, all
         blamed = [names for fine, names in shares if not fine]
         reason = "loss" if blamed else "gradient"
         samples = [name for names in blamed or [names for _, names in shares] for name in names]
         if trainer.is_global_zero:
-            _append(
+            append_csv(
                 self.run / "skipped_steps.csv",
                 ["step", "epoch", "not_finite", "samples"],
-                [trainer.global_step, trainer.current_epoch, reason, " ".join(samples)],
+                [[trainer.global_step, trainer.current_epoch, reason, " ".join(samples)]],
             )
         if self.skipped > self.limit:
-            raise NonFiniteError(
+            raise self._error(
                 f"{self.skipped} steps had a non-finite loss or gradient, more than trainer.skip_limit "
-                f"({self.limit}) allows; the last at step {trainer.global_step}, with {', '.join(samples[:4])}. "
-                f"All are in {self.run / 'skipped_steps.csv'}; "
-                + (f"{self.run / LAST} is the last checkpoint." if (self.run / LAST).exists() else "none is saved yet.")
+                f"({self.limit}) allows; the last at step {trainer.global_step}, with {', '.join(samples[:4])}",
+                module,
             )
 
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Note that this epoch is tested."""
+        self._tested = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """End the run after an epoch that has ruined the weights or shows that they are ruined."""
+        epoch = trainer.current_epoch + 1
+        loss = trainer.callback_metrics.get("test/loss") if self._tested else None
+        if loss is not None and loss.isnan():
+            raise self._error(f"the test after epoch {epoch} gave a loss that is not a number", module)
+        ends = trainer.should_stop or epoch == trainer.max_epochs
+        if not self._learned:
+            raise self._error(f"all steps of epoch {epoch} had a non-finite loss or gradient", module)
+        if ends and not self.sound(module, _CHANCE):
+            raise self._error(f"the weights are ruined at the end of epoch {epoch}", module)
+
+    def sound(self, module: pl.LightningModule, allowed: int = 0) -> bool:
+        """Return whether the weights are finite, and at most ``allowed`` steps were skipped since a good step or test.
+
+        A good test is one with a finite loss.
+        """
+        loss = module.trainer.callback_metrics.get("test/loss") if self._tested else None
+        good = self.in_a_row <= allowed or (loss is not None and bool(loss.isfinite()))
+        return good and all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+
+    def _error(self, reason: str, module: pl.LightningModule) -> NonFiniteError:
+        advice = ""
+        if isinstance(module, TrainingModule):
+            config = module.optimizer_config
+            advice = (
+                f" If it is no single sample, start again with a lower optimizer.lr ({config.lr:g}"
+                + (f" times {module.lr_scale:g}" if module.lr_scale != 1 else "")
+                + ")"
+                + (", or with optimizer.clip_norm." if config.clip_norm is None else ".")
+            )
+        listed = f" The skipped steps are in {self.run / 'skipped_steps.csv'}." if self.skipped else ""
+        last = self.run / LAST
+        kept = f"{last} is the last checkpoint." if last.exists() else "Nothing is saved yet."
+        return NonFiniteError(f"{reason}.{listed}{advice} {kept}")
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the count, for the checkpoint."""
-        return {"skipped": self.skipped}
+        """Return the counts, for the checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "learned": self._learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the count out of a checkpoint."""
+        """Take the counts out of a checkpoint."""
         self.skipped = state_dict["skipped"]
+        self.in_a_row = state_dict.get("in_a_row", 0)
+        self._learned = state_dict.get("learned", False)
 
 
 class RunKeeper(Checkpoint):
     """Keeps a run on disk: checkpoints, CSV logs, a clean stop on signals, and the state to resume from.
 
-    ``last.ckpt`` is written every so many steps, after each epoch's test and on SIGTERM or Ctrl-C; ``best.ckpt``
-    when the first of the module's reported metrics rises. ``steps.csv`` and ``epochs.csv`` are cut back to the
-    checkpoint on resuming.
+    ``last.ckpt`` is written every so many steps, after each epoch's test, and on SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C;
+    ``best.ckpt`` when the first of the module's reported metrics rises. Weights that are not :meth:`FiniteGuard.sound`
+    are not saved. The logs are cut back to the checkpoint on resuming. :mod:`cgnl.training.checkpoint` says what a
+    crash leaves.
 
     Args:
         run: Folder of the run.
@@ -118,6 +175,9 @@ class RunKeeper(Checkpoint):
         test_every_n_epochs: Epochs between two tests; the last epoch is always tested.
         max_steps: Optimizer steps after which the run ends, tested; -1 is no limit. Lightning is not told: with its
             own limit it goes on from the end of an epoch as if that had not ended.
+        guard: Tells whether the weights are worth saving; without one they always are.
+        best: Best score so far (%), and the step that it is of.
+        recipe: Content of ``recipe.yaml``; None writes none.
         say: Prints a line for people.
     """
 
@@ -131,13 +191,17 @@ class RunKeeper(Checkpoint):
         log_every_n_steps: int,
         test_every_n_epochs: int = 1,
         max_steps: int = -1,
+        guard: FiniteGuard | None = None,
+        best: tuple[float, int] = (-math.inf, -1),
+        recipe: str | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.run, self.data, self.description, self.say = run, data, dict(description), say
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.log_every_n_steps, self.test_every_n_epochs = log_every_n_steps, test_every_n_epochs
-        self.best = -math.inf
-        self.max_steps = max_steps
+        self.best, self._best_step = best
+        self.max_steps, self.guard, self.recipe = max_steps, guard, recipe
+        self._due = False
         self._signal: int | None = None
         self._random_state: Sequence[Tensor] | None = None
         self._tested = False
@@ -152,8 +216,10 @@ class RunKeeper(Checkpoint):
         trainer.should_stop = 0 <= self.max_steps <= trainer.global_step
         # here and not before: Lightning puts its own SIGTERM handler in place while it sets up, and in the end it gives
         # every signal the handler back that it had before
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
+        for number in STOPPING:
+            # nohup ignores the end of the terminal, and so does the run then
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         if self._random_state is not None:
             _restore_random_state(self._random_state)
             self._random_state = None
@@ -161,24 +227,44 @@ class RunKeeper(Checkpoint):
             # all processes have made the same weights; from here on each has dropout of its own
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         if trainer.is_global_zero:
+            self.write_recipe()
             for name in ("steps.csv", "epochs.csv"):
                 _cut_back(self.run / name, trainer.global_step)
+            # their steps are counted before they are taken
+            _cut_back(self.run / "skipped_steps.csv", trainer.global_step - 1)
+
+    def write_recipe(self) -> None:
+        """Write ``recipe.yaml``."""
+        if self.recipe is not None:
+            write_text(self.run / "recipe.yaml", self.recipe)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         self.say(
             f"{signal.Signals(number).name}: stopping after this step or test; a second one stops at once, unsaved"
         )
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         asked = self._signal is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
+        if not asked:
+            return
+        if self._sound(module):
             trainer.save_checkpoint(self.run / LAST)
-            raise TrainingStopped(self._signal or signal.SIGTERM, trainer.global_step)
+        elif self._sound(module, _CHANCE):
+            # one more step tells whether the weights are ruined or a sample was bad
+            return
+        else:
+            self.say("not saved: the last steps had a non-finite loss or gradient, which may have ruined the weights")
+        raise TrainingStopped(self._signal or signal.SIGTERM, trainer.global_step)
+
+    def _sound(self, module: pl.LightningModule, allowed: int = 0) -> bool:
+        return self.guard is None or self.guard.sound(module, allowed)
 
     # Steps and epochs
 
@@ -211,10 +297,10 @@ class RunKeeper(Checkpoint):
             rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
             module.log("samples_per_second", speed, prog_bar=True)
             if trainer.is_global_zero:
-                _append(
+                append_csv(
                     self.run / "steps.csv",
                     ["step", "epoch", "loss", "lr", "samples_per_second"],
-                    [step, trainer.current_epoch, repr(loss), repr(rates[0]), f"{speed:.1f}"],
+                    [[step, trainer.current_epoch, repr(loss), repr(rates[0]), f"{speed:.1f}"]],
                 )
             for logger in trainer.loggers:
                 logger.log_metrics({"train/step_loss": loss, "lr": rates[0]}, step)
@@ -228,9 +314,11 @@ class RunKeeper(Checkpoint):
         if last or position == trainer.num_training_batches:
             # Lightning cannot resume between a last step and its test: on_train_epoch_end saves
             return
-        self._stop_if_asked(trainer)
-        if step % self.checkpoint_every_n_steps == 0:
+        self._stop_if_asked(trainer, module)
+        self._due |= step % self.checkpoint_every_n_steps == 0
+        if self._due and self._sound(module):
             trainer.save_checkpoint(self.run / LAST)
+            self._due = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log the epoch and save the checkpoints."""
@@ -246,7 +334,7 @@ class RunKeeper(Checkpoint):
         # validation samples that are not tested on after training have a name of their own
         tested_on = "val" if self.data.has_own_test else "test"
         if trainer.is_global_zero:
-            _append(
+            append_csv(
                 self.run / "epochs.csv",
                 [
                     "step",
@@ -254,8 +342,18 @@ class RunKeeper(Checkpoint):
                     *(name.replace("test/", f"{tested_on}/").replace("/", "_") for name in values),
                     "seconds",
                 ],
-                [trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"],
+                [[trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"]],
             )
+        # without a test, the next steps tell more
+        self._due = not self._sound(module, _CHANCE if tested else 0)
+        if not self._due:
+            improved = tested and values[score] > self.best
+            if improved:
+                self.best, self._best_step = values[score], trainer.global_step
+                # before last.ckpt: a crash in between then leaves a best.ckpt that is the newer state of the run
+                trainer.save_checkpoint(self.run / BEST)
+            trainer.save_checkpoint(self.run / LAST)
+        if trainer.is_global_zero:
             parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:
                 told = [f"{name} {values[key]:.2f} %" for key, name in module.reported.items()]
@@ -263,13 +361,7 @@ class RunKeeper(Checkpoint):
             parts.append(f"{seconds:.0f} s")
             parts += self.data.troubles()
             self.say("  ".join(parts))
-        improved = tested and values[score] > self.best
-        if improved:
-            self.best = values[score]
-        trainer.save_checkpoint(self.run / LAST)
-        if improved:
-            trainer.save_checkpoint(self.run / BEST)
-        self._stop_if_asked(trainer)
+        self._stop_if_asked(trainer, module)
 
     def _place(self, trainer: pl.Trainer) -> str:
         if self.max_steps >= 0:
@@ -291,13 +383,13 @@ class RunKeeper(Checkpoint):
             "step": trainer.global_step,
             "batch": 0 if done else batches,
             "best": self.best,
+            "best_step": self._best_step,
             "random_states": gathered(_random_state()),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the state of the run out of a checkpoint, and start the data where it stood."""
         run = checkpoint["cgnl"]
-        self.best = run["best"]
         # on more processes than before, the samples are the same but dropout is not
         self._random_state = run["random_states"][trainer.global_rank % len(run["random_states"])]
         self.data.resume(run["epoch"], run["batch"])
@@ -317,8 +409,8 @@ def _restore_random_state(states: Sequence[Tensor]) -> None:
 class RunProgressBar(RichProgressBar):
     """Lightning's rich progress bar with images per second and the time that the whole run still takes."""
 
-    def __init__(self, max_steps: int = -1) -> None:
-        super().__init__(refresh_rate=1)
+    def __init__(self, max_steps: int = -1, *, file: Any = None) -> None:
+        super().__init__(refresh_rate=1, console_kwargs={"file": file})
         self.max_steps = max_steps
         self._first: tuple[int, float] | None = None
 
@@ -341,20 +433,14 @@ class RunProgressBar(RichProgressBar):
         return min(trainer.estimated_stepping_batches, self.max_steps if self.max_steps >= 0 else math.inf)
 
 
-def _append(path: Path, header: list[str], row: list[Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(header)
-        writer.writerow(row)
-
-
 def _cut_back(path: Path, step: int) -> None:
     """Drop the lines of a log that were written after a step: a resumed run writes them again."""
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
-    write_csv(path, [header, *kept])
+    with path.open(newline="", errors="replace") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+    if kept:
+        write_csv(path, [header, *kept])
+    else:
+        path.unlink()

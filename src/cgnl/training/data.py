@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -19,7 +19,7 @@ from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
-from cgnl.training.processes import gathered, is_first_process
+from cgnl.training.processes import STOPPING, gathered, is_first_process
 from cgnl.training.sampling import EpochBatches
 
 Part = Mapping[Literal["train", "test"], tuple[Split, Sequence[int] | None]]
@@ -73,6 +73,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         tested: Split = "test",
     ) -> None:
         super().__init__()
+        _check_relative_paths(config)
         self._check_places(config)
         self._part, self._tested = part, tested
         self.inputs = inputs or Inputs()
@@ -224,7 +225,6 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         folder = self.run if is_first_process() else None
         self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
         if folder is not None and samples.missing:
-            folder.mkdir(parents=True, exist_ok=True)
             write_missing(folder, [samples])
         check_missing(samples, self.config.bad_limit)
         return samples
@@ -420,7 +420,21 @@ class ImageData(SampleData[DataConfig]):
         return ImageDataset(samples, transform, seed=self.seed)
 
 
+def _check_relative_paths(config: Any) -> None:
+    """Raise DataError for a relative path that leads nowhere, as when a run goes on in another working folder."""
+    for field in fields(config):
+        path = getattr(config, field.name)
+        # the index of videos is written if need be
+        if isinstance(path, Path) and field.name != "index":
+            path = path.expanduser()
+            if not (path.is_absolute() or path.exists()):
+                raise DataError(
+                    f"data.{field.name}: {path} does not exist in {Path.cwd()}, the working folder, which it is "
+                    "relative to"
+                )
+
+
 def _leave_signals_to_the_training_process(worker: int) -> None:
     # Ctrl-C and a job's end reach every process; the training process decides when its readers end
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -1,17 +1,24 @@
-"""The processes of a run: which of them writes, how they end together, and what becomes of readers that die.
+"""The processes of a run: which of them writes, that no other run does, how they end, and readers that die.
 
 Nothing here imports PyTorch before it is needed, so that the command line can.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from cgnl.data.decoding import DataError
+from cgnl.files import make_folders
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that stop a training run, saved."""
 
 
 class TrainingStopped(Exception):
@@ -30,6 +37,38 @@ class TrainingStopped(Exception):
 def is_first_process() -> bool:
     """Return whether this is the process that writes and prints, under torchrun and SLURM too."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))) == 0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process; ValueError if another one keeps it.
+
+    The folder is made if need be. It is free again when this process ends, however it ends, since the lock is an open
+    file, ``.lock``. Where the file system knows no locks, nothing is locked.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folders(folder)
+    path = folder / ".lock"
+    owner = path.read_text(errors="replace").strip() if path.exists() else ""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{owner or 'another process'} is writing into {folder}: wait until it ends, stop it, or choose another "
+            "folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    try:
+        # for the message alone: a full disk leaves the file empty
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        lock.release()
 
 
 def gathered(value: Any) -> list[Any]:

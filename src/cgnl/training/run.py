@@ -1,8 +1,11 @@
 """A whole training run from a recipe: data, network, Lightning's Trainer, the run folder."""
 
 import logging
+import math
 import os
+import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -12,24 +15,31 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 from torch import nn
 
 from cgnl.data.decoding import DataError
-from cgnl.files import write_text
-from cgnl.networks.checkpoints import read_checkpoint_file
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict, to_dict
 from cgnl.settings.training import TrainerConfig
-from cgnl.training.callbacks import BEST, LAST, FiniteGuard, RunKeeper, RunProgressBar
-from cgnl.training.checkpoint import AtomicCheckpointIO
+from cgnl.training.callbacks import FiniteGuard, RunKeeper, RunProgressBar
+from cgnl.training.checkpoint import (
+    BEST,
+    LAST,
+    LISTS,
+    AtomicCheckpointIO,
+    RunState,
+    files_of_run,
+    find_state,
+    remove_parts,
+)
 from cgnl.training.data import Part, SampleData
 from cgnl.training.module import TrainingModule
-from cgnl.training.processes import end_together, is_first_process, reporting_dead_readers
+from cgnl.training.output import Curves, SteadyOutput, quiet_curves
+from cgnl.training.processes import end_together, is_first_process, locked, reporting_dead_readers
 from cgnl.training.task import Task
-from cgnl.training.trained import FORMAT, run_entry
+from cgnl.training.trained import FORMAT
 
 
 @dataclass(frozen=True)
@@ -66,24 +76,28 @@ def train(
     quieten()
     _check_can_run(recipe)
     task.check(recipe)
-    checkpoint = _checkpoint_to_resume(recipe, run, resume)
+    # the first process keeps the folder for all
+    with locked(run) if is_first_process() else nullcontext():
+        state = _state_to_resume(recipe, run, resume)
+        pl.seed_everything(recipe.trainer.seed, verbose=False)
+        data = _checked_data(task, recipe, run, state, part)
+        return _fit(task, recipe, run, name, state, data, progress)
+
+
+def _fit(
+    task: Task[Any], recipe: Recipe, run: Path, name: str, state: RunState | None, data: SampleData[Any], progress: bool
+) -> RunResult:
     config = recipe.trainer
-    pl.seed_everything(config.seed, verbose=False)
-    data = _checked_data(task, recipe, run, checkpoint, part)
     # a checkpoint to go on from replaces the start weights, which need not be there any more
-    start = recipe if checkpoint is None else task.without_start_weights(recipe)
+    start = recipe if state is None else task.without_start_weights(recipe)
     network = task.build_network(start, len(data.classes))
     module = make_module(task, recipe, network, data)
     if config.compile:
         network.compile()
-    console = Console()
+    output: Any = SteadyOutput(sys.stdout)
+    console = Console(file=output)
     say = partial(console.print, soft_wrap=True, highlight=False) if is_first_process() else lambda line: None
-    if is_first_process():
-        write_text(run / "recipe.yaml", yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False))
-    say(task.start(start) if checkpoint is None else f"start weights: {checkpoint}")
-    say(data.summary())
-    if note := task.note(recipe):
-        say(note)
+    guard = FiniteGuard(run, config.skip_limit, data.names)
     keeper = RunKeeper(
         run,
         data,
@@ -99,18 +113,25 @@ def train(
         log_every_n_steps=config.log_every_n_steps,
         test_every_n_epochs=config.test_every_n_epochs,
         max_steps=config.max_steps,
+        guard=guard,
+        best=(-math.inf, -1) if state is None else (state.best, state.best_step),
+        recipe=yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False),
         say=say,
     )
-    guard = FiniteGuard(run, config.skip_limit, data.names)
+    checkpoint = None if state is None else _take_up(state, keeper)
+    say(task.start(start) if checkpoint is None else f"start weights: {checkpoint}")
+    say(data.summary())
+    if note := task.note(recipe):
+        say(note)
     callbacks: list[Callback] = [guard, keeper]
     if config.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if progress and console.is_terminal:
-        callbacks.append(RunProgressBar(config.max_steps))
+        callbacks.append(RunProgressBar(config.max_steps, file=output))
     trainer = make_trainer(
         config,
         callbacks=callbacks,
-        logger=TensorBoardLogger(run, name="", version="tensorboard"),
+        logger=Curves(run, say),
         max_epochs=config.max_epochs,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm,
@@ -118,7 +139,7 @@ def train(
         log_every_n_steps=config.log_every_n_steps,
         enable_progress_bar=progress and console.is_terminal,
     )
-    with reporting_dead_readers():
+    with reporting_dead_readers(), quiet_curves():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     end_together()
     troubles = data.troubles()
@@ -130,6 +151,17 @@ def train(
     scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
     chosen_on = f"{'validation' if data.has_own_test else 'held-out'} {data.noun}s"
     return RunResult(run / LAST, best, scores, keeper.best if best else None, chosen_on)
+
+
+def _take_up(state: RunState, keeper: RunKeeper) -> Path:
+    """Put a run's folder in order and return the checkpoint to go on from."""
+    if state.note:
+        keeper.say(state.note)
+    if not is_first_process():
+        return state.checkpoint
+    # an early crash, or a user, may have left it empty
+    keeper.write_recipe()
+    return state.finish_writing()
 
 
 def make_module(
@@ -215,43 +247,46 @@ def _check_can_run(recipe: Recipe) -> None:
             raise ValueError(f"{name} needs GPUs in several processes: PyTorch has no SyncBatchNorm on CPUs")
 
 
-def _checkpoint_to_resume(recipe: Recipe, run: Path, resume: bool) -> Path | None:
-    """Check the run folder, return the checkpoint to go on from."""
-    last = run / LAST
-    if last.exists() and not resume:
-        raise DataError(f"{run} already holds a run (last.ckpt): add --resume to continue it, or choose another --run")
-    checkpoint = last if resume and last.exists() else None
-    if checkpoint is not None:
-        entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
-        if entry["format"] != FORMAT:
-            raise DataError(
-                f"{checkpoint} was written by an earlier version of cgnl: you can test and use it, but "
-                "not continue its run"
-            )
-        stored = from_dict(entry["recipe"], str(checkpoint))
-        if type(stored) is not type(recipe):
-            tasks = [to_dict(each)["task"] for each in (stored, recipe)]
-            raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot continue as {tasks[1]}")
-        changed = differences(stored, recipe)
-        if stored.schedule.kind == "cosine":
-            in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
-            end = "max_steps" if in_steps else "max_epochs"
-            ends = [getattr(config, end) for config in (stored.trainer, recipe.trainer)]
-            if ends[0] != ends[1]:
-                changed.append(f"trainer.{end}, the end of the cosine, was {ends[0]}, now {ends[1]}")
-        if changed:
-            raise DataError(f"{checkpoint} was made with another recipe and cannot continue: {'; '.join(changed)}")
-    return checkpoint
+def _state_to_resume(recipe: Recipe, run: Path, resume: bool) -> RunState | None:
+    """Check the run folder, return the state to go on from."""
+    if found := files_of_run(run) if not resume else []:
+        raise DataError(
+            f"{run} already holds a run ({', '.join(found)}): add --resume to continue it, or choose another --run"
+        )
+    if is_first_process():
+        remove_parts(run)
+    state = find_state(run)
+    if state is None:
+        return None
+    checkpoint = state.checkpoint
+    if state.entry["format"] != FORMAT:
+        raise DataError(
+            f"{checkpoint} was written by an earlier version of cgnl: you can test and use it, but not continue its run"
+        )
+    stored = from_dict(state.entry["recipe"], str(checkpoint))
+    if type(stored) is not type(recipe):
+        tasks = [to_dict(each)["task"] for each in (stored, recipe)]
+        raise DataError(f"{checkpoint} holds a run of the task {tasks[0]}; it cannot continue as {tasks[1]}")
+    changed = differences(stored, recipe)
+    if stored.schedule.kind == "cosine":
+        in_steps = stored.schedule.unit == "step" and max(stored.trainer.max_steps, recipe.trainer.max_steps) > 0
+        end = "max_steps" if in_steps else "max_epochs"
+        ends = [getattr(config, end) for config in (stored.trainer, recipe.trainer)]
+        if ends[0] != ends[1]:
+            changed.append(f"trainer.{end}, the end of the cosine, was {ends[0]}, now {ends[1]}")
+    if changed:
+        raise DataError(f"{checkpoint} was made with another recipe and cannot continue: {'; '.join(changed)}")
+    return state
 
 
 def _checked_data(
-    task: Task[Any], recipe: Recipe, run: Path, checkpoint: Path | None, part: Part | None
+    task: Task[Any], recipe: Recipe, run: Path, state: RunState | None, part: Part | None
 ) -> SampleData[Any]:
     config = recipe.trainer
-    if checkpoint is None and is_first_process():
+    if state is None and is_first_process():
         # what an attempt that ended before its first checkpoint has listed
-        for listed in ("missing_files", "bad_files", "damaged_videos", "bad_annotations", "skipped_steps"):
-            (run / f"{listed}.csv").unlink(missing_ok=True)
+        for listed in LISTS:
+            (run / listed).unlink(missing_ok=True)
     data = task.make_data(
         recipe.data,
         seed=config.seed,
@@ -262,14 +297,14 @@ def _checked_data(
         tested="val",
     )
     data.check()
-    if checkpoint is not None:
-        _check_same_data(checkpoint, data)
+    if state is not None:
+        _check_same_data(state, data)
     return data
 
 
-def _check_same_data(checkpoint: Path, data: SampleData) -> None:
+def _check_same_data(state: RunState, data: SampleData) -> None:
     """Refuse to go on with other classes or another number of samples than the run began with."""
-    entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
+    checkpoint, entry = state.checkpoint, state.entry
     root = data.config.root or data.train_samples.root
     if tuple(entry["classes"]) != data.classes:
         other = sorted(set(data.classes) ^ set(entry["classes"]))
@@ -302,7 +337,7 @@ def quieten() -> None:
         r".*does not have many workers.*",
         r".*smaller than the logging interval.*",
         r".*in eval mode at the start of training.*",
-        r".*It is recommended to use `.*sync_dist=True`.*",
+        r".*It is recommended to use `.*sync_dist=True\)`.*",
         r".*Trying to infer the `batch_size`.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",

@@ -7,6 +7,7 @@ from pathlib import Path
 from cgnl.data.decoding import AnyPath, DataError
 from cgnl.data.lists.samples import SampleList
 from cgnl.data.lists.text import readable
+from cgnl.files import append_csv, make_folders
 
 
 class BadFiles:
@@ -52,15 +53,12 @@ def write_rows(file: Path, rows: Iterable[tuple[Path, str]]) -> None:
     """Add the rows whose path the file does not name yet."""
     known = set()
     if file.exists():
-        with file.open(newline="", encoding="utf-8") as opened:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
             known = {row[0] for row in csv.reader(opened) if row}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        if not known:
-            writer.writerow(("path", "reason"))
-        for path, reason in rows:
-            name = readable(str(path))
-            if name not in known:
-                writer.writerow((name, readable(reason)))
-                known.add(name)
+    new: dict[str, str] = {}
+    for path, reason in rows:
+        if (name := readable(str(path))) not in known:
+            new.setdefault(name, readable(reason))
+    if new or not known:
+        make_folders(file.parent)
+        append_csv(file, ("path", "reason"), new.items())
