@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cgnl.networks.checkpoints import CheckpointError, mismatches
+from cgnl.networks.checkpoints import CheckpointError, check_finite, mismatches
 from cgnl.settings.image import Recipe
 
 FORMAT = 2
@@ -71,8 +71,9 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load_exactly(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load a state dict whose keys and shapes must all fit, or list those that do not."""
+    """Load a state dict whose keys and shapes must all fit, or list those that do not; the weights must be finite."""
     wrong = mismatches(state, network.state_dict())
     if wrong:
         raise CheckpointError(f"{path} does not fit its recipe's network; nothing was loaded: {'; '.join(wrong)}.")
+    check_finite(network, state, path)
     network.load_state_dict(state)
