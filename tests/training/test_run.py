@@ -222,10 +222,29 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(finished, class_folde
             shutil.copytree(class_folders / split / f"class_{number}", tmp_path / "renamed" / split / name)
     with pytest.raises(DataError, match=r"trained on other classes .* classes class_2, zebra differ"):
         train(tiny(tmp_path / "renamed", max_epochs=3), run, resume=True, progress=False)
-    fewer = shutil.copytree(class_folders, tmp_path / "fewer")
-    (fewer / "train" / "class_0" / "0.jpg").unlink()
-    with pytest.raises(DataError, match=r"was trained on 24 images, but .* has 23"):
-        train(tiny(fewer, max_epochs=3), run, resume=True, progress=False)
+    changed = shutil.copytree(class_folders, tmp_path / "changed")
+    (changed / "train" / "class_0" / "0.jpg").unlink()
+    shutil.copy(class_folders / "val" / "class_0" / "0.jpg", changed / "val" / "class_0" / "1.jpg")
+    (changed / "train" / "class_1" / "3.jpg").rename(changed / "train" / "class_2" / "three.jpg")
+    with pytest.raises(DataError) as refused:
+        train(tiny(changed, max_epochs=3), run, resume=True, progress=False)
+    for words in (
+        "test images: 1 with other contents (val/class_0/1.jpg)",
+        "training images: 1 moved to another class (train/class_1/3.jpg, now train/class_2/three.jpg, from class_1 to "
+        "class_2), 1 removed (train/class_0/0.jpg)",
+        f"--network.weights {run / 'last.ckpt'} and another --run",
+    ):
+        assert words in str(refused.value)
+
+
+def test_a_checkpoint_without_fingerprints_tells_the_number_of_images(finished, class_folders, tmp_path):
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    del checkpoint["cgnl"]["files"]
+    checkpoint["cgnl"]["num_samples"] = 23
+    torch.save(checkpoint, run / "last.ckpt")
+    with pytest.raises(DataError, match="23 training images then, 24 now"):
+        train(tiny(class_folders, max_epochs=3), run, resume=True, progress=False)
 
 
 def test_a_finished_run_resumes_for_more_epochs(finished, class_folders, tmp_path):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.compare.cut import Front, built
-from cgnl.data.lists import SampleList
+from cgnl.data.lists import SampleList, path_below
 from cgnl.files import write_text
 from cgnl.insertion import inserted_blocks
 from cgnl.settings.image import Recipe
@@ -138,10 +138,9 @@ def samples_digest(splits: Mapping[str, SampleList], *, dates: bool = False) -> 
     """Return a hash of the samples' files (paths below the root, sizes, and dates if wanted) and labels."""
     digest = hashlib.sha256()
     for split, samples in splits.items():
-        roots = samples.root, samples.root.resolve()
         for sample in samples.samples:
-            path, state = sample.path, sample.path.stat() if sample.path.exists() else None
-            path = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path)
+            state = sample.path.stat() if sample.path.exists() else None
+            path = path_below(samples, sample.path)
             # a folder of frames has no size of its own
             size = state.st_size if state and S_ISREG(state.st_mode) else None
             digest.update(f"{split} {path} {sample.label} {size} {dates and state and state.st_mtime_ns}\n".encode())

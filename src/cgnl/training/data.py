@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from cgnl.data.decoding import DataError
 from cgnl.data.images import ImageDataset, read_images
 from cgnl.data.images import collate as collate_images
-from cgnl.data.lists import BadFiles, SampleList, check_missing, differences, write_missing
+from cgnl.data.lists import BadFiles, SampleList, changes, check_missing, differences, fingerprint, write_missing
 from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
@@ -53,6 +53,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     noun: str
     """One sample: ``image`` or ``video``."""
+    samples_have_classes = True
+    """Whether each sample is of one class; in detection it holds objects."""
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     """Makes a batch of samples."""
 
@@ -225,6 +227,25 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             + (f"; missing files: {missing}" + (f" (missing_files.csv in {self.run})" if self.run else ""))
             * bool(missing)
         )
+
+    @cached_property
+    def fingerprints(self) -> dict[str, torch.Tensor]:
+        """The fingerprint of each split that was read, as a tensor of bytes; made on first use."""
+        return {
+            split: torch.frombuffer(bytearray(fingerprint(bad.samples)), dtype=torch.uint8)
+            for split, bad in self._bad.items()
+        }
+
+    def changed_files(self, before: Mapping[str, torch.Tensor]) -> list[str]:
+        """Say what differs from the files whose fingerprints a checkpoint holds, a few words for each split."""
+        words = {"train": "training", "val": "validation", "test": "test"}
+        names = {str(label): name for label, name in enumerate(self.classes)} if self.samples_have_classes else {}
+        found = []
+        for split in sorted({*before, *self.fingerprints}):
+            old, new = (bytes(each[split].numpy()) if split in each else b"" for each in (before, self.fingerprints))
+            if differing := changes(old, new, names):
+                found.append(f"{words[split]} {self.noun}s: {', '.join(differing)}")
+        return found
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training samples."""

@@ -27,6 +27,7 @@ class DetectionData(SampleData[DetectionDataConfig]):
     """
 
     noun = "image"
+    samples_have_classes = False
     collate = staticmethod(collate)
 
     def __init__(self, config: DetectionDataConfig, **options: Any) -> None:

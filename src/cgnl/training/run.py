@@ -91,6 +91,7 @@ def train(
             "classes": list(data.classes),
             "num_classes": len(data.named_classes),
             "num_samples": len(data.train_samples),
+            "files": data.fingerprints,
             **data.normalisation,
         },
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
@@ -259,17 +260,20 @@ def _checked_data(
 
 
 def _check_same_data(checkpoint: Path, data: SampleData) -> None:
-    """Refuse to go on with other classes or another number of samples than the run began with."""
+    """Refuse to go on with other classes or files than the run began with."""
     entry = run_entry(read_checkpoint_file(checkpoint), checkpoint)
     root = data.config.root or data.train_samples.root
     if tuple(entry["classes"]) != data.classes:
         other = sorted(set(data.classes) ^ set(entry["classes"]))
         what = f"classes {', '.join(other[:5])}" if other else "the order of the classes"
         raise DataError(f"{checkpoint} was trained on other classes than {root} has: {what} differ")
-    if entry["num_samples"] != len(data.train_samples):
+    found = data.changed_files(entry["files"]) if "files" in entry else []
+    if entry["num_samples"] != len(data.train_samples) and not found:
+        found = [f"{entry['num_samples']} training {data.noun}s then, {len(data.train_samples)} now"]
+    if found:
         raise DataError(
-            f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {root} has "
-            f"{len(data.train_samples)}: the run cannot continue"
+            f"{checkpoint} was trained on other files than {root} has now: {'; '.join(found)}. A run continues on the "
+            f"same files only: restore them, or start a new run with --network.weights {checkpoint} and another --run."
         )
 
 

@@ -1,6 +1,7 @@
 """Parts of image and video data sets: samples with labels, list files, folders of classes, accounts of bad files."""
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
+from cgnl.data.lists.fingerprints import changes, fingerprint, path_below
 from cgnl.data.lists.reading import class_folders, files_below, labelled_lines, listed, read_classes
 from cgnl.data.lists.samples import NoSplitError, Sample, SampleList, Split, check_missing, differences
 from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -8,6 +9,7 @@ from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, 
 
 __all__ = [
     "IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "BadFiles", "Inside", "NoSplitError", "Sample", "SampleList", "Split",
-    "check_missing", "class_folders", "differences", "exists", "files_below", "integer", "labelled_lines", "listed",
-    "read_classes", "read_table", "readable", "shown", "text_lines", "write_missing", "write_rows",
+    "changes", "check_missing", "class_folders", "differences", "exists", "files_below", "fingerprint", "integer",
+    "labelled_lines", "listed", "path_below", "read_classes", "read_table", "readable", "shown", "text_lines",
+    "write_missing", "write_rows",
 ]  # fmt: skip

@@ -50,6 +50,10 @@ class SampleList:
         """Return why a missing file cannot be used, as the rest of a sentence that begins with its path."""
         return self.reasons.get(path, "does not exist")
 
+    def truth_of(self, index: int) -> str:
+        """Return the label of a sample, as one word; where samples have more than a label, a digest of it."""
+        return str(self.samples[index].label)
+
 
 class NoSplitError(DataError):
     """The annotations of a data set are those of another split alone."""
