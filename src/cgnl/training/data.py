@@ -134,6 +134,13 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         if samples.kind not in _LIST_KINDS and samples.classes != expected:
             differing = differences(samples.classes, expected)
             raise DataError(f"{samples.root} has other classes than expected; {differing}")
+        for label, name in enumerate(samples.classes):
+            # the names of a list are those of its folders, where they tell the labels apart
+            if name in expected and expected[label] != name and not name.isdecimal():
+                raise DataError(
+                    f"{self.config.test_list}: the files of label {label} lie in folders of the class {name}, whose "
+                    f"label is {expected.index(name)} here; the labels must be those of training"
+                )
         return samples
 
     def _read(self, split: Split) -> SampleList:

@@ -70,6 +70,7 @@ def train(
     data = _checked_data(task, recipe, run, checkpoint, part)
     # a checkpoint to go on from replaces the start weights, which need not be there any more
     start = recipe if checkpoint is None else task.without_start_weights(recipe)
+    task.check_start_weights(start, data.classes)
     network = task.build_network(start, len(data.classes))
     module = make_module(task, recipe, network, data)
     if config.compile:

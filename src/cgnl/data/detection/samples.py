@@ -98,7 +98,7 @@ class DetectionList(SampleList):
         return self.annotations[index]
 
     def truth_of(self, index: int) -> str:
-        """Return a digest of the objects of an image: their categories, boxes and areas, and whether each is a crowd."""
+        """Return a digest of the objects of an image: categories, boxes, areas, and whether each is a crowd."""
         objects = [[row[name] for name in ("category_id", "bbox", "area", "iscrowd")] for row in self.objects(index)]
         return hashlib.blake2b(repr(objects).encode(), digest_size=8).hexdigest()
 

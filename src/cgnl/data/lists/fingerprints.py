@@ -59,12 +59,12 @@ def path_below(samples: SampleList, path: Path) -> str:
 
 def _digest(path: Path, read: bool) -> str:
     try:
-        state = os.stat(path)
+        state = path.stat()
         if not S_ISREG(state.st_mode):
             return _digest_of_folder(path, read)
         digest = hashlib.blake2b(str(state.st_size).encode(), digest_size=8)
         if read:
-            with open(path, "rb", buffering=0) as file:
+            with path.open("rb", buffering=0) as file:
                 for place in _places(state.st_size):
                     file.seek(place)
                     digest.update(file.read(_WHOLE if state.st_size <= _WHOLE else _PIECE))
@@ -78,10 +78,10 @@ def _places(size: int) -> tuple[int, ...]:
 
 
 def _digest_of_folder(path: Path, read: bool) -> str:
-    names = sorted(os.listdir(path))
+    names = sorted(entry.name for entry in os.scandir(path))
     digest = hashlib.blake2b("\0".join(names).encode(errors="surrogateescape"), digest_size=8)
     for name in {names[place]: None for place in (0, len(names) // 2, -1)} if names else ():
-        if not os.path.isdir(path / name):
+        if not (path / name).is_dir():
             digest.update(_digest(path / name, read).encode())
     return digest.hexdigest()
 
