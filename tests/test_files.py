@@ -1,6 +1,8 @@
 """Files are whole or not there: after an error, a full disk and a kill the earlier one is as it was."""
 
 import csv
+import json
+import math
 import os
 import resource
 import signal
@@ -10,7 +12,7 @@ import sys
 
 import pytest
 
-from cgnl.files import whole_file, write_csv, write_text
+from cgnl.files import json_text, whole_file, write_csv, write_text
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])
@@ -88,3 +90,8 @@ def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_text(tmp_path / "folder", "row")
     assert (tmp_path / "folder").is_dir()
+
+
+def test_json_has_null_for_numbers_that_are_not_finite():
+    content = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, "NaN")], "c": {"d": None, "e": 3}}
+    assert json.loads(json_text(content)) == {"a": None, "b": [None, 1.5, [None, "NaN"]], "c": {"d": None, "e": 3}}

@@ -1,6 +1,8 @@
 """Write whole files: beside their place first, then onto the disk and renamed, so that no file is ever half written."""
 
 import csv
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +40,19 @@ def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared:
         if isinstance(error, OSError) and error.filename in (None, str(part)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def json_text(content: Any, **options: Any) -> str:
+    """Return JSON with null for numbers that are not finite, since JSON has none; options are those of json.dumps."""
+    return json.dumps(_with_nulls(content), allow_nan=False, **options)
+
+
+def _with_nulls(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_nulls(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_with_nulls(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, content: str) -> None:

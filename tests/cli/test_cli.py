@@ -84,6 +84,41 @@ def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_p
     assert out.count("%") == 3
 
 
+@pytest.fixture(scope="module")
+def overflowing(trained, tmp_path_factory):
+    """The run with finite weights so large that the logits overflow."""
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.fc.weight"].fill_(3e38)
+    path = tmp_path_factory.mktemp("overflowing") / "last.ckpt"
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_outputs_that_are_not_finite_are_refused_by_every_command(capsys, overflowing, class_folders, tmp_path):
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    said = f"cgnl: {image} gets an output from the network that is not finite (NaN or infinity)"
+    for options in ([], ["--json"]):
+        code, out, err = run(capsys, "predict", overflowing, image, *options)
+        assert (code, err) == (2, f"{said}\n")
+        assert out == "" or json.loads(out)["error"] == said.removeprefix("cgnl: ")
+    code, out, err = run(capsys, "explain", overflowing, image, f"--out={tmp_path / 'page.html'}")
+    assert (code, err) == (2, f"{said}\n")
+    code, out, err = run(capsys, "evaluate", overflowing, f"--out={tmp_path / 'evaluation'}")
+    assert (code, err) == (2, f"{said}, as do 12 of 12 test images in all\n")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_by_every_command(capsys, trained, class_folders, tmp_path):
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    for command, *arguments in (("predict", image), ("evaluate",), ("explain", image)):
+        code, _, err = run(capsys, command, tmp_path, *arguments)
+        assert code == 2
+        assert "last.ckpt cannot be used: 1 of its tensors hold values that are not finite" in err
+
+
 def test_convert_then_evaluate_a_recipe_with_converted_weights(capsys, trained, class_folders, tmp_path):
     # a checkpoint as the released code writes them: blocks as elements of the stage, wrapped, in a legacy file
     own = torch.load(trained / "last.ckpt", weights_only=True)["state_dict"]

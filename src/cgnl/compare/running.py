@@ -20,6 +20,7 @@ from cgnl.compare.maps import Features, cached
 from cgnl.compare.plan import Protocol, Trial, best_of, planned, tuning
 from cgnl.compare.report import read_runs
 from cgnl.compare.trials import run_on_maps, run_whole
+from cgnl.files import json_text
 from cgnl.settings.reading import from_dict
 from cgnl.settings.trust import trusted_names, trusting
 
@@ -141,7 +142,7 @@ class _Work:
 
 def _append(folder: Path, row: dict[str, Any]) -> None:
     path = folder / "runs.jsonl"
-    text = json.dumps(row, ensure_ascii=False) + "\n"
+    text = json_text(row, ensure_ascii=False) + "\n"
     with path.open("a+b") as file:
         # behind a line that a kill has cut
         if file.tell():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.blocks.diagnosis import Diagnosis, diagnose
+from cgnl.data.decoding import BadFileError
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
 from cgnl.networks.libraries import classifier_of
@@ -19,7 +20,7 @@ from cgnl.settings.blocks import given_places
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.task import Prediction, Task, TestResult
-from cgnl.training.trained import TrainedNetwork, default_device
+from cgnl.training.trained import NOT_FINITE, TrainedNetwork, default_device
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 _IMAGENET_CLASSES = 1000
@@ -184,10 +185,16 @@ class ClassificationTask(Task[RecipeT]):
 
 
 @torch.inference_mode()
-def probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
-    """Return the probabilities [B, K] for a batch; the network is moved to the GPU where there is one."""
+def probabilities(trained: TrainedNetwork, batch: Tensor, path: Path) -> Tensor:
+    """Return the probabilities [B, K] for a batch from a file; the network is moved to the GPU where there is one.
+
+    Raises BadFileError where they are not finite.
+    """
     device = default_device()
-    return trained.network.to(device)(batch.to(device)).float().softmax(-1)
+    values = trained.network.to(device)(batch.to(device)).float().softmax(-1)
+    if not values.isfinite().all():
+        raise BadFileError(path, NOT_FINITE)
+    return values
 
 
 def most_probable(trained: TrainedNetwork, values: Tensor, top: int) -> list[tuple[str, float]]:

@@ -27,7 +27,7 @@ from cgnl.settings.detection import DetectionDataConfig, DetectionRecipe
 from cgnl.settings.image import ARCHITECTURES
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.task import Export, Prediction, Task, TestResult
-from cgnl.training.trained import TrainedNetwork, default_device
+from cgnl.training.trained import TrainedNetwork, default_device, refusing_outputs_not_finite
 
 _COCO_CATEGORIES = 80
 
@@ -121,7 +121,9 @@ class DetectionTask(Task[DetectionRecipe]):
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> "ObjectPrediction":
         """Return the objects in an image that have at least a score."""
         image = open_image(path)
-        return ObjectPrediction(image, detect(trained, image, min_score=score), trained.classes, score)
+        with refusing_outputs_not_finite(trained.network, path):
+            found = detect(trained, image, min_score=score)
+        return ObjectPrediction(image, found, trained.classes, score)
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Refuse: a detector cannot be exported."""

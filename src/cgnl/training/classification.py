@@ -4,6 +4,7 @@ Shapes: B batch, K classes.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -58,7 +59,8 @@ class ClassificationModule(TrainingModule):
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self._mix = v2.RandomChoice(mixers) if mixers else None
-        self.test_loss = MeanMetric()
+        # by default NaN is left out
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
 
@@ -115,13 +117,12 @@ class ClassificationModule(TrainingModule):
         return logits
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracies (%) over all processes."""
-        for name, metric, unit in (
-            ("test/loss", self.test_loss, 1),
-            ("test/top1", self.top1, 100),
-            ("test/top5", self.top5, 100),
-        ):
-            self.log(name, metric.compute() * unit)
+        """Log loss and accuracies (%) over all processes; without a finite loss there is no accuracy."""
+        loss = self.test_loss.compute()
+        self.log("test/loss", loss)
+        for name, metric in (("test/top1", self.top1), ("test/top5", self.top5)):
+            self.log(name, metric.compute() * 100 if loss.isfinite() else loss * math.nan)
+        for metric in (self.test_loss, self.top1, self.top5):
             metric.reset()
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cgnl.data.decoding import DataError
 from cgnl.data.lists import readable
 from cgnl.files import write_csv
 from cgnl.settings.training import TrainerConfig
@@ -16,7 +17,7 @@ from cgnl.training.data import SampleData
 from cgnl.training.processes import end_together, gathered, reporting_dead_readers
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 from cgnl.training.task import TestResult
-from cgnl.training.trained import TrainedNetwork
+from cgnl.training.trained import NOT_FINITE, TrainedNetwork
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def evaluate(
     top1, top5 = module.accuracies()
     rows = _rows(parts)
     samples.share_bad_files()
+    _check_finite(samples, rows)
     if not stay:
         end_together()
     evaluation = _summary(samples, rows, top1, top5)
@@ -117,6 +119,14 @@ def _rows(parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[flo
         for row in zip(part["index"].tolist(), part["classes"].tolist(), part["probabilities"].tolist(), strict=True)
     ]
     return sorted(row for share in gathered(mine) for row in share)
+
+
+def _check_finite(data: SampleData, rows: list[tuple[int, list[int], list[float]]]) -> None:
+    """Raise DataError where a sample's probabilities are not finite: its class would be any."""
+    wrong = [index for index, _, values in rows if not all(map(math.isfinite, values))]
+    if wrong:
+        paths = [data.test_samples.samples[index].path for index in wrong]
+        raise DataError(f"{paths[0]} {NOT_FINITE}, as do {len(wrong)} of {len(rows)} test {data.noun}s in all")
 
 
 def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:

@@ -1,18 +1,25 @@
 """Trained networks, and what a checkpoint of a run says about itself. Nothing here needs Lightning."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from cgnl.data.decoding import BadFileError
 from cgnl.networks.checkpoints import CheckpointError, check_finite, mismatches
 from cgnl.settings.image import Recipe
 
 FORMAT = 2
 """Version of the ``cgnl`` entry in our checkpoints; networks of version 1, which knew images only, are used as well."""
+
+
+NOT_FINITE = "gets an output from the network that is not finite (NaN or infinity)"
+"""What is wrong with a file, as the rest of a sentence that begins with its path."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,21 @@ class TrainedNetwork:
     epoch: int
     step: int
     num_classes: int | None = None
+
+
+@contextmanager
+def refusing_outputs_not_finite(detector: nn.Module, path: Path) -> Iterator[None]:
+    """Raise BadFileError where a part of a detector gives values that are not finite: it would leave such boxes out."""
+
+    def check(module: nn.Module, arguments: Any, output: Any) -> None:
+        if not all(value.isfinite().all() for value in tree_leaves(output) if isinstance(value, torch.Tensor)):
+            raise BadFileError(path, NOT_FINITE)
+
+    parts = ("backbone", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(detector.get_submodule(part).register_forward_hook(check))
+        yield
 
 
 def default_device() -> torch.device:
