@@ -1,12 +1,14 @@
 import csv
 import dataclasses
 import gc
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from contextlib import nullcontext
@@ -374,6 +376,7 @@ def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_p
     assert process.returncode == 2, output
     assert "being read" in output
     assert "a process that reads samples died or hangs" in output
+    assert "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size" in output
     assert "Traceback" not in output
 
 
@@ -415,3 +418,25 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
 def test_every_recipe_survives_yaml(name, tmp_path):
     recipe = RECIPES[name].make()
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(recipe))), name) == recipe
+
+
+def test_a_reader_that_is_stopped_ends_the_run_and_the_checkpoint_stays_whole(class_folders, tmp_path):
+    recipe = override(
+        tiny(class_folders, max_epochs=1000, checkpoint_every_n_steps=1), {"data": {"workers": 2, "timeout": 2}}, "test"
+    )
+
+    def stop() -> None:
+        while not (tmp_path / "run" / "last.ckpt").exists():
+            time.sleep(0.01)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(DataError, match=r"no batch came for 2 seconds \(data.timeout\); it is stopped \(SIGSTOP\)"):
+        train(recipe, tmp_path / "run", progress=False)
+    thread.join()
+    assert not multiprocessing.active_children()
+    step = load_trained(tmp_path / "run" / "last.ckpt").step
+    more = override(recipe, {"trainer": {"max_steps": step + 1}, "data": {"workers": 0}}, "test")
+    train(more, tmp_path / "run", resume=True, progress=False)
+    assert load_trained(tmp_path / "run" / "last.ckpt").step == step + 1

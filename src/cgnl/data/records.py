@@ -62,6 +62,11 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         """Return the file of a sample."""
         return Path(os.fsdecode(self._paths[index]))
 
+    def reading(self, pid: int | None) -> Path | None:
+        """Return the file that a worker is reading, by its process id, or None."""
+        rows = [index for process, index in self._in_flight.tolist() if process == pid and index >= 0]
+        return self.path(rows[0]) if rows else None
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Read one sample by its key: ``label``, ``index`` and what was read.
 

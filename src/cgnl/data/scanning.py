@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
-from cgnl.data.decoding import BadFileError
+from cgnl.data.decoding import BadFileError, death_in_words
 from cgnl.settings.checks import within
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class _Worker:
     def death(self) -> Scanned[Any]:
         self.process.join()
         code = self.process.exitcode or 0
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = death_in_words(code)
         self.connection.close()
         if self.path is None:
             raise RuntimeError(f"a process that reads files ended before it got one ({how})")

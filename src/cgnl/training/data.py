@@ -20,6 +20,7 @@ from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
 from cgnl.training.processes import gathered, is_first_process
+from cgnl.training.readers import WatchedLoader
 from cgnl.training.sampling import EpochBatches
 
 Split = Literal["train", "test"]
@@ -301,7 +302,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def _loader(self, dataset: Dataset[Any], batches: EpochBatches) -> DataLoader:
         workers = self.config.workers
-        return DataLoader(
+        return WatchedLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,

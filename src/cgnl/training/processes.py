@@ -13,6 +13,10 @@ from typing import Any
 
 from cgnl.data.decoding import DataError
 
+LACK_OF_MEMORY = (
+    "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size if it did"
+)
+
 
 class TrainingStopped(Exception):
     """The run was asked to stop by a signal and has saved its state.
@@ -64,6 +68,9 @@ def reporting_dead_readers() -> Iterator[None]:
         from cgnl.data.records import describe_in_flight
 
         reason = str(error).rstrip(". ")
+        # SIGKILL, by its name in PyTorch's message
+        if "signal: Killed" in reason or "exited unexpectedly" in reason:
+            reason += f"; {LACK_OF_MEMORY}"
         raise DataError(f"a process that reads samples died or hangs: {reason}. {describe_in_flight(error)}") from error
     finally:
         # what went wrong may have left a reader that hangs, and it would be waited for when this process ends
