@@ -4,6 +4,7 @@ A user's mistake ends in one plain sentence and exit code 2; a traceback is for 
 """
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -273,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         number = getattr(error, "signal_number", signal.SIGINT)
         print("cgnl: stopped", file=sys.stderr)
         sys.exit(128 + number)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         _fail(error)
 
 
@@ -315,10 +316,20 @@ def _fail(error: Exception) -> NoReturn:
         message = f"{error.filename}: {error.strerror}"
     elif (isinstance(error, ValueError) and ours) or (isinstance(error, ImportError) and "cgnl[" in str(error)):
         message = str(error)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message = f"a file could not be written: {error.strerror}. Checkpoints that were there are as they were"
+    elif _lacks_memory(error):
+        message = f"memory ran out: {str(error).strip().splitlines()[-1] if str(error) else type(error).__name__}"
     else:
         raise error
     print(f"cgnl: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    from cgnl.data.shortage import lacks_memory
+
+    return lacks_memory(error)
 
 
 def _innermost_module(traceback: TracebackType | None) -> str:

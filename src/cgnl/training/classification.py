@@ -85,7 +85,7 @@ class ClassificationModule(TrainingModule):
             return self.loss_of_no_sample(batch)
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
-        with naming_small_batches(images):
+        with naming_small_batches(images, batch.get("bad", ())):
             logits = self(images)
         loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
         if loss.isfinite():

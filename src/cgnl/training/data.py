@@ -54,6 +54,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     noun: str
     """One sample: ``image`` or ``video``."""
+    min_classes = 2
+    """Minimum number of classes that the training samples have."""
     samples_have_classes = True
     """Whether each sample is of one class; in detection it holds objects."""
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
@@ -161,11 +163,16 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def classes(self) -> tuple[str, ...]:
         """Names of the classifier's outputs: the classes in the order of the labels, then outputs that are no class.
 
-        Raises ValueError where ``data.num_outputs`` is less than the number of classes.
+        Raises ValueError where ``data.num_outputs`` is less than the number of classes, DataError for a single class.
         """
         if self._classes:
             return self._classes
         names = self._class_names()
+        if len(names) < self.min_classes:
+            raise DataError(
+                f"{self.config.root} has one class ({', '.join(names)}), but a classifier needs {self.min_classes} or "
+                "more"
+            )
         outputs = getattr(self.config, "num_outputs", None) or len(names)
         if outputs < len(names):
             raise ValueError(f"data.num_outputs ({outputs}) must be at least the number of classes ({len(names)})")
@@ -223,6 +230,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def check(self) -> None:
         """Read both lists and make both data sets, to find mistakes (DataError, ValueError) at the beginning."""
+        _ = self.classes
         self._dataset("train", training=True)
         self._dataset("test", training=False)
 

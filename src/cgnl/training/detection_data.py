@@ -27,6 +27,7 @@ class DetectionData(SampleData[DetectionDataConfig]):
     """
 
     noun = "image"
+    min_classes = 1
     samples_have_classes = False
     collate = staticmethod(collate)
 
