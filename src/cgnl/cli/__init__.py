@@ -4,7 +4,6 @@ A user's mistake ends in one plain sentence and exit code 2; a traceback is for 
 """
 
 import dataclasses
-import errno
 import os
 import signal
 import sys
@@ -311,25 +310,21 @@ def _usage(arguments: Sequence[str]) -> NoReturn:
 
 def _fail(error: Exception) -> NoReturn:
     """End with one sentence where the user can mend it; re-raise what is a bug of ours."""
+    from cgnl.data.shortage import is_disk_full, lacks_memory
+
     ours = _innermost_module(error.__traceback__).startswith("cgnl")
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
     elif (isinstance(error, ValueError) and ours) or (isinstance(error, ImportError) and "cgnl[" in str(error)):
         message = str(error)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        message = f"a file could not be written: {error.strerror}. Checkpoints that were there are as they were"
-    elif _lacks_memory(error):
+    elif is_disk_full(error):
+        message = f"a file could not be written: {getattr(error, 'strerror', error)}"
+    elif lacks_memory(error):
         message = f"memory ran out: {str(error).strip().splitlines()[-1] if str(error) else type(error).__name__}"
     else:
         raise error
     print(f"cgnl: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    from cgnl.data.shortage import lacks_memory
-
-    return lacks_memory(error)
 
 
 def _innermost_module(traceback: TracebackType | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cgnl.data.shortage import reporting_lack_of_memory
+from cgnl.data.shortage import reporting_full_disk, reporting_lack_of_memory
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost
 from cgnl.settings.image import Recipe
@@ -50,7 +50,7 @@ def train(
     from cgnl.training.run import train
 
     task = task_of(recipe)
-    with reporting_lack_of_memory(recipe.data):
+    with reporting_lack_of_memory(recipe.data), reporting_full_disk(run):
         return train(task, task.sized(recipe), run, name=name, resume=resume, progress=progress, part=part)
 
 
