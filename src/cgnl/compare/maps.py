@@ -21,6 +21,7 @@ from cgnl.files import write_text
 from cgnl.insertion import inserted_blocks
 from cgnl.settings.image import Recipe
 from cgnl.tasks.registry import task_of
+from cgnl.training.processes import reporting_dead_readers
 from cgnl.training.trained import default_device
 
 # Settings that the network up to its block, and the samples as in a test, do not depend on.
@@ -80,7 +81,8 @@ def cached(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> 
         front = Front(network)
         for split, samples in splits.items():
             say(f"computing the maps of {len(samples)} {split} {data.noun}s after {place}")
-            _write(home, split, data.tested_batches(split), front, (len(samples), 1 + bool(recipe.data.flip)))
+            with reporting_dead_readers():
+                _write(home, split, data.tested_batches(split), front, (len(samples), 1 + bool(recipe.data.flip)))
         write_text(home / "maps.json", json.dumps({"place": place, "classes": data.classes}))
     maps = {split: _read(home, split) for split in splits}
     return Features(maps["train"], maps["test"], tuple(data.classes), place, data.summary())

@@ -19,6 +19,7 @@ from cgnl.networks.named import named_network
 from cgnl.settings.blocks import given_places
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.training import TrainerConfig
+from cgnl.training.processes import reporting_dead_readers
 from cgnl.training.task import Prediction, Task, TestResult
 from cgnl.training.trained import NOT_FINITE, TrainedNetwork, default_device
 
@@ -110,7 +111,8 @@ class ClassificationTask(Task[RecipeT]):
             read = ((batch["image"], batch["label"]) for batch in samples.tested_batches("test"))
             return (pair for pair in read if len(pair[1]))  # a batch of files that cannot be read is empty
 
-        return diagnose(network, batches, blocks=inserted_blocks(network))
+        with reporting_dead_readers():
+            return diagnose(network, batches, blocks=inserted_blocks(network))
 
     def _test_data(self, trained: TrainedNetwork, data: Any, **options: Any) -> Any:
         recipe: Any = trained.recipe

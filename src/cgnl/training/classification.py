@@ -120,9 +120,9 @@ class ClassificationModule(TrainingModule):
         """Log loss and accuracies (%) over all processes; without a finite loss there is no accuracy."""
         loss = self.test_loss.compute()
         self.log("test/loss", loss)
+        self.test_loss.reset()
         for name, metric in (("test/top1", self.top1), ("test/top5", self.top5)):
-            self.log(name, metric.compute() * 100 if loss.isfinite() else loss * math.nan)
-        for metric in (self.test_loss, self.top1, self.top5):
+            self.log(name, metric.compute() * 100 if loss.isfinite() else math.nan)
             metric.reset()
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             # the names of a list are those of its folders, where they tell the labels apart
             if name in expected and expected[label] != name and not name.isdecimal():
                 raise DataError(
-                    f"{self.config.test_list}: the files of label {label} lie in folders of the class {name}, whose "
+                    f"{getattr(self.config, 'test_list', samples.root)}: the files of label {label} lie in folders of the class {name}, whose "
                     f"label is {expected.index(name)} here; the labels must be those of training"
                 )
         return samples
