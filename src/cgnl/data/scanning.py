@@ -55,7 +55,7 @@ class _Worker:
         how = death_in_words(code)
         self.connection.close()
         if self.path is None:
-            raise DataError(f"a process that reads files ended before it got one ({how})")
+            raise RuntimeError(f"a process that reads files ended before it got one ({how})")
         return Scanned(self.path, None, f"ends the process that decodes it ({how})", answered=False)
 
     def stop(self) -> None:
@@ -80,6 +80,7 @@ class Scanning(TypedDict, total=False):
 
 def count_workers(workers: int | None) -> int:
     """Return the number of processes to use: as many as there are usable cores if None; ValueError unless 1 to 256."""
+    within("workers", workers, 1)
     within("workers", workers, 1, MAX_WORKERS)
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -93,7 +94,7 @@ def scan(
 
     It may raise :class:`cgnl.data.decoding.BadFileError`, and has ``timeout`` seconds for a file. The outcomes come in
     the order in which they are done. Raises ValueError for fewer than one worker or a timeout that is not positive, and
-    DataError where the processes do not start.
+    RuntimeError or DataError where the processes do not start.
     """
     workers = count_workers(workers)
     if timeout <= 0:

@@ -92,6 +92,7 @@ class DetectionDataConfig:
         for name in ("size", "batch_size", "timeout"):
             within(f"data.{name}", getattr(self, name), 1)
         within("data.max_size", self.max_size, self.size)
+        within("data.workers", self.workers, 0)
         within("data.workers", self.workers, 0, MAX_WORKERS)
         for name in ("flip", "bad_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)

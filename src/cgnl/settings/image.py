@@ -120,6 +120,7 @@ class DataConfig:
             within(f"data.{name}", getattr(self, name), 1)
         for name in ("num_classes", "num_outputs"):
             within(f"data.{name}", getattr(self, name), 1)
+        within("data.workers", self.workers, 0)
         within("data.workers", self.workers, 0, MAX_WORKERS)
         for name in ("flip", "bad_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)

@@ -141,8 +141,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             # the names of a list are those of its folders, where they tell the labels apart
             if name in expected and expected[label] != name and not name.isdecimal():
                 raise DataError(
-                    f"{getattr(self.config, 'test_list', samples.root)}: the files of label {label} lie in folders of the class {name}, whose "
-                    f"label is {expected.index(name)} here; the labels must be those of training"
+                    f"{samples.root}: in the test list, the files of label {label} lie in folders of the class {name}, "
+                    f"whose label is {expected.index(name)} here; the labels must be those of training"
                 )
         return samples
 
@@ -230,8 +230,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def check(self) -> None:
         """Read both lists and make both data sets, to find mistakes (DataError, ValueError) at the beginning."""
-        _ = self.classes
         self._dataset("train", training=True)
+        _ = self.classes  # too few are an error
         self._dataset("test", training=False)
 
     def summary(self) -> str:

@@ -72,15 +72,16 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._watch.closed.set()
         if self._pin_memory:
             self._pin_memory_thread_done_event.set()
-        with suppress(RuntimeError):  # their deaths may be reported while this runs, once
-            self._forget_workers()
         self._forget_workers()
         for worker in self._workers:
             worker.join()
 
     def _forget_workers(self) -> None:
         """Let the death of a worker be no error any more."""
-        torch_utils.signal_handling._remove_worker_pids(id(self))
+        for _ in range(2):
+            # a death may be reported while this runs, once; a loader that is forgotten is unknown
+            with suppress(RuntimeError, ValueError):
+                torch_utils.signal_handling._remove_worker_pids(id(self))
         self._worker_pids_set = False
 
     def _shutdown_workers(self) -> None:

@@ -59,8 +59,9 @@ def refusing_outputs_not_finite(detector: nn.Module, path: Path) -> Iterator[Non
 
     parts = ("backbone", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
     with ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(detector.get_submodule(part).register_forward_hook(check))
+        for path_of_part, module in detector.named_modules():
+            if path_of_part in parts:
+                stack.enter_context(module.register_forward_hook(check))
         yield
 
 
