@@ -1,6 +1,8 @@
 """Files are whole or not there: after an error, a full disk and a kill the earlier one is as it was."""
 
 import csv
+import json
+import math
 import os
 import resource
 import signal
@@ -10,7 +12,7 @@ import sys
 
 import pytest
 
-from cgnl.files import append_csv, append_lines, make_folders, whole_file, write_csv, write_text
+from cgnl.files import append_csv, append_lines, json_text, make_folders, whole_file, write_csv, write_text
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])
@@ -127,3 +129,8 @@ def test_a_file_where_a_folder_must_be_is_named(tmp_path, below):
         assert caught.value.filename == str(tmp_path / "file")
     make_folders(tmp_path / "new" / "folder")
     assert (tmp_path / "new" / "folder").is_dir()
+
+
+def test_json_has_null_for_numbers_that_are_not_finite():
+    content = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, "NaN")], "c": {"d": None, "e": 3}}
+    assert json.loads(json_text(content)) == {"a": None, "b": [None, 1.5, [None, "NaN"]], "c": {"d": None, "e": 3}}

@@ -6,6 +6,8 @@ Logs grow by whole lines.
 import csv
 import errno
 import io
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +59,19 @@ def make_folders(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         file = next(path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
         raise NotADirectoryError(errno.ENOTDIR, "this must be a folder, and it is a file", str(file)) from None
+
+
+def json_text(content: Any, **options: Any) -> str:
+    """Return JSON with null for numbers that are not finite, since JSON has none; options are those of json.dumps."""
+    return json.dumps(_with_nulls(content), allow_nan=False, **options)
+
+
+def _with_nulls(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_nulls(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_with_nulls(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, content: str) -> None:

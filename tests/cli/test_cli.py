@@ -1,12 +1,17 @@
 """The command line as a user meets it: what it prints, its exit codes, and one plain sentence for each mistake."""
 
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from cgnl.cli import main
+from cgnl.networks.image import resnet18
 from cgnl.recipes import RECIPES
 
 SMALL = ["--data.size=32", "--data.resize=36", "--data.batch-size=8", "--data.workers=0", "--trainer.max-epochs=1"]
@@ -91,6 +96,41 @@ def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_p
     assert str(bad) in err
     assert "GIF" in err
     assert out.count("%") == 3
+
+
+@pytest.fixture(scope="module")
+def overflowing(trained, tmp_path_factory):
+    """The run with finite weights so large that the logits overflow."""
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.fc.weight"].fill_(3e38)
+    path = tmp_path_factory.mktemp("overflowing") / "last.ckpt"
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_outputs_that_are_not_finite_are_refused_by_every_command(capsys, overflowing, class_folders, tmp_path):
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    said = f"cgnl: {image} gets an output from the network that is not finite (NaN or infinity)"
+    for options in ([], ["--json"]):
+        code, out, err = run(capsys, "predict", overflowing, image, *options)
+        assert (code, err) == (2, f"{said}\n")
+        assert out == "" or json.loads(out)["error"] == said.removeprefix("cgnl: ")
+    code, out, err = run(capsys, "explain", overflowing, image, f"--out={tmp_path / 'page.html'}")
+    assert (code, err) == (2, f"{said}\n")
+    code, out, err = run(capsys, "evaluate", overflowing, f"--out={tmp_path / 'evaluation'}")
+    assert (code, err) == (2, f"{said}, as do 12 of 12 images in all\n")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_by_every_command(capsys, trained, class_folders, tmp_path):
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    image = class_folders / "val" / "class_0" / "0.jpg"
+    for command, *arguments in (("predict", image), ("evaluate",), ("explain", image)):
+        code, _, err = run(capsys, command, tmp_path, *arguments)
+        assert code == 2
+        assert "last.ckpt cannot be used: 1 of its tensors hold values that are not finite" in err
 
 
 def test_convert_then_evaluate_a_recipe_with_converted_weights(capsys, trained, class_folders, tmp_path):
@@ -329,3 +369,63 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(cgnl.cli.COMMANDS, "recipes", lambda: int("xxx"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["recipes"])
+
+
+def test_one_class_is_refused_by_every_command(capsys, class_folders, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(class_folders / split / "class_0", tmp_path / "one" / split / "class_0")
+    data = [f"--data.root={tmp_path / 'one'}", "--data.format=auto", *SMALL[:4]]
+    weights = tmp_path / "weights.pth"
+    torch.save(resnet18(num_classes=1).state_dict(), weights)
+    for command in (
+        ["train", "birds-resnet18", f"--run={tmp_path / 'run'}", *data],
+        ["evaluate", "birds-resnet18", f"--network.weights={weights}", *data],
+        ["compare", "birds-resnet18", "--blocks=cgnl", f"--out={tmp_path / 'out'}", *data],
+    ):
+        code, _, err = run(capsys, *command)
+        assert code == 2
+        assert err == f"cgnl: {tmp_path / 'one'} has one class (class_0), but a classifier needs 2 or more\n"
+
+
+def test_a_number_of_processes_has_a_limit(capsys, class_folders, tmp_path):
+    for command, name in (
+        (["train", "birds-resnet18", "--data.workers=1000000"], "data.workers"),
+        (["data", "check", class_folders, "--workers=1000000"], "workers"),
+        (["compare", "birds-resnet18", "--blocks=cgnl", "--jobs=1000000"], "--jobs"),
+    ):
+        code, _, err = run(capsys, *command)
+        assert code == 2
+        assert f"{name} (1000000) must be between" in " ".join(err.replace("│", " ").split())
+
+
+def test_a_batch_of_bad_files_names_them(capsys, class_folders, tmp_path):
+    folders = shutil.copytree(class_folders, tmp_path / "folders")
+    bad = sorted(folders.glob("train/*/*.jpg"))[1:]
+    for path in bad:
+        path.write_bytes(b"")
+    options = [f"--data.root={folders}", "--data.format=auto", f"--run={tmp_path / 'run'}", *SMALL]
+    options += ["--data.batch-size=24", "--data.bad-limit=1"]
+    code, _, err = run(capsys, "train", "birds-resnet18", *options)
+    assert code == 2
+    assert "only 1 sample of 32 x 32 of a batch of 24 could be read, too few for BatchNorm: " in err
+    assert err.count(" is empty (0 bytes)") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_exhausted_address_space_ends_in_a_sentence(class_folders, tmp_path, workers):
+    """A size far beyond what is free, under a limit as `ulimit -v` sets it."""
+    command = [sys.executable, "-m", "cgnl", "train", "birds-resnet18-cgnl", f"--data.root={class_folders}"]
+    command += ["--data.format=auto", "--data.size=4000", "--data.resize=4000", "--data.batch-size=24"]
+    command += [f"--data.workers={workers}", f"--run={tmp_path / 'run'}"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "memory ran out with data.size 4000, data.batch_size 24" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -54,6 +54,17 @@ def test_a_test_set_without_objects_is_told_as_undefined(capsys, flock, tmp_path
     assert "already complete" not in out
 
 
+def test_a_detector_whose_values_overflow_is_refused(capsys, detector, image, tmp_path):
+    checkpoint = torch.load(detector / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.roi_heads.box_predictor.cls_score.weight"].fill_(3e38)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    said = "gets an output from the network that is not finite (NaN or infinity)"
+    code, out, err = run(capsys, "predict", tmp_path, image, "--json")
+    assert (code, err, json.loads(out)["error"]) == (2, f"cgnl: {image} {said}\n", f"{image} {said}")
+    code, _, err = run(capsys, "evaluate", tmp_path)
+    assert (code, err) == (2, f"cgnl: {image.parent} {said}\n")
+
+
 def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detector, flock, tmp_path):
     code, out, err = run(capsys, "evaluate", detector)
     assert code == 0, err

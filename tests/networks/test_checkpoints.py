@@ -280,3 +280,49 @@ def test_convert_refuses_wrong_arguments(tmp_path: Path, released: dict[str, Ten
     with pytest.raises(CheckpointError, match="holds no image network"):
         convert(tmp_path / "other.pth", out, "resnet18", None)
     assert not out.exists()
+
+
+def network_and_file(tmp_path: Path, suffix: str = ".pth", **changed: Tensor) -> tuple[dict[str, Tensor], Path]:
+    torch.manual_seed(0)
+    state_dict = {**image.resnet18(num_classes=3).state_dict(), **changed}
+    path = tmp_path / f"weights{suffix}"
+    save_file(state_dict, path) if suffix == ".safetensors" else torch.save(state_dict, path)
+    return state_dict, path
+
+
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.98])
+def test_changed_bytes_in_an_archive_are_found_wherever_they_are(tmp_path: Path, place: float) -> None:
+    _, path = network_and_file(tmp_path)
+    content = bytearray(path.read_bytes())
+    start = int(place * len(content))
+    content[start : start + 4096] = bytes(byte ^ 1 for byte in content[start : start + 4096])
+    path.write_bytes(content)
+    for read in (load_checkpoint_file, lambda path: image.resnet18(num_classes=3, weights=path)):
+        with pytest.raises(CheckpointError, match=r"weights\.pth is damaged: .* checksum"):
+            read(path)
+
+
+def test_an_archive_that_was_written_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        state_dict, path = network_and_file(tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_checkpoint_file(path).keys() == state_dict.keys()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, suffix: str, value: float) -> None:
+    _, path = network_and_file(tmp_path, suffix, **{"layer2.0.bn1.running_var": torch.full((128,), value)})
+    with pytest.raises(CheckpointError, match=r"not finite \(NaN or infinity\): layer2\.0\.bn1\.running_var\. "):
+        image.resnet18(num_classes=3, weights=path)
+
+
+@pytest.mark.parametrize("cut", [20, 0.5, -1])
+def test_a_safetensors_file_whose_header_reaches_past_its_end_is_refused(tmp_path: Path, cut: float) -> None:
+    _, path = network_and_file(tmp_path, ".safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(cut * len(content)) if cut == 0.5 else int(cut)])
+    with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
+        load_checkpoint_file(path)

@@ -1,8 +1,10 @@
 import dataclasses
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from cgnl.data.decoding import DataError
 from cgnl.networks.image import resnet18
@@ -141,3 +143,13 @@ def test_adamw_is_an_option():
     optimizer = small(optimizer=config).make_optimizer()
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_a_test_with_a_loss_that_is_not_finite_has_no_accuracy():
+    module = small()
+    with torch.no_grad():
+        module.network[1].bias[0] = float("nan")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (metrics,) = trainer.validate(module, DataLoader([batch()], batch_size=None), verbose=False)
+    assert len(metrics) == 3
+    assert all(value != value for value in metrics.values()), metrics

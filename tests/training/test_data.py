@@ -119,3 +119,58 @@ def test_test_images_of_other_classes_are_an_error_still(class_folders, weights)
     )
     with pytest.raises(DataError, match=r"unexpected: class_2; missing: zebra$"):
         data.check()
+
+
+@pytest.fixture(scope="module")
+def own_run(class_folders, tmp_path_factory):
+    """A run of one step on three classes."""
+    recipe = recipe_of(class_folders, "None")
+    recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, weights=None))
+    run = tmp_path_factory.mktemp("own") / "run"
+    train(dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_steps=1)), run, progress=False)
+    return run / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def fruit(class_folders, tmp_path_factory):
+    """The same images in classes of other names, in another order."""
+    root = tmp_path_factory.mktemp("fruit")
+    for folder in class_folders.glob("*/class_*"):
+        name = {"class_0": "pear", "class_1": "class_1", "class_2": "apple"}[folder.name]
+        shutil.copytree(folder, root / folder.parent.name / name)
+    return root
+
+
+def test_own_weights_are_neither_tested_nor_trained_on_classes_of_other_names(own_run, fruit, class_folders, tmp_path):
+    recipe = recipe_of(fruit, own_run)
+    differences = r"other classes than the data has; unexpected: apple, pear; missing: class_0, class_2\. .*new-class"
+    with pytest.raises(ValueError, match=differences):
+        from_start_weights(recipe, "own", make_data(recipe.data).classes)
+    with pytest.raises(ValueError, match=differences):
+        train(recipe, tmp_path / "run", progress=False)
+    # in another order
+    with pytest.raises(ValueError, match="than the data has; their order differs"):
+        from_start_weights(recipe, "own", ("class_1", "class_0", "class_2"))
+    # the same classes, or a list that has no names for its own
+    for names in (make_data(recipe_of(class_folders, own_run).data).classes, ("0", "1", "2")):
+        from_start_weights(recipe, "own", names)
+    new = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, new_classifier=True))
+    new = dataclasses.replace(new, trainer=dataclasses.replace(new.trainer, max_steps=1))
+    train(new, tmp_path / "run", progress=False)
+    # the checkpoint to go on from replaces the start weights
+    longer = dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, max_steps=2, max_epochs=2))
+    train(longer, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_list_whose_labels_are_shifted_against_the_checkpoint_is_refused(own_run, class_folders, tmp_path):
+    trained = load_trained(own_run)
+    lines = [
+        f"{path.relative_to(class_folders)} {(int(path.parent.name[-1]) + 1) % 3}"
+        for path in class_folders.glob("val/*/*")
+    ]
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    data = dataclasses.replace(
+        trained.recipe.data, format="list", train_list=tmp_path / "test.txt", test_list=tmp_path / "test.txt"
+    )
+    with pytest.raises(DataError, match=r"the files of label 0 lie in folders of the class class_2, whose"):
+        evaluate(trained, data)

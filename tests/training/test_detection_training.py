@@ -52,6 +52,18 @@ def test_a_run_that_its_steps_end_in_an_epoch_is_tested_once_and_kept(finished):
     assert {name: latest["cgnl"][name] for name in ("epoch", "batch", "step")} == {"epoch": 1, "batch": 2, "step": 6}
 
 
+def test_a_run_does_not_go_on_with_other_objects(finished, tiny_detection, flock, tmp_path):
+    changed = shutil.copytree(flock, tmp_path / "flock")
+    (path,) = (changed / "annotations").glob("instances_train*.json")
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    (image,) = [row["file_name"] for row in content["images"] if row["id"] == content["annotations"][0]["image_id"]]
+    path.write_text(json.dumps(content))
+    recipe = dataclasses.replace(tiny_detection, data=dataclasses.replace(tiny_detection.data, root=changed))
+    with pytest.raises(DataError, match=rf"now: training images: 1 with other objects \({image}\)\. "):
+        train(recipe, finished[1], resume=True, progress=False)
+
+
 def test_a_run_that_its_steps_have_ended_resumes_to_nothing(finished, tmp_path, capsys):
     run = shutil.copytree(finished[1], tmp_path / "run")
     before = {name: (run / name).read_bytes() for name in ("last.ckpt", "epochs.csv", "steps.csv")}

@@ -1,12 +1,14 @@
 import csv
 import dataclasses
 import gc
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from contextlib import nullcontext
@@ -222,10 +224,29 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(finished, class_folde
             shutil.copytree(class_folders / split / f"class_{number}", tmp_path / "renamed" / split / name)
     with pytest.raises(DataError, match=r"trained on other classes .* classes class_2, zebra differ"):
         train(tiny(tmp_path / "renamed", max_epochs=3), run, resume=True, progress=False)
-    fewer = shutil.copytree(class_folders, tmp_path / "fewer")
-    (fewer / "train" / "class_0" / "0.jpg").unlink()
-    with pytest.raises(DataError, match=r"was trained on 24 images, but .* has 23"):
-        train(tiny(fewer, max_epochs=3), run, resume=True, progress=False)
+    changed = shutil.copytree(class_folders, tmp_path / "changed")
+    (changed / "train" / "class_0" / "0.jpg").unlink()
+    shutil.copy(class_folders / "val" / "class_0" / "0.jpg", changed / "val" / "class_0" / "1.jpg")
+    (changed / "train" / "class_1" / "3.jpg").rename(changed / "train" / "class_2" / "three.jpg")
+    with pytest.raises(DataError) as refused:
+        train(tiny(changed, max_epochs=3), run, resume=True, progress=False)
+    for words in (
+        "test images: 1 with other contents (val/class_0/1.jpg)",
+        "training images: 1 moved to another class (train/class_1/3.jpg, now train/class_2/three.jpg, from class_1 to "
+        "class_2), 1 removed (train/class_0/0.jpg)",
+        f"--network.weights {run / 'last.ckpt'} and another --run",
+    ):
+        assert words in str(refused.value)
+
+
+def test_a_checkpoint_without_fingerprints_tells_the_number_of_images(finished, class_folders, tmp_path):
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    del checkpoint["cgnl"]["files"]
+    checkpoint["cgnl"]["num_samples"] = 23
+    torch.save(checkpoint, run / "last.ckpt")
+    with pytest.raises(DataError, match="23 training images then, 24 now"):
+        train(tiny(class_folders, max_epochs=3), run, resume=True, progress=False)
 
 
 def test_a_finished_run_resumes_for_more_epochs(finished, class_folders, tmp_path):
@@ -355,6 +376,7 @@ def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_p
     assert process.returncode == 2, output
     assert "being read" in output
     assert "a process that reads samples died or hangs" in output
+    assert "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size" in output
     assert "Traceback" not in output
 
 
@@ -404,3 +426,25 @@ def test_yaml_files_override_and_name_what_is_wrong(tmp_path):
 def test_every_recipe_survives_yaml(name, tmp_path):
     recipe = RECIPES[name].make()
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(recipe))), name) == recipe
+
+
+def test_a_reader_that_is_stopped_ends_the_run_and_the_checkpoint_stays_whole(class_folders, tmp_path):
+    recipe = override(
+        tiny(class_folders, max_epochs=1000, checkpoint_every_n_steps=1), {"data": {"workers": 2, "timeout": 2}}, "test"
+    )
+
+    def stop() -> None:
+        while not (tmp_path / "run" / "last.ckpt").exists():
+            time.sleep(0.01)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(DataError, match=r"no batch came for 2 seconds \(data.timeout\); it is stopped \(SIGSTOP\)"):
+        train(recipe, tmp_path / "run", progress=False)
+    thread.join()
+    assert not multiprocessing.active_children()
+    step = load_trained(tmp_path / "run" / "last.ckpt").step
+    more = override(recipe, {"trainer": {"max_steps": step + 1}, "data": {"workers": 0}}, "test")
+    train(more, tmp_path / "run", resume=True, progress=False)
+    assert load_trained(tmp_path / "run" / "last.ckpt").step == step + 1

@@ -30,6 +30,15 @@ def image_recipe(folders):
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=folders, **changes))
 
 
+def test_a_run_does_not_go_on_with_other_videos(finished, tiny_video, actions, tmp_path):
+    changed = shutil.copytree(actions, tmp_path / "actions")
+    name = sorted(path.relative_to(changed) for path in changed.rglob("*_g02_*.avi"))[0]
+    (changed / name).write_bytes((changed / name).read_bytes() + b"more")
+    recipe = dataclasses.replace(tiny_video, data=dataclasses.replace(tiny_video.data, root=changed))
+    with pytest.raises(DataError, match=rf"now: training videos: 1 with other contents \({name}\)\. "):
+        train(recipe, finished, resume=True, progress=False)
+
+
 def test_a_run_does_not_go_on_with_a_recipe_of_the_other_task(finished, tiny_video, class_folders, tmp_path):
     with pytest.raises(DataError, match=r"holds a run of the task video; it cannot continue as image"):
         train(image_recipe(class_folders), finished, resume=True, progress=False)

@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         number = getattr(error, "signal_number", signal.SIGINT)
         print("cgnl: stopped", file=sys.stderr)
         sys.exit(128 + number)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         _fail(error)
 
 
@@ -344,11 +344,17 @@ def _usage(arguments: Sequence[str]) -> NoReturn:
 
 def _fail(error: Exception) -> NoReturn:
     """End with one sentence where the user can mend it; re-raise what is a bug of ours."""
+    from cgnl.data.shortage import is_disk_full, lacks_memory
+
     ours = _innermost_module(error.__traceback__).startswith("cgnl")
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
     elif (isinstance(error, ValueError) and ours) or (isinstance(error, ImportError) and "cgnl[" in str(error)):
         message = str(error)
+    elif is_disk_full(error):
+        message = f"a file could not be written: {getattr(error, 'strerror', error)}"
+    elif lacks_memory(error):
+        message = f"memory ran out: {str(error).strip().splitlines()[-1] if str(error) else type(error).__name__}"
     else:
         raise error
     print(f"cgnl: {message}", file=sys.stderr)

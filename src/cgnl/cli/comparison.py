@@ -11,7 +11,7 @@ import tyro
 
 from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
 from cgnl.cli.options import OptionalFolder
-from cgnl.settings.checks import is_dotted_name, positive, within
+from cgnl.settings.checks import MAX_WORKERS, is_dotted_name, positive, within
 from cgnl.settings.trust import trusting
 
 _DEFAULT_BLOCKS = ("none", "residual", "se", "gc", "nl", "cgnl", "cgnl-correlation")
@@ -132,6 +132,7 @@ def _check(options: Any, recipe: Any) -> None:
     for field in ("seeds", "epochs", "jobs", "width"):
         if getattr(options, field) < 1:
             raise ValueError(f"--{field} ({getattr(options, field)}) must be at least 1")
+    within("--jobs", options.jobs, 1, MAX_WORKERS)
     if options.first_seed < 0 or options.first_seed + options.seeds > 1_000_000:
         raise ValueError(f"--first-seed ({options.first_seed}) must be from 0 to 999999")
     for field in ("rate", "block_rate_factor", "minutes"):

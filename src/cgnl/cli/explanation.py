@@ -329,11 +329,9 @@ def _best(classes: Sequence[str], logits: Any, count: int = 3) -> list[tuple[str
 def _score(
     networks: dict[str, Any], data: Path | None, block: str | None, limit: int | None, seed: int, out: Path | None
 ) -> None:
-    import json
-
     from cgnl.explain.figures import save_figure
     from cgnl.explain.score import scores_figure, scores_table
-    from cgnl.files import write_text
+    from cgnl.files import json_text, write_text
     from cgnl.tasks import score_parts, scored_block
 
     root = data or next(iter(networks.values())).recipe.data.root
@@ -348,5 +346,5 @@ def _score(
     picture = out or Path("scores.png")
     save_figure(scores_figure(scores), picture)
     table = picture.with_suffix(".json")
-    write_text(table, json.dumps({name: score.as_dict() for name, score in scores}, indent=2) + "\n")
+    write_text(table, json_text({name: score.as_dict() for name, score in scores}, indent=2) + "\n")
     print(f"written: {picture}, {table}")

@@ -1,6 +1,5 @@
 """``cgnl predict``."""
 
-import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from cgnl.cli.options import Checkpoint, Files, OptionalFile, OptionalFloat, OptionalInt, OptionalPath
-from cgnl.files import whole_file, write_csv
+from cgnl.files import json_text, whole_file, write_csv
 from cgnl.settings.checks import within
 
 
@@ -57,7 +56,7 @@ def predict(
         try:
             prediction = task.predict(trained, path, top=top, score=score)
             if json:
-                print(json_module.dumps({"path": str(path), **prediction.as_dict()}))
+                print(json_text({"path": str(path), **prediction.as_dict()}))
             else:
                 print(path, *prediction.lines(), sep="\n")
             if picture is not None:
@@ -71,7 +70,7 @@ def predict(
             failed = True
             print(f"cgnl: {error}", file=sys.stderr)
             if json and prediction is None:
-                print(json_module.dumps({"path": str(path), "error": str(error)}))
+                print(json_text({"path": str(path), "error": str(error)}))
     if timeline is not None:
         _write_timeline(timeline, seconds)
         print(f"written: {timeline}", file=sys.stderr)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.compare.cut import Front, built
-from cgnl.data.lists import SampleList
+from cgnl.data.lists import SampleList, path_below
 from cgnl.files import write_text
 from cgnl.insertion import inserted_blocks
 from cgnl.settings.image import Recipe
 from cgnl.tasks.registry import task_of
+from cgnl.training.processes import reporting_dead_readers
 from cgnl.training.trained import default_device
 
 # Settings that the network up to its block, and the samples as in a test, do not depend on.
@@ -80,7 +81,8 @@ def cached(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> 
         front = Front(network)
         for split, samples in splits.items():
             say(f"computing the maps of {len(samples)} {split} {data.noun}s after {place}")
-            _write(home, split, data.tested_batches(split), front, (len(samples), 1 + bool(recipe.data.flip)))
+            with reporting_dead_readers():
+                _write(home, split, data.tested_batches(split), front, (len(samples), 1 + bool(recipe.data.flip)))
         write_text(home / "maps.json", json.dumps({"place": place, "classes": data.classes}))
     maps = {split: _read(home, split) for split in splits}
     return Features(maps["train"], maps["test"], tuple(data.classes), place, data.summary())
@@ -138,10 +140,9 @@ def samples_digest(splits: Mapping[str, SampleList], *, dates: bool = False) -> 
     """Return a hash of the samples' files (paths below the root, sizes, and dates if wanted) and labels."""
     digest = hashlib.sha256()
     for split, samples in splits.items():
-        roots = samples.root, samples.root.resolve()
         for sample in samples.samples:
-            path, state = sample.path, sample.path.stat() if sample.path.exists() else None
-            path = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path)
+            state = sample.path.stat() if sample.path.exists() else None
+            path = path_below(samples, sample.path)
             # a folder of frames has no size of its own
             size = state.st_size if state and S_ISREG(state.st_mode) else None
             digest.update(f"{split} {path} {sample.label} {size} {dates and state and state.st_mtime_ns}\n".encode())

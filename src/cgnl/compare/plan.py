@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cgnl.compare.statistics import PLAIN
-from cgnl.files import write_text
+from cgnl.files import json_text, write_text
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict, override
 from cgnl.training.run import differences
@@ -112,7 +112,7 @@ class Protocol:
             if all(own[name] == values[name] for name in _MAY_GROW):
                 return
             words["earlier"] = [*before.get("earlier", []), own]
-        write_text(path, json.dumps({**values, **words}, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json_text({**values, **words}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> list[str]:

@@ -20,7 +20,7 @@ from cgnl.compare.maps import Features, cached
 from cgnl.compare.plan import Protocol, Trial, best_of, planned, tuning
 from cgnl.compare.report import read_runs
 from cgnl.compare.trials import run_on_maps, run_whole
-from cgnl.files import append_lines
+from cgnl.files import append_lines, json_text
 from cgnl.settings.reading import from_dict
 from cgnl.settings.trust import trusted_names, trusting
 
@@ -81,7 +81,7 @@ class _Work:
         done = {tuple(row[name] for name in _FIELDS) for row in rows_of(self.folder)}
         missing = [trial for trial in trials if trial.key not in done]
         for number, row in enumerate(self._results(missing), start=len(trials) - len(missing) + 1):
-            append_lines(self.folder / "runs.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
+            append_lines(self.folder / "runs.jsonl", json_text(row, ensure_ascii=False) + "\n")
             self.say(
                 f"{number}/{len(trials)}  {row['block']}  seed {row['seed']}  {row['epochs']} epochs  "
                 f"top-1 {row['top1']:.2f} %  {row['seconds']:.0f} s"

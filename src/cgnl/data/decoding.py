@@ -6,6 +6,7 @@ knows dozens of other formats (some run other programs, as EPS does); their code
 
 import os
 import re
+import signal
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -133,6 +134,17 @@ def broken_limit(width: int, height: int) -> str | None:
     if max(width, height) > MAX_ASPECT * min(width, height):
         return f"with one side more than {MAX_ASPECT} times the other"
     return None
+
+
+def death_in_words(code: int) -> str:
+    """Return how a process ended, by its exit code as Python gives it: below 0 the signal.
+
+    >>> death_in_words(-11), death_in_words(3)
+    ('SIGSEGV', 'exit code 3')
+    """
+    if code == -signal.SIGKILL:
+        return "SIGKILL, perhaps for lack of memory"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def looks_like(others: Signatures, head: bytes) -> str:

@@ -18,9 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from cgnl.data.decoding import BadFileError
 from cgnl.data.lists import SampleList
-
-_MAX_WORKERS = 256
-
+from cgnl.settings.checks import MAX_WORKERS
 
 _datasets: weakref.WeakSet["FileDataset"] = weakref.WeakSet()
 
@@ -43,7 +41,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         # that killed a worker can still be named.
         # Written to outside of inference mode as well, in which a trainer may make the data set.
         with torch.inference_mode(False):
-            self._in_flight = torch.full((_MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
+            self._in_flight = torch.full((MAX_WORKERS, 2), -1, dtype=torch.int64).share_memory_()
         _datasets.add(self)
 
     @abstractmethod
@@ -62,6 +60,11 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         """Return the file of a sample."""
         return Path(os.fsdecode(self._paths[index]))
 
+    def reading(self, pid: int | None) -> Path | None:
+        """Return the file that a worker is reading, by its process id, or None."""
+        rows = [index for process, index in self._in_flight.tolist() if process == pid and index >= 0]
+        return self.path(rows[0]) if rows else None
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Read one sample by its key: ``label``, ``index`` and what was read.
 
@@ -71,7 +74,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         record = {"label": int(self._labels[index]), "index": index}
         worker = get_worker_info()
         if worker is not None:
-            self._in_flight[worker.id % _MAX_WORKERS] = torch.tensor([os.getpid(), index])
+            self._in_flight[worker.id % MAX_WORKERS] = torch.tensor([os.getpid(), index])
         try:
             with _random_state_of(self.seed, epoch, index):
                 return {**self.read(index), **record}
@@ -79,7 +82,7 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
             return {"image": None, **record, "path": error.path, "error": error.reason}
         finally:
             if worker is not None:
-                self._in_flight[worker.id % _MAX_WORKERS, 1] = -1
+                self._in_flight[worker.id % MAX_WORKERS, 1] = -1
 
 
 def describe_in_flight(error: BaseException | None = None) -> str:

@@ -16,10 +16,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
-from cgnl.data.decoding import BadFileError
-from cgnl.settings.checks import within
+from cgnl.data.decoding import BadFileError, DataError, death_in_words
+from cgnl.settings.checks import MAX_WORKERS, within
 
 T = TypeVar("T")
+_START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _Worker:
     def death(self) -> Scanned[Any]:
         self.process.join()
         code = self.process.exitcode or 0
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = death_in_words(code)
         self.connection.close()
         if self.path is None:
             raise RuntimeError(f"a process that reads files ended before it got one ({how})")
@@ -78,8 +79,9 @@ class Scanning(TypedDict, total=False):
 
 
 def count_workers(workers: int | None) -> int:
-    """Return the number of processes to use: as many as there are usable cores if None; ValueError if it is below 1."""
+    """Return the number of processes to use: as many as there are usable cores if None; ValueError unless 1 to 256."""
     within("workers", workers, 1)
+    within("workers", workers, 1, MAX_WORKERS)
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers
@@ -92,7 +94,7 @@ def scan(
 
     It may raise :class:`cgnl.data.decoding.BadFileError`, and has ``timeout`` seconds for a file. The outcomes come in
     the order in which they are done. Raises ValueError for fewer than one worker or a timeout that is not positive, and
-    RuntimeError where the processes do not start.
+    RuntimeError or DataError where the processes do not start.
     """
     workers = count_workers(workers)
     if timeout <= 0:
@@ -117,6 +119,8 @@ def scan(
                     if worker.path is not None:
                         yield Scanned(worker.path, *message)
                     worker.give(waiting.pop() if waiting else None, timeout)
+                elif time.monotonic() >= worker.deadline and worker.path is None:
+                    raise DataError(f"a process that reads files did not start in {_START_SECONDS:g} seconds")
                 elif time.monotonic() >= worker.deadline and worker.path is not None:
                     pool.remove(worker)
                     worker.stop()
@@ -158,7 +162,7 @@ def _start(function: Callable[[Path], T]) -> _Worker:
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, deadline=time.monotonic() + _START_SECONDS)
 
 
 def _serve(connection: Connection, function: Callable[[Path], T]) -> None:

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cgnl.data.decoding import BadFileError
 from cgnl.data.images import read_cub_parts
 from cgnl.explain.geometry import View, token_grid, unpool
 from cgnl.explain.trace import BlockTrace, Trace, trace_blocks
-from cgnl.training.trained import TrainedNetwork, default_device
+from cgnl.training.trained import NOT_FINITE, TrainedNetwork, default_device
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,21 @@ def trace_seen(
     """Trace the blocks of several networks, by name, on what each sees of one image or video.
 
     Works on the GPU where there is one. Returns what they saw and the traces by name; those of plain networks have no
-    blocks. Raises ValueError where networks are tested on different sizes or frames.
+    blocks. Raises ValueError where networks are tested on different sizes or frames, BadFileError where an output or a
+    block's features are not finite.
     """
     first = next(iter(seen.values()))
     if any((each.view, each.frames) != (first.view, first.frames) for each in seen.values()):
         raise ValueError("beside: both networks must be tested on inputs of the same size and on the same frames")
     device = default_device()
-    return first, {
+    traces = {
         name: trace_blocks(trained.network.to(device), on(device, seen[name].x)) for name, trained in networks.items()
     }
+    for trace in traces.values():
+        tensors = [trace.output, *(part for b in trace.blocks.values() for part in (b.theta, b.phi, b.g))]
+        if not all(tensor.isfinite().all() for tensor in tensors if isinstance(tensor, Tensor)):
+            raise BadFileError(first.path, NOT_FINITE)
+    return first, traces
 
 
 def on(device: torch.device, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:

@@ -37,11 +37,11 @@ from cgnl.data.decoding import BadFileError, DataError
 from cgnl.data.images import read_cub_boxes, read_cub_parts, read_images
 from cgnl.explain.coverage import COVERERS, SeenParts, measure, seen_parts
 from cgnl.explain.geometry import unpool
-from cgnl.explain.inputs import SeenInput, on
+from cgnl.explain.inputs import SeenInput, trace_seen
 from cgnl.explain.maps import affinity, strongest_channels
-from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable, trace_blocks
+from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable
 from cgnl.settings.checks import within
-from cgnl.training.trained import TrainedNetwork, default_device
+from cgnl.training.trained import TrainedNetwork
 
 CHANNELS = 5
 """Channel maps of a block that are looked at together, as in Figure 5."""
@@ -212,8 +212,7 @@ def _look(
     trained: TrainedNetwork, seen: SeenInput, parts: Mapping[str, tuple[float, float]], radius: float, path: str
 ) -> tuple[BlockTrace, SeenParts]:
     """Run the network on an image; return what its block saw, and the parts that it saw."""
-    device = default_device()
-    block = trace_blocks(trained.network.to(device), on(device, seen.x)).blocks[path]
+    block = trace_seen({"": trained}, {"": seen})[1][""].blocks[path]
     check_drawable(block, f"path ({path!r})")
     return block, seen_parts(parts, radius, seen.view)
 

@@ -8,12 +8,13 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cgnl.files import whole_file
 from cgnl.insertion import BLOCK_NAME
@@ -43,9 +44,9 @@ class CheckpointError(ValueError):
 def read_checkpoint_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors`` file onto the CPU, weights only.
 
-    Both PyTorch formats are read, the zip archive and the older one without. The dictionary is a state dict, or a
-    training script's record with one under ``state_dict``. Raises CheckpointError where the file does not exist, is
-    damaged, or holds more than tensors and plain values.
+    Both PyTorch formats are read, the zip archive, whose checksums are compared, and the older one without. The
+    dictionary is a state dict, or a training script's record with one under ``state_dict``. Raises CheckpointError
+    where the file does not exist, is damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,12 +80,19 @@ def _read_safetensors(path: Path) -> Any:
         raise CheckpointError(f"Checkpoint {path} is not a readable safetensors file: {error}.") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, *, mmap: bool = False) -> Any:
     try:
+        if not mmap and (damaged := _damaged_part(path)) is not None:
+            raise CheckpointError(
+                f"Checkpoint {path} is damaged: the bytes of {damaged} in it do not have the checksum that was stored "
+                "with them. Use another copy."
+            )
         with warnings.catch_warnings():
             # of pickles that no torch.save wrote; they end in an error of ours
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         refused = _REFUSED_GLOBAL.search(str(error))
         if refused is None:
@@ -95,6 +103,43 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:  # bytes of unknown origin make the parsers fail in any way they can
         raise _unreadable(path) from error
+
+
+def _damaged_part(path: Path) -> str | None:
+    """Return the first entry of a PyTorch archive with another checksum than its own; PyTorch does not look at them.
+
+    Archives of ``torch.serialization.set_crc32_options(False)`` hold no checksums, and older files are no archives.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+
+
+def stored_run(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Return what ``cgnl train`` has put into a file beside the weights, which are not read; {} for other files."""
+    path = Path(path)
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return {}
+    content = _read_pickle(path, mmap=True)
+    run = content.get("cgnl") if isinstance(content, Mapping) else None
+    return run if isinstance(run, Mapping) else {}
+
+
+def check_finite(network: nn.Module, state_dict: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where a network's weights or norm statistics in a state dict are not finite.
+
+    Other buffers may hold infinities, as masks of attention do. ``source`` is for the message.
+    """
+    of_norms = ("weight", "bias", "running_mean", "running_var")
+    names = [name for name, _ in network.named_parameters()]
+    names += [name for name, _ in network.named_buffers() if name.rpartition(".")[2] in of_norms]
+    wrong = [name for name in names if name in state_dict and not state_dict[name].isfinite().all()]
+    if wrong:
+        raise CheckpointError(
+            f"Checkpoint {source} cannot be used: {len(wrong)} of its tensors hold values that are not finite (NaN or "
+            f"infinity): {', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)}. It is damaged, or its training diverged."
+        )
 
 
 def _unreadable(path: Path) -> CheckpointError:

@@ -8,6 +8,7 @@ import torch
 from cgnl.networks.checkpoints import (
     CheckpointError,
     block_settings,
+    check_finite,
     from_released,
     load_checkpoint_file,
     mismatches,
@@ -50,6 +51,7 @@ def convert(
         raise CheckpointError(
             f"Checkpoint {source} does not fit {arch} with block {block or 'none'}: {'; '.join(wrong)}."
         )
+    check_finite(network, state_dict, source)
     for key, value in expected.items():
         if key not in state_dict:
             state_dict[key] = torch.zeros(value.shape, dtype=value.dtype)

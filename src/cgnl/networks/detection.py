@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import insert_blocks
-from cgnl.networks.checkpoints import CheckpointError
+from cgnl.networks.checkpoints import CheckpointError, check_finite
 from cgnl.networks.image import block_places
 from cgnl.networks.weights import Checkpoint, Weights, load_checked, named_weights, read_weights
 from cgnl.settings.checks import check_choice, within
@@ -360,6 +360,7 @@ def _load_named(network: MaskRCNN, checkpoint: Checkpoint, num_classes: int, new
         network.load_state_dict(state_dict)
     except RuntimeError as error:
         raise CheckpointError(f"The weights {checkpoint.source} do not fit: {error}") from error
+    check_finite(network, network.state_dict(), checkpoint.source)
     _keep_without_eps(network)
 
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.insertion import BLOCK_NAME
-from cgnl.networks.checkpoints import CheckpointError, block_settings, from_released, load_checkpoint_file, mismatches
+from cgnl.networks.checkpoints import (
+    CheckpointError,
+    block_settings,
+    check_finite,
+    from_released,
+    load_checkpoint_file,
+    mismatches,
+)
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -100,7 +107,7 @@ def load_checked(network: nn.Module, state_dict: dict[str, Tensor], source: str,
 
     The counters of batches may be missing, and those of norms that are frozen in the network fall away. ``source`` and
     the beginnings of the classifier's names, ``classifier``, are for messages. Raises CheckpointError with every key
-    that does not fit.
+    that does not fit, or with weights that are not finite.
     """
     expected = network.state_dict()
     in_blocks = {key for key in expected if f".{BLOCK_NAME}." in key}
@@ -123,6 +130,7 @@ def load_checked(network: nn.Module, state_dict: dict[str, Tensor], source: str,
             hint = "" if found == "num_blocks=0" else f" The blocks in the file: {found}."
         raise CheckpointError(f"Checkpoint {source} does not fit the network: {'; '.join(wrong)}.{hint}")
     # Nothing but the counters of batches can be missing here, and those keep their zeros.
+    check_finite(network, state_dict, source)
     network.load_state_dict(state_dict, strict=False)
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+MAX_WORKERS = 256
+"""Most processes that read samples, or run at once, for one command; each takes memory of its own."""
+
 
 def within(name: str, value: float | None, low: float, high: float = math.inf) -> None:
     """Raise ValueError unless a number is None, or finite and within bounds, both included."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.blocks import check_blocks, given_places
-from cgnl.settings.checks import check_arch, check_val_fraction, within
+from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, within
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
@@ -92,7 +92,7 @@ class DetectionDataConfig:
     batch_size: int = 8
     """Images in one optimizer step, over all processes and accumulated parts together."""
     workers: int = field(default=2, metadata=FREE)
-    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    """Processes that read images, for each training process, up to 256; 0 reads in the training process itself."""
     timeout: int = field(default=120, metadata=FREE)
     """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
@@ -102,7 +102,7 @@ class DetectionDataConfig:
         for name in ("size", "batch_size", "timeout"):
             within(f"data.{name}", getattr(self, name), 1)
         within("data.max_size", self.max_size, self.size)
-        within("data.workers", self.workers, 0)
+        within("data.workers", self.workers, 0, MAX_WORKERS)
         check_val_fraction(self.val_fraction, self.val_seed)
         for name in ("flip", "bad_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)

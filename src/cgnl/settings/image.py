@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import check_arch, check_val_fraction, finite, is_dotted_name, within
+from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, finite, is_dotted_name, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -110,7 +110,7 @@ class DataConfig:
     batch_size: int = 256
     """Images in one optimizer step, over all processes and accumulated parts together."""
     workers: int = field(default=2, metadata=FREE)
-    """Processes that read images, for each training process; 0 reads in the training process itself."""
+    """Processes that read images, for each training process, up to 256; 0 reads in the training process itself."""
     timeout: int = field(default=120, metadata=FREE)
     """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
@@ -128,7 +128,7 @@ class DataConfig:
             within(f"data.{name}", getattr(self, name), 1)
         for name in ("num_classes", "num_outputs"):
             within(f"data.{name}", getattr(self, name), 1)
-        within("data.workers", self.workers, 0)
+        within("data.workers", self.workers, 0, MAX_WORKERS)
         check_val_fraction(self.val_fraction, self.val_seed)
         for name in ("flip", "bad_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cgnl.blocks.diagnosis import Diagnosis, diagnose
+from cgnl.data.decoding import BadFileError
 from cgnl.data.lists import Split
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
@@ -19,8 +20,9 @@ from cgnl.networks.named import named_network
 from cgnl.settings.blocks import given_places
 from cgnl.settings.image import ARCHITECTURES, DataConfig, Recipe
 from cgnl.settings.training import TrainerConfig
+from cgnl.training.processes import reporting_dead_readers
 from cgnl.training.task import Prediction, Task, TestResult
-from cgnl.training.trained import TrainedNetwork, default_device
+from cgnl.training.trained import NOT_FINITE, TrainedNetwork, default_device
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 _IMAGENET_CLASSES = 1000
@@ -119,7 +121,8 @@ class ClassificationTask(Task[RecipeT]):
             read = ((batch["image"], batch["label"]) for batch in samples.tested_batches(samples.tested))
             return (pair for pair in read if len(pair[1]))  # a batch of files that cannot be read is empty
 
-        return diagnose(network, batches, blocks=inserted_blocks(network))
+        with reporting_dead_readers():
+            return diagnose(network, batches, blocks=inserted_blocks(network))
 
     def _test_data(self, trained: TrainedNetwork, data: Any, **options: Any) -> Any:
         recipe: Any = trained.recipe
@@ -203,10 +206,16 @@ def _settings_of_files(config: DataConfig) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def probabilities(trained: TrainedNetwork, batch: Tensor) -> Tensor:
-    """Return the probabilities [B, K] for a batch; the network is moved to the GPU where there is one."""
+def probabilities(trained: TrainedNetwork, batch: Tensor, path: Path) -> Tensor:
+    """Return the probabilities [B, K] for a batch from a file; the network is moved to the GPU where there is one.
+
+    Raises BadFileError where they are not finite.
+    """
     device = default_device()
-    return trained.network.to(device)(batch.to(device)).float().softmax(-1)
+    values = trained.network.to(device)(batch.to(device)).float().softmax(-1)
+    if not values.isfinite().all():
+        raise BadFileError(path, NOT_FINITE)
+    return values
 
 
 def most_probable(trained: TrainedNetwork, values: Tensor, top: int) -> list[tuple[str, float]]:

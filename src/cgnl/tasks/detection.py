@@ -27,7 +27,7 @@ from cgnl.settings.detection import DetectionDataConfig, DetectionRecipe
 from cgnl.settings.image import ARCHITECTURES
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.task import Export, Prediction, Task, TestResult
-from cgnl.training.trained import TrainedNetwork, default_device
+from cgnl.training.trained import TrainedNetwork, default_device, refusing_outputs_not_finite
 
 _COCO_CATEGORIES = 80
 
@@ -64,7 +64,10 @@ class DetectionTask(Task[DetectionRecipe]):
 
     def check_start_weights(self, recipe: DetectionRecipe, classes: Sequence[str]) -> None:
         """Refuse data whose labels mean other kinds of objects than the outputs of torchvision's weights do."""
+        super().check_start_weights(recipe, tuple(classes))
         named, weights = MaskRCNN_ResNet50_FPN_Weights, recipe.network.weights or ""
+        if recipe.network.new_classifier:
+            return
         if named_weights(named, weights) is None and Path(weights).name != Path(named.COCO_V1.url).name:
             return
         every = named.COCO_V1.meta["categories"][1:]
@@ -73,7 +76,7 @@ class DetectionTask(Task[DetectionRecipe]):
             return
         raise ValueError(
             f"network.weights ({weights}) is for COCO's {len(names)} classes, but the data has {len(classes)} others; "
-            f"{differences(classes, names, new='unknown to COCO')}"
+            f"{differences(classes, names, new='unknown to COCO')}. To train on them, add --network.new-classifier"
         )
 
     def check(self, recipe: DetectionRecipe) -> None:
@@ -118,7 +121,9 @@ class DetectionTask(Task[DetectionRecipe]):
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> "ObjectPrediction":
         """Return the objects in an image that have at least a score."""
         image = open_image(path)
-        return ObjectPrediction(image, detect(trained, image, min_score=score), trained.classes, score)
+        with refusing_outputs_not_finite(trained.network, path):
+            found = detect(trained, image, min_score=score)
+        return ObjectPrediction(image, found, trained.classes, score)
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Refuse: a detector cannot be exported."""

@@ -46,7 +46,7 @@ class ImageTask(ClassificationTask[Recipe]):
     def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
         """Return the probabilities [K] for an image file."""
         x: Any = self.see(trained, path).x
-        return probabilities(trained, x)[0]
+        return probabilities(trained, x, path)[0]
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Return the shape to trace the network at, its free axes and its description."""

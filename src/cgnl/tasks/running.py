@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cgnl.data.shortage import reporting_full_disk, reporting_lack_of_memory
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost
 from cgnl.settings.image import Recipe
@@ -50,7 +51,8 @@ def train(
     from cgnl.training.run import train
 
     task = task_of(recipe)
-    return train(task, task.sized(recipe), run, name=name, resume=resume, progress=progress, part=part)
+    with reporting_lack_of_memory(recipe.data), reporting_full_disk(run):
+        return train(task, task.sized(recipe), run, name=name, resume=resume, progress=progress, part=part)
 
 
 def evaluate(
@@ -80,7 +82,8 @@ def evaluate(
     Raises:
         DataError: Something is wrong with the data set, or its classes are not the network's.
     """
-    return task_of(trained.recipe).evaluate(trained, data, split=split, trainer=trainer, out=out, stay=stay)
+    with reporting_lack_of_memory(data):
+        return task_of(trained.recipe).evaluate(trained, data, split=split, trainer=trainer, out=out, stay=stay)
 
 
 def diagnose(

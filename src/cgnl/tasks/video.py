@@ -131,7 +131,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
             _logger.warning("%s %s", path, "; ".join(found))
         video["frames"] = video["frames"].to(default_device())
         parts = normalised_views(video, config, mean=trained.mean, std=trained.std)
-        return torch.cat([probabilities(trained, part) for part in parts]).mean(0)
+        return torch.cat([probabilities(trained, part, path) for part in parts]).mean(0)
 
     def timeline(self, trained: TrainedNetwork, path: Path, top: int) -> Iterator[tuple[int, list[tuple[str, float]]]]:
         """Give the most probable classes of each second; see :func:`cgnl.tasks.predict_timeline`."""
@@ -148,7 +148,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
                 some = clips[begin : begin + config.views_per_step].tolist()
                 batch = torch.stack([transform(reader.read(path, numbers)[0]) for numbers in some])
                 batch = normalise_clip(batch.to(default_device()), mean=trained.mean, std=trained.std)
-                for second, values in enumerate(probabilities(trained, batch), start=begin):
+                for second, values in enumerate(probabilities(trained, batch, path), start=begin):
                     yield second, most_probable(trained, values, top)
 
     def draw(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ Shapes: B batch, K classes.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -58,7 +59,8 @@ class ClassificationModule(TrainingModule):
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self._mix = v2.RandomChoice(mixers) if mixers else None
-        self.test_loss = MeanMetric()
+        # by default NaN is left out
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
 
@@ -83,7 +85,7 @@ class ClassificationModule(TrainingModule):
             return self.loss_of_no_sample(batch)
         if self._mix is not None:
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
-        with naming_small_batches(images):
+        with naming_small_batches(images, batch.get("bad", ())):
             logits = self(images)
         loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
         if loss.isfinite():
@@ -115,13 +117,12 @@ class ClassificationModule(TrainingModule):
         return logits
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracies (%) over all processes."""
-        for name, metric, unit in (
-            ("test/loss", self.test_loss, 1),
-            ("test/top1", self.top1, 100),
-            ("test/top5", self.top5, 100),
-        ):
-            self.log(name, metric.compute() * unit)
+        """Log loss and accuracies (%) over all processes; without a finite loss there is no accuracy."""
+        loss = self.test_loss.compute()
+        self.log("test/loss", loss)
+        self.test_loss.reset()
+        for name, metric in (("test/top1", self.top1), ("test/top5", self.top5)):
+            self.log(name, metric.compute() * 100 if loss.isfinite() else math.nan)
             metric.reset()
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -14,12 +14,24 @@ from torch.utils.data import DataLoader, Dataset
 from cgnl.data.decoding import DataError, following_links
 from cgnl.data.images import ImageDataset, image_parts, read_images
 from cgnl.data.images import collate as collate_images
-from cgnl.data.lists import SPLIT_WORDS, BadFiles, SampleList, Split, check_missing, divided, readable, write_missing
+from cgnl.data.lists import (
+    SPLIT_WORDS,
+    BadFiles,
+    SampleList,
+    Split,
+    changes,
+    check_missing,
+    divided,
+    fingerprint,
+    readable,
+    write_missing,
+)
 from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
 from cgnl.training.processes import STOPPING, gathered, is_first_process
+from cgnl.training.readers import WatchedLoader
 from cgnl.training.sampling import EpochBatches
 
 Part = Mapping[Literal["train", "test"], tuple[Split, Sequence[int] | None]]
@@ -56,6 +68,10 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     noun: str
     """One sample: ``image`` or ``video``."""
+    min_classes = 2
+    """Minimum number of classes that the training samples have."""
+    samples_have_classes = True
+    """Whether each sample is of one class; in detection it holds objects."""
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     """Makes a batch of samples."""
 
@@ -215,12 +231,28 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             samples = replace(whole.select(held), missing=()) if split == "val" else whole.select(kept)
         return self._to_train_on(samples) if split == "train" else samples
 
+    def _check_labels(self, samples: SampleList, split: Split) -> None:
+        """Raise DataError where the folders of a list show that its labels are not those of training."""
+        if split == "train" and self._classes is None:
+            return
+        expected = self.named_classes
+        for label, name in enumerate(samples.classes):
+            # the names of a list are those of its folders, where they tell the labels apart
+            if name in expected and expected[label] != name and not name.isdecimal():
+                raise DataError(
+                    f"{samples.root}: in the {SPLIT_WORDS[split]} list, the files of label {label} lie in folders of "
+                    f"the class {name}, whose label is {expected.index(name)} here; the labels must be those of "
+                    "training"
+                )
+
     def _read(self, split: Split) -> SampleList:
         source, numbers = self._part["test" if split == "val" else split] if self._part else (split, None)
         samples = self._part_of(source)
         if numbers is not None:
             samples = samples.select(numbers)
-        if self._classes is not None and samples.kind not in _LIST_KINDS:
+        if samples.kind in _LIST_KINDS:
+            self._check_labels(samples, split)
+        elif self._classes is not None:
             samples = samples.labelled_by(self.named_classes)
         folder = self.run if is_first_process() else None
         self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
@@ -233,11 +265,16 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def classes(self) -> tuple[str, ...]:
         """Names of the classifier's outputs: the classes in the order of the labels, then outputs that are no class.
 
-        Raises ValueError where ``data.num_outputs`` is less than the number of classes.
+        Raises ValueError where ``data.num_outputs`` is less than the number of classes, DataError for a single class.
         """
         if self._classes:
             return self._classes
         names = self._class_names()
+        if len(names) < self.min_classes:
+            raise DataError(
+                f"{self.config.root} has one class ({', '.join(names)}), but a classifier needs {self.min_classes} or "
+                "more"
+            )
         outputs = getattr(self.config, "num_outputs", None) or len(names)
         if outputs < len(names):
             raise ValueError(f"data.num_outputs ({outputs}) must be at least the number of classes ({len(names)})")
@@ -296,6 +333,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def check(self) -> None:
         """Read all lists and make the data sets, to find mistakes (DataError, ValueError) at the beginning."""
         self._dataset("train", training=True)
+        _ = self.classes  # too few are an error
         self._dataset(self.tested, training=False)
         assert self.test_samples.root  # read now, though training does not look at them
 
@@ -327,6 +365,24 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             words += f"; missing files: {len(missing)}" + (f" (missing_files.csv in {self.run})" if self.run else "")
         ignored = {path: reason for samples in lists.values() for path, reason in samples.ignored.items()}
         return "; ".join([words, *(f"ignored: {readable(str(path))} {reason}" for path, reason in ignored.items())])
+
+    @cached_property
+    def fingerprints(self) -> dict[str, torch.Tensor]:
+        """The fingerprint of each split that was read, as a tensor of bytes; made on first use."""
+        return {
+            split: torch.frombuffer(bytearray(fingerprint(bad.samples)), dtype=torch.uint8)
+            for split, bad in self._bad.items()
+        }
+
+    def changed_files(self, before: Mapping[str, torch.Tensor]) -> list[str]:
+        """Say what differs from the files whose fingerprints a checkpoint holds, a few words for each split."""
+        names = {str(label): name for label, name in enumerate(self.classes)} if self.samples_have_classes else {}
+        found = []
+        for split, words in SPLIT_WORDS.items():
+            old, new = (bytes(each[split].numpy()) if split in each else b"" for each in (before, self.fingerprints))
+            if differing := changes(old, new, names):
+                found.append(f"{words} {self.noun}s: {', '.join(differing)}")
+        return found
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training samples."""
@@ -375,7 +431,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def _loader(self, dataset: Dataset[Any], batches: EpochBatches) -> DataLoader:
         workers = self.config.workers
-        return DataLoader(
+        return WatchedLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,

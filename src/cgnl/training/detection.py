@@ -64,7 +64,7 @@ class DetectionModule(TrainingModule):
         """Return the sum of the batch's losses; a batch without a readable image gives a zero with zero gradients."""
         if not batch["image"]:
             return self.loss_of_no_sample(batch)
-        with naming_small_batches(batch["image"]):
+        with naming_small_batches(batch["image"], batch.get("bad", ())):
             losses = self.network(batch["image"], batch["target"])
         loss = torch.stack(list(losses.values())).sum()
         if loss.isfinite():

@@ -34,6 +34,8 @@ class DetectionData(SampleData[DetectionDataConfig]):
     """
 
     noun = "image"
+    min_classes = 1
+    samples_have_classes = False
     collate = staticmethod(collate)
 
     def __init__(self, config: DetectionDataConfig, **options: Any) -> None:

@@ -1,6 +1,5 @@
 """Testing a trained detector on a data set."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import Any
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cgnl.data.lists import Split
-from cgnl.files import write_csv, write_text
+from cgnl.files import json_text, write_csv, write_text
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
 from cgnl.training.processes import end_together, reporting_dead_readers
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 from cgnl.training.task import TestResult
-from cgnl.training.trained import TrainedNetwork
+from cgnl.training.trained import TrainedNetwork, refusing_outputs_not_finite
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def evaluate(
     runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     try:
         resize.min_size, resize.max_size = (data.size,), data.max_size
-        with reporting_dead_readers():
+        with reporting_dead_readers(), refusing_outputs_not_finite(network, samples.tested_samples.root):
             runner.validate(module, datamodule=samples, verbose=False)
     finally:
         resize.min_size, resize.max_size = own_size
@@ -120,6 +119,6 @@ def _write(out: Path, results: list[dict[str, Any]], evaluation: DetectionEvalua
     # two files, as COCO's server wants them: with boxes beside the masks, pycocotools sizes masks by their boxes
     for kind, other in (("box", "segmentation"), ("mask", "bbox")):
         rows = [{key: value for key, value in row.items() if key != other} for row in results]
-        write_text(out / f"{kind}_results.json", json.dumps(rows))
-    write_text(out / "measures.json", json.dumps({"split": evaluation.split, **evaluation.measures()}, indent=2))
+        write_text(out / f"{kind}_results.json", json_text(rows))
+    write_text(out / "measures.json", json_text({"split": evaluation.split, **evaluation.measures()}, indent=2))
     write_csv(out / "per_class.csv", [("class", "objects", "box_ap", "mask_ap"), *evaluation.per_class])

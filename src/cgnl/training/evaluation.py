@@ -1,6 +1,5 @@
 """Testing a trained classifier on a data set."""
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -9,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+from cgnl.data.decoding import DataError
 from cgnl.data.lists import Split, readable
-from cgnl.files import write_csv, write_text
+from cgnl.files import json_text, write_csv, write_text
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.classification import ClassificationModule
 from cgnl.training.data import SampleData
 from cgnl.training.processes import end_together, gathered, reporting_dead_readers
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 from cgnl.training.task import TestResult
-from cgnl.training.trained import TrainedNetwork
+from cgnl.training.trained import NOT_FINITE, TrainedNetwork
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def evaluate(
     top1, top5 = module.accuracies()
     rows = _rows(parts)
     samples.share_bad_files()
+    _check_finite(samples, rows)
     if not stay:
         end_together()
     evaluation = _summary(samples, rows, top1, top5)
@@ -142,6 +143,14 @@ def _rows(parts: list[dict[str, Tensor]]) -> list[tuple[int, list[int], list[flo
         for row in zip(part["index"].tolist(), part["classes"].tolist(), part["probabilities"].tolist(), strict=True)
     ]
     return sorted(row for share in gathered(mine) for row in share)
+
+
+def _check_finite(data: SampleData, rows: list[tuple[int, list[int], list[float]]]) -> None:
+    """Raise DataError where a sample's probabilities are not finite: its class would be any."""
+    wrong = [index for index, _, values in rows if not all(map(math.isfinite, values))]
+    if wrong:
+        paths = [data.tested_samples.samples[index].path for index in wrong]
+        raise DataError(f"{paths[0]} {NOT_FINITE}, as do {len(wrong)} of {len(rows)} {data.noun}s in all")
 
 
 def _summary(data: SampleData, rows: list[tuple[int, list[int], list[float]]], top1: float, top5: float) -> Evaluation:
@@ -177,4 +186,4 @@ def _write(out: Path, data: SampleData, rows: list[tuple[int, list[int], list[fl
     write_csv(out / "predictions.csv", [header, *lines])
     write_csv(out / "per_class.csv", [("class", "samples", "top1"), *evaluation.per_class])
     write_csv(out / "confusions.csv", [("true", "predicted", "times"), *evaluation.confused])
-    write_text(out / "measures.json", json.dumps(evaluation.measures(), indent=2))
+    write_text(out / "measures.json", json_text(evaluation.measures(), indent=2))

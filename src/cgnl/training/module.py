@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -150,18 +151,24 @@ class TrainingModule(pl.LightningModule):
 
 
 @contextmanager
-def naming_small_batches(images: Sequence[Tensor]) -> Iterator[None]:
-    """Raise DataError with the batch's size where it is too small for BatchNorm; images are [3, H, W] or clips."""
+def naming_small_batches(images: Sequence[Tensor], bad: Sequence[tuple[int, Path, str]] = ()) -> Iterator[None]:
+    """Raise DataError with the batch's size where it is too small for BatchNorm; images are [3, H, W] or clips.
+
+    It names the batch's ``bad`` files, which could not be read.
+    """
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise DataError(
-            f"a batch of {len(images)} sample{'s' * (len(images) > 1)} of "
-            f"{' x '.join(map(str, images[0].shape[1:]))} is too small for BatchNorm: raise data.batch_size or "
-            "data.size"
-        ) from error
+        size = f"{len(images)} sample{'s' * (len(images) > 1)} of {' x '.join(map(str, images[0].shape[1:]))}"
+        if bad:
+            named = "; ".join(f"{path} {reason}" for _, path, reason in bad[:3]) + "; ..." * (len(bad) > 3)
+            raise DataError(
+                f"only {size} of a batch of {len(images) + len(bad)} could be read, too few for BatchNorm: {named}. "
+                "Repair or remove these files, or raise data.batch_size"
+            ) from error
+        raise DataError(f"a batch of {size} is too small for BatchNorm: raise data.batch_size or data.size") from error
 
 
 def _find(network: nn.Module, path: str) -> nn.Module:

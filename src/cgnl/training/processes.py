@@ -20,6 +20,10 @@ from cgnl.files import make_folders
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that stop a training run, saved."""
 
+LACK_OF_MEMORY = (
+    "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size if it did"
+)
+
 
 class TrainingStopped(Exception):
     """The run was asked to stop by a signal and has saved its state.
@@ -103,6 +107,9 @@ def reporting_dead_readers() -> Iterator[None]:
         from cgnl.data.records import describe_in_flight
 
         reason = str(error).rstrip(". ")
+        # SIGKILL, by its name in PyTorch's message
+        if "signal: Killed" in reason or "exited unexpectedly" in reason:
+            reason += f"; {LACK_OF_MEMORY}"
         raise DataError(f"a process that reads samples died or hangs: {reason}. {describe_in_flight(error)}") from error
     finally:
         # what went wrong may have left a reader that hangs, and it would be waited for when this process ends

@@ -90,6 +90,7 @@ def _fit(
     config = recipe.trainer
     # a checkpoint to go on from replaces the start weights, which need not be there any more
     start = recipe if state is None else task.without_start_weights(recipe)
+    task.check_start_weights(start, data.classes)
     network = task.build_network(start, len(data.classes))
     module = make_module(task, recipe, network, data)
     if config.compile:
@@ -107,6 +108,7 @@ def _fit(
             "classes": list(data.classes),
             "num_classes": len(data.named_classes),
             "num_samples": len(data.train_samples),
+            "files": data.fingerprints,
             **data.normalisation,
         },
         checkpoint_every_n_steps=config.checkpoint_every_n_steps,
@@ -303,17 +305,20 @@ def _checked_data(
 
 
 def _check_same_data(state: RunState, data: SampleData) -> None:
-    """Refuse to go on with other classes or another number of samples than the run began with."""
+    """Refuse to go on with other classes or files than the run began with."""
     checkpoint, entry = state.checkpoint, state.entry
     root = data.config.root or data.train_samples.root
     if tuple(entry["classes"]) != data.classes:
         other = sorted(set(data.classes) ^ set(entry["classes"]))
         what = f"classes {', '.join(other[:5])}" if other else "the order of the classes"
         raise DataError(f"{checkpoint} was trained on other classes than {root} has: {what} differ")
-    if entry["num_samples"] != len(data.train_samples):
+    found = data.changed_files(entry["files"]) if "files" in entry else []
+    if entry["num_samples"] != len(data.train_samples) and not found:
+        found = [f"{entry['num_samples']} training {data.noun}s then, {len(data.train_samples)} now"]
+    if found:
         raise DataError(
-            f"{checkpoint} was trained on {entry['num_samples']} {data.noun}s, but {root} has "
-            f"{len(data.train_samples)}: the run cannot continue"
+            f"{checkpoint} was trained on other files than {root} has now: {'; '.join(found)}. A run continues on the "
+            f"same files only: restore them, or start a new run with --network.weights {checkpoint} and another --run."
         )
 
 

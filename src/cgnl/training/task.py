@@ -14,10 +14,12 @@ from torch import nn
 
 from cgnl.blocks.kinds import block_maker
 from cgnl.data.decoding import DataError, following_links
-from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, Split, files_below, seen_in
+from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, Split, differences, files_below, seen_in
+from cgnl.networks.checkpoints import stored_run
 from cgnl.networks.cost import NetworkCost
 from cgnl.networks.libraries import Inputs, inputs_of, start_weights
 from cgnl.networks.named import BlocksByAxes
+from cgnl.networks.weights import is_file
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.training import TrainerConfig
 from cgnl.training.trained import TrainedNetwork
@@ -148,7 +150,20 @@ class Task(ABC, Generic[RecipeT]):
         return of_axes
 
     def check_start_weights(self, recipe: RecipeT, classes: tuple[str, ...]) -> None:
-        """Raise ValueError where the outputs of start weights mean other classes than the data has."""
+        """Raise ValueError where the outputs of start weights mean other classes than the data has.
+
+        A checkpoint of ``cgnl train`` knows its classes; those of a list are compared where they have names.
+        """
+        weights = recipe.network.weights
+        if recipe.network.new_classifier or not is_file(weights):
+            return
+        known = tuple(stored_run(str(weights)).get("classes", ()))
+        numbers = tuple(map(str, range(len(known))))
+        if len(known) == len(classes) and known != tuple(classes) and numbers not in (known, tuple(classes)):
+            raise ValueError(
+                f"network.weights ({weights}) was trained on other classes than the data has; "
+                f"{differences(classes, known)}. To train on them, add --network.new-classifier"
+            )
 
     # Training
 

@@ -1,18 +1,25 @@
 """Trained networks, and what a checkpoint of a run says about itself. Nothing here needs Lightning."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from cgnl.networks.checkpoints import CheckpointError, mismatches
+from cgnl.data.decoding import BadFileError
+from cgnl.networks.checkpoints import CheckpointError, check_finite, mismatches
 from cgnl.settings.image import Recipe
 
 FORMAT = 2
 """Version of the ``cgnl`` entry in our checkpoints; networks of version 1, which knew images only, are used as well."""
+
+
+NOT_FINITE = "gets an output from the network that is not finite (NaN or infinity)"
+"""What is wrong with a file, as the rest of a sentence that begins with its path."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,22 @@ class TrainedNetwork:
     interpolation: str | None = None
 
 
+@contextmanager
+def refusing_outputs_not_finite(detector: nn.Module, path: Path) -> Iterator[None]:
+    """Raise BadFileError where a part of a detector gives values that are not finite: it would leave such boxes out."""
+
+    def check(module: nn.Module, arguments: Any, output: Any) -> None:
+        if not all(value.isfinite().all() for value in tree_leaves(output) if isinstance(value, torch.Tensor)):
+            raise BadFileError(path, NOT_FINITE)
+
+    parts = ("backbone", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
+    with ExitStack() as stack:
+        for path_of_part, module in detector.named_modules():
+            if path_of_part in parts:
+                stack.enter_context(module.register_forward_hook(check))
+        yield
+
+
 def default_device() -> torch.device:
     """Return the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,8 +96,9 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load_exactly(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load a state dict whose keys and shapes must all fit, or list those that do not."""
+    """Load a state dict whose keys and shapes must all fit, or list those that do not; the weights must be finite."""
     wrong = mismatches(state, network.state_dict())
     if wrong:
         raise CheckpointError(f"{path} does not fit its recipe's network; nothing was loaded: {'; '.join(wrong)}.")
+    check_finite(network, state, path)
     network.load_state_dict(state)

@@ -15,7 +15,7 @@ from encoding import encode
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cgnl.data.decoding import BadFileError
+from cgnl.data.decoding import BadFileError, death_in_words
 from cgnl.data.videos import GuardedReader, probe, read_frames
 
 
@@ -87,7 +87,7 @@ def test_a_crash_names_the_file_and_the_next_read_works(video, how):
         crashing.start()
         with pytest.raises(BadFileError) as caught:
             reader.read(video, [39])
-        assert str(caught.value) == f"{video} ends the process that decodes it ({how.name})"
+        assert str(caught.value) == f"{video} ends the process that decodes it ({death_in_words(-how)})"
         assert reader.read(video, [0])[1] == 0
         assert child(reader) != pid
 

@@ -288,7 +288,10 @@ class StopDecoder:
 
 @pytest.mark.parametrize(
     ("killed", "timeout", "reason"),
-    [(True, 60, "ends the process that decodes it (SIGKILL)"), (False, 3, "takes longer than 3 seconds to decode")],
+    [
+        (True, 60, "ends the process that decodes it (SIGKILL, perhaps for lack of memory)"),
+        (False, 3, "takes longer than 3 seconds to decode"),
+    ],
 )
 def test_a_decoder_that_dies_or_hangs_costs_one_sample(folder, killed, timeout, reason):
     """Each of two workers loses the decoder at its second video and goes on with its third."""

@@ -1,6 +1,5 @@
 """``cgnl demo``: drawn data, a base network that learns to see it, blocks compared on its maps, and a report."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from cgnl.compare.trials import train_on_maps
 from cgnl.data.decoding import DataError
 from cgnl.data.scanning import count_workers
 from cgnl.explain import report
-from cgnl.files import write_text
+from cgnl.files import json_text, write_text
 from cgnl.insertion import inserted_blocks
 from cgnl.settings.reading import to_dict
 from cgnl.tasks import load_trained, train
@@ -103,7 +102,7 @@ def run_demo(subject: Subject, out: Path, *, seed: int = 0, smallest: bool = Fal
         console.print(f"\nComparing blocks on {question.title} ...")
         groups[question] = _compared(subject, question, out, seed, console)
     seconds = time.monotonic() - started
-    write_text(out / "accuracies.json", json.dumps({"seconds": round(seconds), "sets": _numbers(groups)}, indent=2))
+    write_text(out / "accuracies.json", json_text({"seconds": round(seconds), "sets": _numbers(groups)}, indent=2))
     path = out / "report.html"
     write_text(path, _page(subject, groups, out, seed, seconds, smallest))
     words = "\n".join(f"{_capital(question.title)}: {_words(found)}" for question, found in groups.items())

@@ -1,7 +1,6 @@
 """``cgnl demo --detection``: drawn flocks, a backbone trained on drawn birds, a detector, and a report."""
 
 import csv
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from cgnl.data.decoding import open_image
 from cgnl.data.detection import DetectionDataset, read_coco
 from cgnl.explain import report
 from cgnl.explain.detections import draw_objects
-from cgnl.files import write_text
+from cgnl.files import json_text, write_text
 from cgnl.recipes import RECIPES
 from cgnl.settings.image import Recipe
 from cgnl.tasks import detect, load_trained, train
@@ -67,7 +66,7 @@ def run(out: Path, *, seed: int = 0, smallest: bool = False) -> Path:
     seconds = time.monotonic() - started
     outcome = {"count": result.count, **result.measures()}
     record = {"seconds": round(seconds), "networks": {"Mask R-CNN with a CGNL block": outcome}}
-    write_text(out / "average_precision.json", json.dumps(record, indent=2))
+    write_text(out / "average_precision.json", json_text(record, indent=2))
     path = out / "report.html"
     write_text(path, _page(out, trained, result, seconds, smallest))
     console.print(f"\n{_outcome(result)}\nReport: {path.resolve()}  ({seconds / 60:.1f} minutes in all)")

@@ -1,5 +1,6 @@
 """Images with objects: one split of a data set in COCO's form, with its bad annotations."""
 
+import hashlib
 import marshal
 from array import array
 from collections.abc import Iterable, Sequence
@@ -163,6 +164,11 @@ class DetectionList(SampleList):
         ``area`` (pixels), ``iscrowd`` and ``segmentation``.
         """
         return self.annotations[index]
+
+    def truth_of(self, index: int) -> str:
+        """Return a digest of the objects of an image: categories, boxes, areas, and whether each is a crowd."""
+        objects = [[row[name] for name in ("category_id", "bbox", "area", "iscrowd")] for row in self.objects(index)]
+        return hashlib.blake2b(repr(objects).encode(), digest_size=8).hexdigest()
 
     def truth(self) -> dict[str, list[dict[str, Any]]]:
         """Return the ``images``, ``annotations`` that are used (crowds too) and ``categories`` in COCO's own structure.

@@ -1,6 +1,7 @@
 """Parts of image and video data sets: samples with labels, list files, folders of classes, accounts of bad files."""
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
+from cgnl.data.lists.fingerprints import changes, fingerprint, path_below
 from cgnl.data.lists.reading import (
     class_folders,
     class_parts,
@@ -28,8 +29,8 @@ from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, 
 
 __all__ = [
     "COCO_EXPORT", "IMAGE_SUFFIXES", "SPLIT_FOLDERS", "SPLIT_WORDS", "VIDEO_SUFFIXES", "BadFiles", "Inside",
-    "NoSplitError", "Sample", "SampleList", "Split", "check_folder", "check_missing", "class_folders", "class_parts",
-    "coco_files", "differences", "divided", "exists", "files_below", "has_class_folders", "has_parts", "inner_data",
-    "integer", "labelled_lines", "listed", "read_classes", "read_table", "readable", "seen_in", "shown",
-    "split_folder", "text_lines", "write_missing", "write_rows",
+    "NoSplitError", "Sample", "SampleList", "Split", "changes", "check_folder", "check_missing", "class_folders",
+    "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint", "has_class_folders",
+    "has_parts", "inner_data", "integer", "labelled_lines", "listed", "path_below", "read_classes", "read_table",
+    "readable", "seen_in", "shown", "split_folder", "text_lines", "write_missing", "write_rows",
 ]  # fmt: skip

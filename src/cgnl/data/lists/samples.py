@@ -70,6 +70,10 @@ class SampleList:
         samples = tuple(Sample(sample.path, labels[self.classes[sample.label]]) for sample in self.samples)
         return replace(self, samples=samples, classes=tuple(classes))
 
+    def truth_of(self, index: int) -> str:
+        """Return the label of a sample, as one word; where samples have more than a label, a digest of it."""
+        return str(self.samples[index].label)
+
 
 class NoSplitError(DataError):
     """The annotations of a data set are those of another split alone."""

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cgnl.data.decoding import AnyPath, BadFileError
+from cgnl.data.decoding import AnyPath, BadFileError, death_in_words
 from cgnl.data.videos.decoding import VideoInfo, checked_indices, probe, read_into, read_pieces
 from cgnl.data.videos.streams import Pieces
 from cgnl.settings.checks import within
@@ -251,8 +251,7 @@ class _Child:
 
     def _death(self) -> str:
         code = self._process.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"ends the process that decodes it ({how})"
+        return f"ends the process that decodes it ({death_in_words(code)})"
 
 
 def _whole(reply: dict[str, Any], name: str) -> int:

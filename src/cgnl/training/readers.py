@@ -1,0 +1,161 @@
+"""A data loader that never waits for ever for its workers, the processes that read samples."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data import _utils as torch_utils
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+from cgnl.data.decoding import DataError
+from cgnl.data.records import FileDataset
+
+_TICK = 0.25
+_NAMED = 4
+
+
+class WatchedLoader(DataLoader[Any]):
+    """A data loader of a :class:`cgnl.data.records.FileDataset` whose ``timeout`` holds whatever a worker does.
+
+    PyTorch waits without a limit for a worker that is stopped, or holds Python's lock, while it sends its tensors. Here
+    a thread kills the workers after ``timeout`` seconds in which no batch came, and the loader raises DataError with
+    the files that the hanging one had. Seconds in which this process is stopped itself do not count.
+    """
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _WatchedIterator(self) if self.num_workers and self.timeout else super()._get_iterator()
+
+
+class _WatchedIterator(_MultiProcessingDataLoaderIter):
+    def __init__(self, loader: WatchedLoader) -> None:
+        self._watch = _Watch(loader.dataset, loader.timeout)  # type: ignore[arg-type]
+        self._keys: Any = ()
+        super().__init__(loader)
+        # the watch alone decides
+        self._timeout = 0
+        self._watch.workers = self._workers
+        threading.Thread(target=self._watch.run, daemon=True).start()
+
+    def _next_index(self) -> Any:
+        self._keys = super()._next_index()
+        return self._keys
+
+    def _try_put_index(self) -> None:
+        task = self._send_idx
+        super()._try_put_index()
+        if self._send_idx > task:
+            self._watch.tasks[task] = self._task_info[task][0], self._keys
+
+    def _get_data(self) -> Any:
+        watch = self._watch
+        watch.turn += 1
+        try:
+            found = super()._get_data()
+        except Exception as error:  # the end of a worker shows in many forms
+            if watch.verdict is None:
+                raise
+            self._give_up()
+            raise DataError(watch.verdict) from error
+        finally:
+            watch.turn += 1
+        watch.tasks.pop(found[0], None)
+        return found
+
+    def _give_up(self) -> None:
+        """Take the place of PyTorch's own end, which waits for what a killed worker has left half done."""
+        self._shutdown = True
+        self._watch.closed.set()
+        if self._pin_memory:
+            self._pin_memory_thread_done_event.set()
+        self._forget_workers()
+        for worker in self._workers:
+            worker.join()
+
+    def _forget_workers(self) -> None:
+        """Let the death of a worker be no error any more."""
+        for _ in range(2):
+            # a death may be reported while this runs, once; a loader that is forgotten is unknown
+            with suppress(RuntimeError, ValueError):
+                torch_utils.signal_handling._remove_worker_pids(id(self))
+        self._worker_pids_set = False
+
+    def _shutdown_workers(self) -> None:
+        self._watch.closed.set()
+        if any(_is_stopped(worker.pid) for worker in self._workers):
+            self._forget_workers()
+            for worker in self._workers:
+                worker.kill()
+        super()._shutdown_workers()
+        for worker in self._workers:
+            if worker.is_alive():  # Python would wait for it when this process ends
+                worker.kill()
+
+
+class _Watch:
+    """Watches the waiting for one loader's workers, in a thread of its own.
+
+    Attributes:
+        workers: The processes.
+        tasks: The batches that are owed: their numbers, in order, with the worker's number and the samples' keys.
+        turn: Odd while a batch is waited for; every wait has a number of its own.
+        verdict: Why the workers were killed; None as long as they were not.
+        closed: Set when there is nothing to watch any more.
+    """
+
+    def __init__(self, dataset: FileDataset, patience: float) -> None:
+        self.dataset, self.patience = dataset, patience
+        self.workers: Sequence[BaseProcess] = ()
+        self.tasks: dict[Any, tuple[int, Sequence[int | tuple[int, int]]]] = {}
+        self.turn = 0
+        self.verdict: str | None = None
+        self.closed = threading.Event()
+
+    def run(self) -> None:
+        """Count the seconds of each wait, and end the workers when they are too many."""
+        turn, waited, before = 0, 0.0, time.monotonic()
+        while not self.closed.wait(_TICK):
+            now = time.monotonic()
+            # more than a tick passes where this process was stopped too, with its workers
+            waited = waited + min(now - before, 2 * _TICK) if self.turn == turn and turn % 2 else 0.0
+            turn, before = self.turn, now
+            if waited > self.patience:
+                try:
+                    self.verdict = self._reason()
+                finally:
+                    for worker in self.workers:
+                        worker.kill()
+                return
+
+    def _reason(self) -> str:
+        stopped = [number for number, worker in enumerate(self.workers) if _is_stopped(worker.pid)]
+        tasks = dict(self.tasks)
+        owing = list(dict.fromkeys(number for _, (number, _) in sorted(tasks.items(), key=lambda task: task[0])))
+        reading = {number: self.dataset.reading(self.workers[number].pid) for number in stopped or owing}
+        files = [path for path in reading.values() if path is not None]
+        what = f"The file being read: {', '.join(map(str, files))}."
+        if not files:
+            # it has read its batch, and hangs before or while it sends it; the first one that owes is waited for
+            hanging = stopped or owing[:1]
+            keys = next((keys for number, keys in tasks.values() if number in hanging), ())
+            indices = [key[1] if isinstance(key, tuple) else key for key in keys[:_NAMED]]
+            paths = [str(self.dataset.path(index)) for index in indices]
+            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+            what = f"Its batch: {', '.join(paths)}{more}." if paths else "No file was being read."
+        how = "it is stopped (SIGSTOP)" if stopped else "raise data.timeout if it is only slow"
+        return (
+            f"a process that reads samples died or hangs: no batch came for {self.patience:g} seconds (data.timeout); "
+            f"{how}. {what}"
+        )
+
+
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it is gone, or this is no Linux
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")

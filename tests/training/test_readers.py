@@ -1,0 +1,129 @@
+"""Workers that hang: whatever they do, the wait ends, and what they read is named."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from cgnl.data.decoding import DataError
+from cgnl.data.images import ImageDataset, collate
+from cgnl.data.lists import Sample, SampleList
+from cgnl.training.readers import WatchedLoader
+
+
+class Reader(ImageDataset):
+    """Gives the number of the sample; one of them does something to its process."""
+
+    def __init__(self, images, fate, chosen):
+        super().__init__(images, list)
+        self.fate, self.chosen = fate, chosen
+
+    def read(self, index):
+        if index == self.chosen:
+            self.fate()
+        return {"image": torch.full((3, 8, 8), float(index))}
+
+
+def hold_the_lock():
+    # a C function that is called with Python's lock held
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def nothing():
+    pass
+
+
+def loader(fate, chosen=5, workers=2, timeout=1, **options):
+    images = SampleList(".", tuple(Sample(f"{number}.jpg", 0) for number in range(8)), ("a",), "list")
+    return WatchedLoader(
+        Reader(images, fate, chosen),
+        batch_size=2,
+        num_workers=workers,
+        collate_fn=collate,
+        timeout=timeout,
+        persistent_workers=True,
+        **options,
+    )
+
+
+def indices(batches):
+    return [index for batch in batches for index in batch["index"].tolist()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("fate", [hold_the_lock, stop])
+def test_a_worker_that_hangs_in_a_sample_is_killed_and_the_sample_named(fate, workers):
+    batches = loader(fate, workers=workers)
+    with pytest.raises(
+        DataError, match=r"no batch came for 1 seconds \(data\.timeout\).*\. The file being read: 5\.jpg\.$"
+    ):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_stops_while_its_tensors_are_fetched_is_killed_and_its_batch_named():
+    iterator = iter(loader(nothing, workers=1))
+    assert next(iterator)["index"].tolist() == [0, 1]
+    # the next batches lie in the pipe, but their tensors are handed over by the worker
+    time.sleep(1)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match=r"it is stopped \(SIGSTOP\)\. Its batch: 2\.jpg, 3\.jpg\.$"):
+        list(iterator)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("fate", [hold_the_lock, stop])
+def test_a_worker_that_hangs_before_its_first_sample_is_killed_and_its_batch_named(fate):
+    batches = loader(nothing, workers=1, worker_init_fn=lambda number: fate())
+    with pytest.raises(DataError, match=r"Its batch: 0\.jpg, 1\.jpg\.$"):
+        list(batches)
+
+
+def test_a_worker_that_stops_between_two_epochs_is_killed():
+    batches = loader(nothing)
+    for _ in range(2):
+        assert indices(batches) == [*range(8)]
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match=r"it is stopped \(SIGSTOP\)"):
+        list(batches)
+
+
+def test_a_loader_with_a_stopped_worker_can_be_closed():
+    batches = loader(nothing, workers=1)
+    assert indices(batches) == [*range(8)]
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    del batches
+    worker.join(1)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_slow_worker_has_its_time_for_each_batch():
+    assert indices(loader(lambda: time.sleep(0.5), timeout=2)) == [*range(8)]
+
+
+def test_seconds_in_which_the_whole_run_is_stopped_do_not_count():
+    """As Ctrl-Z stops a run with its workers, and fg continues it: a grandchild does both."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        try:
+            found = indices(loader(lambda: time.sleep(1.5), timeout=3, workers=1))
+            os._exit(0 if found == [*range(8)] else 1)
+        finally:
+            os._exit(2)
+    time.sleep(1.5)
+    os.killpg(child, signal.SIGSTOP)
+    time.sleep(4)
+    os.killpg(child, signal.SIGCONT)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
