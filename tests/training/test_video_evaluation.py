@@ -55,7 +55,8 @@ def mean_over_views(network, frames, config, *, mean=MEAN, std=STD):
     assert height == config.resize < width
     parts = []
     for j in range(config.test_clips):
-        start = len(frames) * j // config.test_clips
+        # evenly spaced from the first frame on, the last one ending with the video
+        start = (len(frames) - config.frame_step * config.num_frames) * j // (config.test_clips - 1)
         clip = frames[[(start + config.frame_step * k) % len(frames) for k in range(config.num_frames)]]
         for left in (0, (width - height) // 2, width - height):
             crop = F.crop(clip, 0, left, height, height)

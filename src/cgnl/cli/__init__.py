@@ -27,7 +27,7 @@ from cgnl.cli.comparison import compare
 from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
-from cgnl.cli.options import Folder, OptionalFile, OptionalFolder, OptionalInt, OptionalPath
+from cgnl.cli.options import Folder, OptionalFile, OptionalFolder, OptionalInt, OptionalPath, OptionalText
 from cgnl.cli.prediction import predict
 from cgnl.settings.image import Recipe
 from cgnl.settings.trust import trusting
@@ -209,6 +209,7 @@ def check(
     list_file: OptionalFile = None,
     annotations: OptionalPath = None,
     fold: int = 1,
+    frame_pattern: OptionalText = None,
     workers: OptionalInt = None,
     out: OptionalFile = None,
 ) -> None:
@@ -219,12 +220,21 @@ def check(
         list_file: List file with lines `path label` (or `folder frames label`).
         annotations: The lists of a video data set, if they are not in its folder, or a COCO json file.
         fold: Split of UCF101: 1, 2 or 3.
+        frame_pattern: Names of the frames in folders of frames, such as img_{:05d}.jpg.
         workers: Number of processes; by default one for each core.
         out: Write the list of bad files to this CSV file.
     """
     from cgnl.data.checking import check_data
 
-    report = check_data(root, list_file=list_file, annotations=annotations, fold=fold, workers=workers, out=out)
+    report = check_data(
+        root,
+        list_file=list_file,
+        annotations=annotations,
+        fold=fold,
+        frame_pattern=frame_pattern,
+        workers=workers,
+        out=out,
+    )
     print(report)
     if report.bad:
         sys.exit(1)

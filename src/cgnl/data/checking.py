@@ -19,6 +19,7 @@ def check_data(
     annotations: AnyPath | None = None,
     fold: int = 1,
     num_classes: int | None = None,
+    frame_pattern: str | None = None,
     out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> Report:
@@ -31,6 +32,7 @@ def check_data(
         annotations: Where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
         fold: Which of the three splits of UCF101; each of them holds all its videos.
         num_classes: Number of classes, where it must be just that.
+        frame_pattern: Names of the frames in folders of frames, as of :func:`cgnl.data.videos.probe`.
         out: A CSV file for the path and reason of each bad file or annotation; an earlier one is replaced.
         scanning: Fields of :class:`cgnl.data.scanning.Scanning`; the timeout is by default 60 seconds, for a video 600.
 
@@ -57,7 +59,14 @@ def check_data(
     from cgnl.data.videos.checking import check_videos
 
     return check_videos(
-        root, list_file=list_file, annotations=annotations, fold=fold, num_classes=num_classes, out=out, **scanning
+        root,
+        list_file=list_file,
+        annotations=annotations,
+        fold=fold,
+        num_classes=num_classes,
+        frame_pattern=frame_pattern,
+        out=out,
+        **scanning,
     )
 
 

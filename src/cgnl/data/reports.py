@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cgnl.data.decoding import AnyPath
-from cgnl.data.lists import NoSplitError, SampleList, Split, readable, write_rows
+from cgnl.data.lists import NoSplitError, SampleList, Split, counted, readable, write_rows
 from cgnl.data.scanning import Scanning, scan_with_bar
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Report:
     """
 
     noun: ClassVar[str]
-    bad_noun: ClassVar[str] = "bad files"
+    bad_noun: ClassVar[tuple[str, str]] = ("bad file", "bad files")
     root: Path
     kind: str
     splits: tuple[SplitReport, ...]
@@ -70,13 +70,13 @@ class Report:
             console.print(counts)
             for content in self.describe():
                 console.print(content, highlight=False)
-            for rows, what in ((self.damaged, "damaged files"), (self.bad, self.bad_noun)):
+            for rows, what in ((self.damaged, ("damaged file", "damaged files")), (self.bad, self.bad_noun)):
                 for path, reason in rows[:_SHOWN]:
                     console.print(readable(f"{path} {reason}"), **plain)
                 if len(rows) > _SHOWN:
                     console.print(f"... and {len(rows) - _SHOWN} more", highlight=False)
                 if rows:
-                    console.print(f"{len(rows)} {what}", highlight=False)
+                    console.print(counted(len(rows), *what), highlight=False)
             if not (self.bad or self.damaged):
                 console.print("nothing is bad", highlight=False)
         return captured.get().rstrip()

@@ -1,6 +1,7 @@
 """Checks of values that a user gives: one sentence that names the argument, the rule and the value."""
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -26,6 +27,25 @@ def check_choice(name: str, value: object, choices: Iterable[object], more: str 
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
+
+
+def name_pattern(name: str, pattern: str) -> re.Pattern[str]:
+    """Return the file names that a pattern such as ``img_{:05d}.jpg``, ``img_%05d.jpg`` or ``img_*.jpg`` describes.
+
+    Raises ValueError for a pattern without a place for a number, or with a folder in it.
+
+    >>> bool(name_pattern("frame_pattern", "img_{:05d}.jpg").fullmatch("img_00012.jpg"))
+    True
+    """
+    parts = re.split(r"(\{[^{}]*\}|%0?[0-9]*d|\*)", pattern)
+    if len(parts) < 3 or "/" in pattern:
+        raise ValueError(
+            f"{name} ({pattern}) must be a file name with a place for the number, such as img_{{:05d}}.jpg"
+        )
+    places = {"*": ".*"}
+    return re.compile(
+        "".join(places.get(part, "[0-9]+") if place % 2 else re.escape(part) for place, part in enumerate(parts))
+    )
 
 
 def converted(kind: Any, value: Any, where: str) -> Any:

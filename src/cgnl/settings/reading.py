@@ -25,7 +25,7 @@ _OF_OLD_NETWORKS = {
 # Fields that runs of earlier versions do not have under these names; those versions behaved as the defaults say.
 _NEW_FIELDS = {
     "block": {"z_groups", "statistic"},
-    "data": {"num_outputs"},
+    "data": {*("num_outputs", "missing_limit", "fps", "folder_fps", "test_wrap", "frame_pattern", "frame_tolerance")},
     "network": {"places"},
     "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
     "schedule": {"unit", "warmup"},

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from cgnl.data.decoding import DataError
 from cgnl.data.images import ImageDataset, read_images
 from cgnl.data.images import collate as collate_images
-from cgnl.data.lists import BadFiles, SampleList, check_missing, differences, write_missing
+from cgnl.data.lists import BadFiles, SampleList, allowed_missing, check_missing, differences, write_missing
 from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
@@ -144,7 +144,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         if folder is not None and samples.missing:
             folder.mkdir(parents=True, exist_ok=True)
             write_missing(folder, [samples])
-        check_missing(samples, self.config.bad_limit)
+        check_missing(samples, allowed_missing(samples.kind, self.config.missing_limit, self.config.bad_limit))
         return samples
 
     @property

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import nn
 
 from cgnl.blocks.kinds import block_maker
+from cgnl.data.decoding import DataError
+from cgnl.data.lists import IMAGE_SUFFIXES, files_below
 from cgnl.networks.cost import NetworkCost
 from cgnl.networks.libraries import Inputs, inputs_of, start_weights
 from cgnl.networks.named import BlocksByAxes
@@ -180,6 +182,15 @@ class Task(ABC, Generic[RecipeT]):
 
     prediction_options: ClassVar[Sequence[str]]
     """Options of ``cgnl predict`` that do something for this task."""
+
+    def files_at(self, path: Path) -> list[Path]:
+        """Return what a path given by a user stands for: itself, or the files in a folder; DataError for none."""
+        if not path.is_dir():
+            return [path]
+        files = list(files_below(path, path, IMAGE_SUFFIXES))
+        if not files:
+            raise DataError(f"{path} is a folder without images.")
+        return files
 
     @abstractmethod
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> Prediction:

@@ -159,7 +159,7 @@ def test_missing_videos_of_ucf101_are_counted_and_named(tmp_path):
     root = make_ucf101(tmp_path)
     (root / "UCF-101" / HANDSTAND).unlink()
     assert read_ucf101(root, lists=root / "ucfTrainTestlist").missing == (root / "UCF-101" / HANDSTAND,)
-    missing = r"1 of 2 files of .* are missing, more than the limit of 5\.0% \(bad_limit\): .*HandStand"
+    missing = r"1 of 2 files of .* are missing, more than the limit of 5\.0% \(--data.missing-limit\): .*HandStand"
     with pytest.raises(DataError, match=missing):
         read_videos(root)
 
@@ -411,17 +411,23 @@ def test_frame_lists(tmp_path):
     (tmp_path / "walk/empty").mkdir()
     file = tmp_path / "my.txt"
     file.write_text("run/first one 3 0\nrun/second,6,0\nwalk/gone 2 1\nwalk/file\t2\t1\nwalk/empty 2 1\n")
-    with pytest.raises(DataError, match=r"4 of 5 files of .* are missing, more than the limit of 5"):
+    with pytest.raises(DataError, match=r"3 of 5 files .* more than the limit of 5.0% \(--data.missing-limit\)"):
         read_videos(tmp_path, list_file=file)
     videos = read_videos(tmp_path, list_file=file, missing_limit=1)
     assert videos.kind == "frame_list"
-    assert videos.samples == (Sample(tmp_path / "run/first one", 0),)
+    assert videos.samples == (Sample(tmp_path / "run/first one", 0), Sample(tmp_path / "run/second", 0))
+    assert videos.remarks == {tmp_path / "run/second": "count differs: holds 5 frames, but the list says 6"}
     assert {path.name: videos.why_missing(path) for path in videos.missing} == {
         "gone": "does not exist",
-        "second": "holds 5 frames, but the list says 6",
         "file": "is not a folder of frames",
         "empty": "is a folder without frames (JPEG, PNG, WebP or BMP files)",
     }
+    strict = read_videos(tmp_path, list_file=file, missing_limit=1, frame_tolerance=0)
+    assert [sample.path.name for sample in strict.samples] == ["first one"]
+    assert strict.remarks == {}
+    assert strict.why_missing(tmp_path / "run/second") == (
+        "holds 5 frames, but the list says 6, more than --data.frame-tolerance (0) apart"
+    )
     file.write_text("run/second 5 0\nwalk/file 1\n")
     with pytest.raises(DataError, match="line 2: read 'walk/file 1', expected `folder frames label`"):
         read_videos(tmp_path, list_file=file, format="frame_list")

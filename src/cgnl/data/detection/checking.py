@@ -26,7 +26,7 @@ class DetectionReport(Report):
     """
 
     noun: ClassVar[str] = "objects"
-    bad_noun: ClassVar[str] = "bad files and annotations"
+    bad_noun: ClassVar[tuple[str, str]] = ("bad file or annotation", "bad files and annotations")
     contents: tuple[str, ...]
 
     def describe(self) -> tuple[str, ...]:

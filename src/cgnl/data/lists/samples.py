@@ -33,6 +33,7 @@ class SampleList:
         missing: Files that the data set names but that cannot be used: they do not exist, if ``reasons`` says
             nothing else.
         reasons: Another fault of a missing file, as the rest of a sentence that begins with its path.
+        remarks: What differs in a file that is used all the same, likewise.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class SampleList:
     kind: str
     missing: tuple[Path, ...] = ()
     reasons: Mapping[Path, str] = field(default_factory=dict)
+    remarks: Mapping[Path, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of files that exist."""
@@ -55,6 +57,14 @@ class NoSplitError(DataError):
     """The annotations of a data set are those of another split alone."""
 
 
+def allowed_missing(kind: str, limit: float | None = None, otherwise: float = 0.05) -> float:
+    """Return the part of a data set's files that may be missing: ``limit``, or what is usual for its layout."""
+    if limit is not None:
+        return limit
+    # videos that their owners took back: every copy of Kinetics lacks some
+    return max(otherwise, 0.2) if "kinetics" in kind else otherwise
+
+
 def check_missing(samples: SampleList, limit: float) -> None:
     """Raise DataError if more than ``limit`` (a part) of the files are missing; it names the first three."""
     total = len(samples.samples) + len(samples.missing)
@@ -64,7 +74,7 @@ def check_missing(samples: SampleList, limit: float) -> None:
         )
         raise DataError(
             f"{len(samples.missing)} of {total} files of {samples.root} are missing, more than the limit of "
-            f"{limit:.1%} (bad_limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
+            f"{limit:.1%} (--data.missing-limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
         )
 
 

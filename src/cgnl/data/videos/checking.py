@@ -4,13 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Unpack
 
 from rich.table import Table
 
 from cgnl.data.decoding import AnyPath
-from cgnl.data.lists import SampleList, Split
+from cgnl.data.lists import SampleList, Split, counted
 from cgnl.data.reports import Report, examined, read_splits, report_of, write_anew
 from cgnl.data.scanning import Scanning
 from cgnl.data.videos.decoding import VideoInfo, decode_all
@@ -56,14 +57,15 @@ def check_videos(
     fold: int = 1,
     list_file: AnyPath | None = None,
     num_classes: int | None = None,
+    frame_pattern: str | None = None,
     out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> VideoReport:
     """Decode every frame of a video data set, in several processes, and list the bad ones.
 
     A video that crashes its decoder or holds it up (by default 600 seconds) is named like any other, and the check goes
-    on. ``format`` is a layout of :func:`cgnl.data.videos.read_videos`; other arguments, and errors, are as of
-    :func:`cgnl.data.checking.check_data`.
+    on. ``format`` and ``frame_pattern`` are as of :func:`cgnl.data.videos.read_videos`; other arguments, and errors,
+    are as of :func:`cgnl.data.checking.check_data`.
     """
     root = Path(root).expanduser()
 
@@ -77,13 +79,15 @@ def check_videos(
             fold=fold,
             num_classes=num_classes,
             missing_limit=1.0,
+            frame_pattern=frame_pattern,
         )
 
     splits = read_splits(read, root, list_file)
     scanning.setdefault("timeout", 600.0)
-    infos, bad = examined(decode_all, splits, VideoReport.noun, **scanning)
-    damaged = {
-        path: f"gives {info.frames} frames, but promises {info.promised}"
+    infos, bad = examined(partial(decode_all, frame_pattern=frame_pattern), splits, VideoReport.noun, **scanning)
+    damaged = {path: remark for videos in splits.values() for path, remark in videos.remarks.items()}
+    damaged |= {
+        path: f"gives {counted(info.frames, 'frame')}, but promises {info.promised}"
         for path, info in infos.items()
         if info.promised not in (None, info.frames)
     }
