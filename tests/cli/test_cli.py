@@ -74,6 +74,15 @@ def test_predict_prints_a_table_or_json(capsys, trained, class_folders):
     assert [set(entry) for entry in rows[0]["top"]] == [{"class", "probability"}] * 2
 
 
+def test_predict_takes_every_image_of_a_folder(capsys, trained, class_folders, tmp_path):
+    code, out, _ = run(capsys, "predict", trained, class_folders / "val", "--json")
+    assert code == 0
+    paths = [json.loads(line)["path"] for line in out.splitlines()]
+    assert paths == sorted(map(str, (class_folders / "val").rglob("*.jpg")))
+    code, _, err = run(capsys, "predict", trained, tmp_path)
+    assert (code, err) == (2, f"cgnl: {tmp_path} is a folder without images.\n")
+
+
 def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"GIF89a")

@@ -21,7 +21,7 @@ except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
 import cgnl
-from cgnl.cli.arguments import parse_fields, parts_of, take_recipe, take_trust
+from cgnl.cli.arguments import check_addresses, parse_fields, parts_of, take_recipe, take_trust
 from cgnl.cli.benchmark import benchmark
 from cgnl.cli.comparison import compare
 from cgnl.cli.conversion import convert
@@ -274,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         arguments, trusted = take_trust(sys.argv[1:] if arguments is None else arguments)
+        check_addresses(arguments)
         with trusting(*trusted):
             _run(arguments)
     except BrokenPipeError:

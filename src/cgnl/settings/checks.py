@@ -29,6 +29,23 @@ def check_choice(name: str, value: object, choices: Iterable[object], more: str 
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
 
 
+def check_local(name: str, value: object) -> None:
+    """Raise ValueError for an address on the internet where a file or folder of this machine is needed.
+
+    Args:
+        name: Where the value was given; empty for an argument without a name.
+        value: A path, or any other value.
+
+    >>> check_local("data.root", "https://example.org/a.zip")
+    Traceback (most recent call last):
+    ValueError: data.root (https://example.org/a.zip) is an address: cgnl reads files of this machine alone
+    """
+    # a path that was made of an address has one slash less
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):
+        what = f"{name} ({value})" if name else value
+        raise ValueError(f"{what} is an address: cgnl reads files of this machine alone")
+
+
 def name_pattern(name: str, pattern: str) -> re.Pattern[str]:
     """Return the file names that a pattern such as ``img_{:05d}.jpg``, ``img_%05d.jpg`` or ``img_*.jpg`` describes.
 
@@ -74,6 +91,7 @@ def converted(kind: Any, value: Any, where: str) -> Any:
             )
         return tuple(converted(args[0], item, where) for item in value)
     if kind is Path and isinstance(value, (str, Path)):
+        check_local(where, value)
         return Path(value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

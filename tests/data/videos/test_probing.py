@@ -53,10 +53,12 @@ def with_edits(path: Path, edits: Sequence[tuple[int, int]]) -> Path:
         ("a.mkv", "libx264", {"g": "12"}),
         ("a.webm", "libvpx", {}),
         ("a.avi", "mpeg4", {}),
+        ("mjpeg.avi", "mjpeg", {}),
     ],
 )
 def test_times_of_a_video_that_is_slow_and_then_fast(tmp_path, name, codec, options):
-    path = encode(tmp_path / name, codec, frames=29, times=SLOW_THEN_FAST, options=options)
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = encode(tmp_path / name, codec, frames=29, times=SLOW_THEN_FAST, options=options, pixel_format=pixels)
     times = frame_times(path)
     np.testing.assert_allclose(times[:-1], shown(path), atol=1e-6)
     np.testing.assert_allclose(times, [time / 1000 for time in (*SLOW_THEN_FAST, 5000)], atol=1e-6)
@@ -107,7 +109,7 @@ def test_times_after_the_edits_of_a_container(tmp_path, edits, first, begins):
 
 def test_times_that_cannot_be_right(tmp_path):
     path = encode(tmp_path / "a.mkv", frames=3, times=[0, 40, 10**9])
-    with pytest.raises(BadFileError, match="gives times that cannot be right: [0-9]+ seconds for 3 frames"):
+    with pytest.raises(BadFileError, match=r"gives times that cannot be right: [0-9]+ seconds for 3 frames"):
         frame_times(path)
 
 

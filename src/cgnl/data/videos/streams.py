@@ -89,8 +89,9 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
     on that is sure not to be shown after frame ``first``; None keeps none.
     """
     context = stream.codec_context
-    # AVI stores no presentation times, and what FFmpeg works out for H.264 and HEVC is wrong.
-    unknown = stream.container.format.name == "avi" and context.name in ("h264", "hevc")
+    # AVI stores no times or durations, and the times that FFmpeg works out for H.264 and HEVC are wrong.
+    is_avi = stream.container.format.name == "avi"
+    unknown = is_avi and context.name in ("h264", "hevc")
     regular = context.name in _FRAME_IN_EACH_PACKET and not unknown
     # MPEG-4 part 2 spends at least a bit on each macroblock; what is hardly more than a header is a place holder
     # without a frame, as encoders write for a repeated frame or after two frames in one packet.
@@ -115,7 +116,7 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
             hidden += 1
         else:
             times.append(time)
-            ends = max(ends, (time, packet.duration or 0))
+            ends = max(ends, (time, 0 if is_avi else packet.duration or 0))
         if latest is None or time > latest:
             latest = time
             # A key frame that is shown before what was decoded earlier is no place to begin.
