@@ -73,7 +73,7 @@ def explain(
     from cgnl.tasks import task_of
 
     task = task_of(next(iter(networks.values())).recipe)
-    truths: dict[Path, str | None] = dict.fromkeys(file for path in inputs for file in task.files_at(path))
+    truths: dict[Path, str | None] = dict.fromkeys(file for path in inputs for file in task.files_in(path))
     if mistakes:
         truths |= _mistakes(checkpoint, networks, mistakes)
     if not truths:

@@ -53,12 +53,12 @@ def predict(
     for name, value in given.items():
         if name not in task.prediction_options:
             raise ValueError(f"{name} ({value}) does nothing here: {checkpoint} holds {task.words}")
+    files = tuple(file for path in files for file in task.files_in(path))
     top, score = 5 if top is None else top, 0.5 if score is None else score
     if folder_fps is not None:
         trained = replace(trained, recipe=override(trained.recipe, {"data": {"folder_fps": folder_fps}}, "predict"))
     seconds: list[Any] = []
     failed = False
-    files = tuple(file for path in files for file in task.files_at(path))
     for path, picture in zip(files, _pictures(files, out), strict=True):
         prediction = None
         try:

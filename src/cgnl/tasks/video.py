@@ -157,7 +157,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
                         yield second, most_probable(trained, values, top)
                     bar(len(some))
 
-    def files_at(self, path: Path) -> list[Path]:
+    def files_in(self, path: Path) -> list[Path]:
         """Return the videos and the folders of frames in a folder, or the path itself."""
         from cgnl.data.videos.frame_folders import videos_below
 

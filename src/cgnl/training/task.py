@@ -183,7 +183,7 @@ class Task(ABC, Generic[RecipeT]):
     prediction_options: ClassVar[Sequence[str]]
     """Options of ``cgnl predict`` that do something for this task."""
 
-    def files_at(self, path: Path) -> list[Path]:
+    def files_in(self, path: Path) -> list[Path]:
         """Return what a path given by a user stands for: itself, or the files in a folder; DataError for none."""
         if not path.is_dir():
             return [path]

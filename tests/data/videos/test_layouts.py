@@ -239,11 +239,38 @@ def test_kinetics_with_the_csv_file_of_one_split(tmp_path, given, split, lines, 
 def test_missing_kinetics_videos(tmp_path):
     root = make_kinetics(tmp_path)
     (root / VIDEOS[0]).unlink()
-    with pytest.raises(DataError, match=r"1 of 3 files of .* are missing"):
+    with pytest.raises(DataError, match=r"1 of 3 files .* more than the limit of 20.0% \(--data.missing-limit\)"):
         read_videos(root)
     videos = read_videos(root, missing_limit=0.5)
     assert videos.missing == (root / "-abc_DEF-12_000005_000015.mp4",)
     assert len(videos) == 2
+
+
+@pytest.mark.parametrize(("there", "is_enough"), [(20, True), (17, True), (16, True), (15, False)])
+def test_a_fifth_of_kinetics_may_be_gone(tmp_path, there, is_enough):
+    """As is usual of its copies; of other data sets a twentieth."""
+    ids = [f"{number:011d}" for number in range(20)]
+    write_csv(tmp_path / "train.csv", [HEADER.removesuffix(",is_cc"), *(f"a,{id},0.0,10.0,train" for id in ids)])
+    touch(tmp_path, *(f"{id}_000000_000010.mp4" for id in ids[:there]))
+    if is_enough:
+        assert len(read_videos(tmp_path)) == there
+    else:
+        with pytest.raises(DataError, match=r"limit of 20.0%"):
+            read_videos(tmp_path)
+    file = tmp_path / "my.txt"
+    file.write_text("".join(f"{id}_000000_000010.mp4 0\n" for id in ids))
+    if there == 20:
+        assert len(read_videos(tmp_path, list_file=file)) == 20
+    else:
+        with pytest.raises(DataError, match=r"limit of 5.0%"):
+            read_videos(tmp_path, list_file=file)
+
+
+@pytest.mark.parametrize("times", ["5,15", "5.0,15.0", "5.,15.000", "005,015"])
+def test_kinetics_times_that_are_written_as_fractions(tmp_path, times):
+    write_csv(tmp_path / "train.csv", [HEADER, f"a,abc,{times},train,0"])
+    touch(tmp_path, "abc_000005_000015.mp4")
+    assert [sample.path.name for sample in read_videos(tmp_path).samples] == ["abc_000005_000015.mp4"]
 
 
 def test_a_file_named_by_the_id_alone_is_used_only_where_the_id_occurs_once(tmp_path):
@@ -262,6 +289,7 @@ def test_a_file_named_by_the_id_alone_is_used_only_where_the_id_occurs_once(tmp_
         (["a,../../x,0,10,train,0"], "line 2: read the YouTube id '../../x', expected letters, digits"),
         (["a,https://x,0,10,train,0"], "line 2: read the YouTube id 'https://x', expected letters, digits"),
         (["a,abc,zero,10,train,0"], "line 2: read the times 'zero,10', expected whole seconds"),
+        (["a,abc,0.5,10,train,0"], "line 2: read the times '0.5,10', expected whole seconds"),
         (["a,abc,0,10,holdout,0"], "line 2: read the split 'holdout', expected train, val or test"),
         ([",abc,0,10,train,0"], "line 2: abc has no label"),
         (["a,abc,0,10,train,0", "", "b,abc,0,10,train,0"], "line 4: abc_000000_000010 is 'b' of train, but 'a' of tr"),
