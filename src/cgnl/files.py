@@ -1,6 +1,7 @@
 """Write whole files: beside their place first, then onto the disk and renamed, so that no file is ever half written."""
 
 import csv
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,6 +48,11 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write the rows of a table as CSV, whole or not at all, as :func:`whole_file` does."""
+    """Write the rows of a table as CSV, whole or not at all, as :func:`whole_file` does; nan becomes an empty cell."""
     with whole_file(path) as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows([cell(value) for value in row] for row in rows)
+
+
+def cell(value: Any) -> Any:
+    """Return a value as a table for people holds it: nothing for nan, a number that there is not."""
+    return "" if isinstance(value, float) and math.isnan(value) else value

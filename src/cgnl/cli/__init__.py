@@ -31,6 +31,7 @@ from cgnl.cli.options import Folder, OptionalFile, OptionalFolder, OptionalInt, 
 from cgnl.cli.prediction import predict
 from cgnl.settings.image import Recipe
 from cgnl.settings.trust import trusting
+from cgnl.settings.words import percent
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def train(arguments: Sequence[str]) -> None:
     if not result.scores:
         print(f"the run was already complete; its last checkpoint is {result.last}")
         return
-    print(f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}")
+    print(
+        f"last epoch: {', '.join(f'{name} {percent(value)}' for name, value in result.scores.items())}  {result.last}"
+    )
     # an average precision is undefined where the test images hold no object
     if result.best_score is not None:
         print(

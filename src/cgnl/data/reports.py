@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cgnl.data.decoding import AnyPath
-from cgnl.data.lists import NoSplitError, SampleList, Split, counted, readable, write_rows
+from cgnl.data.lists import NoSplitError, SampleList, Split, readable, write_rows
 from cgnl.data.scanning import Scanning, scan_with_bar
+from cgnl.settings.words import counted
 
 T = TypeVar("T")
 

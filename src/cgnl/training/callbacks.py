@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
-from cgnl.files import write_csv
+from cgnl.files import cell, write_csv
+from cgnl.settings.words import counted, percent
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.processes import TrainingStopped, gathered
@@ -87,7 +88,7 @@ class FiniteGuard(Callback):
             )
         if self.skipped > self.limit:
             raise NonFiniteError(
-                f"{self.skipped} steps had a non-finite loss or gradient, more than trainer.skip_limit "
+                f"{counted(self.skipped, 'step')} had a non-finite loss or gradient, more than trainer.skip_limit "
                 f"({self.limit}) allows; the last at step {trainer.global_step}, with {', '.join(samples[:4])}. "
                 f"All are in {self.run / 'skipped_steps.csv'}; "
                 + (f"{self.run / LAST} is the last checkpoint." if (self.run / LAST).exists() else "none is saved yet.")
@@ -247,11 +248,11 @@ class RunKeeper(Checkpoint):
             _append(
                 self.run / "epochs.csv",
                 ["step", "epoch", *(name.replace("/", "_") for name in values), "seconds"],
-                [trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"],
+                [trainer.global_step, trainer.current_epoch, *map(cell, values.values()), f"{seconds:.1f}"],
             )
             parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:
-                told = [f"{name} {values[key]:.2f} %" for key, name in module.reported.items()]
+                told = [f"{name} {percent(values[key])}" for key, name in module.reported.items()]
                 parts += [f"test {told[0]}", *told[1:]]
             parts.append(f"{seconds:.0f} s")
             parts += self.data.troubles()

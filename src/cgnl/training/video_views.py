@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from cgnl.data.lists import counted
 from cgnl.data.transforms import normalise_clip
 from cgnl.data.videos import GuardedReader, Rate, VideoInfo, views
 from cgnl.settings.video import VideoDataConfig
+from cgnl.settings.words import counted
 
 
 def view_size(config: VideoDataConfig) -> int:

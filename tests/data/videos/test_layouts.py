@@ -159,7 +159,7 @@ def test_missing_videos_of_ucf101_are_counted_and_named(tmp_path):
     root = make_ucf101(tmp_path)
     (root / "UCF-101" / HANDSTAND).unlink()
     assert read_ucf101(root, lists=root / "ucfTrainTestlist").missing == (root / "UCF-101" / HANDSTAND,)
-    missing = r"1 of 2 files of .* are missing, more than the limit of 5\.0% \(--data.missing-limit\): .*HandStand"
+    missing = r"1 of 2 files of .* is missing, more than the limit of 5\.0% \(--data.missing-limit\): .*HandStand"
     with pytest.raises(DataError, match=missing):
         read_videos(root)
 

@@ -12,6 +12,7 @@ from cgnl.data.detection.samples import DetectionList, check_categories
 from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Report, SplitReport, examined, read_splits, sizes_in_words, write_anew
 from cgnl.data.scanning import Scanning
+from cgnl.settings.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def _describe(name: str, images: DetectionList) -> str:
     if not images.samples:
         return f"{name}: no images"
     return (
-        f"{name}: {len(images)} images, {images.num_objects.count(0)} of them without objects; "
-        f"{sum(images.num_crowds)} crowds; {len(images.bad_annotations)} bad annotations; "
+        f"{name}: {counted(len(images), 'image')}, {images.num_objects.count(0)} of them without objects; "
+        f"{counted(sum(images.num_crowds), 'crowd')}; {counted(len(images.bad_annotations), 'bad annotation')}; "
         f"{sizes_in_words(images.sizes)}"
     )

@@ -25,6 +25,7 @@ from cgnl.data.lists import (
     shown,
     text_lines,
 )
+from cgnl.settings.words import counted
 
 Format = Literal["auto", "cub", "list", "folders"]
 
@@ -72,7 +73,8 @@ def read_images(
         assert list_file is not None
         images = read_image_list(list_file, root, num_classes=num_classes)
     if num_classes not in (None, len(images.classes)):
-        raise DataError(f"{root} has {len(images.classes)} classes, but {num_classes} are expected.")
+        found = counted(len(images.classes), "class", "classes")
+        raise DataError(f"{root} has {found}, but {num_classes} are expected.")
     if not images.samples and not images.missing:
         raise DataError(f"{list_file or root} names no images for the {split} split.")
     check_missing(images, missing_limit)

@@ -9,6 +9,7 @@ from pathlib import Path
 from cgnl.data.decoding import DataError, resolve_inside
 from cgnl.data.lists.samples import Sample, SampleList, Split
 from cgnl.data.lists.text import exists, integer, read_table, readable, shown, text_lines
+from cgnl.settings.words import counted
 
 
 def labelled_lines(
@@ -75,7 +76,8 @@ def _check_labels(list_file: Path, labels: list[tuple[int, int]], num_classes: i
     if num_classes is None and highest + 1 > 2 * occurring:
         line = next(line for line, label in labels if label == highest)
         raise DataError(
-            f"{list_file}, line {line}: read label {highest}, but only {occurring} different labels occur. "
+            f"{list_file}, line {line}: read label {highest}, but only {counted(occurring, 'different label')} "
+            f"{'occurs' if occurring == 1 else 'occur'}. "
             "Give the number of classes if the others just have no files."
         )
     if num_classes is None and lowest >= 1:

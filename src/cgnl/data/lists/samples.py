@@ -72,8 +72,9 @@ def check_missing(samples: SampleList, limit: float) -> None:
         some = ", ".join(
             f"{path} {samples.reasons[path]}" if path in samples.reasons else str(path) for path in samples.missing[:3]
         )
+        verb = "is" if len(samples.missing) == 1 else "are"
         raise DataError(
-            f"{len(samples.missing)} of {total} files of {samples.root} are missing, more than the limit of "
+            f"{len(samples.missing)} of {total} files of {samples.root} {verb} missing, more than the limit of "
             f"{limit:.1%} (--data.missing-limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
         )
 

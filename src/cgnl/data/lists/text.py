@@ -75,15 +75,6 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def counted(number: int, noun: str, nouns: str | None = None) -> str:
-    """Return a number with its noun, in the plural (by default with an s) unless there is one.
-
-    >>> counted(1, "bad file"), counted(20, "bad file")
-    ('1 bad file', '20 bad files')
-    """
-    return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
-
-
 def read_table(file: Path, expected: str, convert: Callable[[str], T]) -> dict[int, tuple[int, T]]:
     """Read lines ``<id> <value>`` as id -> (line number, value)."""
     rows: dict[int, tuple[int, T]] = {}

@@ -11,11 +11,12 @@ from typing import ClassVar, Unpack
 from rich.table import Table
 
 from cgnl.data.decoding import AnyPath
-from cgnl.data.lists import SampleList, Split, counted
+from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Report, examined, read_splits, report_of, write_anew
 from cgnl.data.scanning import Scanning
 from cgnl.data.videos.decoding import VideoInfo, decode_all
 from cgnl.data.videos.layouts import read_videos
+from cgnl.settings.words import counted
 
 _ROWS = 10
 _BAR = 30

@@ -17,7 +17,6 @@ from cgnl.data.lists import (
     allowed_missing,
     check_missing,
     class_folders,
-    counted,
     exists,
     integer,
     labelled_lines,
@@ -28,6 +27,7 @@ from cgnl.data.lists import (
 )
 from cgnl.data.videos.frame_folders import frame_files
 from cgnl.data.videos.kinetics import COLUMNS, csv_files, has_id_lists, read_kinetics, read_mini_kinetics
+from cgnl.settings.words import counted
 
 _SEPARATORS = " \t,"
 _UCF101_NAMES = ("UCF-101", "UCF101")
@@ -101,7 +101,8 @@ def read_videos(
     else:
         raise ValueError(f"format ({format!r}) must be auto, list, frame_list, folders or {', '.join(LAYOUTS)}")
     if num_classes not in (None, len(videos.classes)):
-        raise DataError(f"{root} has {len(videos.classes)} classes, but {num_classes} are expected.")
+        found = counted(len(videos.classes), "class", "classes")
+        raise DataError(f"{root} has {found}, but {num_classes} are expected.")
     if not videos.samples and not videos.missing:
         raise DataError(f"{list_file or root} names no videos for the {split} split.")
     check_missing(videos, allowed_missing(videos.kind, missing_limit))
