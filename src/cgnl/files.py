@@ -81,16 +81,21 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write the rows of a table as CSV, whole or not at all, as :func:`whole_file` does."""
+    """Write the rows of a table as CSV, whole or not at all, as :func:`whole_file` does; nan becomes an empty cell."""
     with whole_file(path) as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows([cell(value) for value in row] for row in rows)
+
+
+def cell(value: Any) -> Any:
+    """Return a value as a table for people holds it: nothing for nan, a number that there is not."""
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def append_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
     """Add rows to a CSV file as :func:`append_lines` does; a new or empty file gets the header first."""
     text = io.StringIO(newline="")
     empty = not path.exists() or not path.stat().st_size
-    csv.writer(text).writerows([header, *rows] if empty else rows)
+    csv.writer(text).writerows([cell(value) for value in row] for row in ([header, *rows] if empty else rows))
     append_lines(path, text.getvalue())
 
 

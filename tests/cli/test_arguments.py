@@ -21,6 +21,34 @@ class More:
     """Folder of the run."""
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict run http://127.0.0.1/x.mp4",
+        "explain run a.jpg https://example.org/b.jpg",
+        "evaluate s3://bucket/best.ckpt",
+        "train video --data.root=ftp://example.org/videos",
+        "train image --run file:///tmp/run",
+        "train https://example.org/recipe.yaml",
+        "data check rtsp://example.org/camera --workers 1",
+        "convert http://example.org/weights.pth own.ckpt",
+        "compare image --data.root http://example.org",
+    ],
+)
+def test_an_address_is_named_as_one_whatever_it_is_given_for(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 2
+    (address,) = (word.rpartition("=")[2] for word in command.split() if "://" in word)
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"cgnl: .*{re.escape(address)}\)? is an address: .* files of this machine alone\n", error)
+
+
+def test_an_address_in_a_file_is_named_as_one(tmp_path):
+    with pytest.raises(ValueError, match=r"data.root \(http://example.org/a\) is an address"):
+        override(RECIPES["video"].make(), {"data": {"root": "http://example.org/a"}}, "my.yaml")
+
+
 def parsed(name, *arguments):
     return parse_fields(f"train {name}", More, RECIPES[name].make(), arguments)
 

@@ -237,7 +237,7 @@ def test_an_unreadable_image_is_counted(birds, tmp_path):
     samples[1].path.write_bytes(b"no image")
     scores = score_parts(untrained(), tmp_path)
     assert (scores.images, scores.unreadable) == (3, 1)
-    assert "1 images unreadable" in scores_table([("CGNL", scores)])
+    assert "1 image unreadable" in scores_table([("CGNL", scores)])
     lines = (tmp_path / "bounding_boxes.txt").read_text().splitlines()
     (tmp_path / "bounding_boxes.txt").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(DataError, match=r"bounding_boxes\.txt has no line for .*\.jpg"):

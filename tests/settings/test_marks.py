@@ -10,6 +10,7 @@ from cgnl.settings.video import VideoRecipe
 FREE = """
     data.root data.train_list data.val_list data.test_list data.follow_links data.workers data.timeout data.bad_limit
     data.annotations data.index data.decode_timeout data.test_clips data.test_crops data.views_per_step
+    data.test_wrap data.frame_pattern data.frame_tolerance data.missing_limit
     data.train_annotations data.val_annotations data.test_annotations
     data.train_images data.val_images data.test_images
     trainer.max_epochs trainer.max_steps trainer.checkpoint_every_n_steps trainer.log_every_n_steps

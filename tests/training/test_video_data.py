@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from cgnl.cli import main
 from cgnl.data.decoding import DataError
@@ -142,3 +143,43 @@ def test_a_run_whose_blocks_see_one_time_step_says_so() -> None:
     assert "8 frames" in one_time_step(short)
     assert one_time_step(override(short, {"network": {"block": "none"}}, "test")) is None
     assert one_time_step(override(short, {"network": {"temporal_strides": [1, 1, 2]}}, "test")) is None
+
+
+def test_frame_folders_whose_counts_differ_are_used_and_listed(tiny_video, tmp_path):
+    for name, frames in (("a", 20), ("b", 12)):
+        (tmp_path / name).mkdir()
+        for number in range(1, frames + 1):
+            Image.new("RGB", (48, 40)).save(tmp_path / name / f"img_{number:05d}.jpg")
+            Image.new("L", (48, 40)).save(tmp_path / name / f"flow_x_{number:05d}.jpg")
+    (tmp_path / "list.txt").write_text("a 20 0\nb 14 1\n")
+    lists = {"train_list": tmp_path / "list.txt", "test_list": tmp_path / "list.txt", "format": "auto"}
+    config = dataclasses.replace(
+        tiny_video.data, root=tmp_path, **lists, frame_pattern="img_{:05d}.jpg", num_frames=20, frame_step=1
+    )
+    data = VideoData(config, run=tmp_path / "run")
+    data.check()
+    assert [sample.path.name for sample in data.train_samples.samples] == ["a", "b"]
+    assert {path.name: info.frames for path, info in data.train_index.items()} == {"a": 20, "b": 12}
+    assert data.troubles() == ["damaged videos: 1"]
+    data.share_bad_files()
+    rows = (tmp_path / "run" / "damaged_videos.csv").read_text().splitlines()
+    assert rows[1:] == [f'{tmp_path / "b"},"count differs: holds 12 frames, but the list says 14"']
+    with pytest.raises(DataError, match=r"1 of 2 files .* \(--data.missing-limit\): .*--data.frame-tolerance \(1\)"):
+        VideoData(dataclasses.replace(config, frame_tolerance=1)).check()
+    assert len(VideoData(dataclasses.replace(config, frame_tolerance=1, missing_limit=0.5)).train_samples) == 1
+
+
+def test_the_limits_of_missing_and_of_unreadable_videos_are_two(tiny_video, tmp_path):
+    (tmp_path / "train.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\n" + "".join(f"a,{k:011d},0,10,train\n" for k in range(10))
+    )
+    for number in range(9):
+        (tmp_path / f"{number:011d}.mp4").write_bytes(b"no video")
+    config = dataclasses.replace(tiny_video.data, root=tmp_path, format="kinetics")
+    assert len(VideoData(config).train_samples) == 9
+    with pytest.raises(DataError, match=r"1 of 10 files .* limit of 5.0% \(--data.missing-limit\)"):
+        assert VideoData(dataclasses.replace(config, missing_limit=0.05)).train_samples
+    with pytest.raises(DataError, match=r"cannot be read, more than the limit of 5.0% \(--data.bad-limit\)"):
+        VideoData(config).check()
+    with pytest.raises(DataError, match=r"1 of 10 files .* limit of 0.0% \(--data.missing-limit\)"):
+        assert VideoData(dataclasses.replace(config, missing_limit=0)).train_samples

@@ -21,16 +21,25 @@ except ImportError:
     sys.exit("cgnl: the command line needs the extra 'train': pip install 'cgnl[train]'")
 
 import cgnl
-from cgnl.cli.arguments import parse_fields, parts_of, take_recipe, take_trust
+from cgnl.cli.arguments import check_addresses, parse_fields, parts_of, take_recipe, take_trust
 from cgnl.cli.benchmark import benchmark
 from cgnl.cli.comparison import compare
 from cgnl.cli.conversion import convert
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
-from cgnl.cli.options import CheckedFormat, Folder, OptionalFile, OptionalFolder, OptionalInt, OptionalPath
+from cgnl.cli.options import (
+    CheckedFormat,
+    Folder,
+    OptionalFile,
+    OptionalFolder,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+)
 from cgnl.cli.prediction import predict
 from cgnl.settings.image import Recipe
 from cgnl.settings.trust import trusting
+from cgnl.settings.words import percent
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,9 @@ def train(arguments: Sequence[str]) -> None:
     if not result.scores:
         print(f"the run was already complete; its last checkpoint is {result.last}")
         return
-    print(f"last epoch: {', '.join(f'{name} {value:.2f} %' for name, value in result.scores.items())}  {result.last}")
+    print(
+        f"last epoch: {', '.join(f'{name} {percent(value)}' for name, value in result.scores.items())}  {result.last}"
+    )
     # an average precision is undefined where the test images hold no object
     if result.best_score is not None:
         print(
@@ -216,6 +227,7 @@ def check(
     annotations: OptionalPath = None,
     fold: int = 1,
     follow_links: bool = False,
+    frame_pattern: OptionalText = None,
     workers: OptionalInt = None,
     out: OptionalFile = None,
 ) -> None:
@@ -233,6 +245,7 @@ def check(
         annotations: The lists of a video data set, if they are not in its folder, or a COCO json file.
         fold: Split of UCF101: 1, 2 or 3.
         follow_links: Follow symbolic links that lead out of the folder.
+        frame_pattern: Names of the frames in folders of frames, such as img_{:05d}.jpg.
         workers: Number of processes; by default one for each core.
         out: Write all that is wrong to this CSV file.
     """
@@ -250,6 +263,7 @@ def check(
             annotations=annotations,
             fold=fold,
             follow_links=follow_links,
+            frame_pattern=frame_pattern,
             workers=workers,
             out=out,
         )
@@ -298,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         arguments, trusted = take_trust(sys.argv[1:] if arguments is None else arguments)
+        check_addresses(arguments)
         with trusting(*trusted):
             _run(arguments)
     except BrokenPipeError:

@@ -13,7 +13,7 @@ import tyro
 from docstring_parser import parse_from_object
 
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
-from cgnl.settings.checks import is_dotted_name
+from cgnl.settings.checks import check_local, is_dotted_name
 from cgnl.settings.image import Recipe, recipe_with_arch
 
 _METAVARS = {
@@ -134,6 +134,18 @@ def _option_of_block(argument: str, recipe: Recipe) -> str:
     if part == "block":
         check_names(recipe.network.block, [name], "block.")
     return f"--{part}.{match[2] or ''}{match[3]}{match[4] or ''}"
+
+
+def check_addresses(arguments: Sequence[str]) -> None:
+    """Raise ValueError for an address on the internet among arguments, whatever it is given for."""
+    before = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-") and equals:
+            check_local(name, value)
+        else:
+            check_local(before, argument)
+        before = argument if argument.startswith("-") else ""
 
 
 def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

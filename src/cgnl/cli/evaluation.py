@@ -14,6 +14,7 @@ from cgnl.settings.detection import DetectionNetworkConfig
 from cgnl.settings.image import NetworkConfig
 from cgnl.settings.marks import fields_for_tests
 from cgnl.settings.training import TrainerConfig
+from cgnl.settings.words import percent
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         results.append(_print_evaluation(*test, stay=test is not tests[-1]))
     if is_first_process():
         means = {name: sum(scores[name] for scores in results) / count for name in results[0]}
-        print(f"mean of {count}: {', '.join(f'{name} {mean:.2f} %' for name, mean in means.items())}")
+        print(f"mean of {count}: {', '.join(f'{name} {percent(mean)}' for name, mean in means.items())}")
 
 
 def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, Any, Path]:

@@ -41,7 +41,8 @@ def explain(
 
     Args:
         checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
-        inputs: Image files; for a video classifier, video files or folders of frames.
+        inputs: Image files; for a video classifier, video files or folders of frames. Of another folder, every image
+            or video in it.
         beside: Show a second network beside the first, for instance one with an NL block.
         at: Start at this position, x,y (pixels of the image) or x,y,frame (frame of the clip, from 0); by default
             where the block's g is strongest, in a figure of a video in its first frame.
@@ -70,7 +71,10 @@ def explain(
     if score:
         _score(networks, data, block, limit, seed, out)
         return
-    truths: dict[Path, str | None] = dict.fromkeys(inputs)
+    from cgnl.tasks import task_of
+
+    task = task_of(next(iter(networks.values())).recipe)
+    truths: dict[Path, str | None] = dict.fromkeys(file for path in inputs for file in task.files_in(path))
     if mistakes:
         truths |= _mistakes(checkpoint, networks, mistakes)
     if not truths:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tyro.conf import Positional
 
 from cgnl.cli.options import Checkpoint, Files, OptionalFile, OptionalFloat, OptionalInt, OptionalPath
 from cgnl.files import json_text, whole_file, write_csv
-from cgnl.settings.checks import within
+from cgnl.settings.checks import positive, within
 
 
 def predict(
@@ -18,6 +19,7 @@ def predict(
     json: bool = False,
     top: OptionalInt = None,
     timeline: OptionalFile = None,
+    folder_fps: OptionalFloat = None,
     out: OptionalPath = None,
     score: OptionalFloat = None,
 ) -> None:
@@ -26,29 +28,35 @@ def predict(
     Args:
         checkpoint: A checkpoint, a run folder (its best.ckpt, or else its last.ckpt), or an .onnx file that
             `cgnl convert` made of one.
-        files: Image files or folders of them; for a video classifier, video files, folders of them, or of frames.
+        files: Image files; for a video classifier, video files or folders of frames. Of another folder, every image
+            or video in it.
         json: Print one JSON object per file instead of a table.
         top: Number of classes to print; by default 5.
         timeline: Write the most probable classes of each second of the videos to this CSV file.
+        folder_fps: Frames per second of folders of frames, which do not say it; a timeline needs them.
         out: Draw the detected objects into this picture, or for several images into pictures in this folder.
         score: Minimum score of a detected object; by default 0.5.
     """
     from cgnl.data.decoding import DataError
+    from cgnl.settings.reading import override
     from cgnl.tasks import load_exported, load_trained, predict_timeline, task_of
 
     if not files:
         raise ValueError("files must name at least one image or video")
     within("top", top, 1)
     within("score", score, 0, 1)
+    positive("folder_fps", folder_fps)
     trained = (load_exported if checkpoint.suffix.lower() == ".onnx" else load_trained)(checkpoint)
     task = task_of(trained.recipe)
-    options = {"top": top, "timeline": timeline, "out": out, "score": score}
+    options = {"top": top, "timeline": timeline, "folder_fps": folder_fps, "out": out, "score": score}
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if name not in task.prediction_options:
             raise ValueError(f"{name} ({value}) does nothing here: {checkpoint} holds {task.words}")
     files = tuple(file for path in files for file in task.files_in(path))
     top, score = 5 if top is None else top, 0.5 if score is None else score
+    if folder_fps is not None:
+        trained = replace(trained, recipe=override(trained.recipe, {"data": {"folder_fps": folder_fps}}, "predict"))
     seconds: list[Any] = []
     failed = False
     for path, picture in zip(files, _pictures(files, out), strict=True):
@@ -65,13 +73,14 @@ def predict(
                     prediction.picture().save(file, kind)
                 print(f"written: {picture}", file=sys.stderr)
             if timeline is not None:
-                seconds += [(path, *row) for row in predict_timeline(trained, path, top=top)]
+                rows = predict_timeline(trained, path, top=top, progress=sys.stderr.isatty())
+                seconds += [(path, *row) for row in rows]
         except DataError as error:
             failed = True
             print(f"cgnl: {error}", file=sys.stderr)
             if json and prediction is None:
                 print(json_text({"path": str(path), "error": str(error)}))
-    if timeline is not None:
+    if timeline is not None and seconds:
         _write_timeline(timeline, seconds)
         print(f"written: {timeline}", file=sys.stderr)
     if failed:

@@ -247,8 +247,9 @@ def run_whole(protocol: Protocol, trial: Trial, folder: Path) -> dict[str, Any]:
         {
             "epoch": number,
             "train_loss": float(row["train_loss"]),
-            "test_loss": float(row["test_loss"]),
-            "top1": float(row["test_top1"]),
+            # empty for epochs that were not tested
+            "test_loss": float(row["test_loss"] or "nan"),
+            "top1": float(row["test_top1"] or "nan"),
         }
         for number, row in enumerate(rows, start=1)
     ]

@@ -47,6 +47,7 @@ def check_data(
     fold: int = 1,
     num_classes: int | None = None,
     follow_links: bool = False,
+    frame_pattern: str | None = None,
     out: AnyPath | None = None,
     **scanning: Unpack[Scanning],
 ) -> Report:
@@ -63,6 +64,7 @@ def check_data(
         fold: Which of the three splits of UCF101; each of them holds all its videos.
         num_classes: Number of classes, where it must be just that.
         follow_links: Whether symbolic links may lead out of the root.
+        frame_pattern: Names of the frames in folders of frames, as of :func:`cgnl.data.videos.probe`.
         out: A CSV file for the path and reason of each fault; an earlier one is replaced.
         scanning: Fields of :class:`cgnl.data.scanning.Scanning`; the timeout is by default 60 seconds, for a video 600.
 

@@ -77,7 +77,10 @@ def open_regular(path: AnyPath) -> BinaryIO:
                 return os.fdopen(descriptor, "rb")
             os.close(descriptor)
     except FileNotFoundError:
-        raise BadFileError(path, "does not exist") from None
+        is_address = _URL.match(os.fspath(path))
+        raise BadFileError(
+            path, "is an address, and only local files are read" if is_address else "does not exist"
+        ) from None
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from None
     raise BadFileError(path, "is not a regular file")

@@ -14,6 +14,7 @@ from cgnl.data.decoding import AnyPath, DataError
 from cgnl.data.faults import faults_of, left_out_below
 from cgnl.data.lists import SPLIT_FOLDERS, NoSplitError, SampleList, Split, readable, seen_in, split_folder, write_rows
 from cgnl.data.scanning import Scanning, scan_with_bar
+from cgnl.settings.words import counted
 
 T = TypeVar("T")
 
@@ -43,8 +44,8 @@ class Report:
     """
 
     noun: ClassVar[str]
-    bad_noun: ClassVar[str] = "bad files"
-    damaged_noun: ClassVar[str] = "damaged files"
+    bad_noun: ClassVar[tuple[str, str]] = ("bad file", "bad files")
+    damaged_noun: ClassVar[tuple[str, str]] = ("damaged file", "damaged files")
     root: Path
     kind: str
     splits: tuple[SplitReport, ...]
@@ -83,15 +84,14 @@ class Report:
                 console.print(content, highlight=False)
             for note in self.notes:
                 console.print(readable(note), **plain)
-            lists = ((self.findings, "findings"), (self.damaged, self.damaged_noun), (self.bad, self.bad_noun))
-            for rows, what in lists:
+            nouns = ("finding", "findings"), self.damaged_noun, self.bad_noun
+            for rows, what in zip((self.findings, self.damaged, self.bad), nouns, strict=True):
                 for path, reason in rows[:_SHOWN]:
                     console.print(readable(f"{path} {reason}"), **plain)
                 if len(rows) > _SHOWN:
                     console.print(f"... and {len(rows) - _SHOWN} more", highlight=False)
                 if rows:
-                    words = what if len(rows) > 1 else what.replace("files", "file").replace("findings", "finding")
-                    console.print(f"{len(rows)} {words}", highlight=False)
+                    console.print(counted(len(rows), *what), highlight=False)
             if self.is_good:
                 console.print(f"nothing is bad in {self._looked_at()}", highlight=False)
         return captured.get().rstrip()
@@ -101,8 +101,10 @@ class Report:
         words = []
         for split in self.splits:
             count = sum(number for _, number in split.per_class)
-            noun = self.noun if count != 1 else self.noun.removesuffix("s")
-            words.append(f"{count} {noun}" + (f" of {split.name}" if split.name != WITHOUT_LABELS else ""))
+            words.append(
+                counted(count, self.noun.removesuffix("s"))
+                + (f" of {split.name}" if split.name != WITHOUT_LABELS else "")
+            )
         return " and ".join(words)
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -141,18 +142,29 @@ def scan_with_bar(
     progress: bool = True,
 ) -> Iterator[Scanned[T]]:
     """Call :func:`scan` behind a progress bar on the standard error output, with ``description`` in front of it."""
+    with progress_bar(description, len(paths), progress=progress) as advance:
+        bad = 0
+        for result in scan(function, paths, workers=workers, timeout=timeout):
+            bad += result.error is not None
+            advance(1, f"{description}, {bad} bad")
+            yield result
+
+
+@contextmanager
+def progress_bar(description: str, total: int, *, progress: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar on the standard error output, if ``progress``; yields what takes a number done and new words."""
     # Imported here, as the processes that read files import this module and show nothing.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(description, total=len(paths))
-        bad = 0
-        for result in scan(function, paths, workers=workers, timeout=timeout):
-            bad += result.error is not None
-            bar.update(task, advance=1, description=f"{description}, {bad} bad")
-            yield result
+        task = bar.add_task(description, total=total)
+
+        def advance(done: int, words: str | None = None) -> None:
+            bar.update(task, advance=done, description=words)
+
+        yield advance
 
 
 def _start(function: Callable[[Path], T]) -> _Worker:

@@ -41,6 +41,7 @@ from cgnl.explain.inputs import SeenInput, trace_seen
 from cgnl.explain.maps import affinity, strongest_channels
 from cgnl.explain.trace import BlockTrace, blocks_of, check_drawable
 from cgnl.settings.checks import within
+from cgnl.settings.words import counted
 from cgnl.training.trained import TrainedNetwork
 
 CHANNELS = 5
@@ -285,8 +286,9 @@ def scores_table(scores: Iterable[tuple[str, PartScores]]) -> str:
         for row in score.rows:
             numbers = [_percent(mean) for mean in (row.pointing, row.coverage, row.gain)]
             lines.append([name, row.maps, _TITLES[row.by], *numbers, f"{100 * row.area.mean:.1f}"])
-        unreadable = f", {score.unreadable} images unreadable" if score.unreadable else ""
-        notes.append(f"{name}: block at {score.path}, {score.images} images, {score.parts} parts{unreadable}")
+        unreadable = f", {counted(score.unreadable, 'image')} unreadable" if score.unreadable else ""
+        seen = f"{counted(score.images, 'image')}, {counted(score.parts, 'part')}{unreadable}"
+        notes.append(f"{name}: block at {score.path}, {seen}")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*table, "%, with 95 % intervals over images", *notes])

@@ -3,7 +3,8 @@
 Sources: sections 4.1 and 4.2 of the paper; batch, learning rate, flip and the decay of the norms (0) are those of Wang
 et al., "Non-local Neural Networks", CVPR 2018, whose training the paper follows. The authors' released code has no
 video. Nobody states the number of epochs, or those at which the learning rate drops, for these data sets; here it drops
-after 40 % and 80 % of 110 epochs. docs/paper-tables.md has the source of every field.
+after 40 % and 80 % of 110 epochs. Test clips wrap around the end of a video, as in the code of Wang et al.
+docs/paper-tables.md has the source of every field.
 """
 
 from cgnl.recipes.rows import Base
@@ -23,7 +24,13 @@ def _recipe(data: VideoDataConfig) -> VideoRecipe:
     )
 
 
-UCF101 = Base(_recipe(VideoDataConfig(format="ucf101")), "UCF101", "UCF-101", "9,537 videos", sample="clip")
+UCF101 = Base(
+    _recipe(VideoDataConfig(format="ucf101", test_wrap=True)), "UCF101", "UCF-101", "9,537 videos", sample="clip"
+)
 MINI_KINETICS = Base(
-    _recipe(VideoDataConfig(format="mini_kinetics")), "Mini-Kinetics", "kinetics", "78,265 videos", sample="clip"
+    _recipe(VideoDataConfig(format="mini_kinetics", test_wrap=True)),
+    "Mini-Kinetics",
+    "kinetics",
+    "78,265 videos",
+    sample="clip",
 )

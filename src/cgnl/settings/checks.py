@@ -1,6 +1,7 @@
 """Checks of values that a user gives: one sentence that names the argument, the rule and the value."""
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -46,6 +47,42 @@ def check_choice(name: str, value: object, choices: Iterable[object], more: str 
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, choices))}{more}")
 
 
+def check_local(name: str, value: object) -> None:
+    """Raise ValueError for an address on the internet where a file or folder of this machine is needed.
+
+    Args:
+        name: Where the value was given; empty for an argument without a name.
+        value: A path, or any other value.
+
+    >>> check_local("data.root", "https://example.org/a.zip")
+    Traceback (most recent call last):
+    ValueError: data.root (https://example.org/a.zip) is an address: cgnl reads files of this machine alone
+    """
+    # a path that was made of an address has one slash less
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):
+        what = f"{name} ({value})" if name else value
+        raise ValueError(f"{what} is an address: cgnl reads files of this machine alone")
+
+
+def name_pattern(name: str, pattern: str) -> re.Pattern[str]:
+    """Return the file names that a pattern such as ``img_{:05d}.jpg``, ``img_%05d.jpg`` or ``img_*.jpg`` describes.
+
+    Raises ValueError for a pattern without a place for a number, or with a folder in it.
+
+    >>> bool(name_pattern("frame_pattern", "img_{:05d}.jpg").fullmatch("img_00012.jpg"))
+    True
+    """
+    parts = re.split(r"(\{[^{}]*\}|%0?[0-9]*d|\*)", pattern)
+    if len(parts) < 3 or "/" in pattern:
+        raise ValueError(
+            f"{name} ({pattern}) must be a file name with a place for the number, such as img_{{:05d}}.jpg"
+        )
+    places = {"*": ".*"}
+    return re.compile(
+        "".join(places.get(part, "[0-9]+") if place % 2 else re.escape(part) for place, part in enumerate(parts))
+    )
+
+
 def converted(kind: Any, value: Any, where: str) -> Any:
     """Return a value from YAML or JSON in the type of a field; raise ValueError if it has another type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -72,6 +109,7 @@ def converted(kind: Any, value: Any, where: str) -> Any:
             )
         return tuple(converted(args[0], item, where) for item in value)
     if kind is Path and isinstance(value, (str, Path)):
+        check_local(where, value)
         return Path(value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

@@ -97,6 +97,8 @@ class DetectionDataConfig:
     """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
     """Fraction of the images, or of the annotations, that may be missing or bad before the run stops."""
+    missing_limit: float | None = field(default=None, metadata=FREE)
+    """Fraction of the images that may be missing before the run stops; by default as data.bad_limit."""
 
     def __post_init__(self) -> None:
         for name in ("size", "batch_size", "timeout"):
@@ -104,7 +106,7 @@ class DetectionDataConfig:
         within("data.max_size", self.max_size, self.size)
         within("data.workers", self.workers, 0, MAX_WORKERS)
         check_val_fraction(self.val_fraction, self.val_seed)
-        for name in ("flip", "bad_limit"):
+        for name in ("flip", "bad_limit", "missing_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)
 
 

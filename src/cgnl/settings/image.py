@@ -114,7 +114,10 @@ class DataConfig:
     timeout: int = field(default=120, metadata=FREE)
     """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
     bad_limit: float = field(default=0.05, metadata=FREE)
-    """Fraction of the data set that may be missing or unreadable before the run stops."""
+    """Fraction of the data set that may be unreadable before the run stops."""
+    missing_limit: float | None = field(default=None, metadata=FREE)
+    """Fraction of the listed files that may be missing before the run stops; by default as data.bad_limit, for Kinetics
+    0.2."""
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -130,7 +133,7 @@ class DataConfig:
             within(f"data.{name}", getattr(self, name), 1)
         within("data.workers", self.workers, 0, MAX_WORKERS)
         check_val_fraction(self.val_fraction, self.val_seed)
-        for name in ("flip", "bad_limit"):
+        for name in ("flip", "bad_limit", "missing_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)
         for name in ("mixup", "cutmix"):
             within(f"data.{name}", getattr(self, name), 0)

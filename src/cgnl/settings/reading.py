@@ -26,8 +26,8 @@ _OF_OLD_NETWORKS = {
 _NEW_FIELDS = {
     "block": {"z_groups", "statistic"},
     "data": {
-        *("num_outputs", "val_list", "val_annotations", "val_images"),
-        *("val_fraction", "val_seed", "follow_links"),
+        *("num_outputs", "val_list", "val_annotations", "val_images", "val_fraction", "val_seed", "follow_links"),
+        *("missing_limit", "fps", "folder_fps", "test_wrap", "frame_pattern", "frame_tolerance"),
     },
     "network": {"places"},
     "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from cgnl.settings.checks import within
+from cgnl.settings.checks import name_pattern, positive, within
 from cgnl.settings.image import ARCHITECTURES, DataConfig, NetworkConfig, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
@@ -59,10 +59,19 @@ class VideoDataConfig(DataConfig):
     """List file with lines `path label`, or `folder frames label`, for testing (labels from 0)."""
     index: Path | None = field(default=None, metadata=FREE)
     """File with the lengths and sizes of the videos, made on first use; by default beside the videos or in the run."""
+    frame_pattern: str | None = field(default=None, metadata=FREE)
+    """Names of the frames in folders of frames, such as img_{:05d}.jpg; by default all pictures but optical flow."""
+    frame_tolerance: int = field(default=5, metadata=FREE)
+    """Number of frames by which a folder may differ from its line `folder frames label`; beyond it counts as missing.
+    """
     num_frames: int = 32
     """Number of frames in a clip."""
     frame_step: int = 2
-    """Distance between two frames of a clip: 2 takes every other frame of the video."""
+    """Distance between two frames of a clip: 2 takes every other frame of the video, at data.fps where it is given."""
+    fps: float | None = None
+    """Frames per second that clips are taken at, for videos of different rates; by default all frames as they come."""
+    folder_fps: float | None = None
+    """Frames per second of folders of frames, which do not say it; needed for data.fps and for a timeline."""
     size: int | None = 224
     """Height and width of the training clips (pixels); None for those of the weights' training."""
     resize: int | None = 256
@@ -72,6 +81,9 @@ class VideoDataConfig(DataConfig):
     """Clips in one optimizer step, over all processes and accumulated parts together."""
     test_clips: int = field(default=10, metadata=FREE)
     """Number of evenly spaced clips from a video in a test; their probabilities are averaged."""
+    test_wrap: bool = field(default=False, metadata=FREE)
+    """Space the test clips as the Non-local code does: those near the end of a video go on with its beginning. By
+    default all lie inside the video."""
     test_crops: int = field(default=3, metadata=FREE)
     """Number of crops of each test clip along the longer side: 1 or 3."""
     views_per_step: int = field(default=6, metadata=FREE)
@@ -86,6 +98,11 @@ class VideoDataConfig(DataConfig):
         within("data.fold", self.fold, 1, 3)
         for name in ("num_frames", "frame_step", "test_clips", "views_per_step", "decode_timeout"):
             within(f"data.{name}", getattr(self, name), 1)
+        within("data.frame_tolerance", self.frame_tolerance, 0)
+        if self.frame_pattern is not None:
+            name_pattern("data.frame_pattern", self.frame_pattern)
+        for name in ("fps", "folder_fps"):
+            positive(f"data.{name}", getattr(self, name))
         if self.test_crops not in (1, 3):
             raise ValueError(f"data.test_crops ({self.test_crops}) must be 1 or 3")
 

@@ -134,26 +134,27 @@ def predict(trained: TrainedNetwork, path: Path, *, top: int = 5) -> list[tuple[
 
 
 def predict_timeline(
-    trained: TrainedNetwork, path: Path, *, top: int = 5
+    trained: TrainedNetwork, path: Path, *, top: int = 5, progress: bool = False
 ) -> Iterator[tuple[int, list[tuple[str, float]]]]:
     """Give the most probable classes of each second of a video: those of one clip and crop around its middle.
 
     Args:
         trained: The network; it is moved to the GPU where there is one.
-        path: The video file.
+        path: The video file, or folder of frames.
         top: Number of classes.
+        progress: Whether to show a progress bar.
 
     Yields:
-        The second, from 0, and classes with probabilities.
+        The second, by the video's own clock, and classes with probabilities.
 
     Raises:
-        DataError: The file is no video that is opened, or does not tell its frames per second.
+        DataError: The file is no video that is opened, or a folder of frames without ``data.folder_fps``.
         ValueError: The network does not classify videos.
     """
     task: Any = task_of(trained.recipe)
     if "timeline" not in task.prediction_options:
         raise ValueError(f"a timeline needs a video classifier, and {trained.name} is {task.words}")
-    yield from task.timeline(trained, path, top)
+    yield from task.timeline(trained, path, top, progress=progress)
 
 
 def smoke(

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cgnl.data.decoding import BadFileError, following_links
-from cgnl.data.lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES, files_below
 from cgnl.data.transforms import clip_test_transform, normalise_clip
 from cgnl.explain.geometry import view_of
 from cgnl.explain.inputs import SeenInput
@@ -33,16 +32,14 @@ class VideoTask(ClassificationTask[VideoRecipe]):
     noun = "video"
     num_axes = 3
     words = "a video classifier"
-    prediction_options = ("top", "timeline")
+    prediction_options = ("top", "timeline", "folder_fps")
     drawn = "actions"
-    suffixes = VIDEO_SUFFIXES
 
     def files_in(self, path: Path) -> list[Path]:
-        """Return the videos in a folder, or the folder itself where pictures, its frames, lie right in it."""
-        with following_links(True):
-            videos = path.is_dir() and any(files_below(path, path, VIDEO_SUFFIXES))
-        frames = path.is_dir() and any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in path.iterdir())
-        return [path] if frames and not videos else super().files_in(path)
+        """Return the videos and the folders of frames in a folder, or the path itself."""
+        from cgnl.data.videos.frame_folders import videos_below
+
+        return videos_below(path) if path.is_dir() else [path]
 
     @staticmethod
     def build_resnet(**settings: Any) -> nn.Module:
@@ -78,15 +75,17 @@ class VideoTask(ClassificationTask[VideoRecipe]):
 
     def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
         """Return one clip from the middle of a video, and its middle crop, as the network sees them."""
-        from cgnl.data.videos import GuardedReader, test_clips
+        from cgnl.data.videos import centre_clip
+        from cgnl.training.video_views import rate_of, reader_of
 
         config: Any = trained.recipe.data
-        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+        with closing(reader_of(config)) as reader:
             info = reader.probe(path)
-            numbers = test_clips(info.frames, 1, config.num_frames, config.frame_step)[0].tolist()
-            frames, _ = reader.read(path, numbers)
-        clip = clip_test_transform(config.resize, config.size)(frames)
-        x = normalise_clip(clip[None], mean=trained.mean, std=trained.std)
+            seen = rate_of(config).numbers(reader, path, info)
+            clip = centre_clip(len(seen), config.num_frames, config.frame_step)
+            frames, _ = reader.read(path, seen[clip].tolist())
+        pixels = clip_test_transform(config.resize, config.size)(frames)
+        x = normalise_clip(pixels[None], mean=trained.mean, std=trained.std)
         view = view_of(info.width, info.height, size=config.size, resize=config.resize)
         return SeenInput(path, tuple(Image.fromarray(frame) for frame in frames), view, x)
 
@@ -118,38 +117,51 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         What is damaged in it is logged.
         """
         # a network of videos can be built where no decoder is installed
-        from cgnl.data.videos import GuardedReader, read_clips, test_clips
-        from cgnl.training.video_views import damage, normalised_views
+        from cgnl.data.videos import read_clips, test_clips
+        from cgnl.training.video_views import damage, normalised_views, rate_of, reader_of
 
         config: Any = trained.recipe.data
-        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+        with closing(reader_of(config)) as reader:
             info = reader.probe(path)
-            numbers = test_clips(info.frames, config.test_clips, config.num_frames, config.frame_step)
+            seen = rate_of(config).numbers(reader, path, info)
+            clips = test_clips(
+                len(seen), config.test_clips, config.num_frames, config.frame_step, wrap=config.test_wrap
+            )
             size = 3 * info.height * info.width
-            video = read_clips(reader, path, numbers, clip_test_transform(config.resize), frame_bytes=size)
+            video = read_clips(reader, path, seen[clips], clip_test_transform(config.resize), frame_bytes=size)
         if found := damage(info, video["lost"]):
             _logger.warning("%s %s", path, "; ".join(found))
         video["frames"] = video["frames"].to(default_device())
         parts = normalised_views(video, config, mean=trained.mean, std=trained.std)
         return torch.cat([probabilities(trained, part, path) for part in parts]).mean(0)
 
-    def timeline(self, trained: TrainedNetwork, path: Path, top: int) -> Iterator[tuple[int, list[tuple[str, float]]]]:
+    def timeline(
+        self, trained: TrainedNetwork, path: Path, top: int, *, progress: bool = False
+    ) -> Iterator[tuple[int, list[tuple[str, float]]]]:
         """Give the most probable classes of each second; see :func:`cgnl.tasks.predict_timeline`."""
-        from cgnl.data.videos import GuardedReader, timeline_clips
+        from cgnl.data.scanning import progress_bar
+        from cgnl.data.videos import frames_at, read_clips, timeline_clips
+        from cgnl.training.video_views import rate_of, reader_of
 
         config: Any = trained.recipe.data
+        rate = rate_of(config)
         transform = clip_test_transform(config.resize, config.size)
-        with closing(GuardedReader(timeout=config.decode_timeout)) as reader:
+        with closing(reader_of(config)) as reader:
             info = reader.probe(path)
-            if info.fps <= 0:
-                raise BadFileError(path, "does not say how many frames it has per second, so there is no timeline")
-            clips = timeline_clips(info.frames, info.fps, config.num_frames, config.frame_step)
-            for begin in range(0, len(clips), config.views_per_step):
-                some = clips[begin : begin + config.views_per_step].tolist()
-                batch = torch.stack([transform(reader.read(path, numbers)[0]) for numbers in some])
-                batch = normalise_clip(batch.to(default_device()), mean=trained.mean, std=trained.std)
-                for second, values in enumerate(probabilities(trained, batch, path), start=begin):
-                    yield second, most_probable(trained, values, top)
+            times, numbers = rate.times(reader, path, info), np.arange(info.frames)
+            if rate.fps is not None:
+                numbers = frames_at(times, rate.fps)
+                times = times[0] + np.arange(len(numbers) + 1) / rate.fps
+            seconds, clips = timeline_clips(times, config.num_frames, config.frame_step)
+            with progress_bar(f"seconds of {path.name}", len(seconds), progress=progress) as bar:
+                for begin in range(0, len(clips), config.views_per_step):
+                    some = numbers[clips[begin : begin + config.views_per_step]]
+                    video = read_clips(reader, path, some, transform, frame_bytes=3 * info.height * info.width)
+                    batch = video["frames"][:, video["clips"]].movedim(0, 1).to(default_device())
+                    batch = normalise_clip(batch, mean=trained.mean, std=trained.std)
+                    for second, values in zip(seconds[begin:], probabilities(trained, batch, path), strict=False):
+                        yield second, most_probable(trained, values, top)
+                    bar(len(some))
 
     def draw(self, folder: Path) -> None:
         """Draw videos of four actions, in the layout of UCF101."""

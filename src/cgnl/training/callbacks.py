@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
 from cgnl.files import append_csv, write_csv, write_text
+from cgnl.settings.words import counted, percent
 from cgnl.training.checkpoint import BEST, LAST
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
@@ -102,7 +103,7 @@ class FiniteGuard(Callback):
             )
         if self.skipped > self.limit:
             raise self._error(
-                f"{self.skipped} steps had a non-finite loss or gradient, more than trainer.skip_limit "
+                f"{counted(self.skipped, 'step')} had a non-finite loss or gradient, more than trainer.skip_limit "
                 f"({self.limit}) allows; the last at step {trainer.global_step}, with {', '.join(samples[:4])}",
                 module,
             )
@@ -342,7 +343,7 @@ class RunKeeper(Checkpoint):
                     *(name.replace("test/", f"{tested_on}/").replace("/", "_") for name in values),
                     "seconds",
                 ],
-                [[trainer.global_step, trainer.current_epoch, *map(repr, values.values()), f"{seconds:.1f}"]],
+                [[trainer.global_step, trainer.current_epoch, *values.values(), f"{seconds:.1f}"]],
             )
         # without a test, the next steps tell more
         self._due = not self._sound(module, _CHANCE if tested else 0)
@@ -356,7 +357,7 @@ class RunKeeper(Checkpoint):
         if trainer.is_global_zero:
             parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:
-                told = [f"{name} {values[key]:.2f} %" for key, name in module.reported.items()]
+                told = [f"{name} {percent(values[key])}" for key, name in module.reported.items()]
                 parts += [f"{tested_on} {told[0]}", *told[1:]]
             parts.append(f"{seconds:.0f} s")
             parts += self.data.troubles()

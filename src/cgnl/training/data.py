@@ -19,6 +19,7 @@ from cgnl.data.lists import (
     BadFiles,
     SampleList,
     Split,
+    allowed_missing,
     changes,
     check_missing,
     divided,
@@ -258,7 +259,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         self._bad[split] = BadFiles(samples, folder, limit=self.config.bad_limit)
         if folder is not None and samples.missing:
             write_missing(folder, [samples])
-        check_missing(samples, self.config.bad_limit)
+        check_missing(samples, allowed_missing(samples.kind, self.config.missing_limit, self.config.bad_limit))
         return samples
 
     @property

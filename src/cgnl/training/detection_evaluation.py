@@ -10,6 +10,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from cgnl.data.lists import Split
 from cgnl.files import json_text, write_csv, write_text
 from cgnl.settings.training import TrainerConfig
+from cgnl.settings.words import decimal
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
 from cgnl.training.processes import end_together, reporting_dead_readers
@@ -54,7 +55,7 @@ class DetectionEvaluation(TestResult):
             "      "
             + "".join(f"{measure:>8}" for measure in measures)
             + f"  (%, {self.count} {tested}) {self.on_split()}",
-            *(f"{kind:6}" + "".join(f"{getattr(self, kind)[name]:8.2f}" for name in measures) for kind in KINDS),
+            *(f"{kind:6}" + "".join(f"{decimal(getattr(self, kind)[name]):>8}" for name in measures) for kind in KINDS),
             *self.trouble_lines(out),
             f"written: {out / 'box_results.json'}, mask_results.json, measures.json, per_class.csv",
         ]

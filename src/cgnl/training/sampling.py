@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from cgnl.settings.words import counted
+
 
 class EpochBatches:
     """Batches of ``(epoch, index)`` keys for one process; a batch sampler for ``torch.utils.data.DataLoader``.
@@ -45,7 +47,8 @@ class EpochBatches:
         per_step = batch_size * world_size * parts
         if training and length < per_step:
             raise ValueError(
-                f"the training set has {length} samples, fewer than one step takes (data.batch_size {per_step})"
+                f"the training set has {counted(length, 'sample')}, fewer than one step takes "
+                f"(data.batch_size {per_step})"
             )
         if training:
             self.num_batches = length // per_step * parts

@@ -211,9 +211,6 @@ class Task(ABC, Generic[RecipeT]):
     prediction_options: ClassVar[Sequence[str]]
     """Options of ``cgnl predict`` that do something for this task."""
 
-    suffixes: ClassVar[frozenset[str]] = IMAGE_SUFFIXES
-    """Suffixes of the files that :meth:`files_in` finds."""
-
     def files_in(self, path: Path) -> list[Path]:
         """Return the files to predict in a folder and those below it, by sorted name; of a file itself.
 
@@ -222,7 +219,7 @@ class Task(ABC, Generic[RecipeT]):
         if not path.is_dir():
             return [path]
         with following_links(True):
-            files = list(files_below(path, path, self.suffixes))
+            files = list(files_below(path, path, IMAGE_SUFFIXES))
         if not files:
             raise DataError(f"{path} holds no {self.noun}s. {seen_in(path)}")
         return files

@@ -23,7 +23,7 @@ from cgnl.data.videos import (
 from cgnl.settings.video import VideoDataConfig
 from cgnl.training.data import SampleData
 from cgnl.training.processes import gathered, is_first_process
-from cgnl.training.video_views import damage, normalised_views, view_size
+from cgnl.training.video_views import damage, normalised_views, reading, view_size
 
 
 class VideoData(SampleData[VideoDataConfig]):
@@ -43,6 +43,8 @@ class VideoData(SampleData[VideoDataConfig]):
         self._damaged: dict[Path, int] = {}
         # videos that have another number of frames than their container promises
         self._cut: dict[Path, VideoInfo] = {}
+        # folders that hold another number of frames than their list says
+        self._differing: dict[Path, str] = {}
 
     def _list(self, split: Split) -> SampleList:
         config = self.config
@@ -54,6 +56,8 @@ class VideoData(SampleData[VideoDataConfig]):
             annotations=config.annotations,
             fold=config.fold,
             missing_limit=1.0,
+            frame_pattern=config.frame_pattern,
+            frame_tolerance=config.frame_tolerance,
             **self.list_options(split),
         )
 
@@ -81,12 +85,14 @@ class VideoData(SampleData[VideoDataConfig]):
             otherwise=otherwise,
             timeout=self.config.decode_timeout,
             progress=sys.stderr.isatty(),
+            frame_pattern=self.config.frame_pattern,
         )
         self._bad[split].add(
             (place, sample.path, reason)
             for place, sample in enumerate(videos.samples)
             if isinstance(reason := index[sample.path], str)
         )
+        self._differing |= videos.remarks
         self._cut |= {path: info for path, info in index.items() if isinstance(info, VideoInfo) and damage(info)}
         return index
 
@@ -96,7 +102,7 @@ class VideoData(SampleData[VideoDataConfig]):
             "length": config.num_frames,
             "step": config.frame_step,
             "size": config.pixels[0],
-            "timeout": config.decode_timeout,
+            **reading(config),
         }
         videos, index = self.samples_of(split), self.train_index if split == "train" else self.test_index
         if training:
@@ -111,15 +117,16 @@ class VideoData(SampleData[VideoDataConfig]):
             for path, lost in share.items():
                 self._damaged[path] = max(lost, self._damaged.get(path, 0))
         rows = [
-            (path, "; ".join(damage(self._cut.get(path), self._damaged.get(path, 0))))
-            for path in sorted({*self._damaged, *self._cut})
+            (path, "; ".join([*differing, *damage(self._cut.get(path), self._damaged.get(path, 0))]))
+            for path in sorted({*self._damaged, *self._cut, *self._differing})
+            for differing in [[self._differing[path]] if path in self._differing else []]
         ]
         if rows and self.run is not None and is_first_process():
             write_rows(self.run / "damaged_videos.csv", rows)
 
     def troubles(self) -> list[str]:
         """Return what could not be read so far, in a few words each."""
-        count = len({*self._damaged, *self._cut})
+        count = len({*self._damaged, *self._cut, *self._differing})
         return super().troubles() + [f"damaged {self.noun}s: {count}"] * bool(count)
 
     def predict_dataloader(self) -> DataLoader:
@@ -136,7 +143,8 @@ class VideoData(SampleData[VideoDataConfig]):
             num_crops=config.test_crops,
             size=view_size(config),
             resize=config.pixels[1],
-            timeout=config.decode_timeout,
+            wrap=config.test_wrap,
+            **reading(config),
         )
         # the frames of one video are as much as a training batch
         return self._loader(dataset, self._test_batches(1))

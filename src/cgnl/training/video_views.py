@@ -2,18 +2,35 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from cgnl.data.transforms import normalise_clip
-from cgnl.data.videos import VideoInfo, views
+from cgnl.data.videos import GuardedReader, Rate, VideoInfo, views
 from cgnl.settings.video import VideoDataConfig
+from cgnl.settings.words import counted
 
 
 def view_size(config: VideoDataConfig) -> int:
     """Return height and width of a test view: three crops cover the resized frame, one is as in training."""
     size, resize = config.pixels
     return resize if config.test_crops == 3 else size
+
+
+def rate_of(config: VideoDataConfig) -> Rate:
+    """Return how clips are sampled in time."""
+    return Rate(config.fps, config.folder_fps)
+
+
+def reading(config: VideoDataConfig) -> dict[str, Any]:
+    """Return how a data set reads its videos, as arguments of :class:`cgnl.data.videos.VideoDataset`."""
+    return {"timeout": config.decode_timeout, "rate": rate_of(config), "frame_pattern": config.frame_pattern}
+
+
+def reader_of(config: VideoDataConfig) -> GuardedReader:
+    """Return a reader of single videos."""
+    return GuardedReader(timeout=config.decode_timeout, frame_pattern=config.frame_pattern)
 
 
 def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
@@ -23,9 +40,9 @@ def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
     """
     found = []
     if info is not None and info.promised not in (None, info.frames):
-        found.append(f"holds {info.frames} frames, but its container promises {info.promised}")
+        found.append(f"holds {counted(info.frames, 'frame')}, but its container promises {info.promised}")
     if lost:
-        found.append(f"has {lost} wanted frames that could not be decoded")
+        found.append(f"has {counted(lost, 'wanted frame')} that could not be decoded")
     return found
 
 

@@ -49,7 +49,7 @@ def test_bad_files_and_annotations_are_listed(tmp_path):
     assert (train.name, train.per_class, train.unreadable, train.missing) == ("train", (("car", 1), ("dog", 2)), 3, 1)
     assert (test.name, test.per_class, test.unreadable, test.missing) == ("val", (("car", 0), ("dog", 1)), 0, 0)
     text = str(report)
-    assert "train: 6 images, 1 of them without objects; 1 crowds; 5 bad annotations; width 30 to 30" in text
+    assert "train: 6 images, 1 of them without objects; 1 crowd; 5 bad annotations; width 30 to 30" in text
     assert "9 bad files and annotations" in text
     with out.open(newline="") as opened:
         rows = list(csv.reader(opened))

@@ -89,7 +89,7 @@ def test_the_limit_is_on_all_annotations(tmp_path):
     with pytest.raises(DataError) as caught:
         check_annotations(images, 0.19)
     assert str(caught.value) == (
-        f"2 of 10 annotations of {images.source} are bad, more than the limit of 19.0% (bad_limit): "
+        f"2 of 10 annotations of {images.source} are bad, more than the limit of 19.0% (--data.bad-limit): "
         "annotation 9 (0001.png) has the area -1, expected a number from 0; "
         "annotation 10 (0001.png) has the area -2, expected a number from 0"
     )

@@ -118,7 +118,7 @@ def test_missing_images_and_their_annotations(tmp_path):
     assert [str(bad) for bad in images.bad_annotations] == [
         f"annotation {id} (0002.png) belongs to an image that is missing" for id in (2, 3)
     ]
-    with pytest.raises(DataError, match=r"1 of 2 files .* are missing"):
+    with pytest.raises(DataError, match=r"1 of 2 files .* is missing"):
         check_missing(images, 0.4)
 
 

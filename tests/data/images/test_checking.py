@@ -73,6 +73,7 @@ def test_a_list_with_missing_files(root):
     file.write_text("train/a/0.jpg 0\ntrain/a/none.jpg 0\nval/b/0.jpg 1\n")
     report = check_images(root, list_file=file, workers=1, progress=False)
     assert report.bad == ((root / "train/a/none.jpg", "does not exist"),)
+    assert str(report).splitlines()[-1] == "1 bad file"
     assert [(split.name, split.per_class, split.missing) for split in report.splits] == [
         ("some.list", (("a", 1), ("b", 1)), 1)
     ]

@@ -43,7 +43,8 @@ def test_over_the_limit_the_run_stops(tmp_path):
     with pytest.raises(DataError) as caught:
         bad.add([(7, Path("root/7.jpg"), "is empty")])
     assert str(caught.value) == (
-        "3 of 40 files of root cannot be read, more than the limit of 5.0% (bad_limit); the last: root/7.jpg is empty. "
+        "3 of 40 files of root cannot be read, more than the limit of 5.0% (--data.bad-limit); "
+        "the last: root/7.jpg is empty. "
         f"All are listed in {tmp_path / 'bad_files.csv'}."
     )
     assert len(rows(tmp_path / "bad_files.csv")) == 4

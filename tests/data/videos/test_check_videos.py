@@ -130,12 +130,13 @@ def test_folders_of_frames(tmp_path):
     report = check_videos(tmp_path, list_file=file, workers=1, progress=False)
     assert report.kind == "frame_list"
     assert [(split.name, split.per_class, split.unreadable, split.missing) for split in report.splits] == [
-        ("my.txt", (("x", 1), ("y", 0)), 1, 2)
+        ("my.txt", (("x", 1), ("y", 1)), 1, 1)
     ]
     reasons = {path.name: reason for path, reason in report.bad}
-    assert set(reasons) == {"bad", "short", "none"}
+    assert set(reasons) == {"bad", "none"}
     assert reasons["bad"].startswith(f"holds a bad file: {bad / '2.jpg'} is not a JPEG")
-    assert reasons["short"] == "holds 2 frames, but the list says 3"
+    assert report.damaged == ((tmp_path / "y/short", "count differs: holds 2 frames, but the list says 3"),)
+    assert "\n1 damaged file\n" in str(report)
     assert reasons["none"] == "does not exist"
     assert "unknown" in str(report)
 

@@ -45,6 +45,7 @@ def refused(path: Path, rule: str) -> None:
         (b"\0\0\0\x18ftypisom" + bytes(4000), "cannot be opened as a video|holds no"),
         (b"\x1a\x45\xdf\xa3" + bytes(4000), "cannot be opened as a video|holds no"),
         (b"FLV\x01\x05\0\0\0\x09" + bytes(400), "cannot be opened as a video|holds no"),
+        (b"OggS\0\x02" + bytes(400), "cannot be opened as a video|holds no"),
     ],
 )
 def test_files_that_are_no_videos(tmp_path, content, rule):
@@ -289,7 +290,7 @@ def test_no_address_is_connected_to(tmp_path, head):
             path.write_bytes(start + b"\n#EXTM3U\n#EXTINF:9,\n%s\n#EXT-X-ENDLIST\n" % address.encode())
             with pytest.raises(BadFileError):
                 probe(path)
-        with pytest.raises(BadFileError, match="does not exist"):
+        with pytest.raises(BadFileError, match="is an address, and only local files are read"):
             probe(address)
         assert connections == []
         with pytest.raises(av.FFmpegError):

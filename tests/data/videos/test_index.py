@@ -63,9 +63,9 @@ def videos_of(root: Path) -> list[Path]:
 
 def rows(file: Path) -> dict[str, list[str]]:
     with file.open(newline="", encoding="utf-8") as opened:
-        assert opened.readline() == "# cgnl video index, version 1\n"
+        assert opened.readline() == "# cgnl video index, version 2\n"
         table = list(csv.reader(opened))
-    assert ",".join(table[0]) == "path,bytes,mtime_ns,frames,fps,width,height,promised,error"
+    assert ",".join(table[0]) == "path,bytes,mtime_ns,frames,fps,width,height,promised,even,error"
     return {row[0]: row[1:] for row in table[1:]}
 
 
@@ -83,10 +83,10 @@ def test_what_is_found_is_what_probe_says_and_is_kept(root):
     assert "HTML" in infos["bad, or so.mp4"]
     kept = rows(root / "video_index.csv")
     stat = (root / "x/a.mp4").stat()
-    assert kept["x/a.mp4"] == [str(stat.st_size), str(stat.st_mtime_ns), "8", "25.0", "32", "24", "8", ""]
+    assert kept["x/a.mp4"] == [str(stat.st_size), str(stat.st_mtime_ns), "8", "25.0", "32", "24", "8", "1", ""]
     assert kept["x/frames"][0] == "3"
     assert list(kept) == ["x/a.mp4", "x/b.avi", "x/bad, or so.mp4", "x/frames"]
-    assert kept["x/bad, or so.mp4"][2:] == ["", "", "", "", "", infos["bad, or so.mp4"]]
+    assert kept["x/bad, or so.mp4"][2:] == ["", "", "", "", "", "", infos["bad, or so.mp4"]]
     assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
 
 
@@ -181,7 +181,7 @@ def test_a_root_that_cannot_be_written_to(root, tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("version 1", "version 0"),
+        ("version 2", "version 1"),
         ("path,bytes", "path,size"),
         (",8,25.0,32", ",0,25.0,32"),
         (",8,25.0,32", ",8,nan,32"),

@@ -159,7 +159,7 @@ def test_missing_videos_of_ucf101_are_counted_and_named(tmp_path):
     root = make_ucf101(tmp_path)
     (root / "UCF-101" / HANDSTAND).unlink()
     assert read_ucf101(root, lists=root / "ucfTrainTestlist").missing == (root / "UCF-101" / HANDSTAND,)
-    missing = r"1 of 2 files of .* are missing, more than the limit of 5\.0% \(bad_limit\): .*HandStand"
+    missing = r"1 of 2 files of .* is missing, more than the limit of 5\.0% \(--data.missing-limit\): .*HandStand"
     with pytest.raises(DataError, match=missing):
         read_videos(root)
 
@@ -239,11 +239,38 @@ def test_kinetics_with_the_csv_file_of_one_split(tmp_path, given, split, lines, 
 def test_missing_kinetics_videos(tmp_path):
     root = make_kinetics(tmp_path)
     (root / VIDEOS[0]).unlink()
-    with pytest.raises(DataError, match=r"1 of 3 files of .* are missing"):
+    with pytest.raises(DataError, match=r"1 of 3 files .* more than the limit of 20.0% \(--data.missing-limit\)"):
         read_videos(root)
     videos = read_videos(root, missing_limit=0.5)
     assert videos.missing == (root / "-abc_DEF-12_000005_000015.mp4",)
     assert len(videos) == 2
+
+
+@pytest.mark.parametrize(("there", "is_enough"), [(20, True), (17, True), (16, True), (15, False)])
+def test_a_fifth_of_kinetics_may_be_gone(tmp_path, there, is_enough):
+    """As is usual of its copies; of other data sets a twentieth."""
+    ids = [f"{number:011d}" for number in range(20)]
+    write_csv(tmp_path / "train.csv", [HEADER.removesuffix(",is_cc"), *(f"a,{id},0.0,10.0,train" for id in ids)])
+    touch(tmp_path, *(f"{id}_000000_000010.mp4" for id in ids[:there]))
+    if is_enough:
+        assert len(read_videos(tmp_path)) == there
+    else:
+        with pytest.raises(DataError, match=r"limit of 20.0%"):
+            read_videos(tmp_path)
+    file = tmp_path / "my.txt"
+    file.write_text("".join(f"{id}_000000_000010.mp4 0\n" for id in ids))
+    if there == 20:
+        assert len(read_videos(tmp_path, list_file=file)) == 20
+    else:
+        with pytest.raises(DataError, match=r"limit of 5.0%"):
+            read_videos(tmp_path, list_file=file)
+
+
+@pytest.mark.parametrize("times", ["5,15", "5.0,15.0", "5.,15.000", "005,015"])
+def test_kinetics_times_that_are_written_as_fractions(tmp_path, times):
+    write_csv(tmp_path / "train.csv", [HEADER, f"a,abc,{times},train,0"])
+    touch(tmp_path, "abc_000005_000015.mp4")
+    assert [sample.path.name for sample in read_videos(tmp_path).samples] == ["abc_000005_000015.mp4"]
 
 
 def test_a_file_named_by_the_id_alone_is_used_only_where_the_id_occurs_once(tmp_path):
@@ -262,6 +289,7 @@ def test_a_file_named_by_the_id_alone_is_used_only_where_the_id_occurs_once(tmp_
         (["a,../../x,0,10,train,0"], "line 2: read the YouTube id '../../x', expected letters, digits"),
         (["a,https://x,0,10,train,0"], "line 2: read the YouTube id 'https://x', expected letters, digits"),
         (["a,abc,zero,10,train,0"], "line 2: read the times 'zero,10', expected whole seconds"),
+        (["a,abc,0.5,10,train,0"], "line 2: read the times '0.5,10', expected whole seconds"),
         (["a,abc,0,10,holdout,0"], "line 2: read the split 'holdout', expected train, val or test"),
         ([",abc,0,10,train,0"], "line 2: abc has no label"),
         (["a,abc,0,10,train,0", "", "b,abc,0,10,train,0"], "line 4: abc_000000_000010 is 'b' of train, but 'a' of tr"),
@@ -411,17 +439,23 @@ def test_frame_lists(tmp_path):
     (tmp_path / "walk/empty").mkdir()
     file = tmp_path / "my.txt"
     file.write_text("run/first one 3 0\nrun/second,6,0\nwalk/gone 2 1\nwalk/file\t2\t1\nwalk/empty 2 1\n")
-    with pytest.raises(DataError, match=r"4 of 5 files of .* are missing, more than the limit of 5"):
+    with pytest.raises(DataError, match=r"3 of 5 files .* more than the limit of 5.0% \(--data.missing-limit\)"):
         read_videos(tmp_path, list_file=file)
     videos = read_videos(tmp_path, list_file=file, missing_limit=1)
     assert videos.kind == "frame_list"
-    assert videos.samples == (Sample(tmp_path / "run/first one", 0),)
+    assert videos.samples == (Sample(tmp_path / "run/first one", 0), Sample(tmp_path / "run/second", 0))
+    assert videos.remarks == {tmp_path / "run/second": "count differs: holds 5 frames, but the list says 6"}
     assert {path.name: videos.why_missing(path) for path in videos.missing} == {
         "gone": "does not exist",
-        "second": "holds 5 frames, but the list says 6",
         "file": "is not a folder of frames",
         "empty": "is a folder without frames (JPEG, PNG, WebP or BMP files)",
     }
+    strict = read_videos(tmp_path, list_file=file, missing_limit=1, frame_tolerance=0)
+    assert [sample.path.name for sample in strict.samples] == ["first one"]
+    assert strict.remarks == {}
+    assert strict.why_missing(tmp_path / "run/second") == (
+        "holds 5 frames, but the list says 6, more than --data.frame-tolerance (0) apart"
+    )
     file.write_text("run/second 5 0\nwalk/file 1\n")
     with pytest.raises(DataError, match="line 2: read 'walk/file 1', expected `folder frames label`"):
         read_videos(tmp_path, list_file=file, format="frame_list")

@@ -136,12 +136,15 @@ def test_the_global_random_state_is_left_alone(videos):
     assert ([*first.tolist(), *torch.rand(1).tolist()], between, random.random()) == undisturbed
 
 
-def naive_views(path: Path, *, num_clips: int, num_crops: int, size: int, resize: int) -> torch.Tensor:
+def naive_views(
+    path: Path, *, num_clips: int, num_crops: int, size: int, resize: int, wrap: bool = False
+) -> torch.Tensor:
     """Each view by itself: frames picked out of the whole video one by one, resized and cropped one by one."""
     whole = decode_sequentially(path)
     cut = []
     for clip in range(num_clips):
-        numbers = [(len(whole) * clip // num_clips + 3 * k) % len(whole) for k in range(4)]
+        start = len(whole) * clip // num_clips if wrap else max(len(whole) - 12, 0) * clip // (num_clips - 1)
+        numbers = [(start + 3 * k) % len(whole) for k in range(4)]
         frames = [v2.functional.resize(torch.from_numpy(whole[n]).movedim(-1, 0), [resize]) for n in numbers]
         height, width = frames[0].shape[-2:]
         middle_y, middle_x = round((height - size) / 2), round((width - size) / 2)
@@ -158,20 +161,22 @@ def naive_views(path: Path, *, num_clips: int, num_crops: int, size: int, resize
 
 
 @pytest.mark.parametrize(
-    ("num_clips", "num_crops", "size", "resize"), [(3, 3, 32, 32), (10, 1, 24, 32), (2, 3, 40, 48)]
+    ("num_clips", "num_crops", "size", "resize", "wrap"),
+    [(3, 3, 32, 32, False), (10, 1, 24, 32, False), (10, 1, 24, 32, True), (2, 3, 40, 48, True)],
 )
-def test_views_of_a_video_decoded_once_are_those_read_one_by_one(videos, num_clips, num_crops, size, resize):
+def test_views_of_a_video_decoded_once_are_those_read_one_by_one(videos, num_clips, num_crops, size, resize, wrap):
     sizes = {"num_crops": num_crops, "size": size}
-    dataset = test_videos(videos, looked_at(videos), length=4, step=3, num_clips=num_clips, resize=resize, **sizes)
+    clips = {"length": 4, "step": 3, "num_clips": num_clips, "wrap": wrap}
+    dataset = test_videos(videos, looked_at(videos), **clips, resize=resize, **sizes)
     [batch] = batches(dataset, [[(0, 0), (0, 1), (0, 2)]], workers=0)
     assert batch["lost"].tolist() == [0, 0, 0]
     for sample, video in zip(videos.samples, batch["videos"], strict=True):
         frames, clips = video["frames"], video["clips"]
         assert clips.shape == (num_clips, 4)
-        assert frames.shape[1] == len(np.unique(test_clips(probe(sample.path).frames, num_clips, 4, 3)))
+        assert frames.shape[1] == len(np.unique(test_clips(probe(sample.path).frames, num_clips, 4, 3, wrap=wrap)))
         chunks = list(views(frames, clips, **sizes, chunk=4))
         assert [len(chunk) for chunk in chunks[:-1]] == [4] * (num_clips * num_crops // 4 - (len(chunks[-1]) == 4))
-        expected = naive_views(sample.path, num_clips=num_clips, resize=resize, **sizes)
+        expected = naive_views(sample.path, num_clips=num_clips, resize=resize, wrap=wrap, **sizes)
         assert torch.equal(torch.cat(chunks), expected)
 
 

@@ -167,7 +167,7 @@ def _curves(out: Path) -> Figure:
         steps = list(csv.DictReader(file))
     loss.plot([int(row["step"]) for row in steps], [float(row["loss"]) for row in steps], color=report.COLOURS[2])
     with (out / "detector" / "epochs.csv").open(newline="") as file:
-        epochs = [row for row in csv.DictReader(file) if row["test_mask_ap"] != "nan"]
+        epochs = [row for row in csv.DictReader(file) if row["test_mask_ap"]]
     for kind, colour in (("box", report.COLOURS[0]), ("mask", report.COLOURS[2])):
         values = [float(row[f"test_{kind}_ap"]) for row in epochs]
         precision.plot([int(row["step"]) for row in epochs], values, color=colour, marker="o", markersize=3, label=kind)

@@ -14,6 +14,7 @@ from cgnl.data.detection.samples import BadAnnotation, DetectionList, check_cate
 from cgnl.data.faults import faults_of
 from cgnl.data.reports import Report, SplitReport, examined, missing_parts, sizes_in_words, write_anew
 from cgnl.data.scanning import Scanning
+from cgnl.settings.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,11 @@ class DetectionReport(Report):
     """
 
     noun: ClassVar[str] = "objects"
-    bad_noun: ClassVar[str] = "bad files and annotations"
-    damaged_noun: ClassVar[str] = "annotations without some of their polygons"
+    bad_noun: ClassVar[tuple[str, str]] = ("bad file or annotation", "bad files and annotations")
+    damaged_noun: ClassVar[tuple[str, str]] = (
+        "annotation without some of its polygons",
+        "annotations without some of their polygons",
+    )
     contents: tuple[str, ...]
 
     def describe(self) -> tuple[str, ...]:
@@ -141,7 +145,7 @@ def _describe(name: str, images: DetectionList) -> str:
     if not images.samples:
         return f"{name}: no images"
     return (
-        f"{name}: {len(images)} images, {images.num_objects.count(0)} of them without objects; "
-        f"{sum(images.num_crowds)} crowds; {len(images.bad_annotations)} bad annotations; "
+        f"{name}: {counted(len(images), 'image')}, {images.num_objects.count(0)} of them without objects; "
+        f"{counted(sum(images.num_crowds), 'crowd')}; {counted(len(images.bad_annotations), 'bad annotation')}; "
         f"{sizes_in_words(images.sizes)}"
     )

@@ -217,7 +217,7 @@ def check_annotations(images: DetectionList, limit: float) -> None:
         some = "; ".join(map(str, bad[:3]))
         raise DataError(
             f"{len(bad)} of {total} annotations of {images.source} are bad, more than the limit of {limit:.1%} "
-            f"(bad_limit): {some}" + ("; ..." if len(bad) > 3 else "")
+            f"(--data.bad-limit): {some}" + ("; ..." if len(bad) > 3 else "")
         )
 
 

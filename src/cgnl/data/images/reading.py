@@ -29,6 +29,7 @@ from cgnl.data.lists import (
     shown,
     text_lines,
 )
+from cgnl.settings.words import counted
 
 _CUB_FILES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 Format = Literal["auto", "cub", "list", "folders"]
@@ -84,7 +85,8 @@ def read_images(
     if classes is not None:
         images = images.labelled_by(classes)
     if num_classes not in (None, len(images.classes)):
-        raise DataError(f"{root} has {len(images.classes)} classes, but {num_classes} are expected.")
+        found = counted(len(images.classes), "class", "classes")
+        raise DataError(f"{root} has {found}, but {num_classes} are expected.")
     if not images.samples and not images.missing:
         raise DataError(f"{list_file or root} names no images for the {split} split.")
     check_missing(images, missing_limit)

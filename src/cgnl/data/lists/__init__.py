@@ -11,7 +11,7 @@ from cgnl.data.lists.reading import (
     listed,
     read_classes,
 )
-from cgnl.data.lists.samples import NoSplitError, Sample, SampleList, Split, check_missing, differences
+from cgnl.data.lists.samples import NoSplitError, Sample, SampleList, Split, allowed_missing, check_missing, differences
 from cgnl.data.lists.splits import (
     COCO_EXPORT,
     SPLIT_FOLDERS,
@@ -29,8 +29,9 @@ from cgnl.data.lists.text import Inside, exists, integer, read_table, readable, 
 
 __all__ = [
     "COCO_EXPORT", "IMAGE_SUFFIXES", "SPLIT_FOLDERS", "SPLIT_WORDS", "VIDEO_SUFFIXES", "BadFiles", "Inside",
-    "NoSplitError", "Sample", "SampleList", "Split", "changes", "check_folder", "check_missing", "class_folders",
-    "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint", "has_class_folders",
-    "has_parts", "inner_data", "integer", "labelled_lines", "listed", "path_below", "read_classes", "read_table",
-    "readable", "seen_in", "shown", "split_folder", "text_lines", "write_missing", "write_rows",
+    "NoSplitError", "Sample", "SampleList", "Split", "allowed_missing", "changes", "check_folder", "check_missing",
+    "class_folders", "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint",
+    "has_class_folders", "has_parts", "inner_data", "integer", "labelled_lines", "listed", "path_below",
+    "read_classes", "read_table", "readable", "seen_in", "shown", "split_folder", "text_lines", "write_missing",
+    "write_rows",
 ]  # fmt: skip

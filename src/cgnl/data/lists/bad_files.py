@@ -37,7 +37,7 @@ class BadFiles:
             _, path, reason = new[-1]
             raise DataError(
                 f"{len(self._bad)} of {len(self.samples)} files of {self.samples.root} cannot be read, more "
-                f"than the limit of {self.limit:.1%} (bad_limit); the last: {path} {reason}."
+                f"than the limit of {self.limit:.1%} (--data.bad-limit); the last: {path} {reason}."
                 + (f" All are listed in {self.file}." if self.file else "")
             )
 

@@ -11,6 +11,7 @@ from cgnl.data.lists.samples import Sample, SampleList, Split, differences
 from cgnl.data.lists.splits import SPLIT_FOLDERS, has_parts, seen_in, split_folder
 from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from cgnl.data.lists.text import exists, integer, read_table, readable, shown, text_lines
+from cgnl.settings.words import counted
 
 
 def labelled_lines(
@@ -77,9 +78,9 @@ def _check_labels(list_file: Path, labels: list[tuple[int, int]], num_classes: i
     if num_classes is None and highest + 1 > 2 * occurring:
         line = next(line for line, label in labels if label == highest)
         raise DataError(
-            f"{list_file}, line {line}: read label {highest}, but only {occurring} different labels occur. "
-            "Give the number of classes (--data.num-classes, or --num-classes of cgnl data check) if the others just "
-            "have no files."
+            f"{list_file}, line {line}: read label {highest}, but only {counted(occurring, 'different label')} "
+            f"{'occurs' if occurring == 1 else 'occur'}. Give the number of classes (--data.num-classes, or "
+            "--num-classes of cgnl data check) if the others just have no files."
         )
     if num_classes is None and lowest >= 1:
         line = next(line for line, label in labels if label == lowest)

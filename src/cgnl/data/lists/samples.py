@@ -34,6 +34,7 @@ class SampleList:
             nothing else.
         reasons: Another fault of a missing file, as the rest of a sentence that begins with its path.
         ignored: Folders and files that the reader left out, with the reason as the rest of such a sentence.
+        remarks: What differs in a file that is used all the same, likewise.
     """
 
     root: Path
@@ -43,6 +44,7 @@ class SampleList:
     missing: tuple[Path, ...] = ()
     reasons: Mapping[Path, str] = field(default_factory=dict)
     ignored: Mapping[Path, str] = field(default_factory=dict)
+    remarks: Mapping[Path, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of files that exist."""
@@ -79,6 +81,14 @@ class NoSplitError(DataError):
     """The annotations of a data set are those of another split alone."""
 
 
+def allowed_missing(kind: str, limit: float | None = None, otherwise: float = 0.05) -> float:
+    """Return the part of a data set's files that may be missing: ``limit``, or what is usual for its layout."""
+    if limit is not None:
+        return limit
+    # videos that their owners took back: every copy of Kinetics lacks some
+    return max(otherwise, 0.2) if "kinetics" in kind else otherwise
+
+
 def check_missing(samples: SampleList, limit: float) -> None:
     """Raise DataError if more than ``limit`` (a part) of the files are missing; it names the first three."""
     total = len(samples.samples) + len(samples.missing)
@@ -86,9 +96,10 @@ def check_missing(samples: SampleList, limit: float) -> None:
         some = ", ".join(
             f"{path} {samples.reasons[path]}" if path in samples.reasons else str(path) for path in samples.missing[:3]
         )
+        verb = "is" if len(samples.missing) == 1 else "are"
         raise DataError(
-            f"{len(samples.missing)} of {total} files of {samples.root} are missing, more than the limit of "
-            f"{limit:.1%} (bad_limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
+            f"{len(samples.missing)} of {total} files of {samples.root} {verb} missing, more than the limit of "
+            f"{limit:.1%} (--data.missing-limit): {some}" + (", ..." if len(samples.missing) > 3 else "")
         )
 
 

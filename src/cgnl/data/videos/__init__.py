@@ -12,28 +12,30 @@ if find_spec("av") is None:
 
 if TYPE_CHECKING:
     from cgnl.data.videos.checking import VideoReport, check_videos
-    from cgnl.data.videos.clips import centre_clip, test_clips, timeline_clips, training_clip
+    from cgnl.data.videos.clips import centre_clip, frames_at, test_clips, timeline_clips, training_clip
     from cgnl.data.videos.dataset import VideoDataset, collate_videos, read_clips, test_videos, training_videos, views
     from cgnl.data.videos.decoding import VideoInfo, decode_all, probe, read_frames
     from cgnl.data.videos.guarded import GuardedReader
     from cgnl.data.videos.index import index_videos
     from cgnl.data.videos.layouts import read_videos, video_parts
+    from cgnl.data.videos.rates import Rate
 
 _NAMES = {
     "checking": "VideoReport check_videos",
-    "clips": "centre_clip test_clips timeline_clips training_clip",
+    "clips": "centre_clip frames_at test_clips timeline_clips training_clip",
     "dataset": "VideoDataset collate_videos read_clips test_videos training_videos views",
     "decoding": "VideoInfo decode_all probe read_frames",
     "guarded": "GuardedReader",
     "index": "index_videos",
     "layouts": "read_videos video_parts",
+    "rates": "Rate",
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "GuardedReader", "VideoDataset", "VideoInfo", "VideoReport", "centre_clip", "check_videos", "collate_videos",
-    "decode_all", "index_videos", "probe", "read_clips", "read_frames", "read_videos", "test_clips", "test_videos",
-    "timeline_clips", "training_clip", "training_videos", "video_parts", "views",
+    "GuardedReader", "Rate", "VideoDataset", "VideoInfo", "VideoReport", "centre_clip", "check_videos",
+    "collate_videos", "decode_all", "frames_at", "index_videos", "probe", "read_clips", "read_frames", "read_videos",
+    "test_clips", "test_videos", "timeline_clips", "training_clip", "training_videos", "video_parts", "views",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Unpack
 
@@ -14,6 +15,7 @@ from cgnl.data.lists import SampleList, Split
 from cgnl.data.reports import Checked, Report, apart, between, examined, read_parts, report_of, write_anew
 from cgnl.data.videos.decoding import VideoInfo, decode_all
 from cgnl.data.videos.layouts import read_videos, video_parts
+from cgnl.settings.words import counted
 
 _ROWS = 10
 _BAR = 30
@@ -53,14 +55,15 @@ def check_videos(
     format: str = "auto",
     annotations: AnyPath | None = None,
     fold: int = 1,
+    frame_pattern: str | None = None,
     out: AnyPath | None = None,
     **given: Unpack[Checked],
 ) -> VideoReport:
     """Decode every frame of a video data set, in several processes, and list all that is wrong.
 
     A video that crashes its decoder or holds it up (by default 600 seconds) is named like any other, and the check goes
-    on. ``format`` is a layout of :func:`cgnl.data.videos.read_videos`; other arguments, and errors, are as of
-    :func:`cgnl.data.checking.check_data`.
+    on. ``format`` and ``frame_pattern`` are as of :func:`cgnl.data.videos.read_videos`; other arguments, and errors,
+    are as of :func:`cgnl.data.checking.check_data`.
     """
     root = Path(root).expanduser()
     what, scanning = apart(given)
@@ -75,13 +78,15 @@ def check_videos(
             fold=fold,
             num_classes=num_classes,
             missing_limit=1.0,
+            frame_pattern=frame_pattern,
         )
 
     splits, sources = read_parts(root, read, lambda: video_parts(root, format, annotations), what)
     scanning.setdefault("timeout", 600.0)
-    infos, bad = examined(decode_all, splits, VideoReport.noun, **scanning)
-    damaged = {
-        path: f"gives {info.frames} frames, but promises {info.promised}"
+    infos, bad = examined(partial(decode_all, frame_pattern=frame_pattern), splits, VideoReport.noun, **scanning)
+    damaged = {path: remark for videos in splits.values() for path, remark in videos.remarks.items()}
+    damaged |= {
+        path: f"gives {counted(info.frames, 'frame')}, but promises {info.promised}"
         for path, info in infos.items()
         if info.promised not in (None, info.frames)
     }

@@ -6,9 +6,9 @@ gets an opened regular file instead of a name, and whatever else it may ask to o
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import av
 from av.container import InputContainer
@@ -27,6 +27,7 @@ _CONTAINERS: Signatures = (
     (re.compile(rb"\0\0\x01\xba"), "mpeg"),
     (re.compile(rb"FLV\x01"), "flv"),
     (re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), "asf"),
+    (re.compile(rb"OggS\0"), "ogg"),
 )
 _NAMES_OF_OTHERS: Signatures = (
     (re.compile(rb"(?:\xef\xbb\xbf)?\s*#EXTM3U|ffconcat|\[playlist\]", re.IGNORECASE), "a playlist"),
@@ -36,6 +37,10 @@ _NAMES_OF_OTHERS: Signatures = (
     (re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM"), "an image"),
 )
 _HEAD = 1024
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+# A track of one packet of these is a picture, as of a song's cover, whether it is marked so or not.
+_PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls"}
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 # Each refill calls back into Python; files are read nearly as a whole.
 _BUFFER = 1 << 18
 
@@ -60,37 +65,32 @@ def container_format(path: AnyPath, head: bytes) -> str:
     name = next((name for signature, name in _CONTAINERS if signature.match(head)), None)
     if name is None:
         looks = looks_like(_NAMES_OF_OTHERS, head)
-        raise BadFileError(path, f"is not an MP4, MOV, AVI, Matroska, WebM, MPEG, FLV or ASF video{looks}")
+        raise BadFileError(path, f"is not an MP4, MOV, AVI, Matroska, WebM, MPEG, FLV, Ogg or ASF video{looks}")
     return name
 
 
 @contextmanager
-def open_video(path: AnyPath) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: AnyPath, *, every_stream: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a regular local video file; no other file or address is ever opened.
 
-    Yields the container, and its first video stream that is no cover picture, to be decoded with one thread. Raises
-    BadFileError where the file is missing, empty, of another format, broken, without a video stream, of a codec that
-    cannot be decoded, or of frames over 100 megapixels or over 100 times as long one way as the other.
+    Yields the container, and its video stream, to be decoded with one thread: of several that are no pictures, the
+    first that is marked as the default one, or else the first. The container gives the packets of this stream alone,
+    unless ``every_stream``. Raises BadFileError where the file is missing, empty, of another format, broken, without a
+    video stream, of a codec that cannot be decoded, or of frames over 100 megapixels or over 100 times as long one way
+    as the other.
     """
     with open_regular(path) as file:
         name = container_format(path, file.read(_HEAD))
-        file.seek(0)
-        limits = {"max_pixels": str(MAX_PIXELS)}
-        try:
-            container = av.open(
-                _File(file),
-                mode="r",
-                format=name,
-                options=limits,
-                container_options={"format_whitelist": name, "protocol_whitelist": "none"},
-                metadata_errors="replace",
-                buffer_size=_BUFFER,
-                io_open=_refuse,
-            )
-        except (av.FFmpegError, _OtherFileError, OSError) as error:
-            raise BadFileError(path, f"cannot be opened as a video: {_told(error)}") from None
+        container = _container(path, file, name)
+        pictures = {stream.index for stream in container.streams.video if stream.disposition & _PICTURES}
+        if unsure := [stream for stream in container.streams.video if _may_be_picture(container, stream)]:
+            pictures |= _of_one_packet(container, unsure)
+            container.close()
+            container = _container(path, file, name)
         with container:
-            stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+            moving = [stream for stream in container.streams.video if stream.index not in pictures]
+            default = [stream for stream in moving if stream.disposition & Disposition.default]
+            stream = next(iter(default or moving), None)
             if stream is None:
                 raise BadFileError(path, "holds no video stream")
             context = stream.codec_context
@@ -99,12 +99,50 @@ def open_video(path: AnyPath) -> Iterator[tuple[InputContainer, VideoStream]]:
             if rule := broken_limit(context.width, context.height):
                 raise BadFileError(path, f"is {context.width} x {context.height} pixels, {rule}")
             for other in container.streams:
-                if other.index != stream.index:
+                if other.index != stream.index and not every_stream:
                     other.discard = Discard.all
-            context.options = limits
+            context.options = _LIMITS
             # One worker process a core reads videos; threads of their decoders would only take turns.
             context.thread_count = 1
             yield container, stream
+
+
+def _container(path: AnyPath, file: BinaryIO, name: str) -> InputContainer:
+    """Open the container of a file, from its beginning."""
+    file.seek(0)
+    try:
+        return av.open(
+            _File(file),
+            mode="r",
+            format=name,
+            options=_LIMITS,
+            container_options={"format_whitelist": name, "protocol_whitelist": "none"},
+            metadata_errors="replace",
+            buffer_size=_BUFFER,
+            io_open=_refuse,
+        )
+    except (av.FFmpegError, _OtherFileError, OSError) as error:
+        raise BadFileError(path, f"cannot be opened as a video: {_told(error)}") from None
+
+
+def _may_be_picture(container: InputContainer, stream: VideoStream) -> bool:
+    context = stream.codec_context
+    is_alone = len(container.streams) == 1
+    return not is_alone and stream.frames <= 1 and context is not None and context.name in _PICTURE_CODECS
+
+
+def _of_one_packet(container: InputContainer, streams: Sequence[VideoStream]) -> set[int]:
+    """Return the indices of those streams that have one packet or none; reads on where the container stands."""
+    counts = {stream.index: 0 for stream in streams}
+    try:
+        for packet in container.demux(*streams):
+            if packet.size:
+                counts[packet.stream.index] += 1
+                if min(counts.values()) > 1:
+                    break
+    except (av.FFmpegError, OSError):
+        pass
+    return {index for index, count in counts.items() if count < 2}
 
 
 class _OtherFileError(Exception):

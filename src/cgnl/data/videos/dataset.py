@@ -22,10 +22,12 @@ from cgnl.data.transforms import clip_test_transform, clip_train_transform, crop
 from cgnl.data.videos.clips import centre_clip, test_clips, training_clip
 from cgnl.data.videos.decoding import VideoInfo
 from cgnl.data.videos.guarded import GuardedReader
+from cgnl.data.videos.rates import Rate
 from cgnl.settings.checks import within
 
 # Decoded frames that are held at once while a video's test frames are read (bytes); 500 of 340 x 256 fit.
 _AT_ONCE = 1 << 27
+_AS_THEY_COME = Rate()
 
 
 class VideoDataset(FileDataset):
@@ -45,11 +47,13 @@ class VideoDataset(FileDataset):
     Args:
         videos: Videos to read.
         infos: Result of :func:`cgnl.data.videos.index.index_videos`: each video's length, or why it cannot be read.
-        clips: From the number of frames of a video to the numbers of the wanted frames, [T] for one clip or
-            [num_clips, T].
+        clips: From the number of frames that are seen of a video to the numbers of the wanted ones, [T] for one clip
+            or [num_clips, T].
         transform: From frames, uint8 [T, H, W, 3], to uint8 [3, T, H', W'].
         seed: Of the random draws.
         timeout: Seconds that reading one clip, or a video's test frames, may take.
+        rate: Which frames are seen; by default all.
+        frame_pattern: As of :func:`cgnl.data.videos.probe`.
 
     Raises:
         ValueError: A video is not in ``infos``.
@@ -64,20 +68,21 @@ class VideoDataset(FileDataset):
         *,
         seed: int = 0,
         timeout: float = 60.0,
+        rate: Rate = _AS_THEY_COME,
+        frame_pattern: str | None = None,
     ) -> None:
         super().__init__(videos, seed=seed)
-        self.clips, self.transform = clips, transform
+        self.clips, self.transform, self.rate = clips, transform, rate
         # It starts a process of its own in each worker.
-        self._reader = GuardedReader(timeout=timeout)
+        self._reader = GuardedReader(timeout=timeout, frame_pattern=frame_pattern)
         unknown = next((sample.path for sample in videos.samples if sample.path not in infos), None)
         if unknown is not None:
             raise ValueError(f"infos must name every video, but lacks {unknown}")
         found = [infos[sample.path] for sample in videos.samples]
         # As the paths, not as objects; a bad video has no frames.
-        self._sizes = np.array(
-            [(0, 0, 0) if isinstance(info, str) else (info.frames, info.height, info.width) for info in found],
-            dtype=np.int64,
-        ).reshape(-1, 3)
+        self._infos = np.array(
+            [(0, 0, 0, 0, 0) if isinstance(info, str) else _as_numbers(info) for info in found], dtype=np.float64
+        ).reshape(-1, 5)
         self._errors = {index: info for index, info in enumerate(found) if isinstance(info, str)}
 
     def read(self, index: int) -> dict[str, Any]:
@@ -85,12 +90,18 @@ class VideoDataset(FileDataset):
         path = self.path(index)
         if index in self._errors:
             raise BadFileError(path, self._errors[index])
-        num_frames, height, width = self._sizes[index].tolist()
-        numbers = self.clips(num_frames)
+        frames, fps, width, height, even = self._infos[index].tolist()
+        info = VideoInfo(int(frames), fps, int(width), int(height), None, bool(even))
+        seen = self.rate.numbers(self._reader, path, info)
+        numbers = seen[self.clips(len(seen))]
         if numbers.ndim == 1:
-            frames, lost = self._reader.read(path, numbers.tolist())
-            return {"image": self.transform(frames), "lost": lost}
-        return read_clips(self._reader, path, numbers, self.transform, frame_bytes=3 * height * width)
+            pixels, lost = self._reader.read(path, numbers.tolist())
+            return {"image": self.transform(pixels), "lost": lost}
+        return read_clips(self._reader, path, numbers, self.transform, frame_bytes=3 * info.height * info.width)
+
+
+def _as_numbers(info: VideoInfo) -> tuple[float, ...]:
+    return info.frames, info.fps, info.width, info.height, info.even
 
 
 def training_videos(
@@ -105,6 +116,8 @@ def training_videos(
     flip: float = 0.5,
     seed: int = 0,
     timeout: float = 60.0,
+    rate: Rate = _AS_THEY_COME,
+    frame_pattern: str | None = None,
 ) -> VideoDataset:
     """Return a data set of one random clip of each video, with one random crop and flip for all its frames.
 
@@ -115,7 +128,8 @@ def training_videos(
     transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
     centre_clip(1, length, step)  # called for what it refuses, which should show before a video is read
     clips = partial(training_clip, length=length, step=step)
-    return VideoDataset(videos, infos, clips, transform, seed=seed, timeout=timeout)
+    reading: dict[str, Any] = {"timeout": timeout, "rate": rate, "frame_pattern": frame_pattern}
+    return VideoDataset(videos, infos, clips, transform, seed=seed, **reading)
 
 
 def test_videos(
@@ -129,23 +143,27 @@ def test_videos(
     size: int = 256,  # noqa: PT028
     resize: int = 256,  # noqa: PT028
     timeout: float = 60.0,  # noqa: PT028
+    wrap: bool = False,  # noqa: PT028
+    rate: Rate = _AS_THEY_COME,  # noqa: PT028
+    frame_pattern: str | None = None,  # noqa: PT028
 ) -> VideoDataset:
     """Return a data set of the views or frames that testing each video needs.
 
     With one clip and one crop a record holds that view, as ``image``. Otherwise it holds ``frames`` (resized, not
     cropped) and ``clips``, to be cut by :func:`views` with the same ``num_crops`` (of each clip, 1 or 3) and ``size``
-    (pixels); ``resize`` is the length of the shorter side before the crop (pixels). The rest is as of
-    :func:`training_videos`.
+    (pixels); ``resize`` is the length of the shorter side before the crop (pixels); ``wrap`` as of
+    :func:`cgnl.data.videos.clips.test_clips`. The rest is as of :func:`training_videos`.
     """
     whole, cropped = clip_test_transform(resize), clip_test_transform(resize, size)
     # called for what they refuse, which should show before a video is read
     crop_offsets(resize, resize, size, num_crops)
     test_clips(1, num_clips, length, step)
+    reading: dict[str, Any] = {"timeout": timeout, "rate": rate, "frame_pattern": frame_pattern}
     if (num_clips, num_crops) == (1, 1):
         clips: Callable[[int], np.ndarray] = partial(centre_clip, length=length, step=step)
-        return VideoDataset(videos, infos, clips, cropped, timeout=timeout)
-    clips = partial(test_clips, num_clips=num_clips, length=length, step=step)
-    return VideoDataset(videos, infos, clips, whole, timeout=timeout)
+        return VideoDataset(videos, infos, clips, cropped, **reading)
+    clips = partial(test_clips, num_clips=num_clips, length=length, step=step, wrap=wrap)
+    return VideoDataset(videos, infos, clips, whole, **reading)
 
 
 test_videos.__test__ = False  # type: ignore[attr-defined]  # no test, though pytest would take the name for one

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cgnl.data.decoding import AnyPath, BadFileError, death_in_words
-from cgnl.data.videos.decoding import VideoInfo, checked_indices, probe, read_into, read_pieces
+from cgnl.data.videos.decoding import VideoInfo, checked_indices, frame_times, probe, read_into, read_pieces
 from cgnl.data.videos.streams import Pieces
 from cgnl.settings.checks import within
 
@@ -43,13 +43,14 @@ class GuardedReader:
 
     The process starts with the first video (RuntimeError if it cannot) and again after one that ends it; it ends with
     the process that reads through it. After a fork or in a copy the reader starts a process of its own. One thread may
-    use it at a time. A call may take ``timeout`` seconds, a number above 0.
+    use it at a time. A call may take ``timeout`` seconds, a number above 0. ``frame_pattern`` is as of
+    :func:`cgnl.data.videos.probe`.
     """
 
-    def __init__(self, *, timeout: float = 60.0) -> None:
+    def __init__(self, *, timeout: float = 60.0, frame_pattern: str | None = None) -> None:
         if timeout <= 0:
             raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
-        self.timeout = timeout
+        self.timeout, self.frame_pattern = timeout, frame_pattern
         self._child: _Child | None = None
 
     def read(self, path: AnyPath, indices: Sequence[int]) -> tuple[np.ndarray, int]:
@@ -83,11 +84,18 @@ class GuardedReader:
         """
         return self._asked(path, lambda child: child.probe(path))
 
+    def times(self, path: AnyPath) -> np.ndarray:
+        """Return when each frame begins and the last one ends, as :func:`cgnl.data.videos.decoding.frame_times` does.
+
+        Also raises BadFileError for a file that crashes its decoder or holds it up.
+        """
+        return self._asked(path, lambda child: child.times(path))
+
     def _asked(self, path: AnyPath, ask: Callable[["_Child"], T]) -> T:
         if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
             self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
-            self._child = _Child(self.timeout)
+            self._child = _Child(self.timeout, self.frame_pattern)
         try:
             return ask(self._child)
         except BadFileError:
@@ -126,7 +134,7 @@ class _EndedError(Exception):
 class _Child:
     """A process that reads videos, and the memory shared with it."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, frame_pattern: str | None) -> None:
         self.owner = os.getpid()
         self.timeout = timeout
         self._frames = _Slots(_memory_file())
@@ -135,7 +143,7 @@ class _Child:
         # -P: a file in the working folder must not stand in for a module. A session of its own: Ctrl-C in the terminal
         # is for the process that reads through this one.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self._frames.file), repr(timeout)],
+            [sys.executable, "-P", "-m", __name__, str(self._frames.file), repr(timeout), frame_pattern or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -173,7 +181,17 @@ class _Child:
         fps = reply.get("fps")
         if not isinstance(fps, float) or min(frames, width, height) < 1 or not 0 <= fps < math.inf:
             raise _EndedError(_NONSENSE)
-        return VideoInfo(frames, fps, width, height, promised)
+        return VideoInfo(frames, fps, width, height, promised, bool(reply.get("even")))
+
+    def times(self, path: AnyPath) -> np.ndarray:
+        size = 8 * _whole(self._answer({"path": os.fsencode(path).hex(), "times": True}), "times")
+        if not 16 <= size <= _SLOT_BYTES:
+            raise _EndedError(_NONSENSE)
+        times = self._frames.array(0, (size,)).view(np.float64).copy()
+        self._frames.tidy(0)
+        if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
+            raise _EndedError(_NONSENSE)
+        return times
 
     def read_pieces(self, path: AnyPath, numbers: list[int], size: int, take: Callable[[int, np.ndarray], None]) -> int:
         request: dict[str, Any] = {"path": os.fsencode(path).hex(), "indices": numbers, "slot": 0, "size": size}
@@ -312,12 +330,12 @@ def _memory_file() -> int:
 class _Server:
     """The other side: answers requests until there are no more, each within ``timeout`` seconds."""
 
-    def __init__(self, frames_file: int, timeout: float) -> None:
+    def __init__(self, frames_file: int, timeout: float, frame_pattern: str | None) -> None:
         self._requests, self._replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
         # What libraries print must not get among the replies.
         os.dup2(2, 1)
         self._slots = _Slots(frames_file)
-        self._timeout = timeout
+        self._timeout, self._pattern = timeout, frame_pattern
 
     def run(self) -> None:
         self._reply({})
@@ -340,12 +358,16 @@ class _Server:
         self._replies.write(json.dumps(reply).encode() + b"\n")
 
     def _answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+        if "times" in request:
+            times = frame_times(path)
+            self._slots.array(0, (times.nbytes,))[:] = times.view(np.uint8)
+            return {"times": len(times)}
         if "indices" not in request:
-            return asdict(probe(path))
+            return asdict(probe(path, self._pattern))
         wanted, slot = request["indices"], request["slot"]
         allocate = partial(self._slots.array, slot)
         if "size" not in request:
-            frames, lost = read_into(path, wanted, allocate)
+            frames, lost = read_into(path, wanted, allocate, self._pattern)
             return {**self._shown(frames, slot), "lost": lost}
 
         def take(first: int, frames: np.ndarray) -> None:
@@ -353,7 +375,7 @@ class _Server:
             if self._next() is None:
                 raise SystemExit
 
-        return {"lost": len(read_pieces(path, wanted, Pieces(request["size"], allocate, take)))}
+        return {"lost": len(read_pieces(path, wanted, Pieces(request["size"], allocate, take), self._pattern))}
 
     def _shown(self, frames: np.ndarray, slot: int) -> dict[str, Any]:
         shown = self._slots.array(slot, frames.shape)
@@ -363,4 +385,4 @@ class _Server:
 
 
 if __name__ == "__main__":
-    _Server(int(sys.argv[1]), float(sys.argv[2])).run()
+    _Server(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] or None).run()

@@ -10,24 +10,26 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cgnl.data.decoding import AnyPath
+from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.scanning import scan_with_bar
 from cgnl.data.videos.decoding import VideoInfo, probe
+from cgnl.data.videos.frame_folders import frame_files
 from cgnl.files import whole_file
 
 _logger = logging.getLogger(__name__)
 
 NAME = "video_index.csv"
-_TITLE = "# cgnl video index, version 1"
-_HEADER = ["path", "bytes", "mtime_ns", "frames", "fps", "width", "height", "promised", "error"]
+_TITLE = "# cgnl video index, version 2"
+_HEADER = ["path", "bytes", "mtime_ns", "frames", "fps", "width", "height", "promised", "even", "error"]
 # A killed process loses no more than this; writing a large index takes a second or two.
 _SECONDS_BETWEEN_WRITES = 30.0
 
 
-# Bytes of a file or entries of a folder, and when it was changed: if neither differs, the video is the same.
+# Bytes of a file or frames of a folder, and when it was changed: if neither differs, the video is the same.
 _State = tuple[int, int]
 
 
@@ -45,6 +47,7 @@ def index_videos(
     workers: int | None = None,
     timeout: float = 60.0,
     progress: bool = True,
+    frame_pattern: str | None = None,
 ) -> dict[Path, VideoInfo | str]:
     """Look into every video, in several processes, and keep the results for the next time.
 
@@ -60,6 +63,7 @@ def index_videos(
         workers: Number of processes; by default one for each core.
         timeout: Seconds that one video may take.
         progress: Whether a progress bar is shown on the standard error output.
+        frame_pattern: As of :func:`cgnl.data.videos.probe`.
 
     Returns:
         Length and size of each video, or why it cannot be read, as the rest of a sentence that begins with its path.
@@ -73,7 +77,7 @@ def index_videos(
         raise ValueError(f"videos ({outside}) must be below root ({root})")
     names = {path: path.relative_to(root).as_posix() for path in videos}
     places = [Path(file) if file is not None else root / NAME] + ([Path(otherwise)] if otherwise is not None else [])
-    states = {path: _state(path) for path in names}
+    states = {path: _state(path, frame_pattern) for path in names}
     found = _known(places, names, states)
     if len(found) < len(names):
         with _alone(places[0]):
@@ -83,7 +87,7 @@ def index_videos(
             written = time.monotonic()
             try:
                 for result in scan_with_bar(
-                    probe,
+                    partial(probe, frame_pattern=frame_pattern) if frame_pattern else probe,
                     rest,
                     "looking into videos",
                     workers=workers,
@@ -132,12 +136,12 @@ def _alone(index: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _state(path: Path) -> _State | None:
+def _state(path: Path, frame_pattern: str | None) -> _State | None:
     """Return None if the path cannot be read now, so that its entry is not kept."""
     try:
         stat = path.stat()
-        size = sum(1 for _ in os.scandir(path)) if path.is_dir() else stat.st_size
-    except OSError:
+        size = len(frame_files(path, frame_pattern)) if path.is_dir() else stat.st_size
+    except (OSError, BadFileError):
         return None
     return (size, stat.st_mtime_ns) if os.access(path, os.R_OK) else None
 
@@ -164,11 +168,13 @@ def _read(file: Path, *, quiet: bool = False) -> dict[str, _Entry]:
 def _parsed(row: list[str]) -> tuple[str, _Entry]:
     if len(row) != len(_HEADER):
         raise ValueError(f"a line has {len(row)} columns instead of {len(_HEADER)}")
-    name, size, mtime_ns, frames, fps, width, height, promised, error = row
+    name, size, mtime_ns, frames, fps, width, height, promised, even, error = row
     state = (int(size), int(mtime_ns)) if size else None
     if error:
         return name, _Entry(state, error)
-    info = VideoInfo(int(frames), float(fps), int(width), int(height), int(promised) if promised else None)
+    info = VideoInfo(
+        int(frames), float(fps), int(width), int(height), int(promised) if promised else None, bool(int(even))
+    )
     if min(info.frames, info.width, info.height) < 1 or not 0 <= info.fps < math.inf:
         raise ValueError("a line holds numbers that no video can have")
     return name, _Entry(state, info)
@@ -177,10 +183,10 @@ def _parsed(row: list[str]) -> tuple[str, _Entry]:
 def _row(name: str, entry: _Entry) -> list[object]:
     state = entry.state or ("", "")
     if isinstance(entry.info, str):
-        return [name, *state, "", "", "", "", "", entry.info]
+        return [name, *state, *[""] * 6, entry.info]
     info = entry.info
     promised = "" if info.promised is None else info.promised
-    return [name, *state, info.frames, repr(info.fps), info.width, info.height, promised, ""]
+    return [name, *state, info.frames, repr(info.fps), info.width, info.height, promised, int(info.even), ""]
 
 
 def _keep(places: Sequence[Path], new: Mapping[str, _Entry]) -> None:

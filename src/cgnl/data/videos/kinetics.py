@@ -110,11 +110,16 @@ def _clip(row: dict[str, str], where: str) -> Clip:
     if not row["label"] and split != "test":
         raise DataError(f"{where}: {row['youtube_id']} has no label.")
     try:
-        start, end = integer(row["time_start"]), integer(row["time_end"])
+        start, end = _seconds(row["time_start"]), _seconds(row["time_end"])
     except ValueError:
         times = f"{row['time_start']},{row['time_end']}"
         raise DataError(f"{where}: read the times {shown(times)}, expected whole seconds.") from None
     return Clip(readable(row["label"]), row["youtube_id"], start, end, split)
+
+
+def _seconds(text: str) -> int:
+    """Read whole seconds, which some tables write as ``276.0``; ValueError for others."""
+    return integer(re.sub(r"\.0*$", "", text))
 
 
 def read_kinetics(root: Path, split: Split, files: Sequence[Path]) -> SampleList:

@@ -14,6 +14,7 @@ from cgnl.data.lists import (
     Sample,
     SampleList,
     Split,
+    allowed_missing,
     check_folder,
     check_missing,
     class_folders,
@@ -31,6 +32,7 @@ from cgnl.data.lists import (
 )
 from cgnl.data.videos.frame_folders import frame_files
 from cgnl.data.videos.kinetics import COLUMNS, csv_files, has_id_lists, read_kinetics, read_mini_kinetics
+from cgnl.settings.words import counted
 
 _SEPARATORS = " \t,"
 _UCF101_NAMES = ("UCF-101", "UCF101")
@@ -46,7 +48,9 @@ def read_videos(
     fold: int = 1,
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
-    missing_limit: float = 0.05,
+    missing_limit: float | None = None,
+    frame_pattern: str | None = None,
+    frame_tolerance: int = 5,
 ) -> SampleList:
     """Read one split of a video data set in any of the known layouts.
 
@@ -63,7 +67,11 @@ def read_videos(
         fold: Which of the three splits of UCF101.
         num_classes: Number of classes K, where the data set must have just that many.
         classes: Names of the labels, of which a data set without a list file may have some only; by default its own.
-        missing_limit: Part of the named videos that may be missing.
+        missing_limit: Part of the named videos that may be missing; by default 20 % for Kinetics, of which many are
+            gone, and else 5 %.
+        frame_pattern: Names of the frames in folders of frames, as of
+            :func:`cgnl.data.videos.frame_folders.frame_files`.
+        frame_tolerance: Number of frames by which a folder may differ from its line in ``frame_list``.
 
     Returns:
         Samples whose files exist, and the names of the missing ones.
@@ -84,8 +92,9 @@ def read_videos(
             f"list_file ({list_file}) must be given with format list or frame_list and no other; the format is {format}"
         )
     if list_file is not None:
-        read = read_video_list if format == "list" else read_frame_list
-        videos = read(list_file, root, num_classes=num_classes)
+        options = {} if format == "list" else {"pattern": frame_pattern, "tolerance": frame_tolerance}
+        read: Callable[..., SampleList] = read_video_list if format == "list" else read_frame_list
+        videos = read(list_file, root, num_classes=num_classes, **options)
     elif format == "folders":
         videos = class_folders(root, split, VIDEO_SUFFIXES, classes)
     elif format in LAYOUTS:
@@ -96,10 +105,11 @@ def read_videos(
     if classes is not None and list_file is None:
         videos = videos.labelled_by(classes)
     if num_classes not in (None, len(videos.classes)):
-        raise DataError(f"{root} has {len(videos.classes)} classes, but {num_classes} are expected.")
+        found = counted(len(videos.classes), "class", "classes")
+        raise DataError(f"{root} has {found}, but {num_classes} are expected.")
     if not videos.samples and not videos.missing:
         raise DataError(f"{list_file or root} names no videos for the {split} split.")
-    check_missing(videos, missing_limit)
+    check_missing(videos, allowed_missing(videos.kind, missing_limit))
     return videos
 
 
@@ -264,11 +274,19 @@ def read_video_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | 
     return listed(list_file, video_root, rows, num_classes=num_classes)
 
 
-def read_frame_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | None = None) -> SampleList:
+def read_frame_list(
+    list_file: AnyPath,
+    video_root: AnyPath,
+    num_classes: int | None = None,
+    *,
+    pattern: str | None = None,
+    tolerance: int = 0,
+) -> SampleList:
     """Read a list file with lines ``folder frames label`` of folders with a picture for each frame.
 
-    A folder with another number of pictures than the list says counts as missing, and ``reasons`` tells both. Raises
-    DataError as :func:`read_video_list`, or where the number of frames is none.
+    ``pattern`` is that of :func:`cgnl.data.videos.frame_folders.frame_files`. A folder with another number of frames
+    than the list says is named in ``remarks``; if it differs by more than ``tolerance``, it counts as missing, and
+    ``reasons`` tells both. Raises DataError as :func:`read_video_list`, or where the number of frames is none.
     """
     list_file, video_root = Path(list_file), Path(video_root)
     inside = Inside(video_root, list_file)
@@ -282,20 +300,26 @@ def read_frame_list(list_file: AnyPath, video_root: AnyPath, num_classes: int | 
         numbers[path] = int(row[2])
         rows.append((line, path, label))
     videos = replace(listed(list_file, video_root, rows, num_classes=num_classes), kind="frame_list")
-    found = {sample.path: _wrong_folder(sample.path, numbers[sample.path]) for sample in videos.samples}
-    reasons = {path: reason for path, reason in found.items() if reason is not None}
+    reasons: dict[Path, str] = {}
+    remarks: dict[Path, str] = {}
+    for sample in videos.samples:
+        try:
+            found = len(frame_files(sample.path, pattern)) if sample.path.is_dir() else None
+        except BadFileError as error:
+            reasons[sample.path] = error.reason
+            continue
+        number = numbers[sample.path]
+        if found is None:
+            reasons[sample.path] = "is not a folder of frames"
+        elif abs(found - number) > tolerance:
+            reasons[sample.path] = (
+                f"holds {counted(found, 'frame')}, but the list says {number}, more than --data.frame-tolerance "
+                f"({tolerance}) apart"
+            )
+        elif found != number:
+            remarks[sample.path] = f"count differs: holds {counted(found, 'frame')}, but the list says {number}"
     samples = tuple(sample for sample in videos.samples if sample.path not in reasons)
-    return replace(videos, samples=samples, missing=(*videos.missing, *reasons), reasons=reasons)
-
-
-def _wrong_folder(path: Path, number: int) -> str | None:
-    if not path.is_dir():
-        return "is not a folder of frames"
-    try:
-        found = len(frame_files(path))
-    except BadFileError as error:
-        return error.reason
-    return None if found == number else f"holds {found} frames, but the list says {number}"
+    return replace(videos, samples=samples, missing=(*videos.missing, *reasons), reasons=reasons, remarks=remarks)
 
 
 @dataclass(frozen=True, kw_only=True)

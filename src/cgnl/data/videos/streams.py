@@ -8,7 +8,6 @@ Shapes: T frames wanted, P frames of a piece of them, H height, W width.
 """
 
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -32,14 +31,10 @@ _FRAME_IN_EACH_PACKET = {
 }  # fmt: skip
 
 # Decoders refuse larger frames before they decode them, without saying why.
-_NO_FRAME = f"holds no frame that can be decoded (of at most {MAX_PIXELS // 10**6} megapixels)"
+NO_FRAME = f"holds no frame that can be decoded (of at most {MAX_PIXELS // 10**6} megapixels)"
 
 # More packets than any decoder may hold back to show their frames in order; the standards allow for 16.
 _REORDERED = 64
-# Demuxers that work the duration out from the times they find, of sound too.
-_STORE_NO_DURATION = {"mpeg", "mpegts"}
-# What is stored for each stream of a Matroska file.
-_DURATION_TAG = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}(?:\.[0-9]*)?)$")
 # Packets that are held at once (bytes); of a longer stretch they are read a second time.
 _KEPT_BYTES = 1 << 26
 
@@ -72,7 +67,9 @@ class PacketIndex:
         times: Pts of frame i, in the order in which frames are shown.
         keys: (pts, place among the packets) of the key frames, both ascending.
         regular: Whether the packets tell the number and order of the frames reliably.
-        hidden: Number of packets that the container marks as decoded but not shown.
+        number: Number of packets.
+        hidden: Number of those that the container marks as decoded but not shown.
+        last: How long the frame that is shown last stays, in the units of the pts; 0 if unknown.
     """
 
     packets: list[Packet] | None
@@ -80,7 +77,9 @@ class PacketIndex:
     times: list[int]
     keys: list[tuple[int, int]]
     regular: bool
+    number: int
     hidden: int
+    last: int
 
 
 def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int | None = None) -> PacketIndex:
@@ -90,8 +89,9 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
     on that is sure not to be shown after frame ``first``; None keeps none.
     """
     context = stream.codec_context
-    # AVI stores no presentation times, and what FFmpeg works out for H.264 and HEVC is wrong.
-    unknown = stream.container.format.name == "avi" and context.name in ("h264", "hevc")
+    # AVI stores no times or durations, and the times that FFmpeg works out for H.264 and HEVC are wrong.
+    is_avi = stream.container.format.name == "avi"
+    unknown = is_avi and context.name in ("h264", "hevc")
     regular = context.name in _FRAME_IN_EACH_PACKET and not unknown
     # MPEG-4 part 2 spends at least a bit on each macroblock; what is hardly more than a header is a place holder
     # without a frame, as encoders write for a repeated frame or after two frames in one packet.
@@ -99,6 +99,7 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
     kept: list[Packet] = []
     keep = first is not None
     number = hidden = start = size = 0
+    ends = (-math.inf, 0)
     times: list[int] = []
     keys: list[tuple[int, int]] = []
     seen = set()
@@ -115,6 +116,7 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
             hidden += 1
         else:
             times.append(time)
+            ends = max(ends, (time, 0 if is_avi else packet.duration or 0))
         if latest is None or time > latest:
             latest = time
             # A key frame that is shown before what was decoded earlier is no place to begin.
@@ -130,7 +132,7 @@ def index_packets(packets: Iterable[Packet], stream: VideoStream, *, first: int 
                 kept, keep = [], False
     times.sort()
     regular = regular and bool(times) and len(seen) == number and keys[:1] == [(min(seen), 0)]
-    return PacketIndex(kept if keep else None, start, times, keys, regular, hidden)
+    return PacketIndex(kept if keep else None, start, times, keys, regular, number, hidden, ends[1])
 
 
 def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
@@ -334,7 +336,7 @@ def read_stream(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[in
             lost = read_from_start(numbered, wanted, canvas.take)
             break
     if not canvas.taken:
-        raise BadFileError(path, _NO_FRAME)
+        raise BadFileError(path, NO_FRAME)
     return lost
 
 
@@ -352,54 +354,3 @@ def _numbered(frames: Iterable[VideoFrame], times: list[int] | None) -> Iterator
         if number is None:
             raise UnexpectedFrameError
         yield number, frame
-
-
-def probe_stream(path: AnyPath, *, decode_all: bool) -> tuple[int, float, int, int, int | None]:
-    """Count the frames of a video file, by its packets where they can be trusted unless ``decode_all``.
-
-    Returns frames, frames per second, width and height (pixels, upright), and the number of frames that the container
-    promises: as stored; else as many as the stored duration would hold, if it is over a quarter longer than the frames
-    last; else None. Errors are those of :func:`read_stream`.
-    """
-    with open_video(path) as (container, stream):
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        promised: int | None = stream.frames or None
-        index = index_packets(demux(container, stream), stream)
-        if promised:
-            promised -= index.hidden
-        longer = 1.0 if promised else _promised_seconds(container, stream) / _seconds(stream, index.times)
-        width, height = stream.codec_context.width, stream.codec_context.height
-    with open_video(path) as (container, stream):
-        frames = decode(demux(container, stream), stream)
-        first = next(frames, None)
-        if first is None:
-            raise BadFileError(path, _NO_FRAME)
-        matrix = display_matrix(first)
-        counted = index.regular and not decode_all
-        number = len(index.times) if counted else 1 + sum(1 for _ in frames)
-    if longer > 1.25:
-        promised = round(longer * number)
-    if matrix is not None:
-        height, width = turned(np.empty((1, height, width, 0), np.uint8), matrix).shape[1:3]
-    return number, fps, width, height, promised
-
-
-def _promised_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """Return the duration of the stream that its container stores, or of the whole file; 0 if none is stored."""
-    if container.format.name in _STORE_NO_DURATION:
-        return 0.0
-    if tag := _DURATION_TAG.match(stream.metadata.get("DURATION", "")):
-        hours, minutes, seconds = map(float, tag.groups())
-        return 3600 * hours + 60 * minutes + seconds
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base
-
-
-def _seconds(stream: VideoStream, times: Sequence[int]) -> float:
-    """Return when the last frame ends, which may be long after the first begins; infinity if that cannot be told."""
-    if len(times) < 2 or stream.time_base is None or times[-1] <= times[0]:
-        return math.inf
-    lasted = times[-1] - times[0]
-    end = max(times[-1], lasted) + lasted / (len(times) - 1)
-    return float(end * stream.time_base)
