@@ -272,7 +272,7 @@ MISTAKES = {
 }
 OUT_OF_RANGE = {
     "--data.batch-size=0": "data.batch_size (0) must be at least 1",
-    "--data.workers=-1": "data.workers (-1) must be at least 0",
+    "--data.workers=-1": "data.workers (-1) must be between 0 and 256",
     "--data.flip=2": "data.flip (2.0) must be between 0 and 1",
     "--data.crop-area=1 0.5": "data.crop_area (1.0 0.5) must be two numbers above 0, the smaller one first",
     "--optimizer.lr=0": "optimizer.lr (0.0) must be above 0",

@@ -137,7 +137,7 @@ def test_an_object_keeps_its_good_polygons_as_in_pycocotools(tmp_path, bad, firs
     write_bad_annotations(tmp_path / "run", [images])
     assert "only its other polygons" in (tmp_path / "run/bad_annotations.csv").read_text()
     report = check_detection(tmp_path, workers=1, progress=False)
-    assert "1 annotations without some of their polygons" in str(report)
+    assert "1 annotation without some of its polygons" in str(report)
 
 
 @pytest.mark.parametrize("bad", [[1, 1, 5, 1, 5, 5, 1], [1, 1, 5, 1, 5, float("nan")], [1, 1, 5, 1, 5, 10**9], None])

@@ -7,7 +7,7 @@ path below the root. Dates do not count, so that a copy is the same data.
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
@@ -17,8 +17,9 @@ from cgnl.data.lists.text import readable
 
 MAX_READ = 100_000
 """Samples of a list up to which a fingerprint reads their files; of a longer list it takes their sizes alone."""
-_WHOLE = 1 << 16
-_PIECES, _PIECE = 8, 1 << 12
+# Files up to so many bytes are read as a whole, in lists of up to so many samples and in longer ones.
+_MAX_WHOLE, _WHOLE, _WHOLE_OF_MANY = 20_000, 1 << 20, 1 << 16
+_PIECES, _PIECE = 9, 1 << 12
 _THREADS, _SHARE = 8, 256
 _NAMED = 3
 
@@ -29,14 +30,14 @@ Entry = tuple[str, str]
 def fingerprint(samples: SampleList) -> bytes:
     """Return the fingerprint of a list, some 20 bytes for each sample.
 
-    Of a file it covers the size and, in lists of up to ``MAX_READ`` samples, the content: all of it up to 64 KB, or
-    else eight pieces of 4 KB, from the beginning to the end. A folder of frames counts by the names in it and by
-    its first, middle and last file.
+    Of a file it covers the size and, in lists of up to ``MAX_READ`` samples, the content: all of it up to 1 MB (64 KB
+    in lists of more than 20,000 samples), or else nine pieces of 4 KB, from the beginning to the end. A folder of
+    frames counts by the names in it and by its first, middle and last file.
     """
-    read = len(samples) <= MAX_READ
+    whole = None if len(samples) > MAX_READ else _WHOLE if len(samples) <= _MAX_WHOLE else _WHOLE_OF_MANY
 
     def digests(first: int) -> list[str]:
-        return [_digest(sample.path, read) for sample in samples.samples[first : first + _SHARE]]
+        return [_digest(sample.path, whole) for sample in samples.samples[first : first + _SHARE]]
 
     # threads: a disk far away answers each file late
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -57,32 +58,35 @@ def path_below(samples: SampleList, path: Path) -> str:
     return str(path.relative_to(resolved) if path.is_relative_to(resolved) else path)
 
 
-def _digest(path: Path, read: bool) -> str:
+def _digest(path: Path, whole: int | None) -> str:
     try:
         state = path.stat()
         if not S_ISREG(state.st_mode):
-            return _digest_of_folder(path, read)
+            return _digest_of_folder(path, whole)
         digest = hashlib.blake2b(str(state.st_size).encode(), digest_size=8)
-        if read:
+        if whole is not None:
             with path.open("rb", buffering=0) as file:
-                for place in _places(state.st_size):
+                for place, count in _parts(state.st_size, whole):
                     file.seek(place)
-                    digest.update(file.read(_WHOLE if state.st_size <= _WHOLE else _PIECE))
+                    digest.update(file.read(count))
     except OSError as error:
         return f"unreadable-{error.errno}"
     return digest.hexdigest()
 
 
-def _places(size: int) -> Sequence[int]:
-    return (0,) if size <= _WHOLE else tuple((size - _PIECE) * number // (_PIECES - 1) for number in range(_PIECES))
+def _parts(size: int, whole: int) -> list[tuple[int, int]]:
+    """Return places and lengths (bytes) of the parts of a file that are read."""
+    if size <= whole:
+        return [(0, size)]
+    return [((size - _PIECE) * number // (_PIECES - 1), _PIECE) for number in range(_PIECES)]
 
 
-def _digest_of_folder(path: Path, read: bool) -> str:
+def _digest_of_folder(path: Path, whole: int | None) -> str:
     names = sorted(entry.name for entry in os.scandir(path))
     digest = hashlib.blake2b("\0".join(names).encode(errors="surrogateescape"), digest_size=8)
     for name in {names[place]: None for place in (0, len(names) // 2, -1)} if names else ():
         if not (path / name).is_dir():
-            digest.update(_digest(path / name, read).encode())
+            digest.update(_digest(path / name, whole).encode())
     return digest.hexdigest()
 
 
