@@ -448,6 +448,18 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(browser, tmp_path):
     assert browser.evaluate("window.reached.size") >= wanted
 
 
+# texts of labels and headings of tables that are on more lines than they have words
+_BROKEN_WORDS = """[...document.querySelectorAll('label, th, h2, h3, button')].flatMap((one) => [...one.childNodes])
+    .filter((node) => node.nodeType === 3 && node.data.trim()).filter((node) => {
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      const lines = new Set([...range.getClientRects()].map((rect) => Math.round(rect.top)));
+      return lines.size > node.data.trim().split(/[ \\u00a0]+/).length;
+    }).map((node) => node.data)"""
+_OUTSIDE = """[...document.querySelectorAll('table, .controls label')].filter((one) => one.offsetParent
+    && one.getBoundingClientRect().right > one.closest('.block, section').getBoundingClientRect().right).length"""
+
+
 @needs_chromium
 def test_the_page_fits_a_phone(browser, tmp_path):
     blocks = [trace(CGNL2d(32, groups=4), 9, 8), trace(NonLocal2d(32), 9, 8)]
@@ -461,6 +473,13 @@ def test_the_page_fits_a_phone(browser, tmp_path):
         for tab in ("affinity", "evidence", "effect"):
             browser.evaluate(f"selectTab('{tab}')")
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            # also with larger letters: no word is set one letter a line, and no table leaves its card
+            for size in (16, 22):
+                browser.evaluate(f"document.body.style.fontSize = '{size}px'")
+                assert browser.evaluate(_BROKEN_WORDS) == []
+                assert browser.evaluate("document.documentElement.scrollWidth") <= width
+                assert browser.evaluate(_OUTSIDE) == 0
+            browser.evaluate("document.body.style.fontSize = ''")
     left, right = browser.evaluate(
         "['left', 'right'].map((id) => document.getElementById(id).getBoundingClientRect().toJSON())"
     )
