@@ -1,7 +1,5 @@
 """A block out of a package of one's own: trained by its name, and run later only where the user trusts it."""
 
-import os
-import subprocess
 import sys
 import textwrap
 
@@ -11,6 +9,7 @@ from cgnl.cli import main
 from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override
 from cgnl.tasks import load_trained
+from processes import Command
 
 MODULE = """
 import torch
@@ -29,16 +28,12 @@ SMALL = ["--data.size=32", "--data.resize=36", "--data.batch-size=8", "--data.wo
 
 
 def cgnl(folder, *arguments):
-    """Run a command as a user does, in a folder with a module of theirs."""
+    """Return the output of a command that runs as a user's does, in a folder with a module of theirs."""
     (folder / "imported").unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.run(
-        [sys.executable, "-m", "cgnl", *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    process = Command(*arguments, folder=folder)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +41,8 @@ def run(class_folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "myblocks.py").write_text(textwrap.dedent(MODULE))
     options = [f"--data.root={class_folders}", "--data.format=auto", "--run=run", *SMALL]
-    done = cgnl(folder, "train", "birds-resnet18-cgnl", "--network.block", "myblocks.Shift", *options)
-    assert done.returncode == 0, done.stderr
-    assert "last epoch: top-1" in done.stdout
+    output = cgnl(folder, "train", "birds-resnet18-cgnl", "--network.block", "myblocks.Shift", *options)
+    assert "last epoch: top-1" in output
     return folder
 
 
@@ -78,9 +72,7 @@ def test_a_run_alone_does_not_run_the_package(run, in_its_folder, class_folders,
 
 def test_a_trusted_run_predicts_and_shows_the_effect_of_its_block(run, in_its_folder, class_folders, capsys):
     image = class_folders / "val" / "class_0" / "0.jpg"
-    done = cgnl(run, "predict", "run", image, "--trust", "myblocks")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("%") == 3
+    assert cgnl(run, "predict", "run", image, "--trust", "myblocks").count("%") == 3
     main(["explain", "run", str(image), "--trust=myblocks", "--out", "page.html"])
     assert "block of your own (Shift)" in (run / "page.html").read_text()
     with pytest.raises(SystemExit):

@@ -4,9 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from cgnl.tasks import evaluate, load_trained
 from cgnl.toy.birds import draw_birds
 from cgnl.training.data import ImageData
 from cgnl.training.processes import locked
+from processes import Command
 
 NETWORK = ["--network.arch=resnet18", "--network.weights=None", "--data.size=32", "--data.resize=36"]
 SMALL = [*NETWORK, "--data.batch-size=4", "--data.workers=0", "--width=8", "--epochs=2", "--freeze=below-block"]
@@ -211,14 +209,12 @@ def command(root, out, *more):
 
 def kill_and_continue(arguments, folder, count):
     """Start a comparison in a process, kill it after some runs, and continue it here."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cgnl", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = Command(*arguments)
     lines = folder / "runs.jsonl"
     while not lines.exists() or len(lines.read_text().splitlines()) < count:
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     with lines.open("a") as file:
         file.write('{"block": "cg')  # a line that was cut
@@ -296,18 +292,19 @@ def test_mistakes_and_own_blocks_in_processes(class_folders, tmp_path, capsys, m
     assert len(error.splitlines()) == 1
 
 
+def descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [*children, *(other for child in children for other in descendants(child))]
+
+
 def test_processes_end_with_their_parent(class_folders, tmp_path):
     options = ["--blocks", "none", "cgnl", "--seeds=40", "--jobs=2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cgnl", *command(class_folders, tmp_path, *options)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Command(*command(class_folders, tmp_path, *options))
     while not (tmp_path / "runs.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
+    children = descendants(process.pid)
+    assert len(children) >= 2 + 1, "two workers and the server that forks them"
     process.kill()
     process.wait()
     until = time.monotonic() + 60

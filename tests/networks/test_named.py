@@ -11,11 +11,12 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 from torchvision import models
+from torchvision.models import SwinTransformer
 from torchvision.transforms import v2
 
 from cgnl import CGNL1d, CGNL2d, CGNL3d
 from cgnl.explain.trace import trace_blocks
-from cgnl.insertion import remove_blocks
+from cgnl.insertion import insert_blocks, remove_blocks
 from cgnl.networks.checkpoints import CheckpointError
 from cgnl.networks.cost import network_cost
 from cgnl.networks.export import export_onnx
@@ -85,12 +86,18 @@ def test_a_network_comes_back_from_a_file_with_and_without_its_blocks(case, tmp_
     assert set(before) - set(kept) <= {f"{classifier[0]}.weight", f"{classifier[0]}.bias"}
 
 
-@pytest.mark.parametrize("name", ["timm:test_convnext", "timm:test_vit", "torchvision:regnet_y_400mf"])
-def test_a_network_is_exported(name: str, tmp_path: Path) -> None:
-    network = named_network(name, 5, IMAGE, blocks=blocks).network.eval()
-    # the position embedding of a ViT is for one size
-    free = ["batch"] if "vit" in name else None
-    assert export_onnx(network, tmp_path / "net.onnx", torch.zeros(IMAGE), dynamic=free) < 1e-4
+def test_a_network_is_exported(tmp_path: Path) -> None:
+    # tests/tasks/test_named_runs.py exports a ViT
+    network = named_network("timm:test_convnext", 5, IMAGE, blocks=blocks).network.eval()
+    assert export_onnx(network, tmp_path / "net.onnx", torch.zeros(IMAGE)) < 1e-4
+
+
+def test_a_network_with_channels_last_is_exported(tmp_path: Path) -> None:
+    # swin_t has 12 layers instead of 4, and takes four times as long
+    network = SwinTransformer([4, 4], 24, [2, 2], [1, 2], [4, 4], num_classes=5).eval()
+    insert_blocks(network, {"features.3.0": CGNL2d}, example_input=torch.zeros(IMAGE), layout="channels_last")
+    # its windows are for one size
+    assert export_onnx(network, tmp_path / "net.onnx", torch.zeros(IMAGE), dynamic=["batch"]) < 1e-4
 
 
 def test_places_are_given_by_path_for_maps_and_tokens() -> None:

@@ -1,4 +1,8 @@
-"""Every recipe trains and tests in its smoke variant; one of each table in the short suite, all of them in the long."""
+"""Recipes train and test in their smoke variants: one of each table in the short suite, all kinds in the long.
+
+Of recipes that differ in depth and groups alone, the first one trains; tests/recipes/test_rows.py builds and runs the
+networks of all of them where it counts their cost.
+"""
 
 import csv
 import dataclasses
@@ -9,6 +13,7 @@ import torch
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.image import block_places
 from cgnl.recipes import RECIPES
+from cgnl.settings.reading import to_dict
 from cgnl.tasks import load_trained, smoke, train
 from cgnl.toy.actions import draw_actions
 from cgnl.toy.birds import draw_birds
@@ -31,11 +36,33 @@ ONE_OF_EACH_TABLE = {
     "actions-resnet18-cgnl",
     "flock-maskrcnn-resnet18-cgnl",
 }
+# the deepest that no other choice stands for
+DEEP = {"imagenet-resnet152-cgnl", "mini-kinetics-resnet101-cgnl5", "coco-maskrcnn-resnet101-cgnl"}
 DRAWN = {"image": "birds", "video": "actions", "detection": "flock"}
 
 
-def marked(name: str):
-    return pytest.param(name, marks=() if name in ONE_OF_EACH_TABLE else pytest.mark.slow)
+def without_depth_and_groups(name: str) -> str:
+    """Return a recipe's settings, in which those of ResNet-50, 101 and 152 are alike, and those of all groups."""
+    settings = to_dict(RECIPES[name].make())
+    settings["block"].pop("groups", None)
+    for field in ("weights", "backbone_weights"):  # a smoke variant has none
+        settings["network"].pop(field, None)
+    if settings["network"]["arch"] in ("resnet101", "resnet152"):
+        settings["network"]["arch"] = "resnet50"
+    return str(settings)
+
+
+def chosen() -> list:
+    """Return the recipes that train, with marks."""
+    kinds: dict[str, str] = {}
+    for name in [*ONE_OF_EACH_TABLE, *RECIPES]:
+        kinds.setdefault(without_depth_and_groups(name), name)
+    names = ONE_OF_EACH_TABLE | DEEP | set(kinds.values())
+    return [
+        pytest.param(name, marks=() if name in ONE_OF_EACH_TABLE else pytest.mark.slow)
+        for name in RECIPES
+        if name in names
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +127,7 @@ def test_a_smoke_variant_has_the_pixels_that_are_asked_for(tmp_path):
     assert recipe.trainer.max_steps == 3
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in RECIPES])
+@pytest.mark.parametrize("name", chosen())
 def test_a_recipe_trains_and_tests(name, request, tmp_path):
     full = RECIPES[name].make()
     recipe = smoke(full, request.getfixturevalue(DRAWN[full.task]))

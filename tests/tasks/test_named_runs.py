@@ -1,8 +1,6 @@
 """Networks by name through a whole run: trained, killed, resumed, used and exported; and whose code may run."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,15 +17,16 @@ from cgnl.settings.reading import override
 from cgnl.tasks import evaluate, load_trained, smoke, task_of
 from cgnl.tasks import train as run_recipe
 from cgnl.toy.birds import draw_birds
+from processes import Command
 
 NAMES = ["timm:test_convnext", "torchvision:regnet_y_400mf", "torchvision:swin_t", "timm:test_vit"]
-# tests/networks/test_named.py exports the other two, and `convert` treats every network by name alike
-EXPORTED = ["torchvision:swin_t", "timm:test_vit"]
+# tests/networks/test_named.py exports others, and `convert` treats every network by name alike
+EXPORTED = ["timm:test_vit"]
 FROZEN = {"timm:test_convnext": "stem", "torchvision:regnet_y_400mf": "stem", "torchvision:swin_t": "features.0"}
 SETTINGS = (
     "--data.size=64 --data.resize=72 --data.batch-size=4 --data.workers=0 --optimizer.name=adamw --optimizer.lr=0.001 "
     "--optimizer.head-lr-factor=10 --optimizer.block-lr-factor=2 --trainer.max-epochs=2 --trainer.max-steps=5 "
-    "--trainer.ema-decay=0.9 --trainer.checkpoint-every-n-steps=1 --trainer.log-every-n-steps=1"
+    "--trainer.ema-decay=0.9 --trainer.checkpoint-every-n-steps=2 --trainer.log-every-n-steps=1"
 ).split()
 OWN = """
 from pathlib import Path
@@ -46,22 +45,6 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cgnl", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
 def training(birds: Path, run: Path, name: str, *options: str) -> list[str]:
     """Return the arguments of a command that trains a network by name."""
     frozen = [f"--trainer.freeze={FROZEN[name]}"] if name in FROZEN else []
@@ -69,8 +52,13 @@ def training(birds: Path, run: Path, name: str, *options: str) -> list[str]:
     return ["train", "birds-resnet18-cgnl", *given]
 
 
-def train(birds: Path, run: Path, name: str, *options: str) -> subprocess.Popen:
-    return start(run.parent, *training(birds, run, name, *options))
+def train(birds: Path, run: Path, name: str, *options: str) -> Command:
+    return Command(*training(birds, run, name, *options), folder=run.parent)
+
+
+def finish(process: Command) -> tuple[int | None, str]:
+    output = "".join(process.communicate(timeout=300))
+    return process.returncode, output
 
 
 def parts(run: Path) -> tuple[dict[str, torch.Tensor], object]:
@@ -87,9 +75,9 @@ def test_a_run_of_any_network_is_killed_resumed_used_and_exported(name, birds, t
     run = tmp_path / "run"
     process = train(birds, run, name)
     while not (run / "steps.csv").exists() or len((run / "steps.csv").read_text().splitlines()) < 3:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL
     main(training(birds, run, name, "--resume"))
@@ -158,7 +146,7 @@ def test_the_code_of_a_package_runs_only_where_this_command_names_it(owned, bird
     assert not ran.exists()
     assert "owned" not in sys.modules
 
-    code, output = finish(start(owned, "predict", run, image, "--trust", "owned"))
+    code, output = finish(Command("predict", run, image, "--trust", "owned", folder=owned))
     assert code == 0, output
     assert ran.exists()
 
@@ -176,7 +164,7 @@ def test_a_checkpoint_is_trusted_in_python(owned, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "arch", "place"),
     [
-        ("actions-resnet18-cgnl", "torchvision:r3d_18", "layer4.0"),
+        ("actions-resnet18-cgnl", "torchvision:mc3_18", "layer4.0"),
         ("flock-maskrcnn-resnet18-cgnl", "torchvision:mobilenet_v3_small", "backbone.body.features.7"),
     ],
 )

@@ -1,10 +1,9 @@
-"""Two processes over torchrun train and test as one does."""
+"""Two processes, with and without torchrun, train and test as one does."""
 
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from test_resume import DETECTION_SETTINGS, compare, wait_for_lines
 
 from cgnl.cli import main
 from cgnl.training.processes import locked
+from processes import Command, start_group
 
 SETTINGS = (
     "--data.format=folders --data.size=48 --data.resize=54 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
@@ -24,25 +24,21 @@ SETTINGS = (
 ).split()
 
 
-def start(*arguments: str, processes: int) -> subprocess.Popen:
-    # the dashes keep torchrun from taking --run for its own --run-path
-    torchrun = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", "--"]
-    return subprocess.Popen(
-        [sys.executable, "-m", *(torchrun if processes > 1 else []), "cgnl", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-
-
 def command(*arguments: str, processes: int) -> str:
-    process = start(*arguments, processes=processes)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
-    assert "sync_dist" not in errors
-    return output
+    group = start_group(*arguments, processes=processes) if processes > 1 else [Command(*arguments)]
+    outputs = ["".join(process.communicate(timeout=300)) for process in group]
+    assert not any(process.returncode for process in group), outputs
+    assert "sync_dist" not in "".join(outputs)
+    return "".join(outputs)
+
+
+def by_torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes as a user does."""
+    # the dashes keep torchrun from taking --run for its own --run-path
+    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "--", "cgnl"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *torchrun, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -56,16 +52,11 @@ def runs(class_folders, tmp_path_factory):
     # one test image too many for equal shares
     extra = class_folders / "val" / "class_2" / "3.jpg"
     extra.rename(folder / "moved.jpg")
-    for processes in (1, 2):
-        run = folder / str(processes)
-        command(
-            "train",
-            "birds-resnet18-cgnl",
-            f"--data.root={class_folders}",
-            f"--run={run}",
-            *SETTINGS,
-            processes=processes,
-        )
+    train = ["train", "birds-resnet18-cgnl", f"--data.root={class_folders}", *SETTINGS]
+    main([*train, f"--run={folder / '1'}"])
+    ended = by_torchrun(*train, f"--run={folder / '2'}")
+    assert ended.returncode == 0, ended.stderr
+    assert "sync_dist" not in ended.stderr
     yield folder
     (folder / "moved.jpg").rename(extra)
 
@@ -85,11 +76,10 @@ def test_two_processes_take_the_steps_of_one(runs):
 def test_two_processes_keep_their_folder(class_folders, runs):
     with locked(runs / "2"):
         options = [f"--data.root={class_folders}", f"--run={runs / '2'}", *SETTINGS, "--resume"]
-        process = start("train", "birds-resnet18-cgnl", *options, processes=2)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert f"cgnl: process {os.getpid()} on " in errors
-    assert errors.count("is writing into") == 1
+        ended = by_torchrun("train", "birds-resnet18-cgnl", *options)
+    assert ended.returncode != 0
+    assert f"cgnl: process {os.getpid()} on " in ended.stderr
+    assert ended.stderr.count("is writing into") == 1
 
 
 @pytest.mark.slow
@@ -114,10 +104,12 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits_and_list_a_bad_
     options += ["--network.dropout=0.5", "--trainer.checkpoint-every-n-steps=2"]
     command("train", *options, f"--run={tmp_path / 'reference'}", processes=2)
     run = tmp_path / "run"
-    process = start("train", *options, f"--run={run}", processes=2)
-    wait_for_lines(process, run / "steps.csv", 4)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    group = start_group("train", *options, f"--run={run}", processes=2)
+    wait_for_lines(group[0], run / "steps.csv", 4)
+    for process in group:
+        process.kill()
+    for process in group:
+        process.wait()
     command("train", *options, f"--run={run}", "--resume", processes=2)
     compare(run, tmp_path / "reference")
     assert [row["path"] for row in rows(run / "bad_files.csv")] == [str(bad)]

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -31,6 +29,7 @@ from cgnl.settings.training import OptimizerConfig
 from cgnl.tasks import build_network, evaluate, load_trained, predict, train
 from cgnl.training.callbacks import RunKeeper
 from cgnl.training.evaluation import wilson_interval
+from processes import Command
 
 
 def tiny(folders, **trainer):
@@ -358,21 +357,17 @@ def test_bad_images_are_skipped_listed_and_limited(class_folders, tmp_path):
 
 
 def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cgnl", "train", "birds-resnet18", f"--data.root={class_folders}"]
-        + ["--data.format=folders", "--data.size=32", "--data.resize=36", "--data.batch-size=4", "--data.workers=1"]
-        + ["--trainer.max-epochs=1000", "--trainer.log-every-n-steps=1", f"--run={tmp_path / 'run'}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    process = Command(
+        *["train", "birds-resnet18", f"--data.root={class_folders}", "--data.format=folders", "--data.size=32"],
+        *["--data.resize=36", "--data.batch-size=4", "--data.workers=1", f"--run={tmp_path / 'run'}"],
+        *["--trainer.max-epochs=1000", "--trainer.log-every-n-steps=1"],
     )
     while not (tmp_path / "run" / "steps.csv").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 2, output
     assert "being read" in output
     assert "a process that reads samples died or hangs" in output

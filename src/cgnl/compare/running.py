@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import cache, partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,8 @@ class _Work:
         # third of a run's time on a CPU
         for name, number in (("MALLOC_MMAP_THRESHOLD_", 1 << 30), ("MALLOC_TRIM_THRESHOLD_", 1 << 32)):
             os.environ.setdefault(name, str(number))
-        context = multiprocessing.get_context("spawn")
         options: Any = {"initializer": _start_worker, "initargs": (self.jobs, trusted_names())}
-        pool = ProcessPoolExecutor(self.jobs, mp_context=context, **options)
+        pool = ProcessPoolExecutor(self.jobs, mp_context=_context(), **options)
         try:
             yield from self._results_of(pool, list(trials), arguments)
         except BrokenProcessPool:
@@ -138,6 +138,18 @@ class _Work:
         of_epoch = [row["seconds"] / row["epochs"] for row in rows_of(self.folder) if row["block"] == trial.block]
         expected = trial.epochs * max(of_epoch, default=0.0)
         return time.monotonic() + expected > self.deadline
+
+
+def _context() -> BaseContext:
+    """Return the way in which workers start: as forks of a server that imports PyTorch once, where there is one.
+
+    It takes seconds, and a comparison that tunes starts workers for each kind of block.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _start_worker(jobs: int, trusted: tuple[str, ...]) -> None:

@@ -1,0 +1,93 @@
+"""``python -m cgnl`` in processes of their own that start within a moment.
+
+A server imports PyTorch, Lightning and the package once for each process of pytest, and forks itself for each command.
+The command is a real process: it is killed, gets signals and has an exit code as one that a user starts, with an
+environment, a folder and an output of its own. Tests of imports start Python themselves.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["cgnl.cli", "cgnl.training.run", "cgnl.tasks.running", "cgnl.compare.running"])
+
+
+class Command:
+    """``cgnl`` with its arguments, as ``subprocess.Popen`` would have it; ``communicate`` returns output and errors."""
+
+    def __init__(
+        self, *arguments: object, folder: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._output = Path(self._folder.name)
+        given = [str(argument) for argument in arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        self._process = _SERVER.Process(target=_run, args=(given, folder or Path.cwd(), environment, self._output))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("cgnl", timeout or 0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        output, errors = ((self._output / name).read_text() for name in ("output", "errors"))
+        return output, errors
+
+
+def start_group(*arguments: object, processes: int) -> list[Command]:
+    """Start a command in several processes of the CPU, with the variables that torchrun sets for each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    count, shared = str(processes), {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "TORCHELASTIC_RUN_ID": "a test",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return [
+        Command(*arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+
+
+def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    for number, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), number)
+    import torch
+
+    from cgnl.cli import main
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.argv = ["cgnl", *arguments]
+    main()
