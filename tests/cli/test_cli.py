@@ -172,6 +172,15 @@ def test_recipes_lists_every_recipe_by_table(capsys):
     assert "36.2/31.9" in out
 
 
+def test_recipes_say_which_test_clips_wrap_around(capsys):
+    _, out, _ = run(capsys, "recipes")
+    tables = out.split("Table ")
+    wrapping = {table.split()[0] for table in tables if "go on with its beginning, as in the Non-local code" in table}
+    assert wrapping == {"2b", "2d", "4a"}
+    for name, entry in RECIPES.items():
+        assert getattr(entry.make().data, "test_wrap", False) == name.startswith(("ucf101", "mini-kinetics")), name
+
+
 def test_the_smoke_option_needs_no_data(capsys, tmp_path):
     code, out, _ = run(capsys, "train", "cub-resnet50-cgnl", "--smoke", "--run", tmp_path / "run")
     assert code == 0

@@ -167,6 +167,11 @@ def test_frame_folders_whose_counts_differ_are_used_and_listed(tiny_video, tmp_p
     with pytest.raises(DataError, match=r"1 of 2 files .* \(--data.missing-limit\): .*--data.frame-tolerance \(1\)"):
         VideoData(dataclasses.replace(config, frame_tolerance=1)).check()
     assert len(VideoData(dataclasses.replace(config, frame_tolerance=1, missing_limit=0.5)).train_samples) == 1
+    with pytest.raises(
+        DataError, match=r"does not say how many frames .* data.fps \(5\) needs: .* data.folder_fps too"
+    ):
+        VideoData(dataclasses.replace(config, fps=5)).check()
+    VideoData(dataclasses.replace(config, fps=5, folder_fps=25)).check()
 
 
 def test_the_limits_of_missing_and_of_unreadable_videos_are_two(tiny_video, tmp_path):

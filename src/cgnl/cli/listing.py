@@ -20,6 +20,8 @@ def list_recipes(*, smoke: bool) -> None:
         table = Table(title=f"Table {title}" if title else "Our own", title_justify="left", caption_justify="left")
         if detection:
             table.caption = "multiplications of a detector: its backbone alone, for an image with sides 4 : 3"
+        elif any(getattr(entry.make().data, "test_wrap", False) for _, entry in lines):
+            table.caption = "test clips near the end of a video go on with its beginning, as in the Non-local code"
         table.add_column("row" if title else "what it is")
         table.add_column("recipe")
         of_paper = ("paper box/mask AP" if detection else "paper top-1/top-5", "released")

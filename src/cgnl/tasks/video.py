@@ -101,6 +101,8 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         size = view_size(recipe.data)
         metadata = self.metadata(trained, size)
         metadata |= {"num_frames": str(recipe.data.num_frames), "frame_step": str(recipe.data.frame_step)}
+        if recipe.data.fps is not None:
+            metadata["fps"] = str(recipe.data.fps)
         if recipe.network.arch not in ARCHITECTURES:
             return Export((1, 3, recipe.data.num_frames, size, size), ("batch",), metadata)
         # two of the time steps that the strides leave: at one PyTorch may take their number for a constant

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from cgnl.data.decoding import DataError
 from cgnl.data.lists import SampleList, Split, write_rows
 from cgnl.data.transforms import normalise_clip
 from cgnl.data.videos import (
@@ -87,6 +88,13 @@ class VideoData(SampleData[VideoDataConfig]):
             progress=sys.stderr.isatty(),
             frame_pattern=self.config.frame_pattern,
         )
+        if self.config.fps is not None and self.config.folder_fps is None:
+            folders = (path for path, info in index.items() if isinstance(info, VideoInfo) and not info.fps)
+            if (folder := next(folders, None)) is not None:
+                raise DataError(
+                    f"{folder} does not say how many frames it has per second, which data.fps ({self.config.fps:g}) "
+                    "needs: it is a folder of frames, so give data.folder_fps too."
+                )
         self._bad[split].add(
             (place, sample.path, reason)
             for place, sample in enumerate(videos.samples)

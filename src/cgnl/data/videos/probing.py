@@ -101,9 +101,10 @@ def _in_seconds(
     lasts = index.last
     if not _ascends(times):
         # packets of an AVI in another order than their frames: the times are right as a set
-        times = index.times
-        if len(times) != len(decoded or ()) or not _ascends(times):
-            times, lasts, unit = range(len(decoded or ())), 1, 1 / next(iter(rates), 25.0)
+        times = index.times if decoded is None or len(index.times) == len(decoded) else ()
+    if not times or not unit or not _ascends(times):
+        number = len(index.times if decoded is None else decoded)
+        times, lasts, unit = range(number), 1, 1 / next(iter(rates), 25.0)
     seconds = np.array(times, dtype=np.float64) * unit
     last = lasts * unit
     if last <= 0:
