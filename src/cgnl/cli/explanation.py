@@ -41,8 +41,7 @@ def explain(
 
     Args:
         checkpoint: A checkpoint, or a run folder (its best.ckpt, or else its last.ckpt).
-        inputs: Image files; for a video classifier, video files or folders of frames. Of another folder, every image
-            or video in it.
+        inputs: Image files; for a video classifier, video files or folders of frames.
         beside: Show a second network beside the first, for instance one with an NL block.
         at: Start at this position, x,y (pixels of the image) or x,y,frame (frame of the clip, from 0); by default
             where the block's g is strongest, in a figure of a video in its first frame.
@@ -71,10 +70,7 @@ def explain(
     if score:
         _score(networks, data, block, limit, seed, out)
         return
-    from cgnl.tasks import task_of
-
-    task = task_of(next(iter(networks.values())).recipe)
-    truths: dict[Path, str | None] = dict.fromkeys(file for path in inputs for file in task.files_in(path))
+    truths: dict[Path, str | None] = dict.fromkeys(inputs)
     if mistakes:
         truths |= _mistakes(checkpoint, networks, mistakes)
     if not truths:
