@@ -125,7 +125,7 @@ def scan(
                 elif time.monotonic() >= worker.deadline and worker.path is not None:
                     pool.remove(worker)
                     worker.stop()
-                    error = f"takes longer than {timeout:g} seconds to decode"
+                    error = f"takes longer than {timeout:g} second{'s' * (timeout != 1)} to decode"
                     yield Scanned(worker.path, None, error, answered=False)
     finally:
         for worker in pool:

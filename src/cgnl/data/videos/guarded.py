@@ -252,7 +252,7 @@ class _Child:
         while b"\n" not in self._unread and len(self._unread) < _MAX_REPLY:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise _EndedError(f"takes longer than {timeout:g} seconds to decode")
+                raise _EndedError(f"takes longer than {timeout:g} second{'s' * (timeout != 1)} to decode")
             if poll.poll(math.ceil(left * 1000)):
                 data = os.read(pipe, 1 << 16)
                 if not data:
