@@ -84,6 +84,10 @@ def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], out
     sys.path.insert(0, str(folder))
     for number, name in ((1, "output"), (2, "errors")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), number)
+    # a shell ignores some of them for commands in the background, as nohup does
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     import torch
 
     from cgnl.cli import main

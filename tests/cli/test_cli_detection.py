@@ -50,7 +50,7 @@ def test_a_test_set_without_objects_is_told_as_undefined(capsys, flock, tmp_path
     where += [f"--data.test-images={flock / 'val'}", f"--run={tmp_path / 'run'}"]
     code, out, err = run(capsys, "train", "flock-maskrcnn-resnet18-cgnl", *where, *SMALL)
     assert code == 0, err
-    assert f"last epoch: mask AP nan %, box AP nan %  {tmp_path / 'run' / 'last.ckpt'}" in out
+    assert f"last epoch: mask AP –, box AP –  {tmp_path / 'run' / 'last.ckpt'}" in out
     assert "already complete" not in out
 
 
@@ -75,7 +75,7 @@ def test_evaluate_prints_average_precisions_and_writes_cocos_files(capsys, detec
     for kind in ("box", "mask"):
         (line,) = (line for line in out.splitlines() if line.startswith(kind))
         told = [measures[kind][name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
-        assert line.split()[1:] == ["nan" if value is None else f"{value:.2f}" for value in told]
+        assert line.split()[1:] == ["–" if value is None else f"{value:.2f}" for value in told]
     table = out.replace("on the validation split", "on the test split").splitlines()[:3]
     # the same files in a layout of one's own
     moved = shutil.copytree(flock / "val", tmp_path / "moved" / "pictures")

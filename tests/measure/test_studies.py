@@ -15,10 +15,11 @@ from cgnl.cli.arguments import parse_fields, parts_of, take_recipe
 from cgnl.cli.comparison import CompareOptions
 from cgnl.compare.plan import with_block
 from cgnl.measure.memory import output_of_a_fresh_process
+from cgnl.settings.trust import trusting
 from cgnl.tasks.registry import task_of
 
 STUDIES = Path(__file__).parents[2] / "studies"
-OTHERS = ("script", "conv3d_network", "outfits", "evidence")
+OTHERS = ("script", "conv3d_network", "outfits", "evidence", "matrix_block")
 SCRIPTS = sorted(path for path in STUDIES.glob("*.py") if path.stem not in OTHERS)
 NEEDS = {"video_reading": ("cv2", "decord")}
 
@@ -52,14 +53,16 @@ def test_every_table_of_the_evidence_can_be_made(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(STUDIES)
     sets = runpy.run_path(str(STUDIES / "evidence.py"))["SETS"]
     for name, chosen in sets.items():
-        _, recipe, rest = take_recipe("compare", ["image", "--data.root", str(tmp_path), *chosen.options])
-        options = parse_fields("compare image", CompareOptions, recipe, [*rest, "--blocks", *chosen.blocks])
+        _, recipe, rest = take_recipe("compare", [chosen.recipe, "--data.root", str(tmp_path), *chosen.options])
+        options = parse_fields(f"compare {chosen.recipe}", CompareOptions, recipe, [*rest, "--blocks", *chosen.blocks])
         recipe = dataclasses.replace(recipe, **parts_of(options))
         assert chosen.blocks[0] == "none", name
+        shape = (112, 8, 8) if chosen.recipe == "image" else (256, 4, 3, 3)
         for label in chosen.blocks[1:]:
-            own = with_block(recipe, label)
-            block = task_of(own).blocks(own)(2)(112).eval()
-            assert block(torch.ones(1, 112, 8, 8)).shape == (1, 112, 8, 8)
+            with trusting("matrix_block"):
+                own = with_block(recipe, label)
+                block = task_of(own).blocks(own)(len(shape) - 1)(shape[0]).eval()
+            assert block(torch.ones(1, *shape)).shape == (1, *shape)
 
 
 def test_an_outfit_is_a_relation_of_its_two_pictures(tmp_path, monkeypatch):

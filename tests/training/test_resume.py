@@ -194,6 +194,7 @@ def test_a_run_whose_terminal_is_closed_saves_its_state(class_folders, tmp_path)
     arguments = ["-m", "cgnl", "train", *COMMANDS["image"], f"--data.root={class_folders}", f"--run={run}"]
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         os.execv(sys.executable, [sys.executable, *arguments, "--data.workers=1", "--trainer.max-epochs=1000"])
     while not (run / "steps.csv").exists() or len(steps(run)) < 3:
         os.read(terminal, 1 << 16)

@@ -95,6 +95,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_run_gives_the_signals_back_and_keeps_nothing_of_its_network(class_folders, tmp_path, monkeypatch, breaks):
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     before = {number: signal.getsignal(number) for number in numbers}
     networks = []
     starts = RunKeeper.on_train_start
@@ -110,6 +111,7 @@ def test_a_run_gives_the_signals_back_and_keeps_nothing_of_its_network(class_fol
     with pytest.raises(ValueError, match="no more") if breaks else nullcontext():
         train(tiny(class_folders, max_epochs=1), tmp_path / "run", progress=False)
     assert {number: signal.getsignal(number) for number in numbers} == before
+    signal.signal(signal.SIGHUP, ours)
     gc.collect()
     if not breaks:
         # a broken run's error holds on to the frames it came from
@@ -230,7 +232,7 @@ def test_a_run_does_not_go_on_with_other_classes_or_images(finished, class_folde
     with pytest.raises(DataError) as refused:
         train(tiny(changed, max_epochs=3), run, resume=True, progress=False)
     for words in (
-        "test images: 1 with other contents (val/class_0/1.jpg)",
+        "validation images: 1 with other contents (val/class_0/1.jpg)",
         "training images: 1 moved to another class (train/class_1/3.jpg, now train/class_2/three.jpg, from class_1 to "
         "class_2), 1 removed (train/class_0/0.jpg)",
         f"--network.weights {run / 'last.ckpt'} and another --run",
