@@ -5,6 +5,7 @@ The command is a real process: it is killed, gets signals and has an exit code a
 environment, a folder and an output of its own. Tests of imports start Python themselves.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -110,6 +111,7 @@ def _take_environment(environment: Mapping[str, str]) -> None:
 
 
 def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+    gc.freeze()  # as in conftest.py
     _take_environment(environment)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
