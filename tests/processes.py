@@ -5,6 +5,7 @@ The command is a real process: it is killed, gets signals and has an exit code a
 environment, a folder and an output of its own. Tests of imports start Python themselves.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,11 +13,26 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["cgnl.cli", "cgnl.training.run", "cgnl.tasks.running", "cgnl.compare.running"])
+
+
+def _running() -> multiprocessing.context.ForkServerContext:
+    """Return the server, which has imported Triton without its interpreter."""
+    interpreted = os.environ.pop("TRITON_INTERPRET", None)
+    forkserver.ensure_running()
+    if interpreted is not None:
+        os.environ["TRITON_INTERPRET"] = interpreted
+    return _SERVER
 
 
 class Command:
@@ -29,7 +45,7 @@ class Command:
         self._output = Path(self._folder.name)
         given = [str(argument) for argument in arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        self._process = _SERVER.Process(target=_run, args=(given, folder or Path.cwd(), environment, self._output))
+        self._process = _running().Process(target=_run, args=(given, folder or Path.cwd(), environment, self._output))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -77,9 +93,26 @@ def start_group(*arguments: object, processes: int) -> list[Command]:
     ]
 
 
-def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+def in_two_processes(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function of a test file with the process's number, 0 or 1, and the arguments; raise what it raises."""
+    _running()
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+def in_a_process(function: Callable[..., Any], *arguments: object, environment: Mapping[str, str]) -> Any:
+    """Return the result of a function of a test file, whose module is imported in that environment."""
+    with ProcessPoolExecutor(1, _running(), _take_environment, (dict(environment),)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _take_environment(environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+
+
+def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+    gc.freeze()  # as in conftest.py
+    _take_environment(environment)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     for number, name in ((1, "output"), (2, "errors")):
@@ -88,8 +121,6 @@ def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], out
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
-    import torch
-
     from cgnl.cli import main
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 import cgnl
 from cgnl.insertion import inserted_blocks
+from processes import in_two_processes
 
 WORLD_SIZE = 2
 # One block in its module, one around a container.
@@ -82,4 +82,4 @@ def _compare(rank: int, wrap: Callable[[nn.Module], nn.Module], init_file: str) 
 def test_gradients_are_the_mean_of_those_of_each_process(
     wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
-    mp.spawn(_compare, args=(wrap, str(tmp_path / "rendezvous")), nprocs=WORLD_SIZE)
+    in_two_processes(_compare, wrap, str(tmp_path / "rendezvous"))

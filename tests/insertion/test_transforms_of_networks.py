@@ -116,12 +116,6 @@ def test_networks_pickled_by_older_versions(host: Host, monkeypatch: pytest.Monk
     assert "inserted_block" not in str(cgnl.remove_blocks(old).state_dict().keys())
 
 
-def test_compile_with_the_default_backend() -> None:
-    model, x = HOSTS["audio"].make_inserted()
-    torch.compiler.reset()
-    assert_same_step(model.train(), torch.compile(model, fullgraph=True), x)
-
-
 @pytest.mark.parametrize("strict", [False, True])
 @hosts_of_all_kinds
 def test_export(host: Host, strict: bool) -> None:

@@ -386,7 +386,7 @@ def test_siblings_show_each_colour_equally_much(group: list[Species]) -> None:
 # What tells the species apart
 
 SIZE = 96
-DRAWN = 240  # of each species; the odd numbers fit a probe, the even ones score it
+DRAWN = 120  # of each species; the odd numbers fit a probe, the even ones score it
 
 
 class Drawn(NamedTuple):

@@ -26,6 +26,7 @@ from cgnl.networks.checkpoints import CheckpointError
 from cgnl.recipes import RECIPES, load_recipe
 from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.settings.training import OptimizerConfig
+from cgnl.settings.trust import trusting
 from cgnl.tasks import build_network, evaluate, load_trained, predict, train
 from cgnl.training.callbacks import RunKeeper
 from cgnl.training.evaluation import wilson_interval
@@ -288,15 +289,29 @@ def test_options_train(class_folders, tmp_path, changes):
     load_trained(tmp_path / "run")
 
 
+FEW_LAYERS = """
+from torch import nn
+def make_network(num_classes):
+    body = [nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+"""
+
+
 @pytest.mark.slow
-def test_a_compiled_network_trains_as_a_plain_one(class_folders, tmp_path):
+def test_a_compiled_network_trains_as_a_plain_one(class_folders, tmp_path, monkeypatch):
+    # each layer takes the compiler seconds
+    (tmp_path / "fewlayers.py").write_text(FEW_LAYERS)
+    monkeypatch.syspath_prepend(tmp_path)
     losses = []
     for compiled in (False, True):
         run = tmp_path / str(compiled)
-        train(tiny(class_folders, compile=compiled), run, progress=False)
+        recipe = tiny(class_folders, compile=compiled)
+        network = dataclasses.replace(recipe.network, arch="fewlayers.make_network", places=("4",))
+        with trusting("fewlayers"):
+            train(dataclasses.replace(recipe, network=network), run, progress=False)
+            load_trained(run, trust=("fewlayers",))
         with (run / "epochs.csv").open(newline="") as file:
             losses.append(float(next(csv.DictReader(file))["train_loss"]))
-        load_trained(run)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 

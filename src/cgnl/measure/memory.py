@@ -143,12 +143,13 @@ def call_in_a_fresh_process(function: Callable[..., Any], *, mapped: bool = True
 
     The arguments and the result go through JSON; ``mapped`` is as in `output_of_a_fresh_process`.
     """
-    module, setup = function.__module__, "import json, sys"
+    module, setup = function.__module__, "import gc, json, sys"
     if module == "__main__":
         script = Path(inspect.getfile(function)).resolve()
         module, setup = script.stem, f"{setup}; sys.path.insert(0, {str(script.parent)!r})"
     code = (
-        f"{setup}; from {module} import {function.__name__} as function; "
-        "print(json.dumps(function(**json.loads(sys.argv[1]))))"
+        f"{setup}; from {module} import {function.__name__} as function\n"
+        # a measure's `gc.collect` would look through all that was imported; libraries complain of what stays at the end
+        "gc.freeze()\ntry: print(json.dumps(function(**json.loads(sys.argv[1]))))\nfinally: gc.unfreeze()"
     )
     return json.loads(output_of_a_fresh_process(["-c", code, json.dumps(arguments)], mapped=mapped).splitlines()[-1])

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import cgnl
@@ -22,6 +21,7 @@ from cgnl import ops
 from cgnl.blocks.stream import CGNLStream3d
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF, SeriesKernel
 from cgnl.ops.eager import gram
+from processes import in_two_processes
 
 NUM_FRAMES = (1, 3)  # of each process; the test sets others
 TIMEOUT = timedelta(seconds=60)  # where one process waits for the other in vain
@@ -312,4 +312,4 @@ def _check(rank: int, init_file: str, num_frames: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("num_frames", [(1, 3), (0, 4)], ids=str)
 def test_a_split_input_gives_what_one_process_gives(num_frames: tuple[int, int], tmp_path: Path) -> None:
-    mp.spawn(_check, args=(str(tmp_path / "rendezvous"), num_frames), nprocs=2)
+    in_two_processes(_check, str(tmp_path / "rendezvous"), num_frames)

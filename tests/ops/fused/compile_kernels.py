@@ -1,10 +1,5 @@
-"""Compiles every kernel for a device that need not be there, as the operators would launch it; prints JSON.
+"""Compiles every kernel for a device that need not be there, as the operators would launch it."""
 
-Run without TRITON_INTERPRET: ``python compile_kernels.py 90 float16 last``, with ``tf32`` after it for that precision.
-"""
-
-import json
-import sys
 from typing import Any
 
 import torch
@@ -88,14 +83,14 @@ def compiled(launch: Launch, capability: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-if __name__ == "__main__":
-    capability, dtype, layout, *precision = sys.argv[1:]
+def compile_all(capability: int, dtype: str, layout: str, precision: str | None = None) -> list[dict[str, Any]]:
+    """Compile every kernel; call it in a process of its own, in which the kernels are not interpreted."""
     if precision:
-        torch.backends.cuda.matmul.fp32_precision = precision[0]
+        torch.backends.cuda.matmul.fp32_precision = precision
     results = []
     for launch in launches_of_every_operator(getattr(torch, dtype), layout):
-        result = compiled(launch, int(capability))
+        result = compiled(launch, capability)
         results.append(
             {"kernel": result.metadata.name, "shared": result.metadata.shared, "machine_code": len(result.asm["cubin"])}
         )
-    print(json.dumps(results))
+    return results

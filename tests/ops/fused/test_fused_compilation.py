@@ -1,14 +1,12 @@
 """Every kernel compiles for the devices it is meant for, and fits into their shared memory."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from compile_kernels import compile_all
 
 from cgnl.ops.fused import kernels
+from processes import in_a_process
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
@@ -21,11 +19,7 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 def test_every_kernel_compiles(capability, options, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    script = Path(__file__).with_name("compile_kernels.py")
-    command = [sys.executable, str(script), str(capability), *options.split()]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    results = json.loads(run.stdout)
+    results = in_a_process(compile_all, capability, *options.split(), environment=environment)
     assert {result["kernel"] for result in results} == set(kernels.__all__)
     for result in results:
         assert result["machine_code"]

@@ -8,12 +8,12 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fused_cases import DEVICE, Case, assert_close, block_inputs, feature_inputs, random
 
 from cgnl.blocks import CGNL2d
 from cgnl.kernel_functions import DotProduct, EmbeddedGaussian, GaussianRBF
 from cgnl.ops import fused
+from processes import in_two_processes
 
 CASE = Case((2, 16, 3, 5), 8, 2)
 NUM_ROWS = (1, 2)
@@ -67,7 +67,7 @@ def run_process(rank, path, interpreted):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(run_process, (str(tmp_path), DEVICE == "cpu"), nprocs=2)
+    in_two_processes(run_process, str(tmp_path), DEVICE == "cpu")
     of_processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for kernel, *parts in zip(KERNELS, *of_processes, strict=True):
         wholes = (*with_gradients(kernel, None, None), of_blocks(kernel, None, None))
