@@ -143,7 +143,7 @@ def test_the_sample_that_killed_a_worker_is_named(tmp_path):
     images = make_images(tmp_path)
     Image.new("RGB", (4, 4), "white").save(images.samples[6].path)
     dataset = ImageDataset(images, _die_at_the_brightest)
-    loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=collate, timeout=60)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=collate, timeout=10)
     with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
         list(loader)
     assert describe_in_flight(caught.value) == f"The file being read: {images.samples[6].path}."
