@@ -36,7 +36,7 @@ def _running() -> multiprocessing.context.ForkServerContext:
 
 
 class Command:
-    """``cgnl`` with its arguments, as ``subprocess.Popen`` would have it; ``communicate`` returns output and errors."""
+    """``cgnl`` with its arguments, used as a ``subprocess.Popen``; ``communicate`` returns all it wrote, and errors."""
 
     def __init__(
         self, *arguments: object, folder: Path | None = None, environment: Mapping[str, str] | None = None
@@ -55,7 +55,7 @@ class Command:
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
@@ -72,25 +72,39 @@ class Command:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
         output, errors = ((self._output / name).read_text() for name in ("output", "errors"))
-        return output, errors
+        return output + errors, errors
 
 
-def start_group(*arguments: object, processes: int) -> list[Command]:
-    """Start a command in several processes of the CPU, with the variables that torchrun sets for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    count, shared = str(processes), {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {
-        "WORLD_SIZE": count,
-        "LOCAL_WORLD_SIZE": count,
-        "TORCHELASTIC_RUN_ID": "a test",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return [
-        Command(*arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(processes)
-    ]
+class Group:
+    """A command in several processes of the CPU, with the variables that torchrun sets for each."""
+
+    def __init__(self, *arguments: object, processes: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        count, shared = str(processes), {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "TORCHELASTIC_RUN_ID": "a test"}
+        shared["CUDA_VISIBLE_DEVICES"] = ""
+        self._commands = [
+            Command(*arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(processes)
+        ]
+
+    @property
+    def returncode(self) -> int | None:
+        codes = [command.returncode for command in self._commands]
+        return next((code for code in codes if code), None if None in codes else 0)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        for command in self._commands:
+            command.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        outputs, errors = zip(*(command.communicate(timeout) for command in self._commands), strict=True)
+        return "".join(outputs), "".join(errors)
 
 
 def in_two_processes(function: Callable[..., None], *arguments: object) -> None:

@@ -31,8 +31,8 @@ def cgnl(folder, *arguments):
     """Return the output of a command that runs as a user's does, in a folder with a module of theirs."""
     (folder / "imported").unlink(missing_ok=True)
     process = Command(*arguments, folder=folder)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     return output
 
 

@@ -212,7 +212,7 @@ def kill_and_continue(arguments, folder, count):
     process = Command(*arguments)
     lines = folder / "runs.jsonl"
     while not lines.exists() or len(lines.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.kill()
     process.wait()

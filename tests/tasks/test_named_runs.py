@@ -57,7 +57,7 @@ def train(birds: Path, run: Path, name: str, *options: str) -> Command:
 
 
 def finish(process: Command) -> tuple[int | None, str]:
-    output = "".join(process.communicate(timeout=300))
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
@@ -75,7 +75,7 @@ def test_a_run_of_any_network_is_killed_resumed_used_and_exported(name, birds, t
     run = tmp_path / "run"
     process = train(birds, run, name)
     while not (run / "steps.csv").exists() or len((run / "steps.csv").read_text().splitlines()) < 3:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
     process.kill()
     process.wait()

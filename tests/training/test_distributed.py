@@ -14,7 +14,7 @@ from test_resume import DETECTION_SETTINGS, compare, wait_for_lines
 
 from cgnl.cli import main
 from cgnl.training.processes import locked
-from processes import Command, start_group
+from processes import Command, Group
 
 SETTINGS = (
     "--data.format=folders --data.size=48 --data.resize=54 --data.batch-size=8 --data.workers=0 --optimizer.lr=0.01 "
@@ -24,12 +24,16 @@ SETTINGS = (
 ).split()
 
 
+def start(*arguments: str, processes: int) -> Command | Group:
+    return Group(*arguments, processes=processes) if processes > 1 else Command(*arguments)
+
+
 def command(*arguments: str, processes: int) -> str:
-    group = start_group(*arguments, processes=processes) if processes > 1 else [Command(*arguments)]
-    outputs = ["".join(process.communicate(timeout=300)) for process in group]
-    assert not any(process.returncode for process in group), outputs
-    assert "sync_dist" not in "".join(outputs)
-    return "".join(outputs)
+    process = start(*arguments, processes=processes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "sync_dist" not in output
+    return output
 
 
 def by_torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -104,12 +108,10 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits_and_list_a_bad_
     options += ["--network.dropout=0.5", "--trainer.checkpoint-every-n-steps=2"]
     command("train", *options, f"--run={tmp_path / 'reference'}", processes=2)
     run = tmp_path / "run"
-    group = start_group("train", *options, f"--run={run}", processes=2)
-    wait_for_lines(group[0], run / "steps.csv", 4)
-    for process in group:
-        process.kill()
-    for process in group:
-        process.wait()
+    process = start("train", *options, f"--run={run}", processes=2)
+    wait_for_lines(process, run / "steps.csv", 4)
+    process.kill()
+    process.communicate()
     command("train", *options, f"--run={run}", "--resume", processes=2)
     compare(run, tmp_path / "reference")
     assert [row["path"] for row in rows(run / "bad_files.csv")] == [str(bad)]

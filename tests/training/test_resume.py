@@ -19,7 +19,7 @@ from cgnl.recipes import RECIPES
 from cgnl.settings.reading import override
 from cgnl.tasks import train
 from cgnl.training.processes import TrainingStopped
-from processes import Command
+from processes import Command, Group
 
 SETTINGS = (
     "--network.dropout=0.5 --data.format=folders --data.size=32 --data.resize=36 --data.batch-size=4 "
@@ -54,7 +54,7 @@ def start(folders: Path, run: Path, *options: str, task: str = "image") -> Comma
 
 
 def finish(process: Command) -> str:
-    output = "".join(process.communicate(timeout=300))
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -64,9 +64,9 @@ def steps(run: Path) -> list[list[str]]:
         return [row[:4] for row in csv.reader(file)][1:]
 
 
-def wait_for_lines(process: Command, log: Path, lines: int) -> None:
+def wait_for_lines(process: Command | Group, log: Path, lines: int) -> None:
     while not log.exists() or len(log.read_text().splitlines()) <= lines:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
 
 
@@ -177,7 +177,7 @@ def test_a_signal_stops_after_the_step_and_resuming_is_bitwise_the_same(
     process = start(class_folders, run, "--data.workers=2", "--trainer.checkpoint-every-n-steps=1000")
     wait_for_lines(process, run / "steps.csv", 8)
     process.send_signal(number)
-    output = "".join(process.communicate(timeout=120))
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     assert "Traceback" not in output
     assert f"{number.name}: stopping after this step" in output

@@ -380,11 +380,11 @@ def test_a_reader_that_dies_ends_the_run_with_a_plain_error(class_folders, tmp_p
         *["--trainer.max-epochs=1000", "--trainer.log-every-n-steps=1"],
     )
     while not (tmp_path / "run" / "steps.csv").exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
-    output = "".join(process.communicate(timeout=60))
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert "being read" in output
     assert "a process that reads samples died or hangs" in output

@@ -166,11 +166,18 @@ def test_variance_far_from_zero_is_stable():
     assert relative(running[1], variance) < FAR_VARIANCE
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32_BATCH_NORM), (torch.bfloat16, 2e-2)], ids=str)
 @pytest.mark.parametrize(
-    ("samples", "inner", "beta"), [(1, 8, "constant"), (3, 8, "exact"), (1, 260, "exact"), (3, 260, "constant")]
+    ("samples", "inner", "beta", "dtype"),
+    [
+        *((1, 8, "constant", dtype) for dtype in (torch.float32, torch.bfloat16)),
+        *((3, 8, "exact", dtype) for dtype in (torch.float32, torch.bfloat16)),
+        # every further sample of a wide group takes the interpreter a second
+        (2, 260, "constant", torch.float32),
+        (1, 260, "exact", torch.bfloat16),
+    ],
+    ids=str,
 )
-def test_the_part_that_varies_keeps_its_digits(samples, inner, beta, dtype, tolerance):
+def test_the_part_that_varies_keeps_its_digits(samples, inner, beta, dtype):
     """At this gamma it is less than 1e-3 of the branch. Of equal samples the norm leaves nothing else."""
     inputs = [t.detach() for t in inputs_of("batch_norm", Case((1, 16, 5, 3), inner, 2, dtype=dtype))]
     inputs[0] = inputs[0].repeat(samples, 1, 1, 1)
@@ -186,7 +193,7 @@ def test_the_part_that_varies_keeps_its_digits(samples, inner, beta, dtype, tole
     results, reference = (
         [out, *gradients_of(out, [t[i] for i in wanted])] for out, t in ((y, inputs), (expected, exact))
     )
-    assert_close(results, reference, tolerance)
+    assert_close(results, reference, FLOAT32_BATCH_NORM if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("form", ["plain", "affine", "batch_norm"])
