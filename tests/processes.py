@@ -125,6 +125,8 @@ def _take_environment(environment: Mapping[str, str]) -> None:
 
 
 def _run(arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+    # a child of the server would have readers of the server's, which outlive a command that is killed
+    multiprocessing.set_start_method(None, force=True)
     gc.freeze()  # as in conftest.py
     _take_environment(environment)
     os.chdir(folder)

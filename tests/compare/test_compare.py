@@ -293,28 +293,41 @@ def test_mistakes_and_own_blocks_in_processes(class_folders, tmp_path, capsys, m
 
 
 def descendants(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        children = [
+            child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+        ]
+    except OSError:  # it has just ended
+        return []
     return [*children, *(other for child in children for other in descendants(child))]
 
 
-def test_processes_end_with_their_parent(class_folders, tmp_path):
+@pytest.mark.parametrize("readers", [0, 1])
+def test_processes_end_with_their_parent(readers, class_folders, tmp_path, tiny):
+    """Those that train on cached maps, or whole networks with readers of their own."""
     options = ["--blocks", "none", "cgnl", "--seeds=40", "--jobs=2"]
-    process = Command(*command(class_folders, tmp_path, *options))
-    while not (tmp_path / "runs.jsonl").exists():
-        assert process.poll() is None
+    arguments = command(class_folders, tmp_path / "out", *options)
+    if readers:
+        network = [option for option in tiny if "workers" not in option] + [f"--data.workers={readers}"]
+        data = [f"--data.root={class_folders}", f"--out={tmp_path / 'out'}"]
+        arguments = ["compare", "image", *data, *network, *options, "--epochs=3"]
+    process = Command(*arguments)
+    server_and_workers = 1 + 2
+    children = []
+    while not (tmp_path / "out" / "runs.jsonl").exists() or len(children) < server_and_workers + readers:
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    children = descendants(process.pid)
-    assert len(children) >= 2 + 1, "two workers and the server that forks them"
+        children = descendants(process.pid)
     process.kill()
     process.wait()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 30
 
     def lives(child):
         words = Path(f"/proc/{child}/cmdline")
         return words.exists() and words.read_bytes()  # empty once it has ended
 
-    while any(map(lives, children)):
-        assert time.monotonic() < until, "a worker outlives its parent"
+    while left := [child for child in children if lives(child)]:
+        assert time.monotonic() < until, f"of {children}, {left} outlive their parent"
         time.sleep(0.1)
 
 

@@ -154,6 +154,8 @@ def _context() -> BaseContext:
 
 def _start_worker(jobs: int, trusted: tuple[str, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # data loaders start their readers as in any run; readers of a server would outlive a worker that is killed
+    multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _trust.enter_context(trusting(*trusted))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
