@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli import run
 
 from cgnl.cli import main
 
@@ -15,18 +16,6 @@ SMALL = [
     *("--data.size=32", "--data.resize=36", "--data.batch-size=6", "--data.workers=0", "--trainer.max-epochs=2"),
     "--data.format=auto",
 ]
-
-
-def run(capsys, *arguments):
-    """Exit code, output and errors of a command."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as exit:
-        code = exit.code or 0
-    output = capsys.readouterr()
-    assert "Traceback" not in output.err
-    return code, output.out, output.err
 
 
 def train(capsys, root: Path, folder: Path, *options):

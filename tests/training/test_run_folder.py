@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -226,3 +227,27 @@ def test_curves_that_cannot_be_written_end_in_one_line(tmp_path, capsys):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert said == ["TensorBoard's curves end here: File too large"] * 2
     assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def test_only_the_thread_of_the_curves_is_quiet(monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: seen.append(failed.exc_type))
+
+    class OfCurves(threading.Thread):
+        __module__ = "tensorboard.summary.writer.event_file_writer"
+
+    def fail(error, kind):
+        def run():
+            raise error
+
+        thread = kind(target=run)
+        thread.start()
+        thread.join()
+
+    with quiet_curves():
+        fail(OSError("full"), OfCurves)
+        assert not seen
+        fail(OSError("full"), threading.Thread)
+        fail(ZeroDivisionError(), OfCurves)
+    fail(OSError("full"), OfCurves)
+    assert seen == [OSError, ZeroDivisionError, OSError]

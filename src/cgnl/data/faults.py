@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
-from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, VIDEO_SUFFIXES, SampleList
+from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, VIDEO_SUFFIXES, SampleList, is_left_out
 
 Rows = list[tuple[Path, str]]
 K = TypeVar("K")
@@ -116,7 +116,7 @@ def kinds_below(folders: Collection[Path]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for folder in folders:
         for _, names, files in os.walk(folder):
-            names[:] = [name for name in names if not name.startswith(".") and name != "__MACOSX"]
+            names[:] = [name for name in names if not is_left_out(name)]
             suffixes = (Path(name).suffix.lower() for name in files if not name.startswith("."))
             counts.update(
                 "images" if suffix in IMAGE_SUFFIXES else "videos" if suffix in VIDEO_SUFFIXES else "others"
@@ -130,7 +130,7 @@ def left_out_below(folders: Collection[Path]) -> Rows:
     rows = []
     for folder in folders:
         for parent, names, _ in os.walk(folder):
-            left_out = sorted(name for name in names if name.startswith(".") or name == "__MACOSX")
+            left_out = sorted(filter(is_left_out, names))
             names[:] = [name for name in names if name not in left_out]
             rows += [(Path(parent, name), "is no class folder (ignored)") for name in left_out]
     return rows

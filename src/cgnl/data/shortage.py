@@ -5,7 +5,6 @@ This imports no PyTorch.
 
 import errno
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,10 +59,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def reporting_full_disk(run: Path) -> Iterator[None]:
-    """Raise DataError where the disk of a run's folder is full: before it resumes, or as soon as a write fails.
-
-    TensorBoard writes in a thread, whose traceback is not printed.
-    """
+    """Raise DataError where the disk of a run's folder is full: before it resumes, or as soon as a write fails."""
     last = run / "last.ckpt"
     free, needed = (shutil.disk_usage(run).free, last.stat().st_size) if last.exists() else (0, 0)
     if free < needed:
@@ -71,21 +67,12 @@ def reporting_full_disk(run: Path) -> Iterator[None]:
             f"the disk of {run} has {free / 1e6:.1f} MB free, but a checkpoint takes {needed / 1e6:.1f} MB beside the "
             "earlier one: free some space. last.ckpt is whole"
         )
-    before = threading.excepthook
-
-    def hook(arguments: Any) -> None:
-        if not is_disk_full(arguments.exc_value):
-            before(arguments)
-
-    threading.excepthook = hook
     try:
         yield
     except OSError as error:
         if not is_disk_full(error) or error.filename is not None:
             raise
         raise DataError(f"the disk of {run} is full ({error.strerror}); the checkpoints in it are whole") from error
-    finally:
-        threading.excepthook = before
 
 
 def _first_line(error: BaseException) -> str:

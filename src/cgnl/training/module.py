@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from cgnl.data.decoding import DataError
 from cgnl.insertion import inserted_blocks
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig
+from cgnl.settings.words import counted
 from cgnl.training.schedule import learning_rate_factor
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -161,7 +162,7 @@ def naming_small_batches(images: Sequence[Tensor], bad: Sequence[tuple[int, Path
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        size = f"{len(images)} sample{'s' * (len(images) > 1)} of {' x '.join(map(str, images[0].shape[1:]))}"
+        size = f"{counted(len(images), 'sample')} of {' x '.join(map(str, images[0].shape[1:]))}"
         if bad:
             named = "; ".join(f"{path} {reason}" for _, path, reason in bad[:3]) + "; ..." * (len(bad) > 3)
             raise DataError(

@@ -100,8 +100,8 @@ def _faults_of_json(images: DetectionList) -> Iterator[tuple[Path, str]]:
         yield images.source, "has no annotations, so there is no object to learn or to find"
     else:
         crowds = sum(images.num_crowds)
-        words = f"{crowds} annotation{'s' * (crowds > 1)} of crowds (iscrowd) alone"
-        yield images.source, f"has {words}, and no object to learn or to find"
+        words = counted(crowds, "annotation")
+        yield images.source, f"has {words} of crowds (iscrowd) alone, and no object to learn or to find"
 
 
 def _repeated_keys(source: Path) -> list[str]:

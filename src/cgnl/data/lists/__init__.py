@@ -7,6 +7,7 @@ from cgnl.data.lists.reading import (
     class_parts,
     files_below,
     has_class_folders,
+    is_left_out,
     labelled_lines,
     listed,
     read_classes,
@@ -31,7 +32,7 @@ __all__ = [
     "COCO_EXPORT", "IMAGE_SUFFIXES", "SPLIT_FOLDERS", "SPLIT_WORDS", "VIDEO_SUFFIXES", "BadFiles", "Inside",
     "NoSplitError", "Sample", "SampleList", "Split", "allowed_missing", "changes", "check_folder", "check_missing",
     "class_folders", "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint",
-    "has_class_folders", "has_parts", "inner_data", "integer", "labelled_lines", "listed", "path_below",
+    "has_class_folders", "has_parts", "inner_data", "integer", "is_left_out", "labelled_lines", "listed", "path_below",
     "read_classes", "read_table", "readable", "seen_in", "shown", "split_folder", "text_lines", "write_missing",
     "write_rows",
 ]  # fmt: skip

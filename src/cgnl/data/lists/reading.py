@@ -206,16 +206,16 @@ def _files_of_classes(
     ignored = {folder / name: "is a class folder without files" for name, paths in files.items() if not paths}
     beside = 0
     for entry in os.scandir(folder):
-        if _is_left_out(entry.name) and entry.is_dir():
+        if is_left_out(entry.name) and entry.is_dir():
             ignored[Path(entry.path)] = "is no class folder"
         elif not entry.is_dir() and Path(entry.name).suffix.lower() in suffixes and not entry.name.startswith("."):
             beside += 1
     if beside and folder != root:
-        ignored[folder] = f"holds {beside} file{'s' * (beside > 1)} beside the class folders"
+        ignored[folder] = f"holds {counted(beside, 'file')} beside the class folders"
     return {name: paths for name, paths in files.items() if paths}, dict(sorted(ignored.items()))
 
 
-def _is_left_out(name: str) -> bool:
+def is_left_out(name: str) -> bool:
     """Tell whether a folder's name is hidden, or that of the folder that macOS adds to zip archives."""
     return name.startswith(".") or name == "__MACOSX"
 
@@ -223,7 +223,7 @@ def _is_left_out(name: str) -> bool:
 def _class_names(folder: Path | None) -> list[str]:
     if folder is None:
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_left_out(entry.name))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_left_out(entry.name))
 
 
 def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
@@ -242,7 +242,7 @@ def _walk(root: Path, folder: Path, suffixes: Collection[str], above: tuple[str,
     if own and own in above:  # a link to a folder around it
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if _is_left_out(entry.name):
+        if is_left_out(entry.name):
             continue
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=follows_links()):
