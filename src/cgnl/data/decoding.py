@@ -44,6 +44,9 @@ _NAMES_OF_OTHERS: Signatures = (
 )
 _follow_links: ContextVar[bool] = ContextVar("follow_links", default=False)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+# Windows knows only the last flag and no SIGKILL
+_READ_ONLY = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+_SIGKILL = 9
 AnyPath = str | os.PathLike[str]
 
 
@@ -72,7 +75,7 @@ def open_regular(path: AnyPath) -> BinaryIO:
         # Looked at before it is opened, as opening a device can already act on it; and once more when open,
         # as the name may have been given to something else in between.
         if stat.S_ISREG(Path(path).stat().st_mode):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(path, _READ_ONLY)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return os.fdopen(descriptor, "rb")
             os.close(descriptor)
@@ -145,7 +148,7 @@ def death_in_words(code: int) -> str:
     >>> death_in_words(-11), death_in_words(3)
     ('SIGSEGV', 'exit code 3')
     """
-    if code == -signal.SIGKILL:
+    if code == -_SIGKILL:
         return "SIGKILL, perhaps for lack of memory"
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 

@@ -9,8 +9,8 @@ everything, in whole pages, and needs a process whose allocator returns every fr
 import gc
 import inspect
 import json
+import mmap
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +72,12 @@ def peak_allocated(run: Callable[[], object], device: str) -> int:
 
 
 def peak_resident(run: Callable[[], object]) -> int:
-    """Return how far this process's resident set rises at most while something runs (bytes)."""
+    """Return how far this process's resident set rises at most while something runs (bytes).
+
+    Raises RuntimeError on other systems than Linux, which do not tell it.
+    """
+    if not sys.platform.startswith("linux"):
+        raise RuntimeError(f"the peak of resident memory is measured on Linux alone, not on {sys.platform}")
     gc.collect()
     forget_peak()
     before = resident_bytes()
@@ -84,7 +89,7 @@ def peak_resident(run: Callable[[], object]) -> int:
 def resident_bytes() -> int:
     """Return the process's resident set."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    return pages * mmap.PAGESIZE
 
 
 def peak_bytes() -> int:

@@ -20,7 +20,7 @@ from cgnl.training.checkpoint import BEST, LAST
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.output import leave_closed_terminal
-from cgnl.training.processes import STOPPING, TrainingStopped, gathered
+from cgnl.training.processes import HANGUP, STOPPING, TrainingStopped, gathered
 from cgnl.training.trained import FORMAT
 
 # Steps skipped one after the other that may be due to single samples; more are a sign of ruined weights.
@@ -219,7 +219,7 @@ class RunKeeper(Checkpoint):
         # every signal the handler back that it had before
         for number in STOPPING:
             # nohup ignores the end of the terminal, and so does the run then
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         if self._random_state is not None:
             _restore_random_state(self._random_state)
@@ -243,7 +243,7 @@ class RunKeeper(Checkpoint):
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
-        if number == signal.SIGHUP:
+        if number == HANGUP:
             leave_closed_terminal()
         self.say(
             f"{signal.Signals(number).name}: stopping after this step or test; a second one stops at once, unsaved"
@@ -398,13 +398,19 @@ class RunKeeper(Checkpoint):
 
 def _random_state() -> list[Tensor]:
     """Return the states of the generators that dropout draws from: the CPU's and, if there is one, the GPU's."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+    gpu = _gpu()
+    return [torch.get_rng_state(), *([gpu.get_rng_state()] if gpu else [])]
 
 
 def _restore_random_state(states: Sequence[Tensor]) -> None:
     torch.set_rng_state(states[0])
-    if len(states) > 1 and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(states[1])
+    if len(states) > 1 and (gpu := _gpu()):
+        gpu.set_rng_state(states[1])
+
+
+def _gpu() -> Any:
+    """Return PyTorch's module for the kind of GPU that is in use, if any."""
+    return torch.cuda if torch.cuda.is_initialized() else torch.mps if torch.mps.is_available() else None
 
 
 class RunProgressBar(RichProgressBar):

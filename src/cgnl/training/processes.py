@@ -17,8 +17,10 @@ from typing import Any
 from cgnl.data.decoding import DataError
 from cgnl.files import make_folders
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that stop a training run, saved."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Signals that stop a training run, saved; Windows does not have all of them."""
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Signal that says that the terminal is closed."""
 
 LACK_OF_MEMORY = (
     "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size if it did"
@@ -54,7 +56,9 @@ def locked(folder: Path) -> Iterator[None]:
 
     make_folders(folder)
     path = folder / ".lock"
-    owner = path.read_text(errors="replace").strip() if path.exists() else ""
+    owner = ""
+    with suppress(OSError):  # there is none yet, or Windows lets nobody read what is locked
+        owner = path.read_text(errors="replace").strip()
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()

@@ -215,7 +215,12 @@ def make_trainer(config: TrainerConfig, **options: Any) -> pl.Trainer:
 
 
 def _uses_gpus(config: TrainerConfig) -> bool:
-    return torch.cuda.is_available() and config.accelerator != "cpu"
+    return _num_gpus() > 0 and config.accelerator != "cpu"
+
+
+def _num_gpus() -> int:
+    # a Mac has one
+    return torch.cuda.device_count() or int(torch.mps.is_available())
 
 
 def _processes(config: TrainerConfig) -> tuple[int | Literal["auto"], int, bool]:
@@ -223,17 +228,15 @@ def _processes(config: TrainerConfig) -> tuple[int | Literal["auto"], int, bool]
     gpus = _uses_gpus(config)
     if config.accelerator == "gpu" and not gpus:
         raise ValueError("trainer.accelerator is gpu, but PyTorch finds no GPU here")
-    if gpus and config.devices and config.devices > torch.cuda.device_count():
-        raise ValueError(
-            f"trainer.devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs here"
-        )
+    if gpus and config.devices and config.devices > _num_gpus():
+        raise ValueError(f"trainer.devices is {config.devices}, but PyTorch finds {_num_gpus()} GPUs here")
     devices: int | Literal["auto"] = config.devices or ("auto" if gpus else 1)
     nodes = config.nodes
     if "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun says how many processes it has started, here and in all
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
-    return devices, nodes, nodes > 1 or (devices != 1 and not (devices == "auto" and torch.cuda.device_count() == 1))
+    return devices, nodes, nodes > 1 or (devices != 1 and not (devices == "auto" and _num_gpus() == 1))
 
 
 def _check_can_run(recipe: Recipe) -> None:

@@ -68,8 +68,8 @@ def refusing_outputs_not_finite(detector: nn.Module, path: Path) -> Iterator[Non
 
 
 def default_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU where there is one (CUDA, or Apple's mps), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
 
 
 def run_entry(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

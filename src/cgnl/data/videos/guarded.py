@@ -2,10 +2,10 @@
 
 The reader works where multiprocessing does not, in the (daemonic) workers of a data loader: the process is started as a
 program. Requests and replies are lines of JSON through its standard input and output, frames come through a file in
-memory that both have opened; nothing that the decoding process says is unpickled.
+memory that both have opened; nothing that the decoding process says is unpickled. Windows has none of what that takes:
+there the process that asks decodes the videos itself.
 """
 
-import fcntl
 import json
 import math
 import mmap
@@ -29,6 +29,11 @@ from cgnl.data.videos.decoding import VideoInfo, checked_indices, frame_times, p
 from cgnl.data.videos.streams import Pieces
 from cgnl.settings.checks import within
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 _START_SECONDS = 120.0
 _MAX_REPLY = 1 << 20
@@ -51,7 +56,7 @@ class GuardedReader:
         if timeout <= 0:
             raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
         self.timeout, self.frame_pattern = timeout, frame_pattern
-        self._child: _Child | None = None
+        self._child: _Child | _Direct | None = None
 
     def read(self, path: AnyPath, indices: Sequence[int]) -> tuple[np.ndarray, int]:
         """Read frames of a video by number, with arguments, results and errors of :func:`cgnl.data.videos.read_frames`.
@@ -91,11 +96,11 @@ class GuardedReader:
         """
         return self._asked(path, lambda child: child.times(path))
 
-    def _asked(self, path: AnyPath, ask: Callable[["_Child"], T]) -> T:
+    def _asked(self, path: AnyPath, ask: Callable[["_Child | _Direct"], T]) -> T:
         if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
             self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
-            self._child = _Child(self.timeout, self.frame_pattern)
+            self._child = _Child(self.timeout, self.frame_pattern) if _can_guard() else _Direct(self.frame_pattern)
         try:
             return ask(self._child)
         except BadFileError:
@@ -321,10 +326,44 @@ def _memory_file() -> int:
         with tempfile.TemporaryFile() as temporary:
             file = os.dup(temporary.fileno())
     os.ftruncate(file, _SLOTS * _SLOT_BYTES)
-    if hasattr(fcntl, "F_ADD_SEALS"):
+    if fcntl is not None and hasattr(fcntl, "F_ADD_SEALS"):
         # If the other process could cut it short, reading what is mapped would end this one.
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return file
+
+
+def _can_guard() -> bool:
+    """Return whether this system has what a process of its own takes; Windows has none of it."""
+    return fcntl is not None and hasattr(select, "poll") and hasattr(signal, "setitimer")
+
+
+class _Direct:
+    """The decoder in this process, with the methods of :class:`_Child`; nothing stops a video that crashes or hangs."""
+
+    def __init__(self, frame_pattern: str | None) -> None:
+        self.owner, self._pattern = os.getpid(), frame_pattern
+
+    def read(self, path: AnyPath, numbers: list[int]) -> tuple[np.ndarray, int]:
+        return read_into(path, numbers, _array, self._pattern)
+
+    def probe(self, path: AnyPath) -> VideoInfo:
+        return probe(path, self._pattern)
+
+    def times(self, path: AnyPath) -> np.ndarray:
+        return frame_times(path)
+
+    def read_pieces(self, path: AnyPath, numbers: list[int], size: int, take: Callable[[int, np.ndarray], None]) -> int:
+        return len(read_pieces(path, numbers, Pieces(size, _array, take), self._pattern))
+
+    def ended(self) -> bool:
+        return False
+
+    def stop(self) -> None:
+        pass
+
+
+def _array(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
 
 
 class _Server:

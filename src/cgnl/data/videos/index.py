@@ -1,7 +1,6 @@
 """Length and size of the videos of a data set, found once and kept in a file beside them."""
 
 import csv
-import fcntl
 import hashlib
 import logging
 import math
@@ -9,10 +8,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock
 
 from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.scanning import scan_with_bar
@@ -124,16 +125,14 @@ def _known(
 def _alone(index: Path) -> Iterator[None]:
     """Wait until no other process of this machine makes this index."""
     key = hashlib.blake2b(os.fsencode(index.absolute()), digest_size=8).hexdigest()
+    lock = FileLock(Path(tempfile.gettempdir(), f"cgnl-{key}.lock"))
+    # another user's, or no such folder: the work is done twice then, and the index is still whole
+    with suppress(OSError):
+        lock.acquire()
     try:
-        lock = os.open(Path(tempfile.gettempdir(), f"cgnl-{key}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError:  # another user's, or no such folder: the work is done twice then, and the index is still whole
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _state(path: Path, frame_pattern: str | None) -> _State | None:
