@@ -96,9 +96,9 @@ def left(run: Path) -> dict:
         for key, value in sorted(checkpoint["state_dict"].items()):
             digest.update(key.encode() + value.numpy().tobytes())
         found[name] = [digest.hexdigest(), checkpoint["cgnl"]["best"], checkpoint["cgnl"]["step"]]
-    for name in ("epochs.csv", "steps.csv"):
+    for name in ("epochs.csv", "steps.csv", "blocks.csv"):
         with (run / name).open(newline="") as file:
-            found[name] = [row[:-1] for row in csv.reader(file)]
+            found[name] = [row if name == "blocks.csv" else row[:-1] for row in csv.reader(file)]
     return found
 
 

@@ -10,14 +10,16 @@ import pytest
 
 from cgnl.tasks import evaluate, load_trained
 
-# At the last write of best.ckpt and of last.ckpt, whose score is the best again; and of a log. All were tried.
-POINTS = {"kill": [31, 32], "full": [11, 32]}
+# At the last write of best.ckpt and of last.ckpt, whose score is the best again; and of logs. All were tried.
+POINTS = {"kill": [35, 36, 38], "full": [11, 36, 38]}
 LAST_EPOCH = [
+    "flush blocks.csv",
     "flush epochs.csv",
     "flush .best.ckpt.part",
     "rename best.ckpt",
     "flush .last.ckpt.part",
     "rename last.ckpt",
+    "flush blocks.csv",
 ]
 
 
@@ -33,10 +35,10 @@ def test_a_run_stopped_at_a_write_and_resumed_ends_as_an_unbroken_one(class_fold
         check=True,
     )
     reference, *broken = map(json.loads, done.stdout.splitlines())
-    assert reference["events"][-5:] == LAST_EPOCH
-    assert len(reference["events"]) == 34
+    assert reference["events"][-7:] == LAST_EPOCH
+    assert len(reference["events"]) == 39
     kept = reference["left"]
-    assert kept["files"] == ["best.ckpt", "epochs.csv", "last.ckpt", "recipe.yaml", "steps.csv"]
+    assert kept["files"] == ["best.ckpt", "blocks.csv", "epochs.csv", "last.ckpt", "recipe.yaml", "steps.csv"]
     assert len(broken) == len(POINTS[kind])
     for run in broken:
         assert run["code"] == (-9 if kind == "kill" else 2), run["said"]

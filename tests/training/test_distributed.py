@@ -74,6 +74,12 @@ def test_two_processes_take_the_steps_of_one(runs):
     losses = [[float(row["train_loss"]) for row in rows(runs / str(n) / "epochs.csv")] for n in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][1] < losses[0][0]
+    blocks = [rows(runs / str(n) / "blocks.csv") for n in (1, 2)]
+    assert [row["block"] for row in blocks[0]] == [row["block"] for row in blocks[1]]
+    for name in ("branch_over_x", "s_cv", "norm_weight", "score_without"):
+        found, expected = ([float(row[name]) for row in some if row[name]] for some in blocks)
+        assert found == pytest.approx(expected, rel=1e-2)
+        assert found
 
 
 @pytest.mark.slow

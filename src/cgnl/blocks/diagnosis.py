@@ -236,16 +236,72 @@ def _recorded(block: nn.Module, path: str, record: list[_Calls], part: slice) ->
     count = part.stop - part.start
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-        x = _input(args, kwargs)
-        if len(x) % count:
-            raise ValueError(f"block {path!r} must see all samples equally often, not {len(x)} maps of {count} samples")
-        wide = x.to(sum_dtype(x.dtype))
-        branch, size = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (output - wide, wide))
-        ratios = torch.where(branch > 0, branch / size, 0.0)
-        z = sums_of(block, x).cpu().unflatten(0, (count, -1)) if isinstance(block, CompactBlock) else None
-        calls.append((ratios.cpu().unflatten(0, (count, -1)), z))
+        ratios, z = _of_call(block, _input(args, kwargs), output)
+        if len(ratios) % count:
+            raise ValueError(
+                f"block {path!r} must see all samples equally often, not {len(ratios)} maps of {count} samples"
+            )
+        calls.append((ratios.unflatten(0, (count, -1)), None if z is None else z.unflatten(0, (count, -1))))
 
     return block.register_forward_hook(hook, with_kwargs=True)
+
+
+def _of_call(block: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return |output - x| / |x| of each map, [B], and the sums of a compact block, [B, G, P + 1], on the CPU."""
+    wide = x.detach().to(sum_dtype(x.dtype))
+    branch, size = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (output.detach() - wide, wide))
+    with torch.no_grad():
+        z = sums_of(block, x).cpu() if isinstance(block, CompactBlock) else None
+    return torch.where(branch > 0, branch / size, 0.0).cpu(), z
+
+
+class Tally:
+    """How much a block changed the maps that it has seen, and how much its sums differed between them.
+
+    It keeps totals alone, so that it can watch a whole test, and those of several processes add up.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.branch_over_x = 0, 0.0
+        self._s: Tensor = torch.zeros(())
+        self._s2: Tensor = torch.zeros(())
+
+    def watch(self, block: nn.Module) -> AbstractContextManager[Any]:
+        """Add what a block does, until the context ends or its ``remove`` is called."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            ratios, z = _of_call(block, _input(args, kwargs), output)
+            self.count += len(ratios)
+            self.branch_over_x += ratios.double().sum().item()
+            if z is not None:
+                s = _first_sums(block, z).double()
+                self._s, self._s2 = self._s + s.sum(0), self._s2 + (s * s).sum(0)
+
+        handle: AbstractContextManager[Any] = block.register_forward_hook(hook, with_kwargs=True)
+        return handle
+
+    def __add__(self, other: "Tally") -> "Tally":
+        total = Tally()
+        total.count, total.branch_over_x = self.count + other.count, self.branch_over_x + other.branch_over_x
+        total._s, total._s2 = self._s + other._s, self._s2 + other._s2
+        return total
+
+    def numbers(self) -> dict[str, float]:
+        """Return ``branch_over_x`` and ``s_cv`` as in `Diagnosis`, NaN where there is none."""
+        if not self.count:
+            return {"branch_over_x": math.nan, "s_cv": math.nan}
+        mean = self._s / self.count
+        spread = (self._s2 / self.count - mean**2).clamp(min=0).sqrt()
+        cv = (spread / mean.abs()).mean().item() if mean.dim() else math.nan
+        return {"branch_over_x": self.branch_over_x / self.count, "s_cv": cv if math.isfinite(cv) else math.nan}
+
+
+def without(blocks: Iterable[nn.Module]) -> AbstractContextManager[Any]:
+    """Let blocks return their input until the context ends."""
+    stack = ExitStack()
+    for block in blocks:
+        stack.enter_context(swapped(block, forward=_copied))
+    return stack
 
 
 def _joined(path: str, record: list[_Calls]) -> tuple[Tensor, Tensor | None]:
@@ -262,10 +318,15 @@ def _numbers(block: Any, ratios: Tensor, sums: Tensor | None) -> tuple[float, fl
     """Return s_cv, s_positive and branch_over_x of a block."""
     cv = positive = math.nan
     if sums is not None:
-        s = sums[..., next((p for p, a2 in enumerate(block.kernel.coefficients) if p and a2), 0)].double()
+        s = _first_sums(block, sums).double()
         cv = (s.std(0, correction=0) / s.mean(0).abs()).mean().item()
         positive = (s > 0).double().mean().item()
     return cv, positive, ratios.double().mean().item()
+
+
+def _first_sums(block: Any, sums: Tensor) -> Tensor:
+    """Return s, one of the sums [..., G, P + 1] (see `Diagnosis`)."""
+    return sums[..., next((p for p, a2 in enumerate(block.kernel.coefficients) if p and a2), 0)]
 
 
 def _mean(numbers: Iterable[float]) -> float | None:

@@ -229,7 +229,7 @@ class RunKeeper(Checkpoint):
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         if trainer.is_global_zero:
             self.write_recipe()
-            for name in ("steps.csv", "epochs.csv"):
+            for name in ("steps.csv", "epochs.csv", "blocks.csv"):
                 _cut_back(self.run / name, trainer.global_step)
             # their steps are counted before they are taken
             _cut_back(self.run / "skipped_steps.csv", trainer.global_step - 1)

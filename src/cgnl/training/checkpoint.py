@@ -32,7 +32,7 @@ from cgnl.networks.checkpoints import CheckpointError, read_checkpoint_file
 from cgnl.training.trained import run_entry
 
 LAST, BEST = "last.ckpt", "best.ckpt"
-FILES = (LAST, BEST, "recipe.yaml", "steps.csv", "epochs.csv", "skipped_steps.csv")
+FILES = (LAST, BEST, "recipe.yaml", "steps.csv", "epochs.csv", "blocks.csv", "skipped_steps.csv")
 """Files that show that a folder holds a run."""
 LISTS = ("missing_files.csv", "bad_files.csv", "damaged_videos.csv", "bad_annotations.csv")
 """Lists of bad data in a run's folder. They alone are no run: a first try that failed may have left them."""

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -19,10 +20,13 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 from torch import nn
 
+from cgnl.blocks.diagnosis import without
 from cgnl.data.decoding import DataError
+from cgnl.insertion import inserted_blocks
 from cgnl.settings.image import Recipe
 from cgnl.settings.reading import from_dict, to_dict
 from cgnl.settings.training import TrainerConfig
+from cgnl.settings.words import percent
 from cgnl.training.callbacks import FiniteGuard, RunKeeper, RunProgressBar
 from cgnl.training.checkpoint import (
     BEST,
@@ -40,6 +44,7 @@ from cgnl.training.output import Curves, SteadyOutput, quiet_curves
 from cgnl.training.processes import end_together, is_first_process, locked, reporting_dead_readers
 from cgnl.training.task import Task
 from cgnl.training.trained import FORMAT
+from cgnl.training.watching import BlockWatch
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,9 @@ def _fit(
     say(data.summary())
     if note := task.note(recipe):
         say(note)
-    callbacks: list[Callback] = [guard, keeper]
+    # a compiled network runs without hooks
+    watch = BlockWatch(run, {} if config.compile else inserted_blocks(network), config.max_steps)
+    callbacks: list[Callback] = [guard, keeper, *[watch] * bool(watch.blocks)]
     if config.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if progress and console.is_terminal:
@@ -143,16 +150,42 @@ def _fit(
     )
     with reporting_dead_readers(), quiet_curves():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
+        if watch.blocks and (scores or watch.lacks_score(trainer.global_step)):
+            _say_what_blocks_do(watch, trainer, module, data, config, say)
     end_together()
     troubles = data.troubles()
     troubles += [f"steps with a non-finite loss or gradient: {guard.skipped}"] * bool(guard.skipped)
     if troubles:
         say(f"problems: {', '.join(troubles)} (lists are in {run})")
-    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     best = run / BEST if (run / BEST).exists() else None
-    scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}
     chosen_on = f"{'validation' if data.has_own_test else 'held-out'} {data.noun}s"
     return RunResult(run / LAST, best, scores, keeper.best if best else None, chosen_on)
+
+
+def _say_what_blocks_do(
+    watch: BlockWatch,
+    trainer: pl.Trainer,
+    module: TrainingModule,
+    data: SampleData[Any],
+    config: TrainerConfig,
+    say: Callable[[str], None],
+) -> None:
+    """Test the network once more, without its blocks, and say the score, and which blocks do next to nothing."""
+    runner = make_trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with without(watch.blocks.values()):
+        (found,) = runner.validate(module, datamodule=data, verbose=False)
+    key, name = next(iter(module.reported.items()))
+    watch.write_score(trainer, found[key])
+    blocks, them = ("block", "it") if len(watch.blocks) == 1 else ("blocks", "them")
+    known = trainer.callback_metrics.get(key)
+    say(
+        f"without the {blocks}: {name} {percent(found[key])}"
+        + ("" if known is None else f" (with {them} {percent(float(known))})")
+    )
+    for sentence in watch.idle():
+        say(sentence)
 
 
 def _take_up(state: RunState, keeper: RunKeeper) -> Path:
