@@ -12,7 +12,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/blocks.md", "docs/insertion.md", "docs/video.md", "docs/detection.md", "docs/explain.md"],
+    [
+        "README.md",
+        "docs/blocks.md",
+        "docs/insertion.md",
+        "docs/video.md",
+        "docs/detection.md",
+        "docs/explain.md",
+        "docs/python.md",
+    ],
 )
 def test_python_examples_run_in_order(name):
     examples = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
