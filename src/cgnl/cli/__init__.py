@@ -25,6 +25,7 @@ from cgnl.cli.arguments import check_addresses, parse_fields, parts_of, take_rec
 from cgnl.cli.benchmark import benchmark
 from cgnl.cli.comparison import compare
 from cgnl.cli.conversion import convert
+from cgnl.cli.embedding import embed
 from cgnl.cli.evaluation import evaluate
 from cgnl.cli.explanation import explain
 from cgnl.cli.options import (
@@ -294,6 +295,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "embed": embed,
     "explain": explain,
     "compare": compare,
     "data": data,

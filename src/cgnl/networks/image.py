@@ -20,6 +20,7 @@ from cgnl.settings.checks import within
 
 try:
     from torchvision import models
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 except ImportError as error:
     raise ImportError("cgnl.networks.image needs torchvision: pip install 'cgnl[train]'") from error
 
@@ -35,6 +36,26 @@ _PLACES = {
     "resnet152": {1: ["layer3.34"], 5: ["layer2.3", "layer2.7", "layer3.11", "layer3.23", "layer3.35"]},
 }
 ARCHITECTURES = tuple(_PLACES)
+_LAYERS: dict[str, tuple[Any, list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+
+
+class ResNet(models.ResNet):
+    """torchvision's ResNet, whose last map can be had by itself, as from timm's networks."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last map [B, C, H / 32, W / 32] of images [B, 3, H, W]; its mean over positions is classified."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, K] of images [B, 3, H, W]."""
+        return self.fc(self.avgpool(self.forward_features(x)).flatten(1))
 
 
 class DropoutLinear(nn.Linear):
@@ -84,7 +105,7 @@ def resnet(
     places: Sequence[str] = (),
     trust: Collection[str] = (),
     **options: Any,
-) -> models.ResNet:
+) -> ResNet:
     """Build a ResNet with blocks after the residual blocks that the paper names.
 
     ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` and ``resnet152`` are this function with ``arch``
@@ -109,8 +130,8 @@ def resnet(
             channel count.
 
     Returns:
-        The network, from images [B, 3, H, W] to logits [B, K]. Its state dict is torchvision's and the keys
-        of the blocks, which have ``inserted_block`` in them.
+        The network, from images [B, 3, H, W] to logits [B, K]; its ``forward_features`` gives the last map. Its state
+        dict is torchvision's and the keys of the blocks, which have ``inserted_block`` in them.
 
     Raises:
         ValueError: An argument has a value that it must not have.
@@ -142,9 +163,7 @@ resnet101 = partial(resnet, "resnet101")
 resnet152 = partial(resnet, "resnet152")
 
 
-def backbone(
-    arch: str, num_classes: int | None, weights: Weights, dropout: float
-) -> tuple[models.ResNet, Checkpoint | None]:
+def backbone(arch: str, num_classes: int | None, weights: Weights, dropout: float) -> tuple[ResNet, Checkpoint | None]:
     """Return a new ResNet without blocks, and the weights, if any, that :func:`load_weights` has still to load into it.
 
     Arguments and errors are those of :func:`resnet`.
@@ -152,6 +171,7 @@ def backbone(
     within("num_classes", num_classes, 1)
     checkpoint = read_weights(models.get_model_weights(arch), weights, arch)
     num_classes = num_classes or (1000 if checkpoint is None else num_classes_of(checkpoint))
-    network: models.ResNet = models.get_model(arch, num_classes=num_classes)
+    kind, layers = _LAYERS[arch]
+    network = ResNet(kind, layers, num_classes=num_classes)
     network.fc = DropoutLinear(network.fc.in_features, num_classes, dropout)
     return network, checkpoint

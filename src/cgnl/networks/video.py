@@ -73,6 +73,13 @@ class C2DResNet(RunsBlocksOfVideos, nn.Module):
 
         Those of a fully convolutional head are logarithms of probabilities. Another shape is a ValueError.
         """
+        features = self.forward_features(video)
+        if self.head == "average":
+            return self.fc(self.avgpool(_fold(features)).flatten(1).unflatten(0, (video.shape[0], -1)).mean(1))
+        return self._log_mean_probability(features.mean(2))
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Return the last map [B, C, T', H / 32, W / 32] of videos [B, 3, T, H, W]; another shape is a ValueError."""
         if video.dim() != 5 or video.shape[1] != self.conv1.in_channels or 0 in video.shape:
             raise ValueError(f"video {tuple(video.shape)} must be [B, 3, T, H, W], none of them 0")
         batch = video.shape[0]
@@ -83,9 +90,7 @@ class C2DResNet(RunsBlocksOfVideos, nn.Module):
         frames = _fold(self.pool2(_unfold(frames, batch)))
         for stage in (self.layer2, self.layer3, self.layer4):
             frames = self._stage(stage, frames, batch)
-        if self.head == "average":
-            return self.fc(self.avgpool(frames).flatten(1).unflatten(0, (batch, -1)).mean(1))
-        return self._log_mean_probability(frames.unflatten(0, (batch, -1)).mean(1))
+        return _unfold(frames, batch)
 
     def insert_block(self, path: str, make_block: MakeBlock) -> nn.Module:
         """Put a block that keeps the shape of [B, C, T, H, W] after a residual block such as "layer3.4"; return it."""

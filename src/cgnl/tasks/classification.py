@@ -134,6 +134,19 @@ class ClassificationTask(Task[RecipeT]):
     def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
         """Return the probabilities [K] of the outputs for one file."""
 
+    def features(self, trained: TrainedNetwork, path: Path) -> Tensor:
+        """Return the classifier's input [D] for one file, the mean over a video's views; errors as of `predict`."""
+        seen: list[Tensor] = []
+        paths = self.classifier(trained.recipe, trained.network, len(trained.classes))  # type: ignore[arg-type]
+        handle = trained.network.get_submodule(paths[0]).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].flatten(1).float())
+        )
+        try:
+            self.probabilities(trained, path)
+        finally:
+            handle.remove()
+        return torch.cat(seen).mean(0).cpu()
+
     def predict(self, trained: TrainedNetwork, path: Path, *, top: int = 5, score: float = 0.5) -> ClassPrediction:
         """Return the most probable classes of one file."""
         return ClassPrediction(most_probable(trained, self.probabilities(trained, path), top))

@@ -1,5 +1,6 @@
 """Trained networks, and what a checkpoint of a run says about itself. Nothing here needs Lightning."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,14 @@ class TrainedNetwork:
     step: int
     num_classes: int | None = None
     interpolation: str | None = None
+
+    def digest(self) -> str:
+        """Return a short name of the weights: networks with the same one give the same outputs."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 @contextmanager
