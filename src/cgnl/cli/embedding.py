@@ -33,7 +33,6 @@ def embed(
         top: Number of files to find.
     """
     from cgnl.tasks import load_trained, task_of
-    from cgnl.tasks.classification import ClassificationTask
 
     within("top", top, 1)
     if (search is None) != (among is None):
@@ -46,8 +45,6 @@ def embed(
         raise ValueError(f"checkpoint ({checkpoint}) is an ONNX file, which gives no features: name the run itself")
     trained = load_trained(checkpoint)
     task: Any = task_of(trained.recipe)
-    if not isinstance(task, ClassificationTask):
-        raise ValueError(f"checkpoint ({checkpoint}) holds {task.words}, which has no features of whole files")
     if search is not None:
         assert among is not None
         _search(task, trained, search, among, top)

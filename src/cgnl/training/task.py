@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from cgnl.blocks.kinds import block_maker
 from cgnl.data.decoding import DataError, following_links
@@ -230,6 +230,10 @@ class Task(ABC, Generic[RecipeT]):
 
         It runs on the GPU where there is one. Raises DataError where the file cannot be read.
         """
+
+    def features(self, trained: TrainedNetwork, path: Path) -> Tensor:
+        """Return the features [D] of a file; ValueError for a network that has none of whole files."""
+        raise ValueError(f"{trained.name} is {self.words}, which has no features of whole files")
 
     @abstractmethod
     def export(self, trained: TrainedNetwork) -> Export:
