@@ -120,4 +120,4 @@ def test_wrong_options_end_in_a_sentence(capsys, options, words):
 def test_an_exported_network_gives_no_features(capsys):
     code, _, errors = run(capsys, "embed", "model.onnx", "photo.jpg", "--out", "f.npz")
     assert code == 2
-    assert "model.onnx) is an ONNX file, which gives no features" in errors
+    assert "model.onnx is an ONNX file, which only cgnl predict uses: name the run that it was made of" in errors

@@ -14,7 +14,7 @@ from docstring_parser import parse_from_object
 
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
 from cgnl.settings.checks import check_local, is_dotted_name
-from cgnl.settings.image import Recipe, recipe_with_arch
+from cgnl.settings.image import Recipe, recipe_with_arch, with_size
 
 _METAVARS = {
     "block": f"{{{','.join(OPTIONS)}}}|CLASS",
@@ -41,6 +41,9 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
         recipe = recipe_with_arch(recipe, arch)
     if (block := _last_value("--network.block", arguments)) is not None:
         recipe = replace(recipe, network=replace(recipe.network, block=block))
+    size = _last_value("--data.size", arguments) or ""
+    if size.isdecimal() and int(size) and _last_value("--data.resize", arguments) is None:
+        recipe = with_size(recipe, int(size))
     arguments = [_option_of_block(argument, recipe) for argument in arguments]
     from cgnl.recipes import RECIPES
 

@@ -41,8 +41,6 @@ def embed(
         raise ValueError("give files, and with --out a .npz or .parquet file for their features")
     if out is not None and out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"out ({out}) must end in .npz or .parquet")
-    if checkpoint.suffix.lower() == ".onnx":
-        raise ValueError(f"checkpoint ({checkpoint}) is an ONNX file, which gives no features: name the run itself")
     trained = load_trained(checkpoint)
     task: Any = task_of(trained.recipe)
     if search is not None:

@@ -40,6 +40,13 @@ def finite(name: str, value: float | None) -> None:
         raise ValueError(f"{name} ({value}) must be a finite number")
 
 
+def read_none(config: Any, *names: str) -> None:
+    """Replace the text "none", in capitals too, by None in fields of a frozen dataclass."""
+    for name in names:
+        if str(getattr(config, name)).lower() == "none":
+            object.__setattr__(config, name, None)
+
+
 def check_choice(name: str, value: object, choices: Iterable[object], more: str = "") -> None:
     """Raise ValueError unless a value is one of the choices; the message ends with ``more``, such as " or a number"."""
     choices = tuple(choices)

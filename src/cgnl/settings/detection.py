@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.blocks import check_blocks, given_places
-from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, within
+from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, read_none, within
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
@@ -47,6 +47,7 @@ class DetectionNetworkConfig:
     """Minimum score of a detection."""
 
     def __post_init__(self) -> None:
+        read_none(self, "weights", "backbone_weights")
         for name in ("rois", "proposals", "detections"):
             within(f"network.{name}", getattr(self, name), 1)
         check_arch(self.arch, ARCHITECTURES[:-1])

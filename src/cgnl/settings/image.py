@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, finite, is_dotted_name, within
+from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, finite, is_dotted_name, read_none, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -44,6 +44,7 @@ class NetworkConfig:
     always get a new one if your classes differ from theirs."""
 
     def __post_init__(self) -> None:
+        read_none(self, "weights")
         check_arch(self.arch, ARCHITECTURES)
         check_blocks(self.block, self.num_blocks, given_places(self.places))
         within("network.dropout", self.dropout, 0, 1)
@@ -95,8 +96,8 @@ class DataConfig:
     size: int | None = 448
     """Input height and width of the network (pixels); None for those of the weights' training."""
     resize: int | None = 512
-    """Length of the shorter side before the centre crop at test time (pixels); None takes the network's
-    own ratio of resize to size."""
+    """Length of the shorter side before the centre crop at test time (pixels); another size alone keeps
+    the recipe's ratio of resize to size, None takes the network's own."""
     crop_area: tuple[float, float] = (0.08, 1.25)
     """Range of the random training crop's area as a fraction of the image; a fraction above 1 is drawn again."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -162,6 +163,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if type(self.block) is not options_class(self.network.block):
             object.__setattr__(self, "block", carried_over(self.block, self.network.block, self.block_defaults))
+
+
+def with_size(recipe: Any, size: int) -> Any:
+    """Return a recipe with another input size (pixels), and the same part of each image in it, where it cuts a part."""
+    data = recipe.data
+    if not isinstance(data, DataConfig) or data.size is None or data.resize is None:
+        return recipe
+    return replace(recipe, data=replace(data, size=size, resize=round(data.resize / data.size * size)))
 
 
 def recipe_with_arch(recipe: Any, arch: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from cgnl.settings.blocks import BLOCK_OPTIONS, check_names, fitting, options_class
 from cgnl.settings.checks import converted
 from cgnl.settings.detection import DetectionRecipe
-from cgnl.settings.image import Recipe, recipe_with_arch
+from cgnl.settings.image import Recipe, recipe_with_arch, with_size
 from cgnl.settings.video import VideoDataConfig, VideoRecipe
 
 # Fields that had other names in earlier versions.
@@ -81,6 +81,9 @@ def override(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
             recipe = recipe_with_arch(recipe, network["arch"])
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
+    data = rest.get("data")
+    if isinstance(data, Mapping) and type(data.get("size")) is int and data["size"] > 0 and "resize" not in data:
+        recipe = with_size(recipe, data["size"])
     recipe = _override(recipe, rest, source, "")
     if isinstance(block, Mapping):
         # earlier versions accepted `scale: null` for every kind of block, without effect

@@ -33,6 +33,8 @@ def load_trained(path: str | Path, *, trust: Collection[str] = ()) -> TrainedNet
         CheckpointError: No such file, a file of another kind, or keys that do not fit the recipe inside.
     """
     path = find_checkpoint(path)
+    if path.suffix.lower() == ".onnx":
+        raise CheckpointError(f"{path} is an ONNX file, which only cgnl predict uses: name the run that it was made of")
     checkpoint = read_checkpoint_file(path)
     run = run_entry(checkpoint, path)
     recipe = from_dict(run["recipe"], str(path))
