@@ -98,7 +98,7 @@ def test_a_fraction_of_the_training_samples_is_held_out(capsys, three_parts, tmp
     code, _, err = train(capsys, root, tmp_path / "run", fraction)
     assert (code, err) == (
         2,
-        "cgnl: data.val_fraction (0.34) must be 0 here: the data has a validation and a test part of its own\n",
+        "cgnl: data.val_fraction (0.34) must be left out here: the data has a validation and a test part of its own\n",
     )
     shutil.rmtree(root / "Valid")
     code, out, _ = train(capsys, root, tmp_path / "run", fraction)

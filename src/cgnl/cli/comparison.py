@@ -141,6 +141,16 @@ def _check(options: Any, recipe: Any) -> None:
     within("--dropout", options.dropout, 0, 1)
     if options.head == "network" and options.freeze == "none":
         raise ValueError("--head network needs --freeze below-block: whole networks train all layers anyway")
+    if options.freeze == "below-block" and getattr(recipe.data, "augment", ()):
+        raise ValueError(
+            f"data.augment ({' '.join(recipe.data.augment)}) must be left out with --freeze below-block, which "
+            "computes the maps of each sample once"
+        )
+    if recipe.trainer.early_stopping is not None:
+        raise ValueError(
+            f"trainer.early_stopping ({recipe.trainer.early_stopping}) must be left out: all runs of a comparison have "
+            "the same number of epochs"
+        )
     for factor in options.tune:
         positive("--tune", factor)
     if 1 not in options.lengths or min(options.lengths) < 1:

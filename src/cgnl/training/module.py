@@ -38,7 +38,7 @@ class TrainingModule(pl.LightningModule):
 
     logged: ClassVar[tuple[str, ...]]
     """Metrics of an epoch, as the log of epochs has them."""
-    reported: ClassVar[Mapping[str, str]]
+    reported: Mapping[str, str]
     """Test metrics (%) that are printed, with their names; the first decides which checkpoint is best."""
 
     def __init__(
