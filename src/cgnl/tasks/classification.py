@@ -112,6 +112,7 @@ class ClassificationTask(Task[RecipeT]):
         from cgnl.training.evaluation import evaluate
 
         samples = self._test_data(trained, data, run=out, tested=split)
+        samples.check_held_out(trained.files)
         return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
     def diagnose(

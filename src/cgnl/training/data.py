@@ -23,6 +23,7 @@ from cgnl.data.lists import (
     check_missing,
     fingerprint,
     readable,
+    shared,
     write_missing,
 )
 from cgnl.data.transforms import test_transform, train_transform
@@ -386,6 +387,17 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             if differing := changes(old, new, names):
                 found.append(f"{words} {self.noun}s: {', '.join(differing)}")
         return found
+
+    def check_held_out(self, trained_on: Mapping[str, torch.Tensor] | None) -> None:
+        """Raise DataError if samples that are held out by a setting are in the training list of these fingerprints."""
+        if trained_on is None or "train" not in trained_on or divides(self.config) is None or self.tested != "val":
+            return
+        if known := shared(bytes(trained_on["train"].numpy()), self.tested_samples):
+            raise DataError(
+                f"{len(known)} of {len(self.tested_samples)} held-out {self.noun}s were training {self.noun}s of this "
+                f"network, such as {readable(known[0])}: {divides(self.config)} divides the files or settings of today "
+                "in another way. Test it on the files and settings that it was trained with"
+            )
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training samples."""

@@ -1,7 +1,7 @@
 """Parts of image and video data sets: samples with labels, list files, folders of classes, accounts of bad files."""
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
-from cgnl.data.lists.fingerprints import changes, fingerprint, path_below
+from cgnl.data.lists.fingerprints import changes, fingerprint, path_below, shared
 from cgnl.data.lists.reading import (
     class_folders,
     class_parts,
@@ -34,6 +34,6 @@ __all__ = [
     "NoSplitError", "Sample", "SampleList", "Split", "allowed_missing", "changes", "check_folder", "check_missing",
     "class_folders", "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint",
     "fold", "has_class_folders", "has_parts", "inner_data", "integer", "is_left_out", "labelled_lines", "listed",
-    "path_below", "read_classes", "read_table", "readable", "seen_in", "shown", "split_folder", "text_lines",
+    "path_below", "read_classes", "read_table", "readable", "seen_in", "shared", "shown", "split_folder", "text_lines",
     "write_missing", "write_rows",
 ]  # fmt: skip
