@@ -13,7 +13,7 @@ from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfi
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ARCHITECTURES = get_args(Architecture)
 """The names of the paper's networks; other networks have a library's prefix or a dotted name."""
-Augmentation = Literal["trivial", "rand", "auto", "augmix", "jitter", "grey", "vertical-flip", "rotate", "erasing"]
+Augmentation = Literal["trivial", "rand", "auto", "augmix", "jitter", "vertical-flip", "rotate", "erasing"]
 IMAGENET_SIZES = (224, 256)
 """Size and resize (pixels) that torchvision's ResNets were trained with."""
 
@@ -110,8 +110,8 @@ class DataConfig:
     """Probability of a horizontal flip in training."""
     augment: tuple[Augmentation, ...] = ()
     """More random changes of a training sample, in this order: torchvision's TrivialAugmentWide (trivial), RandAugment
-    (rand), AutoAugment (auto), AugMix (augmix), ColorJitter (jitter), RandomGrayscale (grey), RandomVerticalFlip
-    (vertical-flip), RandomRotation (rotate) and RandomErasing (erasing). All frames of a clip change alike."""
+    (rand), AutoAugment (auto), AugMix (augmix), ColorJitter (jitter), RandomVerticalFlip (vertical-flip),
+    RandomRotation (rotate) and RandomErasing (erasing). All frames of a clip change alike."""
     balanced_sampler: bool = False
     """Draw each training sample of an epoch from a random class, so that all classes are seen equally often. An epoch
     stays as long as it is; samples of small classes come several times."""

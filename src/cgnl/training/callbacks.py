@@ -300,16 +300,17 @@ class RunKeeper(Checkpoint):
             self._images, self._started = 0, now
             # Lightning's step output is the loss over the parts of an accumulated batch
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else math.nan
-            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            assert isinstance(module, TrainingModule)
+            rate = module.rate()
             module.log("samples_per_second", speed, prog_bar=True)
             if trainer.is_global_zero:
                 append_csv(
                     self.run / "steps.csv",
                     ["step", "epoch", "loss", "lr", "samples_per_second"],
-                    [[step, trainer.current_epoch, repr(loss), repr(rates[0]), f"{speed:.1f}"]],
+                    [[step, trainer.current_epoch, repr(loss), repr(rate), f"{speed:.1f}"]],
                 )
             for logger in trainer.loggers:
-                logger.log_metrics({"train/step_loss": loss, "lr": rates[0]}, step)
+                logger.log_metrics({"train/step_loss": loss, "lr": rate}, step)
         if last:
             # the test that ends an epoch also ends a run that its number of steps ends
             trainer.should_stop = True

@@ -488,7 +488,8 @@ class ImageData(SampleData[DataConfig]):
         size, resize = config.pixels
         if not training:
             return ImageDataset(samples, test_transform(size, resize, **options))
-        transform = train_transform(size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options)
+        cut: dict[str, Any] = {"area": config.crop_area, "aspect": config.crop_aspect, "flip": config.flip}
+        transform = train_transform(size, **cut, augment=config.augment, **options)
         return ImageDataset(samples, transform, seed=self.seed)
 
 
