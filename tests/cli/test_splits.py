@@ -234,4 +234,4 @@ def test_a_fold_of_changed_data_is_refused_if_the_network_was_trained_on_it(caps
     assert code == 2
     assert "held-out images were training images of this network, such as class_" in err
     code, _, err = run(capsys, "evaluate", folds / "1", "--data.val-seed=1")
-    assert (code, "data.num_folds (3) divides the files or settings of today in another way" in err) == (2, True)
+    assert (code, "by which data.num_folds (3) divides them, have changed since" in err) == (2, True)

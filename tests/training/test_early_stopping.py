@@ -54,7 +54,7 @@ def test_a_run_ends_after_tests_without_a_better_score(tiny_unequal, unbroken, c
     assert result.scores == {}
     out = capsys.readouterr().out
     assert "early stopping: 2 tests in a row without a better top-1 than " in out
-    assert f"{result.best_score:.2f} %, that of step 3" in out
+    assert f"{result.best_score:.2f} %, that of epoch 1" in out
     assert epochs(unbroken) == [0, 1, 2]
 
 

@@ -15,6 +15,7 @@ from cgnl.recipes import RECIPES
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
 from cgnl.training import ImageData, VideoData
+from cgnl.training.class_scores import class_weights
 from cgnl.training.detection_data import DetectionData
 
 
@@ -188,3 +189,20 @@ def test_folds_of_images_with_objects_and_too_few_samples(flock, class_folders, 
 def test_folds_that_cannot_be(config, values, message):
     with pytest.raises(ValueError, match=message):
         config(**values)
+
+
+def test_a_class_of_which_a_fold_holds_every_image_out_is_said(class_folders, tmp_path):
+    root = shutil.copytree(class_folders / "train", tmp_path / "set")
+    for file in sorted((root / "class_1").iterdir())[1:]:
+        file.unlink()
+    words = []
+    for number in (1, 2):
+        config = DataConfig(root=root, num_folds=2, held_out_fold=number, batch_size=2, balanced_sampler=True)
+        data = ImageData(dataclasses.replace(config, size=32, resize=36, workers=0), tested="val")
+        data.check()
+        assert data.classes == ("class_0", "class_1", "class_2")
+        # neither draws nor weights break
+        assert {data.train_labels[key[1]] for batch in data.train_dataloader().batch_sampler for key in batch} >= {0, 2}
+        assert class_weights("balanced", data.train_labels, 3, data.classes).isfinite().all()
+        words.append("all images of class_1 are held out" in data.summary())
+    assert sorted(words) == [False, True]

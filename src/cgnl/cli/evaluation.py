@@ -178,7 +178,8 @@ def _print_evaluation(trained: Any, options: Any, out: Path, *, stay: bool = Fal
     if is_first_process():
         print("\n".join(result.lines(task_of(trained.recipe).tested(data), out)))
         if result.split != split:
-            print(f"there is no {SPLIT_WORDS[split]} split")
+            fold = f": fold {data.held_out_fold} of {data.num_folds} was tested" if data.num_folds is not None else ""
+            print(f"there is no {SPLIT_WORDS[split]} split{fold}")
         if options.diagnose:
             print("\n".join(starmap(_diagnosis_line, diagnose(trained, data, split=split).items())))
     return result

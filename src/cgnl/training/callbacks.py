@@ -219,7 +219,7 @@ class RunKeeper(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals, restore the random state of a resumed run, cut its logs back."""
-        trainer.should_stop = 0 <= self.max_steps <= trainer.global_step or self._stops_early(module)
+        trainer.should_stop = 0 <= self.max_steps <= trainer.global_step or self._stops_early(trainer, module)
         # here and not before: Lightning puts its own SIGTERM handler in place while it sets up, and in the end it gives
         # every signal the handler back that it had before
         for number in STOPPING:
@@ -363,7 +363,7 @@ class RunKeeper(Checkpoint):
             parts += self.data.troubles()
             self.say("  ".join(parts))
         if not self._due and not trainer.should_stop and trainer.current_epoch + 1 != trainer.max_epochs:
-            trainer.should_stop = self._stops_early(module)
+            trainer.should_stop = self._stops_early(trainer, module)
         self._stop_if_asked(trainer, module)
 
     @property
@@ -377,15 +377,16 @@ class RunKeeper(Checkpoint):
         tests = (name.replace("test/", f"{self._tested_on}/").replace("/", "_") for name in module.logged)
         return ["step", "epoch", *tests, "seconds"]
 
-    def _stops_early(self, module: pl.LightningModule) -> bool:
+    def _stops_early(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Return whether there were enough tests without a better score, and say so."""
         if self.early_stopping is None or self._without_better < self.early_stopping:
             return False
         assert isinstance(module, TrainingModule)
         score = next(iter(module.reported.values()))
+        steps = trainer.num_training_batches // trainer.accumulate_grad_batches
         self.say(
             f"early stopping: {counted(self._without_better, 'test')} in a row without a better {score} than "
-            f"{percent(self.best)}, that of step {self._best_step}"
+            f"{percent(self.best)}, that of epoch {-(-self._best_step // int(steps))}"
         )
         return True
 

@@ -23,14 +23,13 @@ from cgnl.data.lists import (
     check_missing,
     fingerprint,
     readable,
-    shared,
     write_missing,
 )
 from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
-from cgnl.training.parts import check_relative_paths, divides, parted
+from cgnl.training.parts import check_not_trained_on, check_relative_paths, divides, parted, untrained
 from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.readers import WatchedLoader, leave_signals_to_the_training_process
 from cgnl.training.sampling import EpochBatches
@@ -367,6 +366,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         missing = {path for samples in lists.values() for path in samples.missing}
         if missing:
             words += f"; missing files: {len(missing)}" + (f" (missing_files.csv in {self.run})" if self.run else "")
+        if self._part is None and (absent := untrained(self.train_samples, self.config)):
+            words += f"; all {self.noun}s of {', '.join(absent)} are held out"
         ignored = {path: reason for samples in lists.values() for path, reason in samples.ignored.items()}
         return "; ".join([words, *(f"ignored: {readable(str(path))} {reason}" for path, reason in ignored.items())])
 
@@ -390,14 +391,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
 
     def check_held_out(self, trained_on: Mapping[str, torch.Tensor] | None) -> None:
         """Raise DataError if samples that are held out by a setting are in the training list of these fingerprints."""
-        if trained_on is None or "train" not in trained_on or divides(self.config) is None or self.tested != "val":
-            return
-        if known := shared(bytes(trained_on["train"].numpy()), self.tested_samples):
-            raise DataError(
-                f"{len(known)} of {len(self.tested_samples)} held-out {self.noun}s were training {self.noun}s of this "
-                f"network, such as {readable(known[0])}: {divides(self.config)} divides the files or settings of today "
-                "in another way. Test it on the files and settings that it was trained with"
-            )
+        if trained_on is not None and divides(self.config) is not None and self.tested == "val":
+            check_not_trained_on(self.tested_samples, trained_on, self.config, self.noun)
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training samples."""

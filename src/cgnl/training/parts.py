@@ -1,11 +1,14 @@
 """What the settings of data mean for its parts: paths that must exist, and training samples that are held out."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgnl.data.decoding import DataError
-from cgnl.data.lists import SampleList, divided, fold
+from cgnl.data.lists import SampleList, divided, fold, readable, shared
 from cgnl.settings.words import counted
 
 
@@ -46,3 +49,22 @@ def parted(samples: SampleList, config: Any, noun: str) -> tuple[list[int], list
     if not held:
         raise DataError(f"{samples.root} has {reason}")
     return kept, held
+
+
+def untrained(samples: SampleList, config: Any) -> list[str]:
+    """Return the classes of training samples of which a fold has held every sample out."""
+    if config.num_folds is None:
+        return []
+    left = {sample.label for sample in samples.samples}
+    return [name for label, name in enumerate(samples.classes) if label not in left]
+
+
+def check_not_trained_on(samples: SampleList, trained_on: Mapping[str, torch.Tensor], config: Any, noun: str) -> None:
+    """Raise DataError if held-out samples are among the training samples whose fingerprint a network's run has kept."""
+    known = shared(bytes(trained_on["train"].numpy()), samples) if "train" in trained_on else []
+    if known:
+        raise DataError(
+            f"{len(known)} of {len(samples)} held-out {noun}s were training {noun}s of this network, such as "
+            f"{readable(known[0])}: the files, or the settings by which {divides(config)} divides them, have changed "
+            "since then"
+        )
