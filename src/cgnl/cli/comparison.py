@@ -88,6 +88,7 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str], fol
     from cgnl.compare.running import run
     from cgnl.settings.reading import to_dict
     from cgnl.tasks.registry import task_of
+    from cgnl.training.class_scores import weights_of
 
     frozen = options.freeze == "below-block"
     labels = dict.fromkeys(("none", *options.blocks))
@@ -99,6 +100,8 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str], fol
         raise ValueError(f"cgnl compare needs a network that classifies, and {name} is for {task.words}")
     recipe = task.sized(recipe)
     data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
+    # called for what it refuses, which should show before anything is computed
+    weights_of(recipe, data.train_labels, len(data.classes), data.named_classes)
     protocol = Protocol(
         command=f"cgnl compare {' '.join(arguments)}",
         recipe=to_dict(with_block(recipe, "none")),

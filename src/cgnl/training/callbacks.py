@@ -384,10 +384,12 @@ class RunKeeper(Checkpoint):
         assert isinstance(module, TrainingModule)
         score = next(iter(module.reported.values()))
         steps = trainer.num_training_batches // trainer.accumulate_grad_batches
-        self.say(
-            f"early stopping: {counted(self._without_better, 'test')} in a row without a better {score} than "
-            f"{percent(self.best)}, that of epoch {-(-self._best_step // int(steps))}"
+        better = (
+            f"a better {score} than {percent(self.best)}, that of epoch {-(-self._best_step // int(steps))}"
+            if self.best > -math.inf
+            else f"a number for {score}"
         )
+        self.say(f"early stopping: {counted(self._without_better, 'test')} in a row without {better}")
         return True
 
     def _place(self, trainer: pl.Trainer) -> str:
