@@ -217,7 +217,7 @@ OPTIONS = {
     "balanced draws, augmentation, class weights and layers with rates of their own": {
         "data": {"balanced_sampler": True, "augment": ["rand", "jitter", "erasing"], "mixup": 0.2},
         "optimizer": {"class_weights": [1, 2, 3], "layer_decay": 0.7},
-        "trainer": {"accumulate": 2},
+        "trainer": {"accumulate": 2, "ema_decay": 0.9},
     },
     "a cosine after a warm-up": {"schedule": {"kind": "cosine", "warmup": 1.5}},
 }

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -191,3 +192,26 @@ def test_a_class_of_the_test_part_alone_counts_nothing_in_training(unequal):
     (batch,) = list(data.train_dataloader().batch_sampler)
     assert len(batch) == 15
     assert not math.isnan(float(class_weights("balanced", data.train_labels, 3, data.classes).sum()))
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_that_is_drawn_often_is_one_bad_file(tiny_unequal, unequal, tmp_path):
+    root = shutil.copytree(unequal, tmp_path / "set")
+    bad = sorted((root / "train/class_2").iterdir())[0]
+    bad.write_bytes(b"no image")
+    values = {"data": {"root": str(root), "balanced_sampler": True, "bad_limit": 0.1}, "trainer": {"max_epochs": 3}}
+    train(override(tiny_unequal, values, "test"), tmp_path / "run", progress=False)
+    with (tmp_path / "run/bad_files.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [str(bad)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_in_a_trainer_of_ones_own(precision):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    module = ClassificationModule(network, num_classes=3, mixup=0.3, class_weights=torch.tensor([0.5, 1.0, 2.0]))
+    batch = {"image": torch.randn(6, 3, 2, 2), "label": torch.arange(6) % 3, "index": torch.arange(6)}
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=2, precision=precision, **options)
+    trainer.fit(module, DataLoader([batch] * 2, batch_size=None))
+    assert float(trainer.callback_metrics["train/loss"]) > 0

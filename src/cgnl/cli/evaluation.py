@@ -1,6 +1,7 @@
 """``cgnl evaluate``."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,9 @@ def _print_folds(results: Sequence[Any], missing: Sequence[int], trained: Any, o
     words = []
     for name in results[0].scores:
         values = [result.scores[name] for result in results]
-        words.append(f"{name} {decimal(statistics.fmean(values))} ± {decimal(statistics.stdev(values))} %")
+        # an average precision of no object is not a number
+        deviation = math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+        words.append(f"{name} {decimal(statistics.fmean(values))} ± {decimal(deviation)} %")
     print(f"mean and standard deviation of {len(results)} folds: {', '.join(words)}")
     if missing:
         print(f"not tested: fold{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} of {options.data.num_folds}")

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 
 class ClassCounts(NamedTuple):
@@ -33,6 +34,36 @@ class ClassCounts(NamedTuple):
     def macro_f1(self) -> Tensor:
         """Return the mean F1 over the classes that are true or predicted somewhere (0 to 1)."""
         return self.of_classes()[2].nanmean()
+
+
+class ClassCounter(Metric):
+    """Counts the classes of a test over all batches and processes.
+
+    The scores of classes in torchmetrics make a table of K x K numbers for each batch: gigabytes for many classes.
+
+    Args:
+        num_classes: Number of classes K.
+    """
+
+    right: Tensor
+    predicted: Tensor
+    true: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for name in ClassCounts._fields:
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K] and labels [B]."""
+        best = logits.argmax(1)
+        for name, classes in (("right", labels[best == labels]), ("predicted", best), ("true", labels)):
+            setattr(self, name, getattr(self, name) + classes.bincount(minlength=self.num_classes))
+
+    def compute(self) -> ClassCounts:
+        """Return the counts, on the CPU."""
+        return ClassCounts(self.right.cpu(), self.predicted.cpu(), self.true.cpu())
 
 
 def class_weights(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
+from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cgnl.training.class_scores import ClassCounts, weighted_cross_entropy
+from cgnl.training.class_scores import ClassCounter, weighted_cross_entropy
 from cgnl.training.module import TrainingModule, naming_small_batches
 
 SCORES = {
@@ -81,7 +81,7 @@ class ClassificationModule(TrainingModule):
         self.test_loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
-        self.counts = MulticlassStatScores(num_classes, average=None)
+        self.counts = ClassCounter(num_classes)
 
     def heads(self) -> Sequence[nn.Module]:
         """Return the classifier: what was named, or the last Linear of the network."""
@@ -140,8 +140,7 @@ class ClassificationModule(TrainingModule):
         """Log loss and scores (%) over all processes; without a finite loss there is no score."""
         loss = self.test_loss.compute()
         self.log("test/loss", loss)
-        right, false, _, _, true = self.counts.compute().cpu().unbind(-1)
-        counts = ClassCounts(right, right + false, true)
+        counts = self.counts.compute()
         scores = self.top1.compute(), self.top5.compute(), counts.balanced_accuracy(), counts.macro_f1()
         for name, score in zip(SCORES, scores, strict=True):
             self.log(name, score * 100 if loss.isfinite() else math.nan)

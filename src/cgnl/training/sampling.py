@@ -3,6 +3,7 @@ in the middle of an epoch and several processes never see the same sample twice.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,18 +81,20 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         epoch = self.epoch
+        order: Sequence[Any]
         if not self.training:
-            order = list(range(self.length))
+            order = range(self.length)
         elif self.labels is not None:
-            order = drawn_by_class(self.labels, self._generator(epoch)).tolist()
+            order = _numbered(drawn_by_class(self.labels, self._generator(epoch)).tolist())
         else:
             order = torch.randperm(self.length, generator=self._generator(epoch)).tolist()
-        if self.training and self.groups is not None:
-            order = self._grouped(order, self.groups)
-        mine = _keys(epoch, order)[self.rank :: self.world_size]
+            if self.groups is not None:
+                order = self._grouped(order, self.groups)
+        mine = order[self.rank :: self.world_size]
         first = self._resume_at[1] if self._resume_at[0] == epoch else 0
         for start in range(first * self.batch_size, self.num_batches * self.batch_size, self.batch_size):
-            yield mine[start : start + self.batch_size]
+            part = mine[start : start + self.batch_size]
+            yield [(epoch, *key) if isinstance(key, tuple) else (epoch, key) for key in part]
 
     def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -128,11 +131,11 @@ def drawn_by_class(labels: Tensor, generator: torch.Generator) -> Tensor:
     return by_class[(counts.cumsum(0) - counts)[drawn] + within.long()]
 
 
-def _keys(epoch: int, order: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the keys of samples in an order; those that come again also have the number of times before."""
+def _numbered(order: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return samples in an order, those that come again with the number of times before."""
     times: Counter[int] = Counter()
-    keys: list[tuple[int, ...]] = []
+    numbered: list[tuple[int, ...]] = []
     for index in order:
-        keys.append((epoch, index, times[index]) if times[index] else (epoch, index))
+        numbered.append((index, times[index]) if times[index] else (index,))
         times[index] += 1
-    return keys
+    return numbered
