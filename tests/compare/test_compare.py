@@ -174,7 +174,7 @@ def test_the_losses_are_means_over_whole_splits():
     row = run_on_maps(protocol, trial, features)
     # at a rate of nothing only the norm's statistics move
     network = _network(with_block(recipe, "none"), (16, 4, 4), 3, protocol, trial.seed).train()
-    for x, _ in _batches(features.train, 4, torch.Generator().manual_seed(trial.seed)):
+    for x, _ in _batches(features.train, recipe.data, torch.Generator().manual_seed(trial.seed)):
         network(x)
     network.eval()
     for name, maps in (("train_loss", features.train), ("test_loss", features.test)):

@@ -156,7 +156,7 @@ def test_two_processes_test_the_views_of_each_video_once(actions, tmp_path):
     last = str(run / "last.ckpt")
     # twice, since the group of processes can begin only once
     printed = command("evaluate", last, last, f"--out={tmp_path / 'evaluation2'}", processes=2)
-    assert printed.count("3 videos") == 4
+    assert printed.count("3 videos") == 8
     assert printed.count("mean of 2") == 1
     main(["evaluate", last, last, f"--out={tmp_path / 'evaluation1'}"])
     for part in ("1", "2"):

@@ -129,7 +129,10 @@ class DetectionRecipe(Recipe):
         of_classifiers = {
             "optimizer.label_smoothing": (self.optimizer.label_smoothing, "the losses of a detector have none"),
             "optimizer.class_weights": (self.optimizer.class_weights, "the losses of a detector have none"),
-            "optimizer.layer_decay": (self.optimizer.layer_decay, "a detector has no single classifier to count layers from"),
+            "optimizer.layer_decay": (
+                self.optimizer.layer_decay,
+                "a detector has no single classifier to count layers from",
+            ),
             "trainer.best_by": (self.trainer.best_by, "the mask AP chooses a detector's best.ckpt"),
         }
         for name, (value, reason) in of_classifiers.items():
