@@ -76,6 +76,8 @@ def test_commands_in_pages_have_only_options_that_exist(capsys):
         place = command[:2] if command[0] in ("train", "data", "benchmark") else command[:1]
         if command[0] == "train" and command[1].startswith("runs/"):
             place = ["train", "cub-resnet50-cgnl"]
+        if command[0] == "evaluate":
+            place = ["evaluate", "cub-resnet50-cgnl"]
         if tuple(place) not in helps:
             with pytest.raises(SystemExit) as ended:
                 main([*place, "--help"])

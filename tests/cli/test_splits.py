@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
 from test_cli import run
 
 from cgnl.cli import main
@@ -98,7 +99,7 @@ def test_a_fraction_of_the_training_samples_is_held_out(capsys, three_parts, tmp
     code, _, err = train(capsys, root, tmp_path / "run", fraction)
     assert (code, err) == (
         2,
-        "cgnl: data.val_fraction (0.34) must be 0 here: the data has a validation and a test part of its own\n",
+        "cgnl: data.val_fraction (0.34) must be left out here: the data has a validation and a test part of its own\n",
     )
     shutil.rmtree(root / "Valid")
     code, out, _ = train(capsys, root, tmp_path / "run", fraction)
@@ -166,3 +167,71 @@ def test_evaluate_takes_a_part_alone_and_some_classes_by_their_names(capsys, thr
     code, _, err = run(capsys, "evaluate", trained, f"--data.root={tmp_path / 'set'}", "--out", tmp_path / "some")
     assert code == 2
     assert f"{tmp_path / 'set'} has other classes than expected; unexpected: wren" in err
+
+
+@pytest.fixture(scope="module")
+def folds(three_parts, tmp_path_factory):
+    """Class folders without any part, and a run for each of three folds."""
+    root = tmp_path_factory.mktemp("folds")
+    shutil.copytree(three_parts / "train", root / "set")
+    for number in (1, 2, 3):
+        division = ["--data.num-folds=3", f"--data.held-out-fold={number}", "--data.batch-size=4"]
+        main(
+            ["train", "birds-resnet18", f"--data.root={root / 'set'}", f"--run={root / str(number)}", *SMALL, *division]
+        )
+    return root
+
+
+@pytest.mark.slow
+def test_folds_are_evaluated_together(capsys, folds, tmp_path):
+    runs = [folds / str(number) for number in (1, 2, 3)]
+    code, out, _ = run(capsys, "evaluate", *runs, f"--out={tmp_path}")
+    assert code == 0
+    measures = [json.loads((tmp_path / str(number) / "measures.json").read_text()) for number in (1, 2, 3)]
+    top1 = [values["top1"] for values in measures]
+    assert f"mean and standard deviation of 3 folds: top-1 {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} %" in out
+    assert "not tested" not in out
+    together = json.loads((tmp_path / "measures.json").read_text())
+    assert together["samples"] == 12
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # every sample once
+    assert {row["path"] for row in rows} == {str(path) for path in (folds / "set").rglob("*.jpg")}
+    labels, best = ([row[column] for row in rows] for column in ("label", "class1"))
+    assert together["top1"] == pytest.approx(100 * accuracy_score(labels, best)) == pytest.approx(np.mean(top1))
+    assert together["macro_f1"] == pytest.approx(100 * f1_score(labels, best, average="macro"))
+    assert f"macro-F1 {together['macro_f1']:.2f} %  (12 images)" in out
+    code, out, _ = run(capsys, "evaluate", runs[0], runs[2])
+    assert "not tested: fold 2 of 3" in out
+    assert out.endswith("--out FOLDER writes tables of them\n")
+
+
+@pytest.mark.slow
+def test_folds_that_cannot_be_evaluated_together(capsys, folds, tmp_path):
+    one, two = folds / "1", folds / "2"
+    code, _, err = run(capsys, "evaluate", one, two, one / "last.ckpt")
+    assert (code, err) == (
+        2,
+        f"cgnl: {one} and {one / 'last.ckpt'} hold out the same fold, 1 of 3: give each fold once\n",
+    )
+    code, _, err = run(capsys, "evaluate", one, two, "--data.val-seed=1", "--data.held-out-fold=1")
+    assert (code, "hold out the same fold" in err) == (2, True)
+    other = [*SMALL, f"--data.root={folds / 'set'}", "--data.num-folds=4", "--data.batch-size=4"]
+    main(["train", "birds-resnet18", f"--run={tmp_path / 'run'}", *other, "--data.held-out-fold=3"])
+    code, _, err = run(capsys, "evaluate", one, tmp_path / "run")
+    assert (code, "folds of different divisions cannot be tested together" in err) == (2, True)
+    code, _, err = train(capsys, folds / "set", two, "--data.num-folds=3", "--data.held-out-fold=3", "--resume")
+    assert (code, "data.held_out_fold was 2, now 3" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_fold_of_changed_data_is_refused_if_the_network_was_trained_on_it(capsys, folds, tmp_path):
+    grown = shutil.copytree(folds / "set", tmp_path / "set")
+    assert run(capsys, "evaluate", folds / "1", f"--data.root={grown}")[0] == 0
+    for number in range(5):
+        shutil.copy(grown / "class_0/0.jpg", grown / f"class_0/00{number}.jpg")
+    code, _, err = run(capsys, "evaluate", folds / "1", f"--data.root={grown}")
+    assert code == 2
+    assert "held-out images were training images of this network, such as class_" in err
+    code, _, err = run(capsys, "evaluate", folds / "1", "--data.val-seed=1")
+    assert (code, "by which data.num_folds (3) divides them, have changed since" in err) == (2, True)

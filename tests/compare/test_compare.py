@@ -18,6 +18,7 @@ from cgnl.compare.running import rows_of
 from cgnl.compare.trials import _batches, _network, _part, _samples, run_on_maps
 from cgnl.insertion import inserted_blocks, remove_blocks
 from cgnl.recipes import RECIPES
+from cgnl.settings.image import DataConfig
 from cgnl.settings.reading import from_dict, override, to_dict
 from cgnl.settings.trust import trusting
 from cgnl.tasks import evaluate, load_trained
@@ -113,13 +114,41 @@ def test_flips_are_those_of_the_recipe(class_folders, tmp_path):
     assert row["steps"] == 6
     # maps that say themselves whether they are mirrored, in a known order
     maps = Maps(torch.tensor([0.0, 1.0]).repeat(4000, 1), torch.zeros(4000))
+
+    def drawn_with(flip):
+        config = DataConfig(flip=flip, batch_size=10)
+        return torch.cat([x for x, _ in _batches(maps, config, torch.Generator().manual_seed(0))])
+
     for flip in (0.0, 0.25, 1.0):
-        drawn = torch.cat([x for x, _ in _batches(maps, 10, torch.Generator().manual_seed(0), flip)])
+        drawn = drawn_with(flip)
         assert drawn.mean().item() == pytest.approx(flip, abs=0.03 * (0 < flip < 1))
     order = torch.Generator().manual_seed(0)
     torch.randperm(4000, generator=order)
-    half = torch.cat([x for x, _ in _batches(maps, 10, torch.Generator().manual_seed(0), 0.5)])
-    assert torch.equal(half, torch.randint(2, (4000,), generator=order).float())
+    assert torch.equal(drawn_with(0.5), torch.randint(2, (4000,), generator=order).float())
+
+
+def test_unequal_classes_on_cached_maps(class_folders):
+    features = features_of()
+    chosen = torch.arange(60)[(features.train.labels == 0) | (torch.arange(60) > 50)]
+    features = dataclasses.replace(features, train=features.train.of(chosen))
+
+    def run(**values):
+        recipe = override(recipe_of(class_folders), values, "here")
+        return run_on_maps(protocol_of(recipe), Trial("none", 0, "fixed", 5, 0.05, 1.0), features)
+
+    plain = run()
+    # the same loss but for rounding
+    assert run(optimizer={"class_weights": [2, 2, 2]})["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+    # nothing is learned but a class that alone weighs
+    alone = run(optimizer={"class_weights": [0, 3, 0]})
+    assert alone["top1"] == pytest.approx(100 / 3)
+    assert alone["test_loss"] > 2 * plain["test_loss"], "losses of tests are not weighted"
+    assert run(optimizer={"class_weights": "balanced"})["train_loss"] != plain["train_loss"]
+    config = DataConfig(balanced_sampler=True, batch_size=4)
+    order = torch.Generator().manual_seed(0)
+    drawn = torch.cat([labels for _ in range(60) for _, labels in _batches(features.train, config, order)])
+    assert len(drawn) == 60 * (len(chosen) // 4 * 4)
+    assert (drawn.bincount() / len(drawn) - 1 / 3).abs().max() < 0.05
 
 
 def test_kinds_differ_in_the_block_alone(monkeypatch):
@@ -145,7 +174,7 @@ def test_the_losses_are_means_over_whole_splits():
     row = run_on_maps(protocol, trial, features)
     # at a rate of nothing only the norm's statistics move
     network = _network(with_block(recipe, "none"), (16, 4, 4), 3, protocol, trial.seed).train()
-    for x, _ in _batches(features.train, 4, torch.Generator().manual_seed(trial.seed)):
+    for x, _ in _batches(features.train, recipe.data, torch.Generator().manual_seed(trial.seed)):
         network(x)
     network.eval()
     for name, maps in (("train_loss", features.train), ("test_loss", features.test)):
@@ -460,6 +489,12 @@ def test_minutes_end_it_cleanly(class_folders, tmp_path, capsys):
         (["--network.num-blocks=5"], "--freeze below-block needs one block"),
         (["--blocks", "cgnl:num_blocks=2"], "--freeze below-block needs one block, and --blocks has cgnl:num_blocks=2"),
         (["--tune", "1", "--lengths", "2"], "--lengths (2) must be 1 and whole numbers above it"),
+        (
+            ["--data.augment", "rand", "erasing"],
+            "data.augment (rand erasing) must be left out with --freeze below-block",
+        ),
+        (["--trainer.early-stopping=3"], "trainer.early_stopping (3) must be left out: all runs of a comparison"),
+        (["--optimizer.class-weights", "1", "2"], "optimizer.class_weights has 2 numbers, but the data has 3 classes"),
         (["--data.batch-size=500"], "data.batch_size (500) must be at most the number of training samples"),
     ],
 )

@@ -14,7 +14,7 @@ FREE = """
     data.train_annotations data.val_annotations data.test_annotations
     data.train_images data.val_images data.test_images
     trainer.max_epochs trainer.max_steps trainer.checkpoint_every_n_steps trainer.log_every_n_steps
-    trainer.skip_limit trainer.devices trainer.nodes trainer.accelerator
+    trainer.skip_limit trainer.early_stopping trainer.devices trainer.nodes trainer.accelerator
     network.weights network.new_classifier network.backbone_weights block.g_std
 """
 

@@ -1,6 +1,7 @@
 """Drawn actions and flocks, and tiny recipes for them."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,4 +57,30 @@ def tiny_detection(flock: Path) -> DetectionRecipe:
         "trainer": {"max_epochs": 3, "max_steps": 6, "test_every_n_epochs": 4, "log_every_n_steps": 1},
     }
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=flock))
+    return override(recipe, small, "test")
+
+
+@pytest.fixture(scope="session")
+def unequal(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes, 8, 5 and 2 to train on and 4, 3 and 1 to test; tests must not change them."""
+    root = shutil.copytree(class_folders, tmp_path_factory.mktemp("unequal") / "set")
+    for split, counts in {"train": (8, 5, 2), "val": (4, 3, 1)}.items():
+        for label, count in enumerate(counts):
+            for file in sorted((root / split / f"class_{label}").iterdir())[count:]:
+                file.unlink()
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_unequal(unequal: Path) -> Recipe:
+    """Three steps an epoch of a tiny ResNet, of which the classifier alone trains: no BatchNorm tells batches apart."""
+    recipe = RECIPES["birds-resnet18"].make()
+    small = {
+        "network": {"arch": "timm:test_resnet", "weights": None},
+        "data": {"root": str(unequal), "format": "folders", "size": 32, "resize": 36, "batch_size": 4, "workers": 0},
+        "optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": None},
+        "schedule": {"kind": "constant", "warmup": 0.0},
+        "trainer": {"max_epochs": 2, "log_every_n_steps": 1},
+    }
+    small["trainer"]["freeze"] = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
     return override(recipe, small, "test")

@@ -151,5 +151,5 @@ def test_a_test_with_a_loss_that_is_not_finite_has_no_accuracy():
         module.network[1].bias[0] = float("nan")
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (metrics,) = trainer.validate(module, DataLoader([batch()], batch_size=None), verbose=False)
-    assert len(metrics) == 3
+    assert len(metrics) == 5
     assert all(value != value for value in metrics.values()), metrics

@@ -105,6 +105,25 @@ def test_two_processes_count_each_test_image_once(runs):
 
 
 @pytest.mark.slow
+def test_two_processes_draw_weigh_and_score_unequal_classes_as_one(unequal, tmp_path):
+    options = (
+        f"--data.root={unequal} --data.balanced-sampler --optimizer.class-weights 1 2 4 --data.augment rand erasing"
+    )
+    options += " --optimizer.layer-decay=0.5 --trainer.best-by=macro-f1 --trainer.early-stopping=1 --data.batch-size=4"
+    options = ["train", "birds-resnet18-cgnl", *SETTINGS, *options.split(), "--trainer.max-epochs=9"]
+    printed = [command(*options, f"--run={tmp_path / str(processes)}", processes=processes) for processes in (1, 2)]
+    alone, pair = (torch.load(tmp_path / str(n) / "last.ckpt", weights_only=True)["state_dict"] for n in (1, 2))
+    torch.testing.assert_close(pair["network.fc.weight"], alone["network.fc.weight"], rtol=1e-4, atol=1e-6)
+    logs = [rows(tmp_path / str(processes) / "epochs.csv") for processes in (1, 2)]
+    assert len(logs[0]) == len(logs[1]) < 9
+    for one, two in zip(*logs, strict=True):
+        for name in ("train_loss", "test_balanced_accuracy", "test_macro_f1"):
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-4)
+    for text in printed:
+        assert text.count("early stopping: 1 test in a row without a better macro-F1 than") == 1
+
+
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_end_with_the_same_bits_and_list_a_bad_file_once(class_folders, tmp_path):
     folders = shutil.copytree(class_folders, tmp_path / "folders")
     bad = folders / "train" / "class_0" / "0.jpg"
@@ -143,7 +162,7 @@ def test_two_processes_test_the_views_of_each_video_once(actions, tmp_path):
     last = str(run / "last.ckpt")
     # twice, since the group of processes can begin only once
     printed = command("evaluate", last, last, f"--out={tmp_path / 'evaluation2'}", processes=2)
-    assert printed.count("3 videos") == 4
+    assert printed.count("3 videos") == 8
     assert printed.count("mean of 2") == 1
     main(["evaluate", last, last, f"--out={tmp_path / 'evaluation1'}"])
     for part in ("1", "2"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 
 from cgnl.data.decoding import DataError
 from cgnl.data.detection import DetectionList
+from cgnl.data.lists import fold
 from cgnl.recipes import RECIPES
+from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
 from cgnl.training import ImageData, VideoData
+from cgnl.training.class_scores import class_weights
 from cgnl.training.detection_data import DetectionData
 
 
@@ -121,3 +125,84 @@ def test_categories_are_those_of_the_network_by_name(flock, tmp_path):
     assert [category["name"] for category in data.truth["categories"]] == [own[2], "zebra", own[0], own[1]]
     with pytest.raises(DataError, match=f"other classes than expected; unexpected: {own[0]}; missing: zebra"):
         assert DetectionData(config, classes=["zebra", own[1], own[2]]).test_samples
+
+
+def test_folds_hold_each_video_out_once(tiny_video):
+    whole = VideoData(tiny_video.data)
+    parts = [
+        VideoData(dataclasses.replace(tiny_video.data, num_folds=2, held_out_fold=number), tested="val")
+        for number in (1, 2)
+    ]
+    # two training videos of each of four classes
+    assert [[sample.label for sample in data.val_samples.samples] for data in parts] == [[0, 1, 2, 3]] * 2
+    for data, other in zip(parts, reversed(parts), strict=True):
+        assert names(data.train_samples) == names(other.val_samples)
+        assert sorted([*names(data.train_samples), *names(data.val_samples)]) == sorted(names(whole.train_samples))
+        # UCF101's own test list stays the test part
+        assert (data.test_samples, data.tested, data.holds_fold_out) == (whole.test_samples, "val", True)
+
+
+@pytest.mark.parametrize("counts", [(8, 5, 2), (7, 1, 1), (10, 10, 3), (1, 2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("num_folds", [2, 3, 5])
+def test_folds_are_stratified_and_as_large_as_each_other(counts, num_folds):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    random.Random(0).shuffle(labels)
+    folds = [fold(labels, num_folds, number, seed=4) for number in range(1, num_folds + 1)]
+    assert sorted(number for _, held in folds for number in held) == [*range(len(labels))]
+    assert all(sorted([*kept, *held]) == [*range(len(labels))] for kept, held in folds)
+    for own in [labels, *([label] * count for label, count in enumerate(counts))]:
+        sizes = [sum(labels[number] in own for number in held) for _, held in folds]
+        assert max(sizes) - min(sizes) <= 1
+    assert folds == [fold(labels, num_folds, number, seed=4) for number in range(1, num_folds + 1)]
+    assert any(fold(labels, num_folds, 1, seed) != folds[0] for seed in range(5, 9))
+
+
+def test_folds_of_images_with_objects_and_too_few_samples(flock, class_folders, tmp_path):
+    config = dataclasses.replace(RECIPES["detection"].make().data, root=flock)
+    held_out = []
+    for number in (1, 2, 3):
+        data = DetectionData(dataclasses.replace(config, num_folds=3, held_out_fold=number), tested="val")
+        data.check()
+        assert isinstance(data.val_samples, DetectionList)
+        held_out += data.val_samples.image_ids
+    assert sorted(held_out) == sorted(DetectionData(config).train_samples.image_ids)
+    shutil.copytree(class_folders / "train", tmp_path / "train")
+    with pytest.raises(DataError, match=r"has 24 training images, too few for data.num_folds \(25\)"):
+        ImageData(DataConfig(root=tmp_path, num_folds=25, held_out_fold=1)).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_folds": 5}, r"data.num_folds \(5\) needs data.held_out_fold: a number from 1 to 5"),
+        ({"held_out_fold": 1}, r"data.held_out_fold \(1\) needs data.num_folds"),
+        ({"num_folds": 5, "held_out_fold": 0}, r"data.held_out_fold \(0\) must be between 1 and 5"),
+        ({"num_folds": 5, "held_out_fold": 6}, r"data.held_out_fold \(6\) must be between 1 and 5"),
+        ({"num_folds": 1, "held_out_fold": 1}, r"data.num_folds \(1\) must be at least 2"),
+        (
+            {"num_folds": 5, "held_out_fold": 1, "val_fraction": 0.2},
+            r"data.val_fraction \(0.2\) and data.num_folds \(5\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("config", [DataConfig, DetectionDataConfig])
+def test_folds_that_cannot_be(config, values, message):
+    with pytest.raises(ValueError, match=message):
+        config(**values)
+
+
+def test_a_class_of_which_a_fold_holds_every_image_out_is_said(class_folders, tmp_path):
+    root = shutil.copytree(class_folders / "train", tmp_path / "set")
+    for file in sorted((root / "class_1").iterdir())[1:]:
+        file.unlink()
+    words = []
+    for number in (1, 2):
+        config = DataConfig(root=root, num_folds=2, held_out_fold=number, batch_size=2, balanced_sampler=True)
+        data = ImageData(dataclasses.replace(config, size=32, resize=36, workers=0), tested="val")
+        data.check()
+        assert data.classes == ("class_0", "class_1", "class_2")
+        # neither draws nor weights break
+        assert {data.train_labels[key[1]] for batch in data.train_dataloader().batch_sampler for key in batch} >= {0, 2}
+        assert class_weights("balanced", data.train_labels, 3, data.classes).isfinite().all()
+        words.append("all images of class_1 are held out" in data.summary())
+    assert sorted(words) == [False, True]

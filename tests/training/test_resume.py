@@ -30,8 +30,8 @@ SETTINGS = (
 
 VIDEO_SETTINGS = (
     "--network.dropout=0.5 --data.size=32 --data.resize=36 --data.num-frames=4 --data.frame-step=8 --data.batch-size=2 "
-    "--data.mixup=0.2 --optimizer.name=sgd --optimizer.lr=0.01 --trainer.max-epochs=2 --trainer.log-every-n-steps=1 "
-    "--trainer.checkpoint-every-n-steps=1"
+    "--data.mixup=0.2 --data.augment augmix erasing --data.balanced-sampler --optimizer.name=sgd --optimizer.lr=0.01 "
+    "--trainer.max-epochs=2 --trainer.log-every-n-steps=1 --trainer.checkpoint-every-n-steps=1"
 ).split()
 
 # the run ends in the middle of its third epoch
@@ -213,6 +213,11 @@ OPTIONS = {
         "optimizer": {"clip_norm": 0.5},
         "trainer": {"precision": "bf16-mixed", "freeze": ["conv1", "bn1"]},
         "data": {"cutmix": 1.0, "mixup": 0.2},
+    },
+    "balanced draws, augmentation, class weights and layers with rates of their own": {
+        "data": {"balanced_sampler": True, "augment": ["rand", "jitter", "erasing"], "mixup": 0.2},
+        "optimizer": {"class_weights": [1, 2, 3], "layer_decay": 0.7},
+        "trainer": {"accumulate": 2, "ema_decay": 0.9},
     },
     "a cosine after a warm-up": {"schedule": {"kind": "cosine", "warmup": 1.5}},
 }

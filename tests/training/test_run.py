@@ -77,7 +77,7 @@ def test_a_run_in_steps_that_stops_after_an_untested_epoch_goes_on_as_if_it_had_
     assert steps[0] == steps[1]
     assert [row[0] for row in steps[0][1:]] == list("12345678")
     assert len({row[1] for row in steps[0][1:]}) > 1, "several epochs"
-    assert list(result.scores) == ["top-1", "top-5"], "tested after the last step"
+    assert list(result.scores) == ["top-1", "top-5", "balanced accuracy", "macro-F1"], "tested after the last step"
 
 
 def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
@@ -86,7 +86,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(finished, class_folders):
     name, recipe = load_recipe(str(run))
     assert name == "birds"
     assert recipe == tiny(class_folders, max_epochs=2)
-    assert list(result.scores) == ["top-1", "top-5"]
+    assert list(result.scores) == ["top-1", "top-5", "balanced accuracy", "macro-F1"]
     assert result.best_score >= result.scores["top-1"]
     with (run / "epochs.csv").open(newline="") as file:
         first, second = (float(row["train_loss"]) for row in csv.DictReader(file))
@@ -148,7 +148,7 @@ def test_evaluation_counts_each_image_once_and_agrees_with_torchmetrics(finished
         100 * float(multiclass_accuracy(best, labels, num_classes=3, average="micro")), rel=1e-6
     )
     per_class = multiclass_accuracy(best, labels, num_classes=3, average="none")
-    assert [value for _, _, value in result.per_class] == pytest.approx((100 * per_class).tolist())
+    assert [value for _, _, value, *_ in result.per_class] == pytest.approx((100 * per_class).tolist())
     assert sum(times for *_, times in result.confused) == sum(best != labels)
     assert result.top5 == 100
 

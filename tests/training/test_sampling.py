@@ -1,5 +1,13 @@
-import pytest
+from collections import Counter
+from itertools import chain
+from pathlib import Path
 
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from cgnl.data.lists import Sample, SampleList
+from cgnl.data.records import FileDataset
 from cgnl.training.sampling import EpochBatches
 
 
@@ -100,3 +108,56 @@ def test_resuming_with_groups_gives_the_rest_of_the_epoch():
 def test_testing_keeps_the_order_whatever_the_groups():
     keys = batches(length=7, training=False, groups=[index % 2 > 0 for index in range(7)])
     assert [index for batch in keys for _, index in batch] == list(range(7))
+
+
+LABELS = [0] * 60 + [3] * 25 + [1] * 15
+
+
+def drawn(epoch, **options):
+    sampler = batches(length=100, labels=LABELS, **options)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_a_balanced_epoch_is_as_long_and_draws_each_class_equally_often():
+    epochs = [[key for batch in drawn(epoch) for key in batch] for epoch in range(60)]
+    assert {len(keys) for keys in epochs} == {100}
+    counts = Counter(LABELS[key[1]] for keys in epochs for key in keys)
+    # classes without samples, as 2, are never drawn; five standard deviations of 6000 draws
+    assert counts.keys() == {0, 1, 3}
+    assert all(abs(count - 2000) < 5 * (6000 * 2 / 9) ** 0.5 for count in counts.values())
+    indices = Counter(key[1] for keys in epochs for key in keys)
+    # within a class each sample is equally likely
+    for label, own in ((0, range(60)), (3, range(60, 85)), (1, range(85, 100))):
+        expected = counts[label] / len(own)
+        assert chisquare([indices[index] for index in own]).pvalue > 1e-4, expected
+    assert epochs[0] != epochs[1]
+
+
+def test_a_sample_that_comes_again_is_cut_anew():
+    keys = [key for batch in drawn(2) for key in batch]
+    assert len(set(keys)) == len(keys)
+    assert {len(key) for key in keys} == {2, 3}
+    assert {key[:2] for key in keys if len(key) == 3} <= {key for key in keys if len(key) == 2}
+    (dataset,) = [Drawing(SampleList(Path(), tuple(Sample(Path(str(k)), 0) for k in range(100)), ("a",), "list"))]
+    again = next(key for key in keys if len(key) == 3)
+    assert len({dataset[key]["image"] for key in ((*again[:2],), again, (again[0] + 1, *again[1:]))}) == 3
+    assert dataset[again] == dataset[again]
+
+
+class Drawing(FileDataset):
+    def read(self, index):
+        return {"image": float(torch.rand(()))}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_balanced_draws_of_processes_and_resumed_epochs_are_those_of_one(parts):
+    alone = drawn(4, batch_size=8)
+    pair = [drawn(4, batch_size=4 // parts, rank=rank, world_size=2, parts=parts) for rank in range(2)]
+    together = [a + b for a, b in zip(*pair, strict=True)]
+    steps = [[*chain(*together[start : start + parts])] for start in range(0, len(together), parts)]
+    assert [sorted(step) for step in steps] == [sorted(batch) for batch in alone]
+    for rank in range(2):
+        resumed = batches(length=100, labels=LABELS, batch_size=4 // parts, rank=rank, world_size=2, parts=parts)
+        resumed.resume(4, 7)
+        assert list(resumed) == pair[rank][7:]

@@ -88,6 +88,7 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str], fol
     from cgnl.compare.running import run
     from cgnl.settings.reading import to_dict
     from cgnl.tasks.registry import task_of
+    from cgnl.training.class_scores import weights_of
 
     frozen = options.freeze == "below-block"
     labels = dict.fromkeys(("none", *options.blocks))
@@ -99,6 +100,8 @@ def _compare(name: str, recipe: Any, options: Any, arguments: Sequence[str], fol
         raise ValueError(f"cgnl compare needs a network that classifies, and {name} is for {task.words}")
     recipe = task.sized(recipe)
     data = task.make_data(recipe.data, inputs=task.inputs(recipe), run=folder)
+    # called for what it refuses, which should show before anything is computed
+    weights_of(recipe, data.train_labels, len(data.classes), data.named_classes)
     protocol = Protocol(
         command=f"cgnl compare {' '.join(arguments)}",
         recipe=to_dict(with_block(recipe, "none")),
@@ -141,6 +144,16 @@ def _check(options: Any, recipe: Any) -> None:
     within("--dropout", options.dropout, 0, 1)
     if options.head == "network" and options.freeze == "none":
         raise ValueError("--head network needs --freeze below-block: whole networks train all layers anyway")
+    if options.freeze == "below-block" and getattr(recipe.data, "augment", ()):
+        raise ValueError(
+            f"data.augment ({' '.join(recipe.data.augment)}) must be left out with --freeze below-block, which "
+            "computes the maps of each sample once"
+        )
+    if recipe.trainer.early_stopping is not None:
+        raise ValueError(
+            f"trainer.early_stopping ({recipe.trainer.early_stopping}) must be left out: all runs of a comparison have "
+            "the same number of epochs"
+        )
     for factor in options.tune:
         positive("--tune", factor)
     if 1 not in options.lengths or min(options.lengths) < 1:

@@ -1,6 +1,8 @@
 """``cgnl evaluate``."""
 
 import dataclasses
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
@@ -14,7 +16,7 @@ from cgnl.settings.detection import DetectionNetworkConfig
 from cgnl.settings.image import NetworkConfig
 from cgnl.settings.marks import fields_for_tests
 from cgnl.settings.training import TrainerConfig
-from cgnl.settings.words import percent
+from cgnl.settings.words import decimal, percent
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class TestOptions:
 
     out: OptionalFolder = None
     """Folder for the tables (predictions.csv or COCO's result files, per_class.csv, ...); by default evaluation/ in the
-    run's folder. With several networks, each gets its own folder in it: 1, 2, ..."""
+    run's folder. With several networks, each gets its own folder in it: 1, 2, ...; tables of all samples of folds are
+    in the folder itself."""
     split: Literal["test", "val"] = "test"
     """Part of the data: test, or val for the validation samples, which chose best.ckpt. Where there is only one of
     them, either means it."""
@@ -48,13 +51,76 @@ def evaluate(arguments: Sequence[str]) -> None:
     tests = [_test([name, *options], str(k)) for k, name in enumerate(names, start=1)]
     if len({task_of(trained.recipe).scores for trained, *_ in tests}) > 1:
         raise ValueError("networks that are tested together must all classify or all detect")
+    missing = _missing_folds(names, tests)
     for name, test in zip(names, tests, strict=True):
         if is_first_process():
             print(name)
         results.append(_print_evaluation(*test, stay=test is not tests[-1]))
-    if is_first_process():
-        means = {name: sum(scores[name] for scores in results) / count for name in results[0]}
-        print(f"mean of {count}: {', '.join(f'{name} {percent(mean)}' for name, mean in means.items())}")
+    if not is_first_process():
+        return
+    if missing is not None:
+        _print_folds(results, missing, *tests[0][:2])
+        return
+    means = {name: sum(result.scores[name] for result in results) / count for name in results[0].scores}
+    print(f"mean of {count}: {', '.join(f'{name} {percent(mean)}' for name, mean in means.items())}")
+
+
+def _missing_folds(names: Sequence[str], tests: Sequence[tuple[Any, Any, Path]]) -> list[int] | None:
+    """Return the folds that no network is tested on; None unless every network is tested on the fold that it left out.
+
+    Raises ValueError where two are tested on the same fold, or on folds of different divisions or data.
+    """
+    from cgnl.tasks import task_of
+
+    # which network holds out a fold or a sample
+    folds: dict[int, str] = {}
+    samples: dict[Path, str] = {}
+    divisions: dict[str, str] = {}
+    for name, (trained, options, _) in zip(names, tests, strict=True):
+        config = options.data
+        data = task_of(trained.recipe).make_data(config, tested=options.split)
+        if not data.holds_fold_out:
+            return None
+        divisions.setdefault(f"data.num_folds {config.num_folds} with data.val_seed {config.val_seed}", name)
+        if len(divisions) > 1:
+            words = ", ".join(f"{of} has {division}" for division, of in divisions.items())
+            raise ValueError(f"folds of different divisions cannot be tested together: {words}")
+        if config.held_out_fold in folds:
+            raise ValueError(
+                f"{folds[config.held_out_fold]} and {name} hold out the same fold, {config.held_out_fold} of "
+                f"{config.num_folds}: give each fold once"
+            )
+        folds[config.held_out_fold] = name
+        held_out = [sample.path for sample in data.tested_samples.samples]
+        if twice := next((path for path in held_out if path in samples), None):
+            raise ValueError(f"{samples[twice]} and {name} both hold out {twice}: they are no folds of the same data")
+        samples |= dict.fromkeys(held_out, name)
+    return [number for number in range(1, config.num_folds + 1) if number not in folds]
+
+
+def _print_folds(results: Sequence[Any], missing: Sequence[int], trained: Any, options: Any) -> None:
+    """Print means and standard deviations over folds, and the result over the samples of all of them."""
+    from cgnl.tasks import task_of
+
+    words = []
+    for name in results[0].scores:
+        values = [result.scores[name] for result in results]
+        # an average precision of no object is not a number
+        deviation = math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+        words.append(f"{name} {decimal(statistics.fmean(values))} ± {decimal(deviation)} %")
+    print(f"mean and standard deviation of {len(results)} folds: {', '.join(words)}")
+    if missing:
+        print(f"not tested: fold{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} of {options.data.num_folds}")
+    pooled = results[0].pooled(results[1:])
+    if pooled is None:
+        return
+    print("their samples together, each tested by the network that was not trained on it:")
+    *lines, written = pooled.lines(task_of(trained.recipe).tested(options.data), options.out or Path())
+    if options.out is None:
+        written = "--out FOLDER writes tables of them"
+    else:
+        pooled.write(options.out)
+    print("\n".join([*lines, written]))
 
 
 def _test(arguments: Sequence[str], part: str = "") -> tuple[Any, Any, Path]:
@@ -104,8 +170,8 @@ def _here(config: TrainerConfig) -> TrainerConfig:
     return dataclasses.replace(config, devices=1, nodes=1, accelerator="auto", sync_batch_norm=False)
 
 
-def _print_evaluation(trained: Any, options: Any, out: Path, *, stay: bool = False) -> dict[str, float]:
-    """Test a network, print what came out, and return its scores (%) by name."""
+def _print_evaluation(trained: Any, options: Any, out: Path, *, stay: bool = False) -> Any:
+    """Test a network, print what came out, and return it."""
     from cgnl.data.lists import SPLIT_WORDS
     from cgnl.tasks import diagnose, evaluate, task_of
     from cgnl.training.processes import is_first_process
@@ -115,10 +181,11 @@ def _print_evaluation(trained: Any, options: Any, out: Path, *, stay: bool = Fal
     if is_first_process():
         print("\n".join(result.lines(task_of(trained.recipe).tested(data), out)))
         if result.split != split:
-            print(f"there is no {SPLIT_WORDS[split]} split")
+            fold = f": fold {data.held_out_fold} of {data.num_folds} was tested" if data.num_folds is not None else ""
+            print(f"there is no {SPLIT_WORDS[split]} split{fold}")
         if options.diagnose:
             print("\n".join(starmap(_diagnosis_line, diagnose(trained, data, split=split).items())))
-    return result.scores
+    return result
 
 
 def _diagnosis_line(blocks: str, found: Mapping[str, Any]) -> str:

@@ -24,8 +24,12 @@ from cgnl.tasks.registry import task_of
 from cgnl.training.processes import reporting_dead_readers
 from cgnl.training.trained import default_device
 
-# Settings that the network up to its block, and the samples as in a test, do not depend on.
-_OF_TRAINING = ("batch_size", "block", "crop_area", "crop_aspect", "cutmix", "dropout", "flip", "mixup")
+# Settings that the network up to its block, and the samples as in a test, do not depend on; or by which samples are
+# chosen, whose list has a digest of its own.
+_OF_TRAINING = {
+    *("augment", "balanced_sampler", "batch_size", "block", "crop_area", "crop_aspect", "cutmix", "dropout", "flip"),
+    *("held_out_fold", "mixup", "num_folds"),
+}
 
 
 @dataclass(frozen=True)

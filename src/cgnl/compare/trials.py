@@ -22,10 +22,12 @@ from cgnl.compare.maps import Features, Maps
 from cgnl.compare.plan import FIRST_TUNING_SEED, Protocol, Trial, with_block
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
-from cgnl.settings.image import Recipe
+from cgnl.settings.image import DataConfig, Recipe
 from cgnl.settings.reading import from_dict
 from cgnl.tasks.registry import task_of
-from cgnl.training.data import Part
+from cgnl.training.class_scores import weighted_cross_entropy, weights_of
+from cgnl.training.data import Part, without_no_class
+from cgnl.training.sampling import drawn_by_class
 from cgnl.training.trained import default_device
 
 # Maps that are tested together.
@@ -64,11 +66,13 @@ def train_on_maps(protocol: Protocol, trial: Trial, features: Features) -> tuple
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / steps))
     curve: list[dict[str, float]] = []
     order = torch.Generator().manual_seed(trial.seed)
+    weights = weights_of(recipe, train.labels.tolist(), len(features.classes), without_no_class(features.classes))
+    weights = None if weights is None else weights.to(default_device())
     for epoch in range(1, trial.epochs + 1):
         network.train()
         losses: list[float] = []
-        for x, labels in _batches(train, batch_size, order, recipe.data.flip):
-            loss = F.cross_entropy(network(x), labels)
+        for x, labels in _batches(train, recipe.data, order):
+            loss = weighted_cross_entropy(network(x), labels, weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -161,9 +165,12 @@ class _Mean(nn.Module):
         return x.mean(-1)
 
 
-def _batches(maps: Maps, batch_size: int, order: torch.Generator, flip: float = 0.5) -> Iterator[tuple[Tensor, Tensor]]:
-    device = default_device()
-    numbers = torch.randperm(len(maps.labels), generator=order)
+def _batches(maps: Maps, config: DataConfig, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    device, batch_size, flip = default_device(), config.batch_size, config.flip
+    if config.balanced_sampler:
+        numbers = drawn_by_class(maps.labels, order)
+    else:
+        numbers = torch.randperm(len(maps.labels), generator=order)
     if flip == 0.5:
         # as it was when every recipe flipped half of the samples, so that those numbers stay
         flips = torch.randint(2, (len(numbers),), generator=order)

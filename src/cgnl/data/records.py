@@ -26,9 +26,10 @@ _datasets: weakref.WeakSet["FileDataset"] = weakref.WeakSet()
 class FileDataset(Dataset[dict[str, Any]], ABC):
     """Reads the files of a :class:`cgnl.data.lists.SampleList` into records; a subclass does the reading.
 
-    A key is ``(epoch, index)``, or an index alone for epoch 0. Whatever is drawn from torch's or Python's global random
-    generator on the CPU while a file is read is a function of seed, epoch and index alone: the same in any order, in
-    any worker and after a resume. Both generators are left as they were.
+    A key is ``(epoch, index)``, or ``(epoch, index, n)`` where the sample has come n times before in the epoch, or an
+    index alone for epoch 0. Whatever is drawn from torch's or Python's global random generator on the CPU while a file
+    is read is a function of seed and key alone: the same in any order, in any worker and after a resume. Both
+    generators are left as they were.
     """
 
     def __init__(self, samples: SampleList, *, seed: int = 0) -> None:
@@ -65,18 +66,18 @@ class FileDataset(Dataset[dict[str, Any]], ABC):
         rows = [index for process, index in self._in_flight.tolist() if process == pid and index >= 0]
         return self.path(rows[0]) if rows else None
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Any]:
         """Read one sample by its key: ``label``, ``index`` and what was read.
 
         If the file cannot be read, ``image`` is None, and ``path`` and ``error`` tell which and why.
         """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index, *again = key if isinstance(key, tuple) else (0, key)
         record = {"label": int(self._labels[index]), "index": index}
         worker = get_worker_info()
         if worker is not None:
             self._in_flight[worker.id % MAX_WORKERS] = torch.tensor([os.getpid(), index])
         try:
-            with _random_state_of(self.seed, epoch, index):
+            with _random_state_of(self.seed, epoch, index, *again):
                 return {**self.read(index), **record}
         except BadFileError as error:
             return {"image": None, **record, "path": error.path, "error": error.reason}

@@ -9,6 +9,7 @@ Clips stay 8-bit until they are on the device that the network runs on, and stay
 Shapes: T frames, H height, W width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+
+from cgnl.data.augmentation import augmented, of_clips
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,11 +30,12 @@ def train_transform(
     area: tuple[float, float] = (0.08, 1.25),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
+    augment: Sequence[str] = (),
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     interpolation: str = "bilinear",
 ) -> v2.Compose:
-    """Random crop, resized to a square, and random horizontal flip.
+    """Random crop, resized to a square, random horizontal flip, and more random changes.
 
     The paper draws the crop's area from 0.08 to 1.25 of the image. No crop is larger than its image: a draw that does
     not fit is rejected and drawn again (ten times at most, then the middle of the image is taken), so areas above 1
@@ -42,6 +46,7 @@ def train_transform(
         area: Range of the crop's area, as a part of the image's.
         aspect: Range of the crop's width over its height.
         flip: Probability of the flip.
+        augment: Names of more changes, see :func:`cgnl.data.augmentation.augmented`.
         mean: Of each channel (RGB, values from 0 to 1), subtracted.
         std: Of each channel, divided by.
         interpolation: torchvision's name of a filter, such as "bilinear" or "bicubic".
@@ -52,9 +57,9 @@ def train_transform(
     Raises:
         ValueError: A size below 1, or a range that is empty or not positive.
     """
-    return v2.Compose(
-        [v2.PILToTensor(), *_random_crop(size, area, aspect, flip, interpolation), *_normalise(mean, std)]
-    )
+    changes, last = augmented(augment)
+    crop = _random_crop(size, area, aspect, flip, interpolation)
+    return v2.Compose([v2.PILToTensor(), *crop, *changes, *_normalise(mean, std), *last])
 
 
 def test_transform(
@@ -123,8 +128,10 @@ def clip_train_transform(
     area: tuple[float, float] = (0.08, 1.25),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
+    augment: Sequence[str] = (),
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
 ) -> v2.Compose:
-    """Random crop, resized to a square, and random flip, as of :func:`train_transform`, the same for all frames.
+    """Random crop, flip and other changes, as of :func:`train_transform`, the same for all frames.
 
     The transform takes frames, uint8 [T, H, W, 3], and returns a clip, uint8 [3, T, size, size].
 
@@ -132,7 +139,9 @@ def clip_train_transform(
         >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
         torch.Size([3, 8, 112, 112])
     """
-    return v2.Compose([_channels_second, *_random_crop(size, area, aspect, flip), _channels_first])
+    changes, last = augmented(augment, erased=[round(255 * value) for value in mean])
+    crop = _random_crop(size, area, aspect, flip)
+    return v2.Compose([_channels_second, *crop, *of_clips([*changes, *last]), _channels_first])
 
 
 def clip_test_transform(resize: int, size: int | None = None) -> v2.Compose:

@@ -27,11 +27,21 @@ def positive(name: str, value: float | None) -> None:
         raise ValueError(f"{name} ({value}) must be above 0")
 
 
-def check_val_fraction(fraction: float, seed: int) -> None:
-    """Raise ValueError unless data.val_fraction leaves something to train on, and data.val_seed is a seed."""
+def check_division(fraction: float, seed: int, num_folds: int | None, held_out_fold: int | None) -> None:
+    """Raise ValueError unless data.val_fraction, data.val_seed, data.num_folds and data.held_out_fold go together."""
     if not 0 <= fraction < 1:
         raise ValueError(f"data.val_fraction ({fraction:g}) must be at least 0 and below 1")
     within("data.val_seed", seed, 0)
+    within("data.num_folds", num_folds, 2)
+    if num_folds is None and held_out_fold is not None:
+        raise ValueError(f"data.held_out_fold ({held_out_fold}) needs data.num_folds, such as 5")
+    if num_folds is not None and held_out_fold is None:
+        raise ValueError(f"data.num_folds ({num_folds}) needs data.held_out_fold: a number from 1 to {num_folds}")
+    within("data.held_out_fold", held_out_fold, 1, num_folds or 1)
+    if num_folds is not None and fraction:
+        raise ValueError(
+            f"data.val_fraction ({fraction:g}) and data.num_folds ({num_folds}) both hold samples out: give one of them"
+        )
 
 
 def finite(name: str, value: float | None) -> None:
@@ -100,8 +110,10 @@ def converted(kind: Any, value: Any, where: str) -> Any:
         choices = [choice for literal in literals for choice in typing.get_args(literal)]
         if value in choices:
             return value
-        if choices and type(value) is not last:
-            raise ValueError(f"{where} must be {', '.join(choices)} or of type {last.__name__}, got {value!r}")
+        of_numbers = typing.get_origin(last) is tuple
+        if choices and not (isinstance(value, (list, tuple)) if of_numbers else type(value) is last):
+            kind = "a list of numbers" if of_numbers else f"of type {last.__name__}"
+            raise ValueError(f"{where} must be {', '.join(choices)} or {kind}, got {value!r}")
         return converted(last, value, where)
     if origin is Literal:
         # YAML reads the precision 32 as a number

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cgnl.settings.blocks import check_blocks, given_places
-from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, read_none, within
+from cgnl.settings.checks import MAX_WORKERS, check_arch, check_division, read_none, within
 from cgnl.settings.image import ARCHITECTURES, Recipe
 from cgnl.settings.marks import FOR_TESTS, FREE
 
@@ -79,7 +79,11 @@ class DetectionDataConfig:
     val_fraction: float = 0.0
     """Fraction of the training images to hold out for validation."""
     val_seed: int = 0
-    """Seed that chooses the images of val_fraction."""
+    """Seed that chooses the images of val_fraction, or of each fold."""
+    num_folds: int | None = None
+    """Number of folds that the training images are divided into, one of which is held out."""
+    held_out_fold: int | None = None
+    """Fold that is held out for validation, from 1; it is also the test part of data that has none of its own."""
     follow_links: bool = field(default=False, metadata=FREE)
     """Follow symbolic links that lead out of the folder."""
     size: int = 800
@@ -106,7 +110,7 @@ class DetectionDataConfig:
             within(f"data.{name}", getattr(self, name), 1)
         within("data.max_size", self.max_size, self.size)
         within("data.workers", self.workers, 0, MAX_WORKERS)
-        check_val_fraction(self.val_fraction, self.val_seed)
+        check_division(self.val_fraction, self.val_seed, self.num_folds, self.held_out_fold)
         for name in ("flip", "bad_limit", "missing_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)
 
@@ -123,8 +127,16 @@ class DetectionRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer.label_smoothing:
-            raise ValueError(
-                f"optimizer.label_smoothing ({self.optimizer.label_smoothing:g}) is for classifiers: the losses of a "
-                "detector have none"
-            )
+        of_classifiers = {
+            "optimizer.label_smoothing": (self.optimizer.label_smoothing, "the losses of a detector have none"),
+            "optimizer.class_weights": (self.optimizer.class_weights, "the losses of a detector have none"),
+            "optimizer.layer_decay": (
+                self.optimizer.layer_decay,
+                "a detector has no single classifier to count layers from",
+            ),
+            "trainer.best_by": (self.trainer.best_by, "the mask AP chooses a detector's best.ckpt"),
+        }
+        for name, (value, reason) in of_classifiers.items():
+            if value:
+                words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise ValueError(f"{name} ({words}) is for classifiers: {reason}")

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import MAX_WORKERS, check_arch, check_val_fraction, finite, is_dotted_name, read_none, within
+from cgnl.settings.checks import MAX_WORKERS, check_arch, check_division, finite, is_dotted_name, read_none, within
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ARCHITECTURES = get_args(Architecture)
 """The names of the paper's networks; other networks have a library's prefix or a dotted name."""
+Augmentation = Literal["trivial", "rand", "auto", "augmix", "jitter", "vertical-flip", "rotate", "erasing"]
 IMAGENET_SIZES = (224, 256)
 """Size and resize (pixels) that torchvision's ResNets were trained with."""
 
@@ -85,7 +86,11 @@ class DataConfig:
     val_fraction: float = 0.0
     """Fraction of the training samples of each class to hold out for validation."""
     val_seed: int = 0
-    """Seed that chooses the samples of val_fraction."""
+    """Seed that chooses the samples of val_fraction, or of each fold."""
+    num_folds: int | None = None
+    """Number of folds that the training samples of each class are divided into, one of which is held out."""
+    held_out_fold: int | None = None
+    """Fold that is held out for validation, from 1; it is also the test part of data that has none of its own."""
     follow_links: bool = field(default=False, metadata=FREE)
     """Follow symbolic links that lead out of the folder."""
     num_classes: int | None = None
@@ -104,6 +109,13 @@ class DataConfig:
     """Range of the random training crop's width over height."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
+    augment: tuple[Augmentation, ...] = ()
+    """More random changes of a training sample, in this order: torchvision's TrivialAugmentWide (trivial), RandAugment
+    (rand), AutoAugment (auto), AugMix (augmix), ColorJitter (jitter), RandomVerticalFlip (vertical-flip),
+    RandomRotation (rotate) and RandomErasing (erasing). All frames of a clip change alike."""
+    balanced_sampler: bool = False
+    """Draw each training sample of an epoch from a random class, so that all classes are seen equally often. An epoch
+    stays as long as it is; samples of small classes come several times."""
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
@@ -133,7 +145,7 @@ class DataConfig:
         for name in ("num_classes", "num_outputs"):
             within(f"data.{name}", getattr(self, name), 1)
         within("data.workers", self.workers, 0, MAX_WORKERS)
-        check_val_fraction(self.val_fraction, self.val_seed)
+        check_division(self.val_fraction, self.val_seed, self.num_folds, self.held_out_fold)
         for name in ("flip", "bad_limit", "missing_limit"):
             within(f"data.{name}", getattr(self, name), 0, 1)
         for name in ("mixup", "cutmix"):
@@ -163,6 +175,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if type(self.block) is not options_class(self.network.block):
             object.__setattr__(self, "block", carried_over(self.block, self.network.block, self.block_defaults))
+        if self.optimizer.class_weights == "balanced" and getattr(self.data, "balanced_sampler", False):
+            raise ValueError(
+                "data.balanced_sampler and optimizer.class_weights balanced both even the classes out: give one of them"
+            )
 
 
 def with_size(recipe: Any, size: int) -> Any:

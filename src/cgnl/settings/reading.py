@@ -28,10 +28,12 @@ _NEW_FIELDS = {
     "data": {
         *("num_outputs", "val_list", "val_annotations", "val_images", "val_fraction", "val_seed", "follow_links"),
         *("missing_limit", "fps", "folder_fps", "test_wrap", "frame_pattern", "frame_tolerance"),
+        *("num_folds", "held_out_fold", "augment", "balanced_sampler"),
     },
     "network": {"places"},
-    "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch"},
+    "optimizer": {"bias_weight_decay", "bias_lr_factor", "lr_batch", "layer_decay", "class_weights"},
     "schedule": {"unit", "warmup"},
+    "trainer": {"best_by", "early_stopping"},
 }
 TASKS: dict[str, type[Recipe]] = {kind.task: kind for kind in (Recipe, VideoRecipe, DetectionRecipe)}
 """The recipes of each task; ``cgnl/tasks/NAME.py`` has the rest of the task NAME."""

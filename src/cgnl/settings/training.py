@@ -31,8 +31,14 @@ class OptimizerConfig:
     """Factor on the learning rate of the inserted blocks."""
     head_lr_factor: float = 1.0
     """Factor on the learning rate of the classifier, or of a detector's predictors of classes, boxes and masks."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one before it, counted back from the classifier; such as 0.75
+    for fine-tuning. By default all layers have the same rate."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy."""
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """Weight of each class in the training loss: balanced (one over its number of training samples), or one number for
+    each class in the order of the labels. They are scaled to a mean of 1 over the training samples."""
     clip_norm: float | None = None
     """Maximum 2-norm of the gradient; larger gradients are scaled down to it."""
 
@@ -45,6 +51,13 @@ class OptimizerConfig:
         within("optimizer.bias_weight_decay", self.bias_weight_decay, 0)
         within("optimizer.lr_batch", self.lr_batch, 1)
         within("optimizer.label_smoothing", self.label_smoothing, 0, 1)
+        within("optimizer.layer_decay", self.layer_decay, 0, 1)
+        positive("optimizer.layer_decay", self.layer_decay)
+        if isinstance(self.class_weights, tuple):
+            for weight in self.class_weights:
+                within("optimizer.class_weights", weight, 0)
+            if not any(self.class_weights):
+                raise ValueError("optimizer.class_weights needs a number above 0")
         positive("optimizer.clip_norm", self.clip_norm)
 
 
@@ -108,6 +121,10 @@ class TrainerConfig:
     """Number of steps after which the logs get a line."""
     test_every_n_epochs: int = 1
     """Number of epochs after which the network is tested."""
+    best_by: Literal["top1", "balanced-accuracy", "macro-f1"] | None = None
+    """Score of a classifier that chooses best.ckpt; top-1 accuracy by default. That of a detector is its mask AP."""
+    early_stopping: int | None = field(default=None, metadata=FREE)
+    """Number of tests in a row without a better score, the one that chooses best.ckpt, after which the run ends."""
     skip_limit: int = field(default=20, metadata=FREE)
     """Number of steps that may be skipped for a non-finite loss or gradient before the run stops."""
 
@@ -122,3 +139,4 @@ class TrainerConfig:
         within("trainer.seed", self.seed, 0, 2**32 - 1)
         within("trainer.ema_decay", self.ema_decay, 0, 1)
         within("trainer.skip_limit", self.skip_limit, 0)
+        within("trainer.early_stopping", self.early_stopping, 1)

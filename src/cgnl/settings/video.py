@@ -50,7 +50,7 @@ class VideoDataConfig(DataConfig):
     """Folder with the lists of UCF101, or with the id lists and CSV files of Mini-Kinetics; for Kinetics, a CSV file or
     its folder."""
     fold: int = 1
-    """Split of UCF101: 1, 2 or 3."""
+    """Split of UCF101: 1, 2 or 3. data.num_folds divides its training list further."""
     train_list: Path | None = field(default=None, metadata=FREE)
     """List file with lines `path label`, or `folder frames label`, for training (labels from 0)."""
     val_list: Path | None = field(default=None, metadata=FREE)

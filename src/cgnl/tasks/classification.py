@@ -48,7 +48,7 @@ class ClassPrediction(Prediction):
 class ClassificationTask(Task[RecipeT]):
     """A task whose networks give logits [B, K]."""
 
-    scores = ("top-1", "top-5")
+    scores = ("top-1", "top-5", "balanced accuracy", "macro-F1")
     prediction_options: ClassVar[tuple[str, ...]] = ("top",)
 
     def build_network(self, recipe: RecipeT, num_classes: int) -> nn.Module:
@@ -77,6 +77,7 @@ class ClassificationTask(Task[RecipeT]):
 
     def make_module(self, recipe: RecipeT, network: nn.Module, data: Any, **options: Any) -> Any:
         """Return a :class:`cgnl.training.ClassificationModule`."""
+        from cgnl.training.class_scores import weights_of
         from cgnl.training.classification import ClassificationModule
 
         return ClassificationModule(
@@ -85,6 +86,8 @@ class ClassificationTask(Task[RecipeT]):
             mixup=recipe.data.mixup,
             cutmix=recipe.data.cutmix,
             seed=recipe.trainer.seed,
+            class_weights=weights_of(recipe, data.train_labels, len(data.classes), data.named_classes),
+            best_by=recipe.trainer.best_by or "top1",
             classifier=self.classifier(recipe, network, len(data.classes)),
             **options,
         )
@@ -109,6 +112,7 @@ class ClassificationTask(Task[RecipeT]):
         from cgnl.training.evaluation import evaluate
 
         samples = self._test_data(trained, data, run=out, tested=split)
+        samples.check_held_out(trained.files)
         return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
     def diagnose(

@@ -112,6 +112,7 @@ class DetectionTask(Task[DetectionRecipe]):
         from cgnl.training.detection_evaluation import evaluate
 
         samples = self.make_data(data, run=out, classes=trained.classes, tested=split)
+        samples.check_held_out(trained.files)
         return evaluate(trained, samples, trainer=trainer, out=out, stay=stay)
 
     def set_test_options(self, network: Any, options: dict[str, Any]) -> None:

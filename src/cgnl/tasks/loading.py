@@ -54,6 +54,7 @@ def load_trained(path: str | Path, *, trust: Collection[str] = ()) -> TrainedNet
         run["epoch"],
         run["step"],
         run.get("num_classes"),
+        files=run.get("files"),
     )
 
 

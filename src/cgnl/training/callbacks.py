@@ -176,6 +176,8 @@ class RunKeeper(Checkpoint):
         test_every_n_epochs: Epochs between two tests; the last epoch is always tested.
         max_steps: Optimizer steps after which the run ends, tested; -1 is no limit. Lightning is not told: with its
             own limit it goes on from the end of an epoch as if that had not ended.
+        early_stopping: Tests in a row without a better score after which the run ends; None is no limit. Lightning's
+            EarlyStopping would train one more epoch after a resume, and keep the limit of the checkpoint.
         guard: Tells whether the weights are worth saving; without one they always are.
         best: Best score so far (%), and the step that it is of.
         recipe: Content of ``recipe.yaml``; None writes none.
@@ -192,6 +194,7 @@ class RunKeeper(Checkpoint):
         log_every_n_steps: int,
         test_every_n_epochs: int = 1,
         max_steps: int = -1,
+        early_stopping: int | None = None,
         guard: FiniteGuard | None = None,
         best: tuple[float, int] = (-math.inf, -1),
         recipe: str | None = None,
@@ -201,7 +204,9 @@ class RunKeeper(Checkpoint):
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.log_every_n_steps, self.test_every_n_epochs = log_every_n_steps, test_every_n_epochs
         self.best, self._best_step = best
-        self.max_steps, self.guard, self.recipe = max_steps, guard, recipe
+        self.max_steps, self.early_stopping = max_steps, early_stopping
+        self.guard, self.recipe = guard, recipe
+        self._without_better = 0
         self._due = False
         self._signal: int | None = None
         self._random_state: Sequence[Tensor] | None = None
@@ -214,7 +219,7 @@ class RunKeeper(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take over the signals, restore the random state of a resumed run, cut its logs back."""
-        trainer.should_stop = 0 <= self.max_steps <= trainer.global_step
+        trainer.should_stop = 0 <= self.max_steps <= trainer.global_step or self._stops_early(trainer, module)
         # here and not before: Lightning puts its own SIGTERM handler in place while it sets up, and in the end it gives
         # every signal the handler back that it had before
         for number in STOPPING:
@@ -229,8 +234,9 @@ class RunKeeper(Checkpoint):
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         if trainer.is_global_zero:
             self.write_recipe()
-            for name in ("steps.csv", "epochs.csv", "blocks.csv"):
+            for name in ("steps.csv", "blocks.csv"):
                 _cut_back(self.run / name, trainer.global_step)
+            _cut_back(self.run / "epochs.csv", trainer.global_step, self._columns(module))
             # their steps are counted before they are taken
             _cut_back(self.run / "skipped_steps.csv", trainer.global_step - 1)
 
@@ -295,16 +301,17 @@ class RunKeeper(Checkpoint):
             self._images, self._started = 0, now
             # Lightning's step output is the loss over the parts of an accumulated batch
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches if outputs else math.nan
-            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            assert isinstance(module, TrainingModule)
+            rate = module.rate()
             module.log("samples_per_second", speed, prog_bar=True)
             if trainer.is_global_zero:
                 append_csv(
                     self.run / "steps.csv",
                     ["step", "epoch", "loss", "lr", "samples_per_second"],
-                    [[step, trainer.current_epoch, repr(loss), repr(rates[0]), f"{speed:.1f}"]],
+                    [[step, trainer.current_epoch, repr(loss), repr(rate), f"{speed:.1f}"]],
                 )
             for logger in trainer.loggers:
-                logger.log_metrics({"train/step_loss": loss, "lr": rates[0]}, step)
+                logger.log_metrics({"train/step_loss": loss, "lr": rate}, step)
         if last:
             # the test that ends an epoch also ends a run that its number of steps ends
             trainer.should_stop = True
@@ -332,23 +339,17 @@ class RunKeeper(Checkpoint):
             name: metrics.get(name, math.nan) if tested or "test" not in name else math.nan for name in module.logged
         }
         seconds = time.monotonic() - self._epoch_started
-        # validation samples that are not tested on after training have a name of their own
-        tested_on = "val" if self.data.has_own_test else "test"
         if trainer.is_global_zero:
             append_csv(
                 self.run / "epochs.csv",
-                [
-                    "step",
-                    "epoch",
-                    *(name.replace("test/", f"{tested_on}/").replace("/", "_") for name in values),
-                    "seconds",
-                ],
+                self._columns(module),
                 [[trainer.global_step, trainer.current_epoch, *values.values(), f"{seconds:.1f}"]],
             )
         # without a test, the next steps tell more
         self._due = not self._sound(module, _CHANCE if tested else 0)
         if not self._due:
             improved = tested and values[score] > self.best
+            self._without_better = 0 if improved else self._without_better + tested
             if improved:
                 self.best, self._best_step = values[score], trainer.global_step
                 # before last.ckpt: a crash in between then leaves a best.ckpt that is the newer state of the run
@@ -358,11 +359,39 @@ class RunKeeper(Checkpoint):
             parts = [self._place(trainer), f"loss {values['train/loss']:.4f}"]
             if tested:
                 told = [f"{name} {percent(values[key])}" for key, name in module.reported.items()]
-                parts += [f"{tested_on} {told[0]}", *told[1:]]
+                parts += [f"{self._tested_on} {told[0]}", *told[1:]]
             parts.append(f"{seconds:.0f} s")
             parts += self.data.troubles()
             self.say("  ".join(parts))
+        if not self._due and not trainer.should_stop and trainer.current_epoch + 1 != trainer.max_epochs:
+            trainer.should_stop = self._stops_early(trainer, module)
         self._stop_if_asked(trainer, module)
+
+    @property
+    def _tested_on(self) -> str:
+        # validation samples that are not tested on after training have a name of their own
+        return "val" if self.data.has_own_test else "test"
+
+    def _columns(self, module: pl.LightningModule) -> list[str]:
+        """Return the header of ``epochs.csv``."""
+        assert isinstance(module, TrainingModule)
+        tests = (name.replace("test/", f"{self._tested_on}/").replace("/", "_") for name in module.logged)
+        return ["step", "epoch", *tests, "seconds"]
+
+    def _stops_early(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+        """Return whether there were enough tests without a better score, and say so."""
+        if self.early_stopping is None or self._without_better < self.early_stopping:
+            return False
+        assert isinstance(module, TrainingModule)
+        score = next(iter(module.reported.values()))
+        steps = trainer.num_training_batches // trainer.accumulate_grad_batches
+        better = (
+            f"a better {score} than {percent(self.best)}, that of epoch {-(-self._best_step // int(steps))}"
+            if self.best > -math.inf
+            else f"a number for {score}"
+        )
+        self.say(f"early stopping: {counted(self._without_better, 'test')} in a row without {better}")
+        return True
 
     def _place(self, trainer: pl.Trainer) -> str:
         if self.max_steps >= 0:
@@ -385,12 +414,15 @@ class RunKeeper(Checkpoint):
             "batch": 0 if done else batches,
             "best": self.best,
             "best_step": self._best_step,
+            "without_better": self._without_better,
             "random_states": gathered(_random_state()),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the state of the run out of a checkpoint, and start the data where it stood."""
         run = checkpoint["cgnl"]
+        # earlier versions did not count them
+        self._without_better = run.get("without_better", 0)
         # on more processes than before, the samples are the same but dropout is not
         self._random_state = run["random_states"][trainer.global_rank % len(run["random_states"])]
         self.data.resume(run["epoch"], run["batch"])
@@ -440,13 +472,21 @@ class RunProgressBar(RichProgressBar):
         return min(trainer.estimated_stepping_batches, self.max_steps if self.max_steps >= 0 else math.inf)
 
 
-def _cut_back(path: Path, step: int) -> None:
-    """Drop the lines of a log that were written after a step: a resumed run writes them again."""
+def _cut_back(path: Path, step: int, columns: Sequence[str] = ()) -> None:
+    """Drop the lines of a log that were written after a step: a resumed run writes them again.
+
+    The lines of an earlier version, which had other columns, are brought into ``columns``, if these are given.
+    """
     if not path.exists():
         return
     with path.open(newline="", errors="replace") as file:
         header, *rows = [*csv.reader(file)] or [[]]
     kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+    if columns and header != [*columns]:
+        kept = [
+            [row.get(name, "") for name in columns] for row in (dict(zip(header, row, strict=True)) for row in kept)
+        ]
+        header = [*columns]
     if kept:
         write_csv(path, [header, *kept])
     else:

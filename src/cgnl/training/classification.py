@@ -6,7 +6,7 @@ Shapes: B batch, K classes.
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,20 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from cgnl.training.class_scores import ClassCounter, weighted_cross_entropy
 from cgnl.training.module import TrainingModule, naming_small_batches
+
+SCORES = {
+    "test/top1": "top-1",
+    "test/top5": "top-5",
+    "test/balanced_accuracy": "balanced accuracy",
+    "test/macro_f1": "macro-F1",
+}
+"""The scores (%) of a test, and their names for people."""
 
 
 class ClassificationModule(TrainingModule):
-    """Trains a network that gives logits [B, K] with cross entropy, and tests it with top-1 and top-5 accuracy.
+    """Trains a network that gives logits [B, K] with cross entropy, and tests it with accuracies and F1.
 
     Batches are dictionaries with ``image`` [B, 3, H, W], or clips [B, 3, T, H, W], ``label`` [B] and ``index`` [B]
     (the number of each sample in its data set), as the data modules of images and videos give them.
@@ -31,6 +40,9 @@ class ClassificationModule(TrainingModule):
         mixup: Alpha of mixup; 0 is off.
         cutmix: Alpha of cutmix; 0 is off. With both, each batch takes one of the two.
         seed: Seed of mixup and cutmix.
+        class_weights: Weight of each class in the training loss [K]; None weighs all alike. A batch's loss is the sum
+            of its samples' weighted losses divided by their number, so that parts of a batch add up to the whole.
+        best_by: Score that comes first in ``reported``: "top1", "balanced-accuracy" or "macro-f1".
         classifier: Module paths of the classifier, for ``head_lr_factor``; by default the last Linear.
         options: Options of :class:`cgnl.training.module.TrainingModule`: ``optimizer``, ``schedule``, ``freeze``, ...
 
@@ -38,8 +50,8 @@ class ClassificationModule(TrainingModule):
         ValueError: A path in ``freeze`` that is not in the network, or one that freezes all of it.
     """
 
-    logged = ("train/loss", "test/loss", "test/top1", "test/top5")
-    reported: ClassVar[dict[str, str]] = {"test/top1": "top-1", "test/top5": "top-5"}
+    logged = ("train/loss", "test/loss", "test/top1", "test/top5", "test/balanced_accuracy", "test/macro_f1")
+    reported: Mapping[str, str] = SCORES
 
     def __init__(
         self,
@@ -49,6 +61,8 @@ class ClassificationModule(TrainingModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         seed: int = 0,
+        class_weights: Tensor | None = None,
+        best_by: str = "top1",
         classifier: tuple[str, ...] = (),
         **options: Any,
     ) -> None:
@@ -59,10 +73,15 @@ class ClassificationModule(TrainingModule):
         mixers = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self._mix = v2.RandomChoice(mixers) if mixers else None
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        best = f"test/{best_by.replace('-', '_')}"
+        self.reported = {best: SCORES[best], **SCORES}
         # by default NaN is left out
         self.test_loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+        self.counts = ClassCounter(num_classes)
 
     def heads(self) -> Sequence[nn.Module]:
         """Return the classifier: what was named, or the last Linear of the network."""
@@ -87,7 +106,7 @@ class ClassificationModule(TrainingModule):
             images, target = self._mixed_at(images, target, (self.current_epoch, batch_idx, self.global_rank))
         with naming_small_batches(images, batch.get("bad", ())):
             logits = self(images)
-        loss = F.cross_entropy(logits, target, label_smoothing=self.optimizer_config.label_smoothing)
+        loss = weighted_cross_entropy(logits, target, self.class_weights, self.optimizer_config.label_smoothing)
         if loss.isfinite():
             self.train_loss.update(loss.detach(), weight=len(target))
         return loss
@@ -114,22 +133,24 @@ class ClassificationModule(TrainingModule):
         self.test_loss.update(F.cross_entropy(logits, batch["label"]), weight=len(logits))
         self.top1.update(logits, batch["label"])
         self.top5.update(logits, batch["label"])
+        self.counts.update(logits, batch["label"])
         return logits
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and accuracies (%) over all processes; without a finite loss there is no accuracy."""
+        """Log loss and scores (%) over all processes; without a finite loss there is no score."""
         loss = self.test_loss.compute()
         self.log("test/loss", loss)
-        self.test_loss.reset()
-        for name, metric in (("test/top1", self.top1), ("test/top5", self.top5)):
-            self.log(name, metric.compute() * 100 if loss.isfinite() else math.nan)
+        counts = self.counts.compute()
+        scores = self.top1.compute(), self.top5.compute(), counts.balanced_accuracy(), counts.macro_f1()
+        for name, score in zip(SCORES, scores, strict=True):
+            self.log(name, score * 100 if loss.isfinite() else math.nan)
+        for metric in (self.test_loss, self.top1, self.top5, self.counts):
             metric.reset()
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return the samples' numbers, their five most probable classes [B, 5] and the probabilities [B, 5].
 
-        The probabilities of a video are the mean over its views. Updates the accuracies as well, so that
-        :meth:`accuracies` gives them over all processes afterwards.
+        The probabilities of a video are the mean over its views.
         """
         if len(batch["label"]) == 0:
             all_probabilities = torch.zeros(0, self.num_classes)
@@ -138,19 +159,9 @@ class ClassificationModule(TrainingModule):
         else:
             all_probabilities = self(batch["image"]).float().softmax(-1)
         probabilities, classes = all_probabilities.topk(min(5, self.num_classes))
-        if len(batch["label"]):
-            self.top1.update(all_probabilities, batch["label"])
-            self.top5.update(all_probabilities, batch["label"])
         return {"index": batch["index"], "classes": classes, "probabilities": probabilities}
 
     def mean_probabilities(self, views: Iterable[Tensor]) -> Tensor:
         """Return the mean probabilities [K] over the views of a video, given in parts [V, 3, T, H, W]."""
         parts = [self(part).float().softmax(-1) for part in views]
         return torch.cat(parts).mean(0)
-
-    def accuracies(self) -> tuple[float, float]:
-        """Return top-1 and top-5 accuracy (%) over all processes since the last call."""
-        values = float(self.top1.compute()) * 100, float(self.top5.compute()) * 100
-        self.top1.reset()
-        self.top5.reset()
-        return values

@@ -1,8 +1,7 @@
 """Lightning data modules: read, cut, batched, and resumable in the middle of an epoch."""
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -22,7 +21,6 @@ from cgnl.data.lists import (
     allowed_missing,
     changes,
     check_missing,
-    divided,
     fingerprint,
     readable,
     write_missing,
@@ -31,8 +29,9 @@ from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
-from cgnl.training.processes import STOPPING, gathered, is_first_process
-from cgnl.training.readers import WatchedLoader
+from cgnl.training.parts import check_not_trained_on, check_relative_paths, divides, parted, untrained
+from cgnl.training.processes import gathered, is_first_process
+from cgnl.training.readers import WatchedLoader, leave_signals_to_the_training_process
 from cgnl.training.sampling import EpochBatches
 
 Part = Mapping[Literal["train", "test"], tuple[Split, Sequence[int] | None]]
@@ -90,7 +89,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         tested: Split = "test",
     ) -> None:
         super().__init__()
-        _check_relative_paths(config)
+        check_relative_paths(config)
         self._check_places(config)
         self._part, self._tested = part, tested
         self.inputs = inputs or Inputs()
@@ -155,18 +154,21 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def held_out(self) -> tuple[Split, ...]:
         """Which held-out parts there are: ``val``, ``test``, both, or none that can be told from the files.
 
-        Raises ValueError where ``data.val_fraction`` would leave one of them unread.
+        Raises ValueError where ``data.val_fraction`` or ``data.num_folds`` would leave one of them unread.
         """
         if self._part is not None:
             return ("test",)
-        parts, fraction = self._own_held_out, self.config.val_fraction
-        if not fraction:
+        parts, given = self._own_held_out, divides(self.config)
+        if given is None:
             return parts
         if len(parts) > 1:
-            raise ValueError(
-                f"data.val_fraction ({fraction:g}) must be 0 here: the data has a validation and a test part of its own"
-            )
+            raise ValueError(f"{given} must be left out here: the data has a validation and a test part of its own")
         return ("val", "test") if parts else ("val",)
+
+    @property
+    def holds_fold_out(self) -> bool:
+        """Whether tests see the samples of a fold."""
+        return self.config.num_folds is not None and self.tested == "val"
 
     @cached_property
     def _own_held_out(self) -> tuple[Split, ...]:
@@ -179,6 +181,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     def train_samples(self) -> SampleList:
         """The training samples, read on first use."""
         return self._read("train")
+
+    @property
+    def train_labels(self) -> list[int]:
+        """The class of each training sample."""
+        return [sample.label for sample in self.train_samples.samples]
 
     @cached_property
     def val_samples(self) -> SampleList:
@@ -207,14 +214,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
     @cached_property
     def _training_part(self) -> tuple[SampleList, list[int], list[int]]:
         """The training samples of the files, the numbers of those to train on, and of those that are held out."""
-        samples, config = self.listed("train"), self.config
-        kept, held = divided([sample.label for sample in samples.samples], config.val_fraction, config.val_seed)
-        if not held:
-            raise DataError(
-                f"{samples.root} has no class with two training {self.noun}s, so that data.val_fraction "
-                f"({config.val_fraction:g}) can hold none out"
-            )
-        return samples, kept, held
+        samples = self.listed("train")
+        return samples, *parted(samples, self.config, self.noun)
 
     def listed(self, split: Split) -> SampleList:
         """Read the list of a split as the files have it, following links where the settings allow that."""
@@ -222,10 +223,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             return self._list(split)
 
     def _part_of(self, split: Split) -> SampleList:
-        """Return the samples of a part, of which ``data.val_fraction`` may take some from another."""
-        if split == "test" and self.config.val_fraction and not self._own_held_out:
+        """Return the samples of a part; those held out by a fraction or as a fold are some of the training samples."""
+        given = divides(self.config)
+        if split == "test" and given and not self._own_held_out:
             split = "val"
-        if not self.config.val_fraction or split == "test":
+        if not given or split == "test":
             samples = self.listed(split)
         else:
             whole, kept, held = self._training_part
@@ -289,7 +291,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             return self._class_names()
         if self._num_classes is not None:
             return outputs[: self._num_classes]
-        return tuple(name for name in outputs if not name.startswith(_NO_CLASS))
+        return without_no_class(outputs)
 
     @property
     def normalisation(self) -> dict[str, tuple[float, float, float]]:
@@ -364,6 +366,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         missing = {path for samples in lists.values() for path in samples.missing}
         if missing:
             words += f"; missing files: {len(missing)}" + (f" (missing_files.csv in {self.run})" if self.run else "")
+        if self._part is None and (absent := untrained(self.train_samples, self.config)):
+            words += f"; all {self.noun}s of {', '.join(absent)} are held out"
         ignored = {path: reason for samples in lists.values() for path, reason in samples.ignored.items()}
         return "; ".join([words, *(f"ignored: {readable(str(path))} {reason}" for path, reason in ignored.items())])
 
@@ -385,6 +389,11 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
                 found.append(f"{words} {self.noun}s: {', '.join(differing)}")
         return found
 
+    def check_held_out(self, trained_on: Mapping[str, torch.Tensor] | None) -> None:
+        """Raise DataError if samples that are held out by a setting are in the training list of these fingerprints."""
+        if trained_on is not None and divides(self.config) is not None and self.tested == "val":
+            check_not_trained_on(self.tested_samples, trained_on, self.config, self.noun)
+
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled, randomly cut training samples."""
         config, (rank, world_size) = self.config, self._place()
@@ -401,6 +410,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             rank=rank,
             world_size=world_size,
             parts=self.accumulate,
+            labels=self.train_labels if getattr(config, "balanced_sampler", False) else None,
             groups=self._groups(),
         )
         batches.resume(*self._resume_at)
@@ -437,7 +447,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=self.collate,
-            worker_init_fn=_leave_signals_to_the_training_process,
+            worker_init_fn=leave_signals_to_the_training_process,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             timeout=self.config.timeout if workers else 0,
@@ -473,25 +483,11 @@ class ImageData(SampleData[DataConfig]):
         size, resize = config.pixels
         if not training:
             return ImageDataset(samples, test_transform(size, resize, **options))
-        transform = train_transform(size, area=config.crop_area, aspect=config.crop_aspect, flip=config.flip, **options)
+        cut: dict[str, Any] = {"area": config.crop_area, "aspect": config.crop_aspect, "flip": config.flip}
+        transform = train_transform(size, **cut, augment=config.augment, **options)
         return ImageDataset(samples, transform, seed=self.seed)
 
 
-def _check_relative_paths(config: Any) -> None:
-    """Raise DataError for a relative path that leads nowhere, as when a run goes on in another working folder."""
-    for field in fields(config):
-        path = getattr(config, field.name)
-        # the index of videos is written if need be
-        if isinstance(path, Path) and field.name != "index":
-            path = path.expanduser()
-            if not (path.is_absolute() or path.exists()):
-                raise DataError(
-                    f"data.{field.name}: {path} does not exist in {Path.cwd()}, the working folder, which it is "
-                    "relative to"
-                )
-
-
-def _leave_signals_to_the_training_process(worker: int) -> None:
-    # Ctrl-C and a job's end reach every process; the training process decides when its readers end
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+def without_no_class(outputs: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of outputs without those that name no class."""
+    return tuple(name for name in outputs if not name.startswith(_NO_CLASS))

@@ -4,7 +4,7 @@ Shapes: N objects of an image, D detections in it, H and W its height and width 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class DetectionModule(TrainingModule):
     """
 
     logged = ("train/loss", "test/box_ap", "test/box_ap50", "test/mask_ap", "test/mask_ap50")
-    reported: ClassVar[dict[str, str]] = {"test/mask_ap": "mask AP", "test/box_ap": "box AP"}
+    reported: Mapping[str, str] = {"test/mask_ap": "mask AP", "test/box_ap": "box AP"}
 
     def __init__(
         self, network: MaskRCNN, *, truth: Mapping[str, Any], category_ids: Sequence[int], **options: Any

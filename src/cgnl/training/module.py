@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from cgnl.data.decoding import DataError
 from cgnl.insertion import inserted_blocks
+from cgnl.networks.depth import depths
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig
 from cgnl.settings.words import counted
 from cgnl.training.schedule import learning_rate_factor
@@ -38,7 +39,7 @@ class TrainingModule(pl.LightningModule):
 
     logged: ClassVar[tuple[str, ...]]
     """Metrics of an epoch, as the log of epochs has them."""
-    reported: ClassVar[Mapping[str, str]]
+    reported: Mapping[str, str]
     """Test metrics (%) that are printed, with their names; the first decides which checkpoint is best."""
 
     def __init__(
@@ -112,14 +113,17 @@ class TrainingModule(pl.LightningModule):
             return config.lr * self.lr_scale * factor, [decay for decay in decays if decay is not None][-1]
 
         groups = []
-        for parameters, factor in self._parameter_groups():
+        for parameters, factor, scale in self._parameter_groups():
             # those without a rule of their own come first
             alike: dict[tuple[float, float], list[nn.Parameter]] = {
                 (config.lr * self.lr_scale * factor, config.weight_decay): []
             }
             for parameter in parameters:
                 alike.setdefault(settings(parameter, factor), []).append(parameter)
-            groups += [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in alike.items() if some]
+            rest = {} if scale == 1 else {"layer_scale": scale}
+            groups += [
+                {"params": some, "lr": lr, "weight_decay": decay, **rest} for (lr, decay), some in alike.items() if some
+            ]
         if config.name == "adamw":
             return torch.optim.AdamW(groups)
         return torch.optim.SGD(groups, momentum=config.momentum)
@@ -141,14 +145,27 @@ class TrainingModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _parameter_groups(self) -> Iterator[tuple[list[nn.Parameter], float]]:
-        """Give backbone, blocks and head with their factors on the learning rate."""
+    def rate(self) -> float:
+        """Return the present learning rate of the backbone, without the factors of its layers."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        return group["lr"] / group.get("layer_scale", 1.0)
+
+    def _parameter_groups(self) -> Iterator[tuple[list[nn.Parameter], float, float]]:
+        """Give backbone, blocks and head with their factors on the learning rate, and the part due to their depth."""
+        config = self.optimizer_config
         blocks = {id(p) for block in inserted_blocks(self.network).values() for p in block.parameters()}
         head = {id(p) for module in self.heads() for p in module.parameters()}
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        yield [p for p in trained if id(p) not in blocks | head], 1.0
-        yield [p for p in trained if id(p) in blocks], self.optimizer_config.block_lr_factor
-        yield [p for p in trained if id(p) in head], self.optimizer_config.head_lr_factor
+        trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        deep = depths(self.network, self.heads()) if config.layer_decay is not None else {}
+        decay = config.layer_decay or 1.0
+        for some, factor in (
+            ([(name, p) for name, p in trained if id(p) not in blocks | head], 1.0),
+            ([(name, p) for name, p in trained if id(p) in blocks], config.block_lr_factor),
+            ([(name, p) for name, p in trained if id(p) in head], config.head_lr_factor),
+        ):
+            for depth in sorted({deep.get(name, 0) for name, _ in some}):
+                scale = decay**depth
+                yield [p for name, p in some if deep.get(name, 0) == depth], factor * scale, scale
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A data loader that never waits for ever for its workers, the processes that read samples."""
 
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from cgnl.data.decoding import DataError
 from cgnl.data.records import FileDataset
+from cgnl.training.processes import STOPPING
 
 _TICK = 0.25
 _NAMED = 4
@@ -159,3 +161,12 @@ def _is_stopped(pid: int | None) -> bool:
     except OSError:  # it is gone, or this is no Linux
         return False
     return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def leave_signals_to_the_training_process(worker: int) -> None:
+    """Ignore the signals that stop a run, in a worker.
+
+    Ctrl-C and a job's end reach every process; the training process decides when its readers end.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -120,6 +120,7 @@ def _fit(
         log_every_n_steps=config.log_every_n_steps,
         test_every_n_epochs=config.test_every_n_epochs,
         max_steps=config.max_steps,
+        early_stopping=config.early_stopping,
         guard=guard,
         best=(-math.inf, -1) if state is None else (state.best, state.best_step),
         recipe=yaml.safe_dump({"recipe": name, **to_dict(recipe)}, sort_keys=False),

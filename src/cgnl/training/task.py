@@ -65,6 +65,14 @@ class TestResult(ABC):
     def lines(self, tested: str, out: Path) -> list[str]:
         """Return the result for people; ``tested`` follows a number ("images"), ``out`` is the folder of the tables."""
 
+    def pooled(self, others: Sequence["TestResult"]) -> "TestResult | None":
+        """Return the result over the samples of several tests, or None where there is none."""
+        return None
+
+    def write(self, out: Path) -> None:
+        """Write the tables into a folder, for a result that :meth:`pooled` gives."""
+        raise NotImplementedError
+
     def on_split(self) -> str:
         """Return the part of the data that was tested, for the end of a line."""
         return f"on the {SPLIT_WORDS[self.split]} split"

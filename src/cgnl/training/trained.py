@@ -38,6 +38,7 @@ class TrainedNetwork:
         step: Optimizer steps.
         num_classes: Number of classes among the outputs; None in checkpoints that do not say it.
         interpolation: Filter that images are resized with; None for that of the network's weights.
+        files: Fingerprints of the parts of the data that it was trained with; None where they are not known.
     """
 
     network: nn.Module
@@ -50,6 +51,7 @@ class TrainedNetwork:
     step: int
     num_classes: int | None = None
     interpolation: str | None = None
+    files: Mapping[str, torch.Tensor] | None = None
 
     def digest(self) -> str:
         """Return a short name of the weights: networks with the same one give the same outputs."""

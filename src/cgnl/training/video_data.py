@@ -114,8 +114,17 @@ class VideoData(SampleData[VideoDataConfig]):
         }
         videos, index = self.samples_of(split), self.train_index if split == "train" else self.test_index
         if training:
-            area, aspect = config.crop_area, config.crop_aspect
-            return training_videos(videos, index, **clip, area=area, aspect=aspect, flip=config.flip, seed=self.seed)
+            return training_videos(
+                videos,
+                index,
+                **clip,
+                area=config.crop_area,
+                aspect=config.crop_aspect,
+                flip=config.flip,
+                augment=config.augment,
+                mean=self.inputs.mean,
+                seed=self.seed,
+            )
         return test_videos(videos, index, **clip, num_clips=1, num_crops=1, resize=config.pixels[1])
 
     def share_bad_files(self) -> None:

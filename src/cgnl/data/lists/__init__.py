@@ -1,7 +1,7 @@
 """Parts of image and video data sets: samples with labels, list files, folders of classes, accounts of bad files."""
 
 from cgnl.data.lists.bad_files import BadFiles, write_missing, write_rows
-from cgnl.data.lists.fingerprints import changes, fingerprint, path_below
+from cgnl.data.lists.fingerprints import changes, fingerprint, path_below, shared
 from cgnl.data.lists.reading import (
     class_folders,
     class_parts,
@@ -20,6 +20,7 @@ from cgnl.data.lists.splits import (
     check_folder,
     coco_files,
     divided,
+    fold,
     has_parts,
     inner_data,
     seen_in,
@@ -32,7 +33,7 @@ __all__ = [
     "COCO_EXPORT", "IMAGE_SUFFIXES", "SPLIT_FOLDERS", "SPLIT_WORDS", "VIDEO_SUFFIXES", "BadFiles", "Inside",
     "NoSplitError", "Sample", "SampleList", "Split", "allowed_missing", "changes", "check_folder", "check_missing",
     "class_folders", "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint",
-    "has_class_folders", "has_parts", "inner_data", "integer", "is_left_out", "labelled_lines", "listed", "path_below",
-    "read_classes", "read_table", "readable", "seen_in", "shown", "split_folder", "text_lines", "write_missing",
-    "write_rows",
+    "fold", "has_class_folders", "has_parts", "inner_data", "integer", "is_left_out", "labelled_lines", "listed",
+    "path_below", "read_classes", "read_table", "readable", "seen_in", "shared", "shown", "split_folder", "text_lines",
+    "write_missing", "write_rows",
 ]  # fmt: skip

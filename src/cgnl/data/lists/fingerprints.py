@@ -27,14 +27,16 @@ Entry = tuple[str, str]
 """The digest of a sample's file, and its label or the digest of its objects."""
 
 
-def fingerprint(samples: SampleList) -> bytes:
+def fingerprint(samples: SampleList, count: int | None = None) -> bytes:
     """Return the fingerprint of a list, some 20 bytes for each sample.
 
     Of a file it covers the size and, in lists of up to ``MAX_READ`` samples, the content: all of it up to 1 MB (64 KB
     in lists of more than 20,000 samples), or else nine pieces of 4 KB, from the beginning to the end. A folder of
-    frames counts by the names in it and by its first, middle and last file.
+    frames counts by the names in it and by its first, middle and last file. With ``count``, the files are read as in a
+    list of so many samples.
     """
-    whole = None if len(samples) > MAX_READ else _WHOLE if len(samples) <= _MAX_WHOLE else _WHOLE_OF_MANY
+    count = len(samples) if count is None else count
+    whole = None if count > MAX_READ else _WHOLE if count <= _MAX_WHOLE else _WHOLE_OF_MANY
 
     def digests(first: int) -> list[str]:
         return [_digest(sample.path, whole) for sample in samples.samples[first : first + _SHARE]]
@@ -130,6 +132,13 @@ def changes(before: bytes, now: bytes, names: Mapping[str, str]) -> list[str]:
         if some
     ]
     return found or ["their order"]
+
+
+def shared(before: bytes, samples: SampleList) -> list[str]:
+    """Return the paths of samples that are in the list of a fingerprint too, with the same content."""
+    old = dict(_entries(before))
+    now = _entries(fingerprint(samples, len(old)))
+    return [path for path, (digest, _) in now if path in old and old[path][0] == digest]
 
 
 def _entries(content: bytes) -> Iterator[tuple[str, Entry]]:

@@ -3,7 +3,7 @@
 import os
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cgnl.data.decoding import DataError
@@ -86,13 +86,32 @@ def divided(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int
     >>> divided([0, 0, 0, 0, 1, 1, 2], 0.25, 0)
     ([0, 1, 2, 4, 6], [3, 5])
     """
+    held = set[int]()
+    for own in _shuffled(labels, seed):
+        held.update(own[: min(max(int(fraction * len(own) + 0.5), 1), len(own) - 1)])
+    return [number for number in range(len(labels)) if number not in held], sorted(held)
+
+
+def fold(labels: Sequence[int], num_folds: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Divide samples into folds at random: return the numbers of those to train on, and of the fold held out, from 1.
+
+    Over the folds each sample is held out once. The sizes of the folds differ by one sample at most, and so do the
+    samples of a label in them. The same labels and seed give the same folds.
+
+    >>> [fold([0, 0, 0, 0, 1, 1, 2], 3, number, seed=0)[1] for number in (1, 2, 3)]
+    [[0, 3, 6], [2, 5], [1, 4]]
+    """
+    dealt = [number for own in _shuffled(labels, seed) for number in own]
+    held = set(dealt[held_out - 1 :: num_folds])
+    return [number for number in range(len(labels)) if number not in held], sorted(held)
+
+
+def _shuffled(labels: Sequence[int], seed: int) -> Iterator[list[int]]:
+    """Give the numbers of each label's samples in a random order."""
     numbers = defaultdict(list)
     for number, label in enumerate(labels):
         numbers[label].append(number)
     # random() alone gives the same numbers in every version of Python
     generator = random.Random(seed)
-    held = set[int]()
     for label in sorted(numbers):
-        own = sorted(numbers[label], key=lambda _: generator.random())
-        held.update(own[: min(max(int(fraction * len(own) + 0.5), 1), len(own) - 1)])
-    return [number for number in range(len(labels)) if number not in held], sorted(held)
+        yield sorted(numbers[label], key=lambda _: generator.random())

@@ -18,7 +18,7 @@ from torch import Tensor
 from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.lists import SampleList
 from cgnl.data.records import FileDataset, sort_out
-from cgnl.data.transforms import clip_test_transform, clip_train_transform, crop_offsets
+from cgnl.data.transforms import IMAGENET_MEAN, clip_test_transform, clip_train_transform, crop_offsets
 from cgnl.data.videos.clips import centre_clip, test_clips, training_clip
 from cgnl.data.videos.decoding import VideoInfo
 from cgnl.data.videos.guarded import GuardedReader
@@ -114,6 +114,8 @@ def training_videos(
     area: tuple[float, float] = (0.08, 1.25),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
+    augment: Sequence[str] = (),
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
     seed: int = 0,
     timeout: float = 60.0,
     rate: Rate = _AS_THEY_COME,
@@ -122,10 +124,10 @@ def training_videos(
     """Return a data set of one random clip of each video, with one random crop and flip for all its frames.
 
     ``length`` (T) and ``step`` are as of :func:`cgnl.data.videos.clips.clip_from`; ``size`` (pixels), ``area``,
-    ``aspect`` and ``flip`` as of :func:`cgnl.data.transforms.clip_train_transform`; the others as of
-    :class:`VideoDataset`.
+    ``aspect``, ``flip``, ``augment`` and ``mean`` as of :func:`cgnl.data.transforms.clip_train_transform`; the others
+    as of :class:`VideoDataset`.
     """
-    transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip)
+    transform = clip_train_transform(size, area=area, aspect=aspect, flip=flip, augment=augment, mean=mean)
     centre_clip(1, length, step)  # called for what it refuses, which should show before a video is read
     clips = partial(training_clip, length=length, step=step)
     reading: dict[str, Any] = {"timeout": timeout, "rate": rate, "frame_pattern": frame_pattern}
