@@ -20,7 +20,7 @@ from cgnl.training.checkpoint import BEST, LAST
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.output import leave_closed_terminal
-from cgnl.training.processes import STOPPING, TrainingStopped, gathered
+from cgnl.training.processes import STOPPING, StoppedAtOnce, TrainingStopped, gathered
 from cgnl.training.trained import FORMAT
 
 # Steps skipped one after the other that may be due to single samples; more are a sign of ruined weights.
@@ -241,7 +241,7 @@ class RunKeeper(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         self._signal = number
         if number == signal.SIGHUP:
             leave_closed_terminal()

@@ -38,6 +38,18 @@ class TrainingStopped(Exception):
         self.signal_number, self.step = signal_number, step
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal while the run was stopping; nothing more was saved.
+
+    Attributes:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped at once by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
 def is_first_process() -> bool:
     """Return whether this is the process that writes and prints, under torchrun and SLURM too."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0)))) == 0
@@ -93,6 +105,17 @@ def end_together() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a KeyboardInterrupt through, for which Lightning ends the process with code 1 and without a word."""
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise ended.__context__ from None
+        raise
 
 
 @contextmanager
