@@ -216,7 +216,8 @@ def resumed(place: Place, task: str, run: Path, *options: str, evaluated: bool =
     code, output = ended(place.train(task, run, "--resume", *options))
     if code:
         return [f"resume ended with {code}: {output[-300:]}"]
-    found = differences(run, place.reference(task)[0]) + half_files(run, place.folder / "images", place.folder / "videos")
+    found = differences(run, place.reference(task)[0])
+    found += half_files(run, place.folder / "images", place.folder / "videos")
     if evaluated:
         code, output = ended(place.start("evaluate", run))
         measures = json.loads((run / "evaluation" / "measures.json").read_text()) if not code else {"top1": output}
@@ -547,11 +548,8 @@ def impossible_folders(place: Place) -> Row:
 
 def signals(place: Place) -> list[dict[str, Any]]:
     """Send signals to the training process, its readers and their decoders."""
-    rows = [
-        row
-        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
-        for row in (signalled(place, signal.Signals[name], twice=False), signalled(place, signal.Signals[name], twice=True))
-    ]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    rows = [signalled(place, number, twice=twice) for number in numbers for twice in (False, True)]
     rows.append(paused(place))
     rows += [reader(place, fate) for fate in ("killed", "stopped", "holding Python's lock")]
     rows += [decoder(place, fate) for fate in ("killed", "stopped")]
@@ -632,8 +630,7 @@ def reader(place: Place, fate: str) -> Row:
 
 def readers_of(command: Command) -> list[int]:
     """Return the readers of a training process: its forks."""
-    own = [pid for pid in descendants(command.pid) if b"guarded" not in command_line(pid)]
-    return own
+    return [pid for pid in descendants(command.pid) if b"guarded" not in command_line(pid)]
 
 
 def command_line(pid: int) -> bytes:
@@ -674,7 +671,16 @@ def while_importing(place: Place) -> Row:
     row = Row("SIGINT while the command still imports")
     for seconds in (0.05, 0.2, 0.6, 1.2, 2.0, 3.0):
         run = place.new()
-        command = [sys.executable, "-m", "cgnl", "train", *TASKS["images"], *SHARED, "--data.root=images", f"--run={run}"]
+        command = [
+            sys.executable,
+            "-m",
+            "cgnl",
+            "train",
+            *TASKS["images"],
+            *SHARED,
+            "--data.root=images",
+            f"--run={run}",
+        ]
         process = subprocess.Popen(
             [*command, "--trust", "user_code"],
             cwd=place.folder,
