@@ -97,6 +97,40 @@ def test_a_worker_that_stops_between_two_epochs_is_killed():
         list(batches)
 
 
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    os._exit(3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("fate", "words"), [(die, r"is killed by signal: Killed"), (leave, "ended with exit code 3")])
+def test_a_worker_that_dies_is_named_with_its_sample(fate, words, workers):
+    batches = loader(fate, workers=workers, timeout=60)
+    with pytest.raises(
+        DataError, match=rf"died or hangs: DataLoader worker \(pid \d+\) {words}.*\. The file being read: 5\.jpg\.$"
+    ):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_the_death_of_a_worker_interrupts_nothing_but_the_wait_for_it(fetched):
+    iterator = iter(loader(nothing, workers=1, timeout=60))
+    assert next(iterator)["index"].tolist() == [0, 1]
+    (worker,) = multiprocessing.active_children()
+    if fetched:
+        # the next batches lie in the pipe, but their tensors were to be handed over by the worker
+        time.sleep(1)
+    os.kill(worker.pid, signal.SIGKILL)
+    # an exception at any place here, as in a write of a checkpoint, would be taken for an error there
+    worker.join()
+    with pytest.raises(DataError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
+        list(iterator)
+
+
 def test_a_loader_with_a_stopped_worker_can_be_closed():
     batches = loader(nothing, workers=1)
     assert indices(batches) == [*range(8)]

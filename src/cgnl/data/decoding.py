@@ -22,6 +22,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that stop a training run, saved. The processes that read for it end when it does."""
 MAX_PIXELS = 100_000_000
 # Resizing the shorter side of an image of 1 x 65535 pixels to 512 would take 50 GB.
 MAX_ASPECT = 100

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cgnl.data.decoding import DataError, following_links
+from cgnl.data.decoding import STOPPING, DataError, following_links
 from cgnl.data.images import ImageDataset, image_parts, read_images
 from cgnl.data.images import collate as collate_images
 from cgnl.data.lists import (
@@ -31,7 +31,7 @@ from cgnl.data.transforms import test_transform, train_transform
 from cgnl.networks.libraries import Inputs
 from cgnl.settings.detection import DetectionDataConfig
 from cgnl.settings.image import DataConfig
-from cgnl.training.processes import STOPPING, gathered, is_first_process
+from cgnl.training.processes import gathered, is_first_process
 from cgnl.training.readers import WatchedLoader
 from cgnl.training.sampling import EpochBatches
 

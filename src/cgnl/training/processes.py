@@ -17,9 +17,6 @@ from typing import Any
 from cgnl.data.decoding import DataError
 from cgnl.files import make_folders
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that stop a training run, saved."""
-
 LACK_OF_MEMORY = (
     "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size if it did"
 )

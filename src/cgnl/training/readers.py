@@ -1,9 +1,11 @@
 """A data loader that never waits for ever for its workers, the processes that read samples."""
 
+import signal
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from cgnl.data.decoding import DataError
 from cgnl.data.records import FileDataset
+from cgnl.training.processes import LACK_OF_MEMORY
 
 _TICK = 0.25
 _NAMED = 4
+_DIED = "a process that reads samples died or hangs"
 
 
 class WatchedLoader(DataLoader[Any]):
@@ -25,6 +29,9 @@ class WatchedLoader(DataLoader[Any]):
     PyTorch waits without a limit for a worker that is stopped, or holds Python's lock, while it sends its tensors. Here
     a thread kills the workers after ``timeout`` seconds in which no batch came, and the loader raises DataError with
     the files that the hanging one had. Seconds in which this process is stopped itself do not count.
+
+    It raises DataError for a worker that dies, too, and nowhere but in the wait for a batch. PyTorch raises an error as
+    soon as the worker dies, wherever this process is: in a write of a checkpoint, or where nobody hears of it.
     """
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
@@ -38,6 +45,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         super().__init__(loader)
         # the watch alone decides
         self._timeout = 0
+        self._forget_workers()
         self._watch.workers = self._workers
         threading.Thread(target=self._watch.run, daemon=True).start()
 
@@ -58,6 +66,9 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             found = super()._get_data()
         except Exception as error:  # the end of a worker shows in many forms
             if watch.verdict is None:
+                # the watch has not looked yet, or the connection ended before the process
+                watch.verdict = watch.death(seconds=_TICK)
+            if watch.verdict is None:
                 raise
             self._give_up()
             raise DataError(watch.verdict) from error
@@ -72,8 +83,8 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._watch.closed.set()
         if self._pin_memory:
             self._pin_memory_thread_done_event.set()
-        self._forget_workers()
         for worker in self._workers:
+            worker.kill()
             worker.join()
 
     def _forget_workers(self) -> None:
@@ -87,7 +98,6 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     def _shutdown_workers(self) -> None:
         self._watch.closed.set()
         if any(_is_stopped(worker.pid) for worker in self._workers):
-            self._forget_workers()
             for worker in self._workers:
                 worker.kill()
         super()._shutdown_workers()
@@ -123,13 +133,25 @@ class _Watch:
             # more than a tick passes where this process was stopped too, with its workers
             waited = waited + min(now - before, 2 * _TICK) if self.turn == turn and turn % 2 else 0.0
             turn, before = self.turn, now
-            if waited > self.patience:
+            death = self.death() if waited else None
+            if death or waited > self.patience:
                 try:
-                    self.verdict = self._reason()
+                    self.verdict = death or self._reason()
                 finally:
                     for worker in self.workers:
                         worker.kill()
                 return
+
+    def death(self, seconds: float = 0) -> str | None:
+        """Return why there is no waiting for a batch any more: a worker that has died, or does so soon."""
+        ended = wait([worker.sentinel for worker in self.workers], seconds)
+        for worker in self.workers:
+            if worker.sentinel in ended:
+                worker.join()
+                path = self.dataset.reading(worker.pid)
+                what = f"The file being read: {path}." if path else "No file was being read."
+                return f"{_DIED}: DataLoader worker (pid {worker.pid}) {_end_in_words(worker.exitcode or 0)}. {what}"
+        return None
 
     def _reason(self) -> str:
         stopped = [number for number, worker in enumerate(self.workers) if _is_stopped(worker.pid)]
@@ -147,10 +169,17 @@ class _Watch:
             more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
             what = f"Its batch: {', '.join(paths)}{more}." if paths else "No file was being read."
         how = "it is stopped (SIGSTOP)" if stopped else "raise data.timeout if it is only slow"
-        return (
-            f"a process that reads samples died or hangs: no batch came for {self.patience:g} seconds (data.timeout); "
-            f"{how}. {what}"
-        )
+        return f"{_DIED}: no batch came for {self.patience:g} seconds (data.timeout); {how}. {what}"
+
+
+def _end_in_words(code: int) -> str:
+    """Return how a worker ended, by its exit code: below 0 the signal."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    words = f"is killed by signal: {signal.strsignal(-code)}"
+    if -code == signal.SIGKILL:
+        return f"{words}; {LACK_OF_MEMORY}"
+    return words + "; shared memory (/dev/shm) may be full" * (-code == signal.SIGBUS)
 
 
 def _is_stopped(pid: int | None) -> bool:
