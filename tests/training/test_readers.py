@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import struct
+import sys
 import time
 
 import pytest
@@ -101,12 +103,28 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_in_a_message():
+    frame = sys._getframe()
+    while frame.f_code.co_name != "_worker_loop":
+        frame = frame.f_back
+    # its length, and not all of it
+    os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", 100_000) + b"half")
+    die()
+
+
 def leave():
     os._exit(3)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("fate", "words"), [(die, r"is killed by signal: Killed"), (leave, "ended with exit code 3")])
+@pytest.mark.parametrize(
+    ("fate", "words"),
+    [
+        (die, "is killed by signal: Killed"),
+        (die_in_a_message, "is killed by signal: Killed"),
+        (leave, "ended with exit code 3"),
+    ],
+)
 def test_a_worker_that_dies_is_named_with_its_sample(fate, words, workers):
     batches = loader(fate, workers=workers, timeout=60)
     with pytest.raises(

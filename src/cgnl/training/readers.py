@@ -1,5 +1,6 @@
 """A data loader that never waits for ever for its workers, the processes that read samples."""
 
+import os
 import signal
 import threading
 import time
@@ -47,6 +48,9 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._timeout = 0
         self._forget_workers()
         self._watch.workers = self._workers
+        # a copy: the number of a closed one may soon be that of another file
+        queue: Any = self._worker_result_queue
+        self._watch.pipe = os.dup(queue._writer.fileno())
         threading.Thread(target=self._watch.run, daemon=True).start()
 
     def _next_index(self) -> Any:
@@ -111,6 +115,7 @@ class _Watch:
 
     Attributes:
         workers: The processes.
+        pipe: A file that writes to where the batches come from.
         tasks: The batches that are owed: their numbers, in order, with the worker's number and the samples' keys.
         turn: Odd while a batch is waited for; every wait has a number of its own.
         verdict: Why the workers were killed; None as long as they were not.
@@ -120,13 +125,20 @@ class _Watch:
     def __init__(self, dataset: FileDataset, patience: float) -> None:
         self.dataset, self.patience = dataset, patience
         self.workers: Sequence[BaseProcess] = ()
+        self.pipe = -1
         self.tasks: dict[Any, tuple[int, Sequence[int | tuple[int, int]]]] = {}
         self.turn = 0
         self.verdict: str | None = None
         self.closed = threading.Event()
 
     def run(self) -> None:
-        """Count the seconds of each wait, and end the workers when they are too many."""
+        """Count the seconds of each wait, and end the workers when they are too many or one of them is dead."""
+        try:
+            self._watch()
+        finally:
+            os.close(self.pipe)
+
+    def _watch(self) -> None:
         turn, waited, before = 0, 0.0, time.monotonic()
         while not self.closed.wait(_TICK):
             now = time.monotonic()
@@ -140,6 +152,7 @@ class _Watch:
                 finally:
                     for worker in self.workers:
                         worker.kill()
+                    self._wake(turn)
                 return
 
     def death(self, seconds: float = 0) -> str | None:
@@ -152,6 +165,15 @@ class _Watch:
                 what = f"The file being read: {path}." if path else "No file was being read."
                 return f"{_DIED}: DataLoader worker (pid {worker.pid}) {_end_in_words(worker.exitcode or 0)}. {what}"
         return None
+
+    def _wake(self, turn: int) -> None:
+        """End a wait for the rest of a message whose sender is dead: any bytes do, as nobody takes it for a batch."""
+        os.set_blocking(self.pipe, False)
+        while self.turn == turn and not self.closed.is_set():
+            try:
+                os.write(self.pipe, bytes(1 << 16))
+            except BlockingIOError:
+                time.sleep(_TICK / 10)
 
     def _reason(self) -> str:
         stopped = [number for number, worker in enumerate(self.workers) if _is_stopped(worker.pid)]
