@@ -270,6 +270,21 @@ def test_a_signal_to_all_processes_of_a_run_is_left_to_the_parent(video, monkeyp
             assert reader.read(video, [frame])[1] == 0
 
 
+def test_a_process_that_is_killed_while_it_starts_is_started_again(video, monkeypatch):
+    wait, started = guarded._Child._reply, []
+
+    def kill_the_first(process, *arguments):
+        if not started:
+            process._process.kill()
+        started.append(process)
+        return wait(process, *arguments)
+
+    monkeypatch.setattr(guarded._Child, "_reply", kill_the_first)
+    with GuardedReader() as reader:
+        assert reader.read(video, [0])[1] == 0
+    assert len({id(process) for process in started}) == 2
+
+
 def test_a_process_whose_parent_is_gone_ends_in_silence():
     command = [sys.executable, "-m", guarded.__name__, "0", "60", ""]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -96,7 +96,7 @@ class GuardedReader:
         if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
             self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
-            self._child = _Child(self.timeout, self.frame_pattern)
+            self._child = self._started()
         try:
             return ask(self._child)
         except BadFileError:
@@ -107,6 +107,13 @@ class GuardedReader:
         except BaseException:
             self.close()  # a reply that nobody has read must not be taken for the next one
             raise
+
+    def _started(self) -> "_Child":
+        try:
+            return _Child(self.timeout, self.frame_pattern)
+        except RuntimeError:
+            # it may have been killed, as where memory runs out; one that cannot start fails again
+            return _Child(self.timeout, self.frame_pattern)
 
     def close(self) -> None:
         """End the process; the next call starts another."""
