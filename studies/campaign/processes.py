@@ -398,9 +398,18 @@ def readers_of(command: Command) -> list[int]:
     return [pid for pid in descendants(command.pid) if b"guarded" not in command_line(pid)]
 
 
-def decoders_of(command: Command) -> list[int]:
-    """Return the processes that decode videos for a training process."""
-    return [pid for pid in descendants(command.pid) if b"guarded" in command_line(pid)]
+def decoders_of(command: Command, *, loaded: bool = False) -> list[int]:
+    """Return the processes that decode videos for a training process, or those that have loaded the decoders."""
+    pids = [pid for pid in descendants(command.pid) if b"guarded" in command_line(pid)]
+    return [pid for pid in pids if not loaded or "avcodec" in maps(pid)]
+
+
+def maps(pid: int) -> str:
+    """Return which files a process has in memory."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return ""
 
 
 def command_line(pid: int) -> bytes:
@@ -417,7 +426,8 @@ def decoder(place: Place, fate: str) -> Row:
     for trial in range(8):
         run = place.new()
         command = place.train("videos", run, f"--data.workers={trial % 2}")
-        while not (pids := decoders_of(command)) and command.poll() is None:
+        # one that is stopped while it starts has two minutes
+        while not (pids := decoders_of(command, loaded=fate == "stopped")) and command.poll() is None:
             time.sleep(0.001)
         time.sleep(place.random.uniform(0, 0.3))
         pids = alive(decoders_of(command))
