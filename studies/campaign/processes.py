@@ -629,6 +629,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    # a shell ignores it for commands in the background, and so would those that start here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for part in arguments.parts or PARTS:
         with tempfile.TemporaryDirectory(dir=arguments.folder, prefix=f"campaign-{part}-") as folder:
             rows = PARTS[part](Place(Path(folder), arguments.seed))
