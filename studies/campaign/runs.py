@@ -44,7 +44,8 @@ LARGE = (
     "--schedule.kind=constant --trainer.max-epochs=2 --trainer.log-every-n-steps=1 "
     "--trainer.checkpoint-every-n-steps=1"
 ).split()
-WAIT = 120
+# longer than a process that decodes videos has for its start
+WAIT = 300
 
 
 class Place:

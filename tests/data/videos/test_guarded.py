@@ -270,16 +270,17 @@ def test_a_signal_to_all_processes_of_a_run_is_left_to_the_parent(video, monkeyp
             assert reader.read(video, [frame])[1] == 0
 
 
-def test_a_process_that_is_killed_while_it_starts_is_started_again(video, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_killed_or_stopped_while_it_starts_is_started_again(video, monkeypatch, number):
     wait, started = guarded._Child._reply, []
 
-    def kill_the_first(process, *arguments):
+    def end_the_first(process, seconds, *more):
         if not started:
-            process._process.kill()
+            os.kill(process._process.pid, number)
         started.append(process)
-        return wait(process, *arguments)
+        return wait(process, 0.2 if len(started) == 1 else seconds, *more)
 
-    monkeypatch.setattr(guarded._Child, "_reply", kill_the_first)
+    monkeypatch.setattr(guarded._Child, "_reply", end_the_first)
     with GuardedReader() as reader:
         assert reader.read(video, [0])[1] == 0
     assert len({id(process) for process in started}) == 2
