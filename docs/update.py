@@ -7,6 +7,7 @@ Such a part stands between two comments, `<!-- made: NAME -->` and `<!-- end -->
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 _DOCS = (
     "paper-tables",
     "evidence",
+    "reliability",
     *(
         f"measurements/{name}"
         for name in ("accuracy", "block", "demos", "explain", "forms", "networks", "reading", "table1")
@@ -420,6 +422,23 @@ def evidence(name: str) -> str:
     return table(header, rows) + "\n\n" + source(f"evidence/{name}")
 
 
+def reliability(part: str) -> str:
+    """Tabulate a part of the reliability campaign: what was tried, how often, and what was lost or said."""
+    record = result(f"reliability/{part}")
+    rows, moments = [], Counter[str]()
+    for row in record["rows"]:
+        failed = row["tried"] - row["equal"]
+        # the exact words may be long; those that are not a sentence of the program are in the record
+        lost = f"{failed} went wrong" if failed else "nothing lost"
+        said = sorted((-count, line.removeprefix("cgnl: ")) for line, count in row["said"].items() if "cgnl: " in line)
+        rows.append((row["what"], str(row["tried"]), f"{lost}; “{said[0][1]}”" if said else lost))
+        moments.update(row.get("phases", {}))
+    parts = [Table("", ("what was tried", "times", "what was lost, and said most often"), rows, num_texts=3).markdown()]
+    if part == "kills":
+        parts.append(f"Moments: {', '.join(f'{moment} {count}' for moment, count in moments.most_common())}.")
+    return "\n\n".join([*parts, source(f"reliability/{part}")])
+
+
 def video_network() -> str:
     """Tabulate a training step of C2D-ResNet-50 with blocks over the plain one, and folding over 3d convolutions."""
     record = result("video_network")
@@ -591,6 +610,11 @@ MADE: dict[str, Callable[[], str]] = {
 MADE |= {
     f"evidence_{path.stem.replace('-', '_')}": partial(evidence, path.stem)
     for path in (ROOT / "studies" / "results" / "evidence").glob("*.json")
+}
+
+MADE |= {
+    f"reliability_{path.stem}": partial(reliability, path.stem)
+    for path in (ROOT / "studies" / "results" / "reliability").glob("*.json")
 }
 
 

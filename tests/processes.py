@@ -43,6 +43,9 @@ class Command:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._output = Path(self._folder.name)
+        for name in ("output", "errors"):
+            # a command may be killed before it writes
+            (self._output / name).touch()
         given = [str(argument) for argument in arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         self._process = _running().Process(target=_run, args=(given, folder or Path.cwd(), environment, self._output))

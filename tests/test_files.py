@@ -134,3 +134,16 @@ def test_a_file_where_a_folder_must_be_is_named(tmp_path, below):
 def test_json_has_null_for_numbers_that_are_not_finite():
     content = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, "NaN")], "c": {"d": None, "e": 3}}
     assert json.loads(json_text(content)) == {"a": None, "b": [None, 1.5, [None, "NaN"]], "c": {"d": None, "e": 3}}
+
+
+def test_half_files_of_killed_writers_go_after_an_hour(tmp_path):
+    old, fresh, other = (
+        tmp_path / name for name in (".index[1].csv.aa.part", ".index[1].csv.bb.part", ".b.csv.aa.part")
+    )
+    for path in (old, fresh, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with whole_file(tmp_path / "index[1].csv", shared=True) as file:
+        file.write("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"index[1].csv", fresh.name, other.name}

@@ -5,15 +5,20 @@ Logs grow by whole lines.
 
 import csv
 import errno
+import glob
 import io
 import json
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+# Seconds after which no other process still writes a half file.
+_OLD = 3600
 
 
 @contextmanager
@@ -21,7 +26,8 @@ def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared:
     """Open a file, for UTF-8 text ("w", line ends stay) or bytes ("wb"), that takes the path's name once complete.
 
     After an error, a full disk or a kill the earlier file is as it was. A device or a pipe is written to directly. With
-    ``shared``, other processes may write this file at the same time, and the last one wins. An OSError names the path.
+    ``shared``, other processes may write this file at the same time, and the last one wins; half files of killed ones
+    go after an hour. An OSError names the path.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     direct = path.parent == Path("/dev") or (path.exists() and not path.is_file())
@@ -31,6 +37,8 @@ def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared:
     try:
         if make_folder:
             make_folders(path.parent)
+        if shared:
+            _remove_old_parts(path)
         with part.open(mode, **text) as file:
             yield file
             if not direct:
@@ -50,6 +58,13 @@ def whole_file(path: Path, mode: str = "w", *, make_folder: bool = True, shared:
 def part_of(path: Path, token: str = "") -> Path:
     """Return the file beside ``path`` that :func:`whole_file` writes first; a kill can leave it."""
     return path.with_name(f".{path.name}{token}.part")
+
+
+def _remove_old_parts(path: Path) -> None:
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):  # another process removes it too, or it is not ours
+            if time.time() - part.stat().st_mtime > _OLD:
+                part.unlink()
 
 
 def make_folders(folder: Path) -> None:

@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import struct
+import sys
 import time
 
 import pytest
@@ -95,6 +97,56 @@ def test_a_worker_that_stops_between_two_epochs_is_killed():
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
     with pytest.raises(DataError, match=r"it is stopped \(SIGSTOP\)"):
         list(batches)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_a_message():
+    frame = sys._getframe()
+    while frame.f_code.co_name != "_worker_loop":
+        frame = frame.f_back
+    # its length, and not all of it
+    os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", 100_000) + b"half")
+    die()
+
+
+def leave():
+    os._exit(3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("fate", "words"),
+    [
+        (die, "is killed by signal: Killed"),
+        (die_in_a_message, "is killed by signal: Killed"),
+        (leave, "ended with exit code 3"),
+    ],
+)
+def test_a_worker_that_dies_is_named_with_its_sample(fate, words, workers):
+    batches = loader(fate, workers=workers, timeout=60)
+    with pytest.raises(
+        DataError, match=rf"died or hangs: DataLoader worker \(pid \d+\) {words}.*\. The file being read: 5\.jpg\.$"
+    ):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_the_death_of_a_worker_interrupts_nothing_but_the_wait_for_it(fetched):
+    iterator = iter(loader(nothing, workers=1, timeout=60))
+    assert next(iterator)["index"].tolist() == [0, 1]
+    (worker,) = multiprocessing.active_children()
+    if fetched:
+        # the next batches lie in the pipe, but their tensors were to be handed over by the worker
+        time.sleep(1)
+    os.kill(worker.pid, signal.SIGKILL)
+    # an exception at any place here, as in a write of a checkpoint, would be taken for an error there
+    worker.join()
+    with pytest.raises(DataError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
+        list(iterator)
 
 
 def test_a_loader_with_a_stopped_worker_can_be_closed():

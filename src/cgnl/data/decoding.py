@@ -22,6 +22,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Signals that stop a training run, saved. The processes that read for it end when it does. Windows lacks some."""
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Signal that says that the terminal is closed."""
 MAX_PIXELS = 100_000_000
 # Resizing the shorter side of an image of 1 x 65535 pixels to 512 would take 50 GB.
 MAX_ASPECT = 100

@@ -1,6 +1,7 @@
 """Training, testing and using networks of any task. Each function asks the recipe's task for what is its own."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,13 @@ def evaluate(
 
     Raises:
         DataError: Something is wrong with the data set, or its classes are not the network's.
+        ValueError: Another process is writing into ``out``.
     """
-    with reporting_lack_of_memory(data):
+    from cgnl.training.processes import is_first_process, locked
+
+    # two tests at once would mix their tables; the first process keeps the folder for all
+    kept = locked(out) if out is not None and is_first_process() else nullcontext()
+    with reporting_lack_of_memory(data), kept:
         return task_of(trained.recipe).evaluate(trained, data, split=split, trainer=trainer, out=out, stay=stay)
 
 

@@ -14,13 +14,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from torch import Tensor
 
+from cgnl.data.decoding import HANGUP, STOPPING
 from cgnl.files import append_csv, write_csv, write_text
 from cgnl.settings.words import counted, percent
 from cgnl.training.checkpoint import BEST, LAST
 from cgnl.training.data import SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.output import leave_closed_terminal
-from cgnl.training.processes import HANGUP, STOPPING, TrainingStopped, gathered
+from cgnl.training.processes import StoppedAtOnce, TrainingStopped, gathered
 from cgnl.training.trained import FORMAT
 
 # Steps skipped one after the other that may be due to single samples; more are a sign of ruined weights.
@@ -247,7 +248,7 @@ class RunKeeper(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         self._signal = number
         if number == HANGUP:
             leave_closed_terminal()

@@ -13,7 +13,7 @@ from cgnl.settings.training import TrainerConfig
 from cgnl.settings.words import decimal
 from cgnl.training.detection import KINDS, DetectionModule
 from cgnl.training.detection_data import DetectionData
-from cgnl.training.processes import end_together, reporting_dead_readers
+from cgnl.training.processes import end_together, interruptible, reporting_dead_readers
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 from cgnl.training.task import TestResult
 from cgnl.training.trained import TrainedNetwork, refusing_outputs_not_finite
@@ -91,7 +91,11 @@ def evaluate(
     runner = make_trainer(here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     try:
         resize.min_size, resize.max_size = (data.size,), data.max_size
-        with reporting_dead_readers(), refusing_outputs_not_finite(network, samples.tested_samples.root):
+        with (
+            interruptible(),
+            reporting_dead_readers(),
+            refusing_outputs_not_finite(network, samples.tested_samples.root),
+        ):
             runner.validate(module, datamodule=samples, verbose=False)
     finally:
         resize.min_size, resize.max_size = own_size

@@ -17,7 +17,7 @@ from cgnl.settings.training import TrainerConfig
 from cgnl.training.class_scores import ClassCounts
 from cgnl.training.classification import SCORES, ClassificationModule
 from cgnl.training.data import SampleData
-from cgnl.training.processes import end_together, gathered, reporting_dead_readers
+from cgnl.training.processes import end_together, gathered, interruptible, reporting_dead_readers
 from cgnl.training.run import make_trainer, quieten, uses_channels_last
 from cgnl.training.task import TestResult
 from cgnl.training.trained import NOT_FINITE, TrainedNetwork
@@ -173,7 +173,7 @@ def evaluate(
         trained.network, num_classes=len(trained.classes), channels_last=uses_channels_last(here)
     )
     runner = make_trainer(trainer or here, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with reporting_dead_readers():
+    with interruptible(), reporting_dead_readers():
         parts: Any = runner.predict(module, datamodule=samples)
     rows = _rows(samples, parts)
     samples.share_bad_files()

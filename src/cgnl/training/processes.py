@@ -17,11 +17,6 @@ from typing import Any
 from cgnl.data.decoding import DataError
 from cgnl.files import make_folders
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-"""Signals that stop a training run, saved; Windows does not have all of them."""
-HANGUP = getattr(signal, "SIGHUP", None)
-"""Signal that says that the terminal is closed."""
-
 LACK_OF_MEMORY = (
     "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size if it did"
 )
@@ -38,6 +33,18 @@ class TrainingStopped(Exception):
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
         self.signal_number, self.step = signal_number, step
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal while the run was stopping; nothing more was saved.
+
+    Attributes:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped at once by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
 
 
 def is_first_process() -> bool:
@@ -97,6 +104,17 @@ def end_together() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a KeyboardInterrupt through, for which Lightning ends the process with code 1 and without a word."""
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise ended.__context__ from None
+        raise
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """A data loader that never waits for ever for its workers, the processes that read samples."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import _utils as torch_utils
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from cgnl.data.decoding import DataError
+from cgnl.data.decoding import STOPPING, DataError
 from cgnl.data.records import FileDataset
-from cgnl.training.processes import STOPPING
+from cgnl.training.processes import LACK_OF_MEMORY
 
 _TICK = 0.25
 _NAMED = 4
+_DIED = "a process that reads samples died or hangs"
 
 
 class WatchedLoader(DataLoader[Any]):
@@ -27,6 +30,9 @@ class WatchedLoader(DataLoader[Any]):
     PyTorch waits without a limit for a worker that is stopped, or holds Python's lock, while it sends its tensors. Here
     a thread kills the workers after ``timeout`` seconds in which no batch came, and the loader raises DataError with
     the files that the hanging one had. Seconds in which this process is stopped itself do not count.
+
+    It raises DataError for a worker that dies, too, and nowhere but in the wait for a batch. PyTorch raises an error as
+    soon as the worker dies, wherever this process is: in a write of a checkpoint, or where nobody hears of it.
     """
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
@@ -40,7 +46,11 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         super().__init__(loader)
         # the watch alone decides
         self._timeout = 0
+        self._forget_workers()
         self._watch.workers = self._workers
+        # a copy: the number of a closed one may soon be that of another file
+        queue: Any = self._worker_result_queue
+        self._watch.pipe = os.dup(queue._writer.fileno())
         threading.Thread(target=self._watch.run, daemon=True).start()
 
     def _next_index(self) -> Any:
@@ -60,6 +70,9 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             found = super()._get_data()
         except Exception as error:  # the end of a worker shows in many forms
             if watch.verdict is None:
+                # the watch has not looked yet, or the connection ended before the process
+                watch.verdict = watch.death(seconds=_TICK)
+            if watch.verdict is None:
                 raise
             self._give_up()
             raise DataError(watch.verdict) from error
@@ -74,8 +87,8 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._watch.closed.set()
         if self._pin_memory:
             self._pin_memory_thread_done_event.set()
-        self._forget_workers()
         for worker in self._workers:
+            worker.kill()
             worker.join()
 
     def _forget_workers(self) -> None:
@@ -89,7 +102,6 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     def _shutdown_workers(self) -> None:
         self._watch.closed.set()
         if any(_is_stopped(worker.pid) for worker in self._workers):
-            self._forget_workers()
             for worker in self._workers:
                 worker.kill()
         super()._shutdown_workers()
@@ -103,6 +115,7 @@ class _Watch:
 
     Attributes:
         workers: The processes.
+        pipe: A file that writes to where the batches come from.
         tasks: The batches that are owed: their numbers, in order, with the worker's number and the samples' keys.
         turn: Odd while a batch is waited for; every wait has a number of its own.
         verdict: Why the workers were killed; None as long as they were not.
@@ -112,26 +125,55 @@ class _Watch:
     def __init__(self, dataset: FileDataset, patience: float) -> None:
         self.dataset, self.patience = dataset, patience
         self.workers: Sequence[BaseProcess] = ()
+        self.pipe = -1
         self.tasks: dict[Any, tuple[int, Sequence[int | tuple[int, int]]]] = {}
         self.turn = 0
         self.verdict: str | None = None
         self.closed = threading.Event()
 
     def run(self) -> None:
-        """Count the seconds of each wait, and end the workers when they are too many."""
+        """Count the seconds of each wait, and end the workers when they are too many or one of them is dead."""
+        try:
+            self._watch()
+        finally:
+            os.close(self.pipe)
+
+    def _watch(self) -> None:
         turn, waited, before = 0, 0.0, time.monotonic()
         while not self.closed.wait(_TICK):
             now = time.monotonic()
             # more than a tick passes where this process was stopped too, with its workers
             waited = waited + min(now - before, 2 * _TICK) if self.turn == turn and turn % 2 else 0.0
             turn, before = self.turn, now
-            if waited > self.patience:
+            death = self.death() if waited else None
+            if death or waited > self.patience:
                 try:
-                    self.verdict = self._reason()
+                    self.verdict = death or self._reason()
                 finally:
                     for worker in self.workers:
                         worker.kill()
+                    self._wake(turn)
                 return
+
+    def death(self, seconds: float = 0) -> str | None:
+        """Return why there is no waiting for a batch any more: a worker that has died, or does so soon."""
+        ended = wait([worker.sentinel for worker in self.workers], seconds)
+        for worker in self.workers:
+            if worker.sentinel in ended:
+                worker.join()
+                path = self.dataset.reading(worker.pid)
+                what = f"The file being read: {path}." if path else "No file was being read."
+                return f"{_DIED}: DataLoader worker (pid {worker.pid}) {_end_in_words(worker.exitcode or 0)}. {what}"
+        return None
+
+    def _wake(self, turn: int) -> None:
+        """End a wait for the rest of a message whose sender is dead: any bytes do, as nobody takes it for a batch."""
+        os.set_blocking(self.pipe, False)
+        while self.turn == turn and not self.closed.is_set():
+            try:
+                os.write(self.pipe, bytes(1 << 16))
+            except BlockingIOError:
+                time.sleep(_TICK / 10)
 
     def _reason(self) -> str:
         stopped = [number for number, worker in enumerate(self.workers) if _is_stopped(worker.pid)]
@@ -149,10 +191,17 @@ class _Watch:
             more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
             what = f"Its batch: {', '.join(paths)}{more}." if paths else "No file was being read."
         how = "it is stopped (SIGSTOP)" if stopped else "raise data.timeout if it is only slow"
-        return (
-            f"a process that reads samples died or hangs: no batch came for {self.patience:g} seconds (data.timeout); "
-            f"{how}. {what}"
-        )
+        return f"{_DIED}: no batch came for {self.patience:g} seconds (data.timeout); {how}. {what}"
+
+
+def _end_in_words(code: int) -> str:
+    """Return how a worker ended, by its exit code: below 0 the signal."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    words = f"is killed by signal: {signal.strsignal(-code)}"
+    if -code == signal.SIGKILL:
+        return f"{words}; {LACK_OF_MEMORY}"
+    return words + "; shared memory (/dev/shm) may be full" * (-code == signal.SIGBUS)
 
 
 def _is_stopped(pid: int | None) -> bool:

@@ -41,7 +41,7 @@ from cgnl.training.checkpoint import (
 from cgnl.training.data import Part, SampleData
 from cgnl.training.module import TrainingModule
 from cgnl.training.output import Curves, SteadyOutput, quiet_curves
-from cgnl.training.processes import end_together, is_first_process, locked, reporting_dead_readers
+from cgnl.training.processes import end_together, interruptible, is_first_process, locked, reporting_dead_readers
 from cgnl.training.task import Task
 from cgnl.training.trained import FORMAT
 from cgnl.training.watching import BlockWatch
@@ -149,7 +149,7 @@ def _fit(
         log_every_n_steps=config.log_every_n_steps,
         enable_progress_bar=progress and console.is_terminal,
     )
-    with reporting_dead_readers(), quiet_curves():
+    with interruptible(), reporting_dead_readers(), quiet_curves():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         scores = {name: metrics[key] for key, name in module.reported.items() if key in metrics}

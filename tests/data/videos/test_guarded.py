@@ -15,8 +15,8 @@ from encoding import encode
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cgnl.data.decoding import BadFileError, death_in_words
-from cgnl.data.videos import GuardedReader, probe, read_frames
+from cgnl.data.decoding import STOPPING, BadFileError, death_in_words
+from cgnl.data.videos import GuardedReader, guarded, probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +253,45 @@ def test_ctrl_c_is_left_to_the_parent(video):
     with GuardedReader() as reader:
         reader.read(video, [0])
         assert os.getsid(child(reader)) != os.getsid(0)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_to_all_processes_of_a_run_is_left_to_the_parent(video, monkeypatch, number):
+    """As a cluster sends it to every process of a job; one that starts just then is no exception."""
+    wait = guarded._Child._reply
+
+    def send(process, *arguments):
+        os.kill(process._process.pid, number)
+        return wait(process, *arguments)
+
+    monkeypatch.setattr(guarded._Child, "_reply", send)
+    with GuardedReader() as reader:
+        for frame in (0, 39):
+            assert reader.read(video, [frame])[1] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_killed_or_stopped_while_it_starts_is_started_again(video, monkeypatch, number):
+    wait, started = guarded._Child._reply, []
+
+    def end_the_first(process, seconds, *more):
+        if not started:
+            os.kill(process._process.pid, number)
+        started.append(process)
+        return wait(process, 0.2 if len(started) == 1 else seconds, *more)
+
+    monkeypatch.setattr(guarded._Child, "_reply", end_the_first)
+    with GuardedReader() as reader:
+        assert reader.read(video, [0])[1] == 0
+    assert len({id(process) for process in started}) == 2
+
+
+def test_a_process_whose_parent_is_gone_ends_in_silence():
+    command = [sys.executable, "-m", guarded.__name__, "0", "60", ""]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_nothing_is_left_open(video, tmp_path):

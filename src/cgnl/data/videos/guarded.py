@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cgnl.data.decoding import AnyPath, BadFileError, death_in_words
+from cgnl.data.decoding import STOPPING, AnyPath, BadFileError, death_in_words
 from cgnl.data.videos.decoding import VideoInfo, checked_indices, frame_times, probe, read_into, read_pieces
 from cgnl.data.videos.streams import Pieces
 from cgnl.settings.checks import within
@@ -100,7 +101,7 @@ class GuardedReader:
         if self._child is not None and self._child.owner == os.getpid() and self._child.ended():
             self.close()  # it ended while nothing was asked of it, which says nothing about this file
         if self._child is None or self._child.owner != os.getpid():
-            self._child = _Child(self.timeout, self.frame_pattern) if _can_guard() else _Direct(self.frame_pattern)
+            self._child = self._started()
         try:
             return ask(self._child)
         except BadFileError:
@@ -111,6 +112,15 @@ class GuardedReader:
         except BaseException:
             self.close()  # a reply that nobody has read must not be taken for the next one
             raise
+
+    def _started(self) -> "_Child | _Direct":
+        if not _can_guard():
+            return _Direct(self.frame_pattern)
+        try:
+            return _Child(self.timeout, self.frame_pattern)
+        except RuntimeError:
+            # it may have been killed, as where memory runs out; one that cannot start fails again
+            return _Child(self.timeout, self.frame_pattern)
 
     def close(self) -> None:
         """End the process; the next call starts another."""
@@ -147,15 +157,16 @@ class _Child:
         self._unread = b""
         # -P: a file in the working folder must not stand in for a module. A session of its own: Ctrl-C in the terminal
         # is for the process that reads through this one.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self._frames.file), repr(timeout), frame_pattern or ""],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=[self._frames.file],
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-        )
+        with _signals_held():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(self._frames.file), repr(timeout), frame_pattern or ""],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=[self._frames.file],
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            )
         try:
             self._reply(_START_SECONDS)
         except _EndedError as error:
@@ -275,6 +286,16 @@ class _Child:
     def _death(self) -> str:
         code = self._process.wait()
         return f"ends the process that decodes it ({death_in_words(code)})"
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let a process start that never gets the signals that stop a run; a cluster sends them to all processes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _whole(reply: dict[str, Any], name: str) -> int:
@@ -424,4 +445,5 @@ class _Server:
 
 
 if __name__ == "__main__":
-    _Server(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] or None).run()
+    with suppress(BrokenPipeError):  # nobody is left to read for
+        _Server(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] or None).run()
