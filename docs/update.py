@@ -17,6 +17,7 @@ from cgnl.compare.statistics import Difference, Group, groups_of
 from cgnl.measure.tables import Table, shape, tables_of, times_with_quartiles
 from cgnl.recipes.registry import RECIPES, listed
 from cgnl.recipes.rows import COSTS, pair
+from cgnl.settings.words import counted
 from cgnl.tasks import recipe_cost
 
 ROOT = Path(__file__).parent.parent
@@ -428,10 +429,13 @@ def reliability(part: str) -> str:
     rows, moments = [], Counter[str]()
     for row in record["rows"]:
         failed = row["tried"] - row["equal"]
-        # the exact words may be long; those that are not a sentence of the program are in the record
         lost = f"{failed} went wrong" if failed else "nothing lost"
-        said = sorted((-count, line.removeprefix("cgnl: ")) for line, count in row["said"].items() if "cgnl: " in line)
-        rows.append((row["what"], str(row["tried"]), f"{lost}; “{said[0][1]}”" if said else lost))
+        sentences = {line: count for line, count in row["said"].items() if line.startswith(("cgnl: ", "problems: "))}
+        if sentences:
+            line, count = max(sentences.items(), key=lambda said: said[1])
+            first = line.removeprefix("cgnl: ").partition(". ")[0].rstrip(".")
+            lost += f"; “{first}”, {counted(count, 'time')}"
+        rows.append((row["what"], str(row["tried"]), lost))
         moments.update(row.get("phases", {}))
     parts = [Table("", ("what was tried", "times", "what was lost, and said most often"), rows, num_texts=3).markdown()]
     if part == "kills":
