@@ -343,3 +343,12 @@ def test_losses_that_are_not_finite_leave_the_rest_of_the_report(tmp_path):
 def test_without_a_diagnosis_there_is_no_section_on_sums(tmp_path):
     write_report(write(tmp_path, [*runs_of("none", PLAIN), *runs_of("cgnl", plus(BETTER))]))
     assert "sums" not in page_of(tmp_path)
+
+
+def test_the_tries_of_a_tuning_are_no_results(tmp_path):
+    runs = [*runs_of("none", PLAIN), *runs_of("cgnl", plus(BETTER))]
+    write_report(write(tmp_path, runs))
+    before = page_of(tmp_path)
+    tries = [*runs_of("none", [10.0, 12.0], "tuning", 1000), *runs_of("cgnl", [90.0, 20.0], "tuning", 1000)]
+    write_report(write(tmp_path, [*tries, *runs]))
+    assert text_of(page_of(tmp_path)) == text_of(before)

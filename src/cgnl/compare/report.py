@@ -50,7 +50,8 @@ def write_report(folder: Path) -> str:
     """
     protocol = _read_protocol(folder / "protocol.json")
     runs, unreadable = read_runs(folder / "runs.jsonl")
-    groups = groups_of(runs, protocol.get("blocks", ()))
+    # the tries of a tuning are no results
+    groups = groups_of((run for run in runs if run["length"] != "tuning"), protocol.get("blocks", ()))
     words = verdict(groups)
     notes = [*_missing(groups, protocol), *_unpaired(groups)]
     if unreadable:
