@@ -10,7 +10,7 @@ from cgnl.settings.video import VideoDataConfig, VideoNetworkConfig, VideoRecipe
 
 # a block and a classifier start from nothing among weights that are trained
 _TRAINING: dict[str, Any] = {
-    "optimizer": OptimizerConfig(name="adamw", lr=1e-4, weight_decay=0.05, block_lr_factor=10, head_lr_factor=10),
+    "optimizer": OptimizerConfig(name="adamw", lr=1e-4, weight_decay=0.05, block_lr_factor=4, head_lr_factor=10),
     "schedule": ScheduleConfig(kind="cosine", warmup=1),
     "trainer": TrainerConfig(max_epochs=20),
 }
