@@ -221,6 +221,7 @@ def check(
     root: Positional[Path],
     format: CheckedFormat = "auto",
     num_classes: OptionalInt = None,
+    channels: int = 3,
     list_file: OptionalFile = None,
     train_list: OptionalFile = None,
     val_list: OptionalFile = None,
@@ -239,6 +240,7 @@ def check(
             or COCO json file.
         format: Layout of the data set; auto recognises it as training does.
         num_classes: Number of classes, if it must be just that.
+        channels: Number of channels that images are read with, as data.channels in training.
         list_file: List file with lines `path label` (or `folder frames label`), to check alone.
         train_list: List file for training, to check with the others.
         val_list: List file for validation.
@@ -259,6 +261,7 @@ def check(
             root,
             format=format,
             num_classes=num_classes,
+            channels=channels,
             list_file=list_file,
             lists={part: file for part, file in lists.items() if file is not None},
             annotations=annotations,

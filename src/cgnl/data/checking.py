@@ -25,6 +25,7 @@ from cgnl.data.lists import (
 )
 from cgnl.data.reports import Report
 from cgnl.data.scanning import Scanning
+from cgnl.settings.checks import within
 
 _LISTS = {".txt", ".csv", ".tsv", ".list", ".lst"}
 _OF_IMAGES = ("cub",)
@@ -46,6 +47,7 @@ def check_data(
     annotations: AnyPath | None = None,
     fold: int = 1,
     num_classes: int | None = None,
+    channels: int = 3,
     follow_links: bool = False,
     frame_pattern: str | None = None,
     out: AnyPath | None = None,
@@ -63,6 +65,7 @@ def check_data(
         annotations: Where the lists of a video data set are; or a json file in COCO's form, which is checked alone.
         fold: Which of the three splits of UCF101; each of them holds all its videos.
         num_classes: Number of classes, where it must be just that.
+        channels: Number of channels that images are read with; videos and images with objects have 3.
         follow_links: Whether symbolic links may lead out of the root.
         frame_pattern: Names of the frames in folders of frames, as of :func:`cgnl.data.videos.probe`.
         out: A CSV file for the path and reason of each fault; an earlier one is replaced.
@@ -73,6 +76,7 @@ def check_data(
         DataError: A list or the annotations are wrong, so that the files are not known.
         ValueError: Arguments that do not go together.
     """
+    within("channels", channels, 1)
     root = Path(root).expanduser()
     lists = {part: Path(file) for part, file in (lists or {}).items()}
     if format not in FORMATS:
@@ -91,8 +95,10 @@ def check_data(
         suffix = root.suffix.lower()
         if suffix not in _LISTS and suffix != ".json":
             only = SampleList(root.parent, (Sample(root, 0),), ("",), "a file alone")
-            check: Any = _check_videos if suffix in VIDEO_SUFFIXES else check_images
-            return check(root.parent, files=only, **options)
+            if suffix in VIDEO_SUFFIXES:
+                _refuse_channels(channels, "videos")
+                return _check_videos(root.parent, files=only, **options)
+            return check_images(root.parent, files=only, channels=channels, **options)
         if suffix == ".json":
             root, annotations = root.parent.parent if root.parent.name == "annotations" else root.parent, root
         else:
@@ -100,6 +106,8 @@ def check_data(
     options |= {"num_classes": num_classes}
     with following_links(follow_links):
         kind, more = _kind_of(root, format, list_file or next(iter(lists.values()), None), annotations)
+        if kind != "images":
+            _refuse_channels(channels, "images with objects" if kind == "coco" else kind)
         if kind == "coco":
             # Imported here, as other data sets are checked where its packages are not installed too.
             from cgnl.data.detection.checking import check_detection
@@ -107,8 +115,13 @@ def check_data(
             return check_detection(root, annotations=annotations, **options)
         options |= {"format": format, "list_file": list_file, "lists": lists, **more}
         if kind == "images":
-            return check_images(root, **options)
+            return check_images(root, channels=channels, **options)
         return _check_videos(root, annotations=annotations, fold=fold, **options)
+
+
+def _refuse_channels(channels: int, files: str) -> None:
+    if channels != 3:
+        raise ValueError(f"channels ({channels}) must be 3 for {files}, which are read in colour")
 
 
 def _check_videos(root: Path, **options: Any) -> Report:

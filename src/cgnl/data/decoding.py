@@ -38,8 +38,10 @@ _OPENERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, str], ImageFile]], 
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
     (re.compile(rb"BM"), BmpImageFile),
 )
+TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
+"""The first bytes of a TIFF file."""
 _NAMES_OF_OTHERS: Signatures = (
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), "a TIFF file"),
+    (TIFF, "a TIFF file"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "a PostScript file"),
     (re.compile(rb"GIF8[79]a"), "a GIF file"),
     (re.compile(rb".{4}ftyp", re.DOTALL), "an AVIF, HEIC or MP4 file"),
@@ -93,13 +95,14 @@ def open_regular(path: AnyPath) -> BinaryIO:
     raise BadFileError(path, "is not a regular file")
 
 
-def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(path: AnyPath, *, size: tuple[int, int] | None = None, grey: bool = False) -> Image.Image:
     """Decode a JPEG, PNG, WebP or BMP file, whatever its name, fully into an upright 8-bit RGB image.
 
     The EXIF orientation is applied. Grey and palette images get their colours, 16-bit channels are scaled to 8 bits,
     CMYK is converted without a colour profile, and transparent pixels are composited on white. Of an animation the
     first frame is taken. ``size`` is the width and height (pixels) of the image that annotations were made for. If the
     stored pixels have this size, the image is not turned: whoever made the annotations did not look at the orientation.
+    With ``grey`` the image is 8-bit grey, or 16-bit (I;16) where the file is.
 
     Raises:
         BadFileError: The file is missing, empty, of another format, over 100 megapixels (seen in the header, before any
@@ -119,9 +122,10 @@ def open_image(path: AnyPath, *, size: tuple[int, int] | None = None) -> Image.I
             if rule := broken_limit(width, height):
                 raise BadFileError(path, f"is {width} x {height} pixels, {rule}")
             image.load()
+            convert = _to_grey if grey else _to_rgb
             if size == image.size:
-                return _to_rgb(image)
-            upright = _to_rgb(_upright(image))
+                return convert(image)
+            upright = convert(_upright(image))
             if size not in (None, upright.size):
                 raise BadFileError(path, f"is {width} x {height} pixels, but its annotations say {size[0]} x {size[1]}")
             return upright
@@ -184,6 +188,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    if image.mode in ("L", "I;16") and "transparency" not in image.info:
+        return image
+    if image.mode == "I;16":
+        values = np.asarray(image)
+        return Image.fromarray(np.where(values == image.info["transparency"], 65535, values).astype(np.uint16))
+    return _to_rgb(image).convert("L")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""From an RGB image or the frames of a video to a network's normalised input, for training and for testing.
+"""From an image or the frames of a video to a network's normalised input, for training and for testing.
 
 Images become tensors before they are resized: PyTorch resizes 8-bit tensors with the same antialiased
 bilinear filter as Pillow (values differ by rounding only) in well under half the time.
@@ -15,6 +15,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -31,8 +32,8 @@ def train_transform(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     augment: Sequence[str] = (),
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     interpolation: str = "bilinear",
 ) -> v2.Compose:
     """Random crop, resized to a square, random horizontal flip, and more random changes.
@@ -47,27 +48,28 @@ def train_transform(
         aspect: Range of the crop's width over its height.
         flip: Probability of the flip.
         augment: Names of more changes, see :func:`cgnl.data.augmentation.augmented`.
-        mean: Of each channel (RGB, values from 0 to 1), subtracted.
+        mean: Of each channel (8-bit values scaled to 0..1), subtracted.
         std: Of each channel, divided by.
         interpolation: torchvision's name of a filter, such as "bilinear" or "bicubic".
 
     Returns:
-        A transform from an RGB image of Pillow to a float32 tensor [3, size, size].
+        A transform from an RGB image of Pillow, or an array [H, W, C] of uint8 or float32, to a float32 tensor
+        [C, size, size].
 
     Raises:
         ValueError: A size below 1, or a range that is empty or not positive.
     """
     changes, last = augmented(augment)
     crop = _random_crop(size, area, aspect, flip, interpolation)
-    return v2.Compose([v2.PILToTensor(), *crop, *changes, *_normalise(mean, std), *last])
+    return v2.Compose([_as_tensor, *crop, *changes, *_normalise(mean, std), *last])
 
 
 def test_transform(
     size: int,
     resize: int,
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,  # noqa: PT028
-    std: tuple[float, float, float] = IMAGENET_STD,  # noqa: PT028
+    mean: tuple[float, ...] = IMAGENET_MEAN,  # noqa: PT028
+    std: tuple[float, ...] = IMAGENET_STD,  # noqa: PT028
     interpolation: str = "bilinear",  # noqa: PT028
 ) -> v2.Compose:
     """Resize the shorter side, then crop a square from the middle (CUB: 448 of 512; ImageNet: 224 of 256).
@@ -78,7 +80,7 @@ def test_transform(
     _check_crop(size, resize)
     return v2.Compose(
         [
-            v2.PILToTensor(),
+            _as_tensor,
             v2.Resize(resize, v2.InterpolationMode(interpolation), antialias=True),
             v2.CenterCrop(size),
             *_normalise(mean, std),
@@ -129,7 +131,7 @@ def clip_train_transform(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     augment: Sequence[str] = (),
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
 ) -> v2.Compose:
     """Random crop, flip and other changes, as of :func:`train_transform`, the same for all frames.
 
@@ -139,7 +141,7 @@ def clip_train_transform(
         >>> clip_train_transform(112)(np.zeros((8, 240, 320, 3), np.uint8)).shape
         torch.Size([3, 8, 112, 112])
     """
-    changes, last = augmented(augment, erased=[round(255 * value) for value in mean])
+    changes, last = augmented(augment, erased=[round(255 * min(max(value, 0), 1)) for value in mean])
     crop = _random_crop(size, area, aspect, flip)
     return v2.Compose([_channels_second, *crop, *of_clips([*changes, *last]), _channels_first])
 
@@ -184,7 +186,7 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
 
 
 def normalise_clip(
-    clip: Tensor, *, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+    clip: Tensor, *, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> Tensor:
     """Turn 8-bit clips [..., 3, T, H, W] into a network's input: float32, on the same device, best the network's.
 
@@ -205,6 +207,13 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     with torch.inference_mode(False):
         shift, scale = (255 * torch.tensor(values, device=device)[:, None, None, None] for values in (mean, std))
     return shift, scale
+
+
+def _as_tensor(pixels: Image.Image | np.ndarray) -> Tensor:
+    """Return pixels as a tensor [C, H, W] of their own type."""
+    if isinstance(pixels, Image.Image):
+        return v2.functional.pil_to_tensor(pixels)
+    return torch.from_numpy(pixels).movedim(-1, 0)
 
 
 def _channels_second(frames: np.ndarray | Tensor) -> Tensor:
@@ -229,7 +238,7 @@ def _random_crop(
     return crop, v2.RandomHorizontalFlip(flip)
 
 
-def _normalise(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
+def _normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
     return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std, inplace=True)]
 
 

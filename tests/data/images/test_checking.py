@@ -47,14 +47,14 @@ def test_bad_files_are_listed(root, tmp_path):
     (folder / os.fsdecode(b"caf\xe9.jpg")).touch()
     (folder / "page.jpg").write_text("<html>[bold]404[/bold]</html>")
     os.mkfifo(folder / "pipe.jpg")
-    Image.new("RGB", (9, 9)).save(folder / "old.tif")
+    Image.new("RGB", (9, 9)).save(folder / "old.gif")
     out = tmp_path / "bad.csv"
     out.write_text("what was here before")
     report = check_images(root, workers=2, out=out, progress=False)
     reasons = {os.fsencode(path.name).decode("latin-1"): reason for path, reason in report.bad}
-    assert sorted(reasons) == ["caf\u00e9.jpg", "cut.jpg", "empty.jpg", "old.tif", "page.jpg", "pipe.jpg"]
+    assert sorted(reasons) == ["caf\u00e9.jpg", "cut.jpg", "empty.jpg", "old.gif", "page.jpg", "pipe.jpg"]
     assert "truncated" in reasons["cut.jpg"]
-    assert reasons["old.tif"].endswith("but looks like a TIFF file")
+    assert reasons["old.gif"].endswith("but looks like a GIF file")
     assert [split.unreadable for split in report.splits] == [6, 0]
     assert report.splits[0].per_class == (("a", 3), ("b", 2))
     with out.open(newline="") as opened:

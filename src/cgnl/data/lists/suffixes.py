@@ -1,6 +1,6 @@
 """Suffixes of the files that are taken for images or videos; their contents are seen when they are opened."""
 
-# TIFF, GIF and the like cannot be read, so each of them will be named as bad; leaving them out here would drop samples
+# GIF and the like cannot be read, so each of them will be named as bad; leaving them out here would drop samples
 # without a word. The same holds for videos of formats that are not opened.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"}

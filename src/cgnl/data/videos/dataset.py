@@ -115,7 +115,7 @@ def training_videos(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     augment: Sequence[str] = (),
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
     seed: int = 0,
     timeout: float = 60.0,
     rate: Rate = _AS_THEY_COME,
