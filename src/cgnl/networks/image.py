@@ -1,6 +1,6 @@
 """Image networks: torchvision's ResNets with blocks at the paper's places.
 
-Shapes: B batch, K classes, H and W height and width of the input in pixels.
+Shapes: B batch, C channels of the input, D of the last map, K classes, H and W height and width of the input in pixels.
 
 Source: Yue et al., "Compact Generalized Non-local Network", NeurIPS 2018, sections 4.2 and 4.3.
 """
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cgnl.blocks.kinds import MakeBlock, block_maker
 from cgnl.insertion import insert_blocks
+from cgnl.networks.channels import fitted, set_channels
 from cgnl.networks.weights import Checkpoint, Weights, load_weights, num_classes_of, read_weights
 from cgnl.settings.checks import within
 
@@ -49,12 +50,12 @@ class ResNet(models.ResNet):
     """torchvision's ResNet, whose last map can be had by itself, as from timm's networks."""
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last map [B, C, H / 32, W / 32] of images [B, 3, H, W]; its mean over positions is classified."""
+        """Return the last map [B, D, H / 32, W / 32] of images [B, C, H, W]; its mean over positions is classified."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [B, K] of images [B, 3, H, W]."""
+        """Return the logits [B, K] of images [B, C, H, W]."""
         return self.fc(self.avgpool(self.forward_features(x)).flatten(1))
 
 
@@ -103,6 +104,7 @@ def resnet(
     new_classifier: bool = False,
     dropout: float = 0.5,
     places: Sequence[str] = (),
+    channels: int = 3,
     trust: Collection[str] = (),
     **options: Any,
 ) -> ResNet:
@@ -124,13 +126,14 @@ def resnet(
             other classes is an error; named weights get a new classifier for other classes by themselves.
         dropout: Dropout probability between the average pool and the classifier.
         places: Module paths that the blocks follow, in place of the paper's.
+        channels: Number of channels C of the images; the first convolution and its weights are adapted to it.
         trust: Packages that ``block`` may name a class of; see :func:`cgnl.settings.trust.import_named`.
         options: Options of that kind of block, such as ``groups`` or ``kernel``; ``cgnl.settings.blocks`` lists them.
             A kernel function may also be an object of ``cgnl.kernel_functions``, and a norm None or a function of the
             channel count.
 
     Returns:
-        The network, from images [B, 3, H, W] to logits [B, K]; its ``forward_features`` gives the last map. Its state
+        The network, from images [B, C, H, W] to logits [B, K]; its ``forward_features`` gives the last map. Its state
         dict is torchvision's and the keys of the blocks, which have ``inserted_block`` in them.
 
     Raises:
@@ -144,14 +147,18 @@ def resnet(
     >>> network.layer3[0].inserted_block.theta.weight.shape
     torch.Size([128, 256, 1, 1])
     """
+    within("channels", channels, 1)
     make_block = block_maker(block, options, trust=trust)
     places = [*places] or block_places(arch, num_blocks if make_block else 1)
     network, checkpoint = backbone(arch, num_classes, weights, dropout)
+    # Any size does to find the channel counts; 32 pixels leave one position in the last stage.
+    example = torch.zeros(1, channels, 32, 32, device=network.conv1.weight.device)
+    if channels != 3:
+        set_channels(network, tuple(example.shape), arch)
     if make_block:
-        # Any size does to find the channel counts; 32 pixels leave one position in the last stage.
-        example = torch.zeros(1, 3, 32, 32, device=network.conv1.weight.device)
         insert_blocks(network, dict.fromkeys(places, make_block), example_input=example)
     if checkpoint is not None:
+        checkpoint = fitted(checkpoint, network, channels) if channels != 3 else checkpoint
         load_weights(network, checkpoint, new_classifier)
     return network
 

@@ -24,16 +24,37 @@ class Inputs(NamedTuple):
     Attributes:
         size: Height and width of the input (pixels).
         resize: Length that an image's shorter side is resized to before the centre crop (pixels).
-        mean: Mean of the input normalisation (RGB, images in 0..1).
-        std: Standard deviation of the input normalisation (RGB).
+        mean: Mean of the input normalisation (of each channel, images in 0..1).
+        std: Standard deviation of the input normalisation.
         interpolation: "bilinear", "bicubic", "nearest", ...
     """
 
     size: int = 224
     resize: int = 256
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+
+    def of_channels(self, channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> "Inputs":
+        """Return the same for a number of channels, with other means and deviations where they are given.
+
+        A single number is for all channels; for another number of channels than the weights', each has their average.
+
+        >>> Inputs(std=(0.1, 0.2, 0.3)).of_channels(2, mean=[0.5])[2:4]
+        ((0.5, 0.5), (0.2, 0.2))
+        """
+        return self._replace(mean=_spread(mean or self.mean, channels), std=_spread(std or self.std, channels))
+
+    def of_data(self, data: Any) -> "Inputs":
+        """Return the same as the settings of a recipe's data want it; those of detection have no say in it."""
+        names: dict[str, Any] = {"channels": 3, "mean": (), "std": ()}
+        return self.of_channels(**{name: getattr(data, name, default) for name, default in names.items()})
+
+
+def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return tuple(values)
+    return (round(sum(values) / len(values), 12),) * channels
 
 
 def inputs_of(name: str, num_axes: int = 2, weights: Weights = None) -> Inputs:
@@ -74,9 +95,13 @@ class Library(ABC):
 
     @abstractmethod
     def build(
-        self, num_classes: int, size: int, weights: Weights, new_classifier: bool
+        self, num_classes: int, size: int, weights: Weights, new_classifier: bool, channels: int = 3
     ) -> tuple[nn.Module, Checkpoint | None]:
-        """Return the network, for inputs of ``size`` pixels if made for one, and the weights still to be loaded."""
+        """Return the network, for inputs of ``size`` pixels if made for one, and the weights still to be loaded.
+
+        The network takes ``channels`` where the library can; else :func:`cgnl.networks.channels.set_channels` changes
+        it.
+        """
 
     @abstractmethod
     def words(self, weights: Weights) -> str:
@@ -145,7 +170,7 @@ class _Torchvision(Library):
         self.weights = models.get_model_weights(name)
 
     def build(
-        self, num_classes: int, size: int, weights: Weights, new_classifier: bool
+        self, num_classes: int, size: int, weights: Weights, new_classifier: bool, channels: int = 3
     ) -> tuple[nn.Module, Checkpoint | None]:
         options: dict[str, Any] = {}
         # classifiers at the side, which give several outputs in training
@@ -196,13 +221,18 @@ class _Timm(Library):
         return str(tag)
 
     def build(
-        self, num_classes: int, size: int, weights: Weights, new_classifier: bool
+        self, num_classes: int, size: int, weights: Weights, new_classifier: bool, channels: int = 3
     ) -> tuple[nn.Module, Checkpoint | None]:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
         if self.timm.get_pretrained_cfg(self.arch).fixed_input_size and size != self.inputs(weights).size:
             options["img_size"] = size
         if weights is None or is_file(weights):
-            network = self.timm.create_model(self.name, num_classes=num_classes, **options)
+            try:
+                network = self.timm.create_model(self.name, num_classes=num_classes, **options)
+            except Exception as error:  # whatever a network of timm that takes RGB alone makes of it
+                if channels == 3:
+                    raise
+                raise ValueError(f"data.channels ({channels}) must be 3 for timm:{self.name}: {error}") from error
             return network, None if weights is None else _read_file(weights)
         tag = self._tag_of(weights)
         try:
@@ -246,7 +276,7 @@ class _Own(Library):
         self.function = import_named(self.name, self.trust)
 
     def build(
-        self, num_classes: int, size: int, weights: Weights, new_classifier: bool
+        self, num_classes: int, size: int, weights: Weights, new_classifier: bool, channels: int = 3
     ) -> tuple[nn.Module, Checkpoint | None]:
         self._check(weights)
         try:

@@ -18,6 +18,7 @@ from cgnl.insertion.places import find_places
 from cgnl.insertion.probe import probe
 from cgnl.insertion.recording import Run
 from cgnl.insertion.targets import find_target
+from cgnl.networks.channels import fitted, set_channels
 from cgnl.networks.image import DropoutLinear, MakeBlock
 from cgnl.networks.libraries import library_of
 from cgnl.networks.weights import Weights, load_checked
@@ -31,7 +32,7 @@ class NamedNetwork(NamedTuple):
     """A network and what its training needs to know about it.
 
     Attributes:
-        network: From images [B, 3, H, W] or videos [B, 3, T, H, W] to logits [B, K].
+        network: From images [B, C, H, W] or videos [B, 3, T, H, W] to logits [B, K].
         classifier: Module paths of the layers whose shapes follow from the number of classes.
         places: Module paths that blocks stand after.
     """
@@ -61,7 +62,8 @@ def named_network(
             takes ``num_classes`` and returns one.
         num_classes: Number of classes K.
         input_shape: Shape of one input with its batch axis, (1, 3, H, W) or (1, 3, T, H, W). A network for one size
-            is made for this one, where its library can.
+            is made for this one, where its library can. With another number of channels than 3, for images, the first
+            convolution is replaced, with adapted weights.
         blocks: For each number of axes the function from the channel count to a block; None for no blocks.
         places: Module paths that blocks stand after; "auto" (or none) finds them as :func:`cgnl.insert_blocks` does.
         num_blocks: Number of blocks where the places are found.
@@ -81,7 +83,10 @@ def named_network(
     """
     within("num_classes", num_classes, 1)
     library = library_of(name, len(input_shape) - 2, trust)
-    network, checkpoint = library.build(num_classes, input_shape[-1], weights, new_classifier)
+    channels = input_shape[1]
+    network, checkpoint = library.build(num_classes, input_shape[-1], weights, new_classifier, channels)
+    if channels != 3:
+        set_channels(network, input_shape, name)
     classifier = library.classifier(network, num_classes)
     if dropout is not None:
         for path in classifier:
@@ -95,6 +100,7 @@ def named_network(
             reason = str(error).partition("\n")[0]
             raise ValueError(f"arch ({name}) cannot run on an input of {[*input_shape]}: {reason}") from error
     if checkpoint is not None:
+        checkpoint = fitted(checkpoint, network, channels) if channels != 3 else checkpoint
         state_dict = checkpoint.state_dict
         starts = tuple(f"{path}." for path in classifier)
         own = {key: value for key, value in network.state_dict().items() if key.startswith(starts)}
