@@ -15,6 +15,7 @@ from docstring_parser import parse_from_object
 from cgnl.settings.blocks import BLOCK_OPTIONS, OPTIONS, check_names
 from cgnl.settings.checks import check_local, is_dotted_name
 from cgnl.settings.image import Recipe, recipe_with_arch, with_size
+from cgnl.settings.reading import check_field
 
 _METAVARS = {
     "block": f"{{{','.join(OPTIONS)}}}|CLASS",
@@ -45,6 +46,10 @@ def parse_fields(command: str, more: type, recipe: Recipe, arguments: Sequence[s
     if size.isdecimal() and int(size) and _last_value("--data.resize", arguments) is None:
         recipe = with_size(recipe, int(size))
     arguments = [_option_of_block(argument, recipe) for argument in arguments]
+    for argument in arguments:
+        part, _, name = argument.partition("=")[0].removeprefix("--").partition(".")
+        if argument.startswith("--") and name:
+            check_field(recipe, part, name.removeprefix("no-").replace("-", "_"))
     from cgnl.recipes import RECIPES
 
     verb, name = command.split(maxsplit=1)

@@ -205,6 +205,8 @@ def _draw(
     else:
         drawn = figure6(seen.frames, chosen, place, seen.view, channel=channel)
     print(f"written: {save_figure(drawn, out)}")
+    if seen.colours is not None:
+        print(seen.colours)
 
 
 def _block(trace: Any, block: str | None, name: str) -> str:
@@ -265,7 +267,8 @@ def _notes(networks: dict[str, Any]) -> list[str]:
     notes = [
         "; ".join(f"{name}: {trained.name}, after {trained.step} steps" for name, trained in networks.items()) + "."
     ]
-    if note := task_of(next(iter(networks.values())).recipe).page_note():
+    recipe = next(iter(networks.values())).recipe
+    if note := task_of(recipe).page_note(recipe):
         notes.append(note)
     return notes
 

@@ -1,6 +1,6 @@
 """Images and videos as a trained network sees them, with all that is needed to point at them.
 
-Shapes: T frames, H and W height and width of the input in pixels.
+Shapes: C channels, T frames, H and W height and width of the input in pixels.
 """
 
 import math
@@ -27,13 +27,15 @@ class SeenInput:
         path: The file, or the folder of frames.
         frames: The image, or the frames of the clip, upright, as the file has them.
         view: What the network saw of a frame.
-        x: The network's input: [1, 3, H, W], [1, 3, T, H, W], or for a detector a list of [3, H, W].
+        x: The network's input: [1, C, H, W], [1, 3, T, H, W], or for a detector a list of [3, H, W].
+        colours: A sentence on what the colours of the frames stand for, None where they are the file's own.
     """
 
     path: Path
     frames: tuple[Image.Image, ...]
     view: View
     x: Tensor | list[Tensor]
+    colours: str | None = None
 
     def seen_frames(self) -> list[Image.Image]:
         """Return the frames as the network saw them: resized and cut, without the normalisation."""

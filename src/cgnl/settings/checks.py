@@ -4,7 +4,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,18 @@ def positive(name: str, value: float | None) -> None:
     finite(name, value)
     if value is not None and value <= 0:
         raise ValueError(f"{name} ({value}) must be above 0")
+
+
+def check_per_channel(name: str, values: Sequence[float], channels: int) -> None:
+    """Raise ValueError unless there are no values, one finite number, or one for each channel."""
+    for value in values:
+        finite(name, value)
+    if len(values) not in (0, 1, channels):
+        given = " ".join(f"{value:g}" for value in values)
+        raise ValueError(
+            f"{name} ({given}) must be one number, or one for each channel: {len(values)} are given, and data.channels "
+            f"is {channels}"
+        )
 
 
 def check_division(fraction: float, seed: int, num_folds: int | None, held_out_fold: int | None) -> None:
@@ -122,6 +134,8 @@ def converted(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
         return match[0]
     if origin is tuple:
+        if args == (float, ...) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = (value,)
         if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
             raise ValueError(
                 f"{where} must be a list{'' if args[-1] is Ellipsis else f' of {len(args)}'}, got {value!r}"

@@ -1,12 +1,22 @@
 """The settings of a training run on images: network, data, and the whole recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from cgnl.settings.blocks import BlockOptions, carried_over, check_blocks, given_places, options_class
-from cgnl.settings.checks import MAX_WORKERS, check_arch, check_division, finite, is_dotted_name, read_none, within
+from cgnl.settings.checks import (
+    MAX_WORKERS,
+    check_arch,
+    check_division,
+    check_per_channel,
+    finite,
+    is_dotted_name,
+    positive,
+    read_none,
+    within,
+)
 from cgnl.settings.marks import FREE
 from cgnl.settings.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -14,6 +24,7 @@ Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet1
 ARCHITECTURES = get_args(Architecture)
 """The names of the paper's networks; other networks have a library's prefix or a dotted name."""
 Augmentation = Literal["trivial", "rand", "auto", "augmix", "jitter", "vertical-flip", "rotate", "erasing"]
+_OF_ANY_CHANNELS = ("vertical-flip", "rotate", "erasing")
 IMAGENET_SIZES = (224, 256)
 """Size and resize (pixels) that torchvision's ResNets were trained with."""
 
@@ -69,6 +80,15 @@ def with_arch(network: Any, arch: str) -> Any:
     return replace(network, arch=arch, **changed)
 
 
+def check_augment(names: Sequence[str], channels: int) -> None:
+    """Raise ValueError for changes of colours in images that have none."""
+    if channels not in (1, 3) and (wrong := [name for name in names if name not in _OF_ANY_CHANNELS]):
+        raise ValueError(
+            f"data.augment ({' '.join(wrong)}) must be left out for data.channels {channels}, as it changes colours; "
+            f"{', '.join(_OF_ANY_CHANNELS)} work with any"
+        )
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The images, their crops, and the batch."""
@@ -98,6 +118,13 @@ class DataConfig:
     num_outputs: int | None = None
     """Number of outputs of the classifier, if larger than the number of classes; the first outputs are the classes.
     1000 keeps the classifier of ImageNet weights. By default there is one output for each class."""
+    channels: int = 3
+    """Number of channels: 1 reads images in grey, 3 in colour; 2, 4 or more need TIFF files."""
+    mean: tuple[float, ...] = ()
+    """Mean that is subtracted from the input, whose integers are scaled to 0..1: one number, or one for each channel.
+    By default that of the network's weights; for another number of channels than theirs, its average."""
+    std: tuple[float, ...] = ()
+    """Standard deviation that the input is divided by, as data.mean."""
     size: int | None = 448
     """Input height and width of the network (pixels); None for those of the weights' training."""
     resize: int | None = 512
@@ -112,7 +139,8 @@ class DataConfig:
     augment: tuple[Augmentation, ...] = ()
     """More random changes of a training sample, in this order: torchvision's TrivialAugmentWide (trivial), RandAugment
     (rand), AutoAugment (auto), AugMix (augmix), ColorJitter (jitter), RandomVerticalFlip (vertical-flip),
-    RandomRotation (rotate) and RandomErasing (erasing). All frames of a clip change alike."""
+    RandomRotation (rotate) and RandomErasing (erasing). All frames of a clip change alike. With other channels than
+    1 or 3, the last three alone."""
     balanced_sampler: bool = False
     """Draw each training sample of an epoch from a random class, so that all classes are seen equally often. An epoch
     stays as long as it is; samples of small classes come several times."""
@@ -140,8 +168,13 @@ class DataConfig:
         return self.size, self.resize
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize", "batch_size", "timeout"):
+        for name in ("channels", "size", "resize", "batch_size", "timeout"):
             within(f"data.{name}", getattr(self, name), 1)
+        check_per_channel("data.mean", self.mean, self.channels)
+        check_per_channel("data.std", self.std, self.channels)
+        for value in self.std:
+            positive("data.std", value)
+        check_augment(self.augment, self.channels)
         for name in ("num_classes", "num_outputs"):
             within(f"data.{name}", getattr(self, name), 1)
         within("data.workers", self.workers, 0, MAX_WORKERS)

@@ -27,6 +27,7 @@ _NEW_FIELDS = {
     "block": {"z_groups", "statistic"},
     "data": {
         *("num_outputs", "val_list", "val_annotations", "val_images", "val_fraction", "val_seed", "follow_links"),
+        *("channels", "mean", "std"),
         *("missing_limit", "fps", "folder_fps", "test_wrap", "frame_pattern", "frame_tolerance"),
         *("num_folds", "held_out_fold", "augment", "balanced_sampler"),
     },
@@ -107,6 +108,16 @@ def is_whole(values: Mapping[str, Any], source: str) -> bool:
         for part, names in fields.items()
         if part != "task"
     )
+
+
+def check_field(recipe: Recipe, part: str, name: str) -> None:
+    """Raise ValueError for a field that only recipes of other tasks have in that part; unknown names pass."""
+    if hasattr(getattr(recipe, part, None), name):
+        return
+    if others := [task for task, kind in TASKS.items() if hasattr(getattr(kind(), part, None), name)]:
+        raise ValueError(
+            f"{part}.{name} is for recipes of the task {' or '.join(others)}, and this one is of the task {recipe.task}"
+        )
 
 
 def _apart(values: Mapping[str, Any], source: str) -> tuple[dict[str, Any], Any]:

@@ -72,6 +72,8 @@ class VideoDataConfig(DataConfig):
     """Frames per second that clips are taken at, for videos of different rates; by default all frames as they come."""
     folder_fps: float | None = None
     """Frames per second of folders of frames, which do not say it; needed for data.fps and for a timeline."""
+    channels: int = 3
+    """Number of channels: 3, as videos are read in colour."""
     size: int | None = 224
     """Height and width of the training clips (pixels); None for those of the weights' training."""
     resize: int | None = 256
@@ -94,6 +96,8 @@ class VideoDataConfig(DataConfig):
     """Seconds to wait for a reader process before the run ends with an error (only with workers)."""
 
     def __post_init__(self) -> None:
+        if self.channels != 3:
+            raise ValueError(f"data.channels ({self.channels}) must be 3 for videos, which are read in colour")
         super().__post_init__()
         within("data.fold", self.fold, 1, 3)
         for name in ("num_frames", "frame_step", "test_clips", "views_per_step", "decode_timeout"):

@@ -15,7 +15,7 @@ from cgnl.data.decoding import BadFileError
 from cgnl.data.lists import Split
 from cgnl.insertion import inserted_blocks
 from cgnl.networks.cost import NetworkCost, network_cost
-from cgnl.networks.libraries import classifier_of
+from cgnl.networks.libraries import Inputs, classifier_of
 from cgnl.networks.named import named_network
 from cgnl.settings.blocks import given_places
 from cgnl.settings.image import ARCHITECTURES, DataConfig, Recipe
@@ -69,6 +69,10 @@ class ClassificationTask(Task[RecipeT]):
             new_classifier=config.new_classifier and config.weights is not None,
             dropout=config.dropout,
         ).network
+
+    def inputs(self, recipe: RecipeT) -> Inputs:
+        """Return how a network's input is normalised and resized: as its weights were trained, or as the data says."""
+        return super().inputs(recipe).of_data(recipe.data)
 
     @staticmethod
     @abstractmethod
@@ -130,7 +134,17 @@ class ClassificationTask(Task[RecipeT]):
 
     def _test_data(self, trained: TrainedNetwork, data: Any, **options: Any) -> Any:
         recipe: Any = trained.recipe
+        if data.channels != recipe.data.channels:
+            raise ValueError(
+                f"data.channels ({data.channels}) comes from the checkpoint and cannot be changed: its network sees "
+                f"{recipe.data.channels}"
+            )
         inputs = self.inputs(recipe)._replace(mean=trained.mean, std=trained.std)
+        # those of the checkpoint, unless others are given
+        mean, std = (
+            getattr(data, name) * (getattr(data, name) != getattr(recipe.data, name)) for name in ("mean", "std")
+        )
+        inputs = inputs.of_channels(data.channels, mean, std)
         data = self.sized(replace(recipe, data=data)).data
         return self.make_data(data, classes=trained.classes, num_classes=trained.num_classes, inputs=inputs, **options)
 

@@ -140,7 +140,7 @@ class DetectionTask(Task[DetectionRecipe]):
         view = View(image.width, image.height, full_width, full_height, width / image.width, height / image.height)
         return SeenInput(path, (image,), view, [x])
 
-    def page_note(self) -> str | None:
+    def page_note(self, recipe: DetectionRecipe) -> str | None:
         """Say what dark bands are, and why there are no effects."""
         return (
             "A detector pads images with zeros on the right and at the bottom, which show as dark bands. "

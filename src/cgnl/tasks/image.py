@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cgnl.data.decoding import open_image
+from cgnl.data.pixels import open_pixels, picture_in_words, picture_of
 from cgnl.data.transforms import test_transform
 from cgnl.explain.geometry import view_of
 from cgnl.explain.inputs import SeenInput
@@ -28,6 +28,10 @@ class ImageTask(ClassificationTask[Recipe]):
         """Build one of the paper's networks."""
         return resnet(**settings)
 
+    def network_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the settings of the network, its blocks and its input by name."""
+        return super().network_settings(recipe) | {"channels": recipe.data.channels}
+
     def make_data(self, config: DataConfig, **options: Any) -> Any:
         """Return a :class:`cgnl.training.ImageData`."""
         from cgnl.training.data import ImageData
@@ -36,12 +40,18 @@ class ImageTask(ClassificationTask[Recipe]):
 
     def see(self, trained: TrainedNetwork, path: Path) -> SeenInput:
         """Return an image as the network is tested on it."""
-        config, image = trained.recipe.data, open_image(path)
+        config = trained.recipe.data
+        pixels = open_pixels(path, config.channels)
+        picture = picture_of(pixels)
         interpolation = trained.interpolation or self.inputs(trained.recipe).interpolation
         size, resize = config.pixels
-        x = test_transform(size, resize, mean=trained.mean, std=trained.std, interpolation=interpolation)(image)
-        view = view_of(image.width, image.height, size=size, resize=resize)
-        return SeenInput(path, (image,), view, x[None])
+        x = test_transform(size, resize, mean=trained.mean, std=trained.std, interpolation=interpolation)(pixels)
+        view = view_of(picture.width, picture.height, size=size, resize=resize)
+        return SeenInput(path, (picture,), view, x[None], picture_in_words(config.channels))
+
+    def page_note(self, recipe: Recipe) -> str | None:
+        """Say which channels are drawn."""
+        return picture_in_words(recipe.data.channels)
 
     def probabilities(self, trained: TrainedNetwork, path: Path) -> Tensor:
         """Return the probabilities [K] for an image file."""
@@ -50,12 +60,12 @@ class ImageTask(ClassificationTask[Recipe]):
 
     def export(self, trained: TrainedNetwork) -> Export:
         """Return the shape to trace the network at, its free axes and its description."""
-        size, _ = trained.recipe.data.pixels
+        (size, _), channels = trained.recipe.data.pixels, trained.recipe.data.channels
         if trained.recipe.network.arch not in ARCHITECTURES:
             # attention and position embeddings of many networks are for one size
-            return Export((1, 3, size, size), ("batch",), self.metadata(trained, size))
+            return Export((1, channels, size, size), ("batch",), self.metadata(trained, size))
         traced = max(size, MIN_TRACED)
-        return Export((1, 3, traced, traced), ("batch", "height", "width"), self.metadata(trained, size))
+        return Export((1, channels, traced, traced), ("batch", "height", "width"), self.metadata(trained, size))
 
     def draw(self, folder: Path) -> None:
         """Draw birds of four species."""
@@ -68,9 +78,9 @@ class ImageTask(ClassificationTask[Recipe]):
         return 200 if layout == "cub" else None
 
     def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
-        """Return [1, 3, H, W]."""
+        """Return [1, C, H, W]."""
         size, _ = recipe.data.pixels
-        return 1, 3, size, size
+        return 1, recipe.data.channels, size, size
 
 
 TASK = ImageTask()

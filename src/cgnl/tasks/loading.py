@@ -80,13 +80,16 @@ def load_exported(path: str | Path) -> TrainedNetwork:
         classes, mean, std, settings = (json.loads(about[name]) for name in ("classes", "mean", "std", "settings"))
         if network.num_outputs not in (None, len(classes)):
             raise ValueError(f"it names {len(classes)} classes and has {network.num_outputs} outputs")
+        recipe = from_dict(settings, str(path))
+        if not len(mean) == len(std) == recipe.data.channels:
+            raise ValueError(f"mean {mean} and std {std} must have {recipe.data.channels} numbers each")
         trained = TrainedNetwork(
             network.eval(),
-            from_dict(settings, str(path)),
+            recipe,
             about.get("recipe", Path(path).stem),
             tuple(map(str, classes)),
-            (float(mean[0]), float(mean[1]), float(mean[2])),
-            (float(std[0]), float(std[1]), float(std[2])),
+            tuple(map(float, mean)),
+            tuple(map(float, std)),
             0,
             0,
             interpolation=InterpolationMode(about["interpolation"]).value,

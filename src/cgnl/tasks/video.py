@@ -89,7 +89,7 @@ class VideoTask(ClassificationTask[VideoRecipe]):
         view = view_of(info.width, info.height, size=config.size, resize=config.resize)
         return SeenInput(path, tuple(Image.fromarray(frame) for frame in frames), view, x)
 
-    def page_note(self) -> str | None:
+    def page_note(self, recipe: VideoRecipe) -> str | None:
         """Say which clip the maps are of."""
         return "The page shows the middle clip of each video, and the predictions are for that clip alone."
 

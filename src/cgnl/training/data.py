@@ -57,7 +57,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
             training samples.
         num_classes: How many of ``classes`` are classes, the first ones; by default all that are not named as outputs
             without one.
-        inputs: How the network's input is normalised and resized; by default as ImageNet's.
+        inputs: How the network's input is normalised and resized; by default as ImageNet's, or as ``config`` says.
         part: For "train" and "test", the split whose samples it takes, and their numbers (None for all); "test" is then
             for validation too. By default each split takes all of its own.
         tested: Which samples tests see: ``val`` during training, ``test`` after it.
@@ -92,7 +92,7 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         check_relative_paths(config)
         self._check_places(config)
         self._part, self._tested = part, tested
-        self.inputs = inputs or Inputs()
+        self.inputs = inputs or Inputs().of_data(config)
         self.config, self.seed, self.accumulate, self.run = config, seed, accumulate, run
         self._classes = tuple(classes) if classes is not None else None
         self._num_classes = num_classes
@@ -294,8 +294,8 @@ class SampleData(pl.LightningDataModule, Generic[ConfigT]):
         return without_no_class(outputs)
 
     @property
-    def normalisation(self) -> dict[str, tuple[float, float, float]]:
-        """Mean and standard deviation (RGB, images in 0..1) that the network's input is normalised with."""
+    def normalisation(self) -> dict[str, tuple[float, ...]]:
+        """Mean and standard deviation (of each channel, images in 0..1) that the network's input is normalised with."""
         return {"mean": self.inputs.mean, "std": self.inputs.std}
 
     def resume(self, epoch: int, batch: int) -> None:
@@ -482,10 +482,10 @@ class ImageData(SampleData[DataConfig]):
         options: dict[str, Any] = {**self.normalisation, "interpolation": self.inputs.interpolation}
         size, resize = config.pixels
         if not training:
-            return ImageDataset(samples, test_transform(size, resize, **options))
+            return ImageDataset(samples, test_transform(size, resize, **options), channels=config.channels)
         cut: dict[str, Any] = {"area": config.crop_area, "aspect": config.crop_aspect, "flip": config.flip}
         transform = train_transform(size, **cut, augment=config.augment, **options)
-        return ImageDataset(samples, transform, seed=self.seed)
+        return ImageDataset(samples, transform, channels=config.channels, seed=self.seed)
 
 
 def without_no_class(outputs: Sequence[str]) -> tuple[str, ...]:

@@ -256,7 +256,7 @@ class Task(ABC, Generic[RecipeT]):
     def see(self, trained: TrainedNetwork, path: Path) -> Any:
         """Return a file as the network sees it, a :class:`cgnl.explain.inputs.SeenInput`; DataError for a bad file."""
 
-    def page_note(self) -> str | None:
+    def page_note(self, recipe: RecipeT) -> str | None:
         """Return what the reader of a page of maps should know about the inputs, or None."""
         return None
 

@@ -32,8 +32,8 @@ class TrainedNetwork:
         recipe: The recipe that it was trained with.
         name: The name of that recipe.
         classes: Names of the outputs: the classes in their order, then outputs that are no class.
-        mean: Mean of the input normalisation (RGB, images in 0..1).
-        std: Standard deviation of the input normalisation (RGB).
+        mean: Mean of the input normalisation (of each channel, images in 0..1).
+        std: Standard deviation of the input normalisation.
         epoch: Finished epochs.
         step: Optimizer steps.
         num_classes: Number of classes among the outputs; None in checkpoints that do not say it.
@@ -45,8 +45,8 @@ class TrainedNetwork:
     recipe: Recipe
     name: str
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     epoch: int
     step: int
     num_classes: int | None = None

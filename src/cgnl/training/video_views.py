@@ -47,11 +47,7 @@ def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
 
 
 def normalised_views(
-    video: Mapping[str, Tensor],
-    config: VideoDataConfig,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    video: Mapping[str, Tensor], config: VideoDataConfig, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Iterator[Tensor]:
     """Cut the views of a video, float32 [V, 3, T, H, W], some at a time.
 
