@@ -52,7 +52,7 @@ def read_tiff(file: BinaryIO, path: AnyPath, channels: int) -> np.ndarray:
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
-        plain = {f"is_{name}": False for name in _NOT_PLAIN}
+        plain: dict[str, Any] = {f"is_{name}": False for name in _NOT_PLAIN}
         with tifffile.TiffFile(file, name=os.fspath(path), _multifile=False, **plain) as tiff:
             if not tiff.series:
                 raise BadFileError(path, "holds no image")
