@@ -1,5 +1,6 @@
 """``cgnl data check``: decode every file of a data set, of images, of images with objects or of videos."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -195,5 +196,9 @@ def _has_video_lists(root: Path) -> bool:
 
 
 def _lists_images(list_file: Path) -> bool:
-    first = next((text for _, text in text_lines(list_file)), "")
-    return Path(first.rpartition(" ")[0] or first.rpartition("\t")[0]).suffix.lower() in IMAGE_SUFFIXES
+    """Tell whether a list's first line names an image, with or without a label; images are the word for no line."""
+    first = next((text for _, text in text_lines(list_file)), None)
+    if first is None:
+        return True
+    paths = (first, re.split(r"[ \t,]+(?=[^ \t,]+$)", first)[0])
+    return any(Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths)
