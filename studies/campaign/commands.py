@@ -13,7 +13,8 @@ from cgnl.cli import main
 
 SMALL = (
     "--network.weights=None --network.arch=timm:test_resnet --network.places=auto --data.size=32 --data.resize=36 "
-    "--data.batch-size=8 --data.workers=0 --trainer.max-epochs=1"
+    "--data.batch-size=8 --data.workers=0 --schedule.kind=constant "
+    "--trainer.max-epochs=1"
 ).split()
 IMAGES = ["birds-resnet18-cgnl", "--data.format=auto", *SMALL]
 
@@ -75,10 +76,10 @@ class Row:
         if problems:
             print(f"WRONG {self.what}: {'; '.join(problems)}", flush=True)
 
-    def attempt(self, case: str, attempt: Callable[[], tuple[list[str], str]]) -> None:
-        """Count a try whose own error is a problem too."""
+    def attempt(self, case: str, attempt: Callable[..., tuple[list[str], str]], *arguments: object) -> None:
+        """Call a function that returns problems and output, and count it; its own error is a problem too."""
         try:
-            problems, output = attempt()
+            problems, output = attempt(*arguments)
         except Exception:
             problems, output = [traceback.format_exc()[-600:]], ""
         self.add(problems, output, case=case)

@@ -24,11 +24,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1] / "tests"), str(HERE)]
 
 from commands import IMAGES, Row, cgnl, named, text_of, wrong  # noqa: E402
-from conftest import draw_class_folders  # noqa: E402
 from faulty import GOOD_LISTS, JPEG, LISTS, WHOLE_LISTS, make  # noqa: E402
 from faulty import IMAGES as FAULTY_IMAGES  # noqa: E402
 
 from cgnl.measure.record import write_result  # noqa: E402
+from conftest import draw_class_folders  # noqa: E402
 
 Rows = list[Row]
 
@@ -65,7 +65,7 @@ def images(folder: Path, seed: int) -> Rows:
             ("in training", trained_on),
             ("checked", checked),
         ):
-            rows[place].attempt(name, lambda attempt=attempt: attempt(folder, root, run, bad, reason))
+            rows[place].attempt(name, attempt, folder, root, run, bad, reason)
     together = Row("all of these images at once, over the limit", folder)
     for command, part in (("train", "train"), ("evaluate", "test"), ("train", "val")):
         copy = fresh(root, folder / "copy")
@@ -253,7 +253,7 @@ def with_code(folder: Path, root: Path, run: Path, image: Path) -> Row:
             ("predict", file, image),
             ("evaluate", file, f"--data.root={root}", f"--out={new}"),
             ("explain", file, image, f"--out={new}.html"),
-            ("convert", file, f"{new}.pth"),
+            ("convert", file, f"{new}.safetensors"),
             ("train", copy, "--resume", "--trainer.max-epochs=2"),
             ("train", *IMAGES, f"--data.root={root}", f"--run={new}", f"--network.weights={file}"),
         ):
