@@ -1,6 +1,7 @@
 """What the parts on files share: commands in this process, small settings, and rows of a record."""
 
 import contextlib
+import csv
 import io
 import re
 import traceback
@@ -17,6 +18,11 @@ SMALL = (
     "--trainer.max-epochs=1"
 ).split()
 IMAGES = ["birds-resnet18-cgnl", "--data.format=auto", *SMALL]
+VIDEOS = (
+    "actions-resnet18-cgnl --data.format=folders --network.weights=None --data.size=32 --data.resize=36 "
+    "--data.batch-size=4 --data.num-frames=4 --data.frame-step=4 --data.test-clips=3 --data.test-crops=1 "
+    "--data.workers=0 --data.bad-limit=0.2 --trainer.max-epochs=1"
+).split()
 
 
 def cgnl(*arguments: object) -> tuple[int, str]:
@@ -55,6 +61,11 @@ def named(text: str, path: Path | str, reason: str = "") -> list[str]:
 def text_of(file: Path) -> str:
     """Return the text of a file, nothing if there is none."""
     return file.read_text(errors="surrogateescape") if file.exists() else ""
+
+
+def csv_rows(file: Path) -> list[list[str]]:
+    """Return the rows of a table, without its header."""
+    return list(csv.reader(text_of(file).splitlines()))[1:]
 
 
 class Row:

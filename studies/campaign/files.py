@@ -7,7 +7,6 @@ this process. `videos` needs the program ffmpeg.
 """
 
 import argparse
-import csv
 import json
 import pickle
 import random
@@ -23,9 +22,10 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1] / "tests"), str(HERE)]
 
-from commands import IMAGES, Row, cgnl, named, text_of, wrong  # noqa: E402
+from commands import IMAGES, Row, cgnl, csv_rows, named, text_of, wrong  # noqa: E402
 from faulty import GOOD_LISTS, JPEG, LISTS, WHOLE_LISTS, make  # noqa: E402
 from faulty import IMAGES as FAULTY_IMAGES  # noqa: E402
+from films import videos  # noqa: E402
 
 from cgnl.measure.record import write_result  # noqa: E402
 from conftest import draw_class_folders  # noqa: E402
@@ -41,11 +41,6 @@ def image_data(folder: Path) -> tuple[Path, Path]:
     code, output = cgnl("train", *IMAGES, f"--data.root={root}", f"--run={run}")
     assert code == 0, output
     return root, run
-
-
-def csv_rows(file: Path) -> list[list[str]]:
-    """Return the rows of a table, without its header."""
-    return list(csv.reader(text_of(file).splitlines()))[1:]
 
 
 # 6. Images, lists, checkpoints
@@ -267,7 +262,7 @@ def with_code(folder: Path, root: Path, run: Path, image: Path) -> Row:
 
 
 PARTS: dict[str, Callable[[Path, int], Rows]] = {
-    function.__name__: function for function in (images, lists, checkpoints)
+    function.__name__: function for function in (images, lists, checkpoints, videos)
 }
 
 

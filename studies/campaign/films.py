@@ -1,11 +1,17 @@
-"""Videos of all sorts, made with ffmpeg from drawn frames: a name for each, and how it is made."""
+"""Videos of all sorts, made with ffmpeg from drawn frames, their frames compared with those that ffmpeg decodes."""
 
+import json
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from commands import VIDEOS, Row, cgnl, csv_rows, named, wrong
+
+from cgnl.data.decoding import BadFileError
+from cgnl.data.videos import decode_all, probe, read_frames
 
 WIDTH, HEIGHT, FRAMES = 96, 64, 50
 
@@ -189,7 +195,94 @@ def make_films(folder: Path) -> list[Path]:
 def frames_of(path: Path, width: int, height: int) -> np.ndarray:
     """Return all frames [T, H, W, 3] that ffmpeg decodes, of the stream that is marked as the default one."""
     wanted = "0:V:1" if path.name == "two streams.mkv" else "0:V:0"
-    shown = ["-map", wanted, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    # of a stream of several sizes, all frames get the first one's
-    raw = ffmpeg("-threads", "1", "-i", path, *shown, "-")
+    # frames that are marked as interlaced have chroma of two fields, which ffmpeg minds if it is told to
+    shown = "-vf scale=interl=-1 -fps_mode passthrough -f rawvideo -pix_fmt rgb24 -".split()
+    raw = ffmpeg("-threads", "1", "-i", path, "-map", wanted, *shown)
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def compared(path: Path, chosen: random.Random, told: str) -> tuple[list[str], str]:
+    """Compare a video's frames with ffmpeg's, as a whole and some by number, or find the video named in a check."""
+    try:
+        info = decode_all(path)
+        frames, lost = read_frames(path, range(info.promised or info.frames))
+    except BadFileError as error:
+        return named(told, path, error.reason), ""
+    problems = []
+    if (is_named := f"{path} " in told) != bool(lost or info.promised not in (None, info.frames)):
+        problems.append(f"named: {is_named}, lost: {lost}, {info}")
+    numbers = sorted(chosen.choices(range(len(frames)), k=5))
+    again = read_frames(path, numbers)[0]
+    if (again != frames[numbers]).any():
+        problems.append(f"frames {numbers} read alone are others")
+    if is_named:
+        return problems, ""
+    expected = frames_of(path, info.width, info.height)
+    if len(expected) != len(frames):
+        return [*problems, f"{len(frames)} frames, of ffmpeg {len(expected)}"], ""
+    differences = [np.abs(ours.astype(int) - theirs).mean() for ours, theirs in zip(frames, expected, strict=True)]
+    if max(differences) >= 3:
+        problems.append(f"differs by {max(differences):.1f} in frame {int(np.argmax(differences))}")
+    return problems, ""
+
+
+def videos(folder: Path, seed: int) -> list[Row]:
+    """Compare frames; check, train, test and predict all videos, of which each has to be used or named."""
+    films, chosen = make_films(folder / "films"), random.Random(seed)
+    row = Row("a video, its frames compared with ffmpeg's; one that is cut or damaged is named", folder)
+    cgnl("data", "check", folder / "films", "--workers", "2", "--out", folder / "check.csv")
+    told = "\n".join(" ".join(line) for line in csv_rows(folder / "check.csv"))
+    for film in films:
+        row.attempt(film.name, compared, film, chosen, told)
+    return [row, *in_commands(folder, films)]
+
+
+def in_commands(folder: Path, films: list[Path]) -> list[Row]:
+    """Train, test and predict with all videos, half of them in each of two classes."""
+    data, run = folder / "data", folder / "run"
+    for part in ("train", "test"):
+        for number, film in enumerate(films):
+            target = data / part / f"class_{number % 2}" / film.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(film, target)
+    bad = [film for film in films if not looked_at(film)]
+    # frames that are damaged matter where they are wanted; those that are missing always
+    cut = [film for film in films if "short" in looked_at(film)]
+    maybe = [film for film in films if looked_at(film) - {"whole"}]
+    rows = [Row(f"videos of all sorts at once {what}", folder) for what in ("in training", "in a test", "predicted")]
+    code, output = cgnl("train", *VIDEOS, f"--data.root={data}", f"--run={run}")
+    rows[0].add(wrong(code, output, 0) + lists_in(run, bad, cut, maybe), output)
+    code, output = cgnl("evaluate", run, f"--out={folder / 'out'}")
+    problems = lists_in(folder / "out", bad, cut, maybe)
+    if len(csv_rows(folder / "out" / "predictions.csv")) != len(films) - len(bad):
+        problems.append("predictions.csv lacks videos")
+    rows[1].add(wrong(code, output, 0) + problems, output)
+    for film in films:
+        code, output = cgnl("predict", run, film, "--json")
+        found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        problems = wrong(code, output, 2 if film in bad else 0)
+        problems += named(output, f"{film} ") if film in (*bad, *cut) else []
+        if len(found) != 1 or ("error" in found[0]) != (film in bad):
+            problems.append(f"the rows are {found}")
+        rows[2].add(problems, output, case=film.name)
+    return rows
+
+
+def looked_at(film: Path) -> set[str]:
+    """Return nothing for a video that cannot be read, else what is right or wrong with it."""
+    try:
+        found, all_decoded = probe(film), decode_all(film)
+    except BadFileError:
+        return set()
+    words = {"short": found, "damaged": all_decoded}
+    return {word for word, info in words.items() if info.promised not in (None, info.frames)} or {"whole"}
+
+
+def lists_in(folder: Path, bad: list[Path], cut: list[Path], maybe: list[Path]) -> list[str]:
+    """Say which videos the lists in a folder lack, or name wrongly."""
+    problems = []
+    for name, least, most in (("bad_files.csv", bad, bad), ("damaged_videos.csv", cut, maybe)):
+        listed = {Path(row[0]).name for row in csv_rows(folder / name)}
+        if not {film.name for film in least} <= listed <= {film.name for film in most}:
+            problems.append(f"{name} lists {sorted(listed)}, not {sorted(film.name for film in least)}")
+    return problems
