@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def _read(source: Path, folder: Path, elsewhere: Path | None = None) -> Detectio
 
 def _holds_any(folder: Path, images: list[Any]) -> bool:
     """Tell whether one of the first images is a file in a folder."""
-    names = (row.get("file_name") for row in images[:_LOOKED_AT] if isinstance(row, dict))
+    names: Iterator[Any] = (row.get("file_name") for row in images[:_LOOKED_AT] if isinstance(row, dict))
     inside = (name for name in names if _is_text(name) and ".." not in Path(name).parts and "\0" not in name)
     return any(exists(folder / name) for name in inside if not Path(name).is_absolute())
 
