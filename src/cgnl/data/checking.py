@@ -20,6 +20,7 @@ from cgnl.data.lists import (
     has_class_folders,
     has_parts,
     inner_data,
+    pictures_below,
     seen_in,
     split_folder,
     text_lines,
@@ -152,8 +153,7 @@ def _kind_of_folders(root: Path) -> tuple[str, dict[str, Any]]:
 
 def _kind_without_classes(root: Path) -> tuple[str, dict[str, Any]]:
     """Return the kind of a data set of videos with lists of its own, or of files without labels."""
-    files = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
-    found = {kind: list(files_below(root, root, suffixes)) for kind, suffixes in files.items()}
+    found = {"images": list(pictures_below(root)), "videos": list(files_below(root, root, VIDEO_SUFFIXES))}
     if not found["images"] and _has_video_lists(root):
         return "videos", {}
     counts = kinds_below([root])
