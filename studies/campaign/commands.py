@@ -60,12 +60,12 @@ def named(text: str, path: Path | str, reason: str = "") -> list[str]:
 
 def text_of(file: Path) -> str:
     """Return the text of a file, nothing if there is none."""
-    return file.read_text(errors="surrogateescape") if file.exists() else ""
+    return file.read_bytes().decode(errors="surrogateescape") if file.exists() else ""
 
 
 def csv_rows(file: Path) -> list[list[str]]:
     """Return the rows of a table, without its header."""
-    return list(csv.reader(text_of(file).splitlines()))[1:]
+    return list(csv.reader(io.StringIO(text_of(file), newline="")))[1:]
 
 
 class Row:
@@ -75,6 +75,7 @@ class Row:
         self.what, self.folder, self.tried, self.equal = what, folder, 0, 0
         self.lost: list[str] = []
         self.said: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
 
     def add(self, problems: Iterable[str], output: str = "", *, case: str = "") -> None:
         """Count a try: its problems, and the sentences in its output."""
@@ -103,4 +104,5 @@ class Row:
             "equal": self.equal,
             "lost": self.lost,
             "said": dict(sorted(self.said.items())),
+            **({"seconds": self.seconds} if self.seconds else {}),
         }

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 
-def encoded(kind: str, width: int = 40, height: int = 40, **options) -> bytes:
+def encoded(kind: str, width: int = 40, height: int = 40, seed: int = 0, **options) -> bytes:
     """Return a file of noise."""
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()

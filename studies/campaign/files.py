@@ -26,6 +26,7 @@ from commands import IMAGES, Row, cgnl, csv_rows, named, text_of, wrong  # noqa:
 from faulty import GOOD_LISTS, JPEG, LISTS, WHOLE_LISTS, make  # noqa: E402
 from faulty import IMAGES as FAULTY_IMAGES  # noqa: E402
 from films import videos  # noqa: E402
+from folders import folders  # noqa: E402
 from objects import annotations  # noqa: E402
 
 from cgnl.measure.record import write_result  # noqa: E402
@@ -263,7 +264,7 @@ def with_code(folder: Path, root: Path, run: Path, image: Path) -> Row:
 
 
 PARTS: dict[str, Callable[[Path, int], Rows]] = {
-    function.__name__: function for function in (images, lists, checkpoints, videos, annotations)
+    function.__name__: function for function in (images, lists, checkpoints, videos, annotations, folders)
 }
 
 
