@@ -23,6 +23,10 @@ VIDEOS = (
     "--data.batch-size=4 --data.num-frames=4 --data.frame-step=4 --data.test-clips=3 --data.test-crops=1 "
     "--data.workers=0 --data.bad-limit=0.2 --trainer.max-epochs=1"
 ).split()
+DETECTOR = (
+    "--network.neck=c4 --network.rois=8 --network.proposals=20 --network.detections=10 --network.score-threshold=0 "
+    "--data.size=64 --data.max-size=80 --data.batch-size=2 --data.workers=0 --trainer.max-steps=1"
+).split()
 
 
 def cgnl(*arguments: object) -> tuple[int, str]:

@@ -4,13 +4,15 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commands import Row, cgnl, csv_rows, named, text_of, wrong
+from commands import DETECTOR, Row, cgnl, csv_rows, named, text_of, wrong
+from faulty import encoded
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -21,10 +23,6 @@ from cgnl.training.average_precision import measures_and_classes
 
 Json = dict[str, Any]
 WIDTH, HEIGHT, NEW, SAME = 80, 64, 9001, -1
-DETECTOR = (
-    "--network.neck=c4 --network.rois=8 --network.proposals=20 --network.detections=10 --network.score-threshold=0 "
-    "--data.size=64 --data.max-size=80 --data.batch-size=2 --data.workers=0 --trainer.max-steps=1"
-).split()
 RUNS = {"size": [HEIGHT, WIDTH], "counts": [100, 40, WIDTH * HEIGHT - 140]}
 # what a copy of a good annotation is changed to, and the reason that is given; None takes a field away
 BAD: dict[str, tuple[Any, str]] = {
@@ -224,7 +222,38 @@ def annotations(folder: Path, seed: int) -> list[Row]:
         content = copy.deepcopy(whole)
         change(content)
         refused(rows[8:], name, folder, run, content, reason)
-    return [row for row in rows if row.tried]
+    return [*(row for row in rows if row.tried), bad_images(folder, run, whole)]
+
+
+def bad_images(folder: Path, run: Path, whole: Json) -> Row:
+    """Test with an image that cannot be used: its objects do not count, and the others count as in pycocotools."""
+    row = Row("a bad image beside good ones, in a test", folder)
+    first = whole["images"][0]
+    left = {
+        **whole,
+        "images": whole["images"][1:],
+        "annotations": [each for each in whole["annotations"] if each["image_id"] != first["id"]],
+    }
+    makers: dict[str, tuple[Callable[[Path], object], str]] = {
+        "missing": (Path.unlink, "missing_files.csv"),
+        "cut": (lambda path: path.write_bytes(path.read_bytes()[:200]), "bad_files.csv"),
+        "of another size": (lambda path: path.write_bytes(encoded("jpeg", 30, 30)), "bad_files.csv"),
+        "a page": (lambda path: path.write_text("<html>"), "bad_files.csv"),
+        "a folder": (lambda path: (path.unlink(), path.mkdir()), "bad_files.csv"),
+    }
+    for name, (make, table) in makers.items():
+        images, out = folder / f"val {name}", folder / f"out {name}"
+        make(shutil.copytree(folder / "flock" / "val", images) / first["file_name"])
+        where = [f"--data.test-annotations={folder / 'flock/annotations/instances_val.json'}", f"--out={out}"]
+        limits = ["--data.bad-limit=0.5", "--data.missing-limit=0.5"]
+        code, output = cgnl("evaluate", run, *where, f"--data.test-images={images}", *limits)
+        problems = wrong(code, output, 0)
+        row.add(
+            problems or named(text_of(out / table), images / first["file_name"]) + tested_as(out, left),
+            output,
+            case=name,
+        )
+    return row
 
 
 def files_of(folder: Path, content: Json) -> tuple[list[str], Path]:
