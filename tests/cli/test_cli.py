@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, its exit codes, and one plain sentence for each mistake."""
 
+import io
 import json
 import os
 import resource
@@ -83,9 +84,31 @@ def test_predict_takes_every_image_in_a_folder(capsys, trained, class_folders, t
     code, out, _ = run(capsys, "predict", trained, class_folders / "val", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, [row["path"] for row in rows]) == (0, sorted(map(str, (class_folders / "val").rglob("*.jpg"))))
+    picture = class_folders / "val" / "class_0" / "0.jpg"
+    for name in ("0001", "0001.txt"):
+        (tmp_path / "plain" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(picture, tmp_path / "plain" / name)
+    (tmp_path / "plain" / "LICENSE").touch()
+    code, out, _ = run(capsys, "predict", trained, tmp_path / "plain", "--json")
+    assert (code, [json.loads(line)["path"] for line in out.splitlines()]) == (0, [str(tmp_path / "plain" / "0001")])
+    shutil.rmtree(tmp_path / "plain")
     (tmp_path / "notes.txt").touch()
     code, _, err = run(capsys, "predict", trained, tmp_path)
     assert (code, err) == (2, f"cgnl: {tmp_path} holds no images. {tmp_path} holds notes.txt.\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_lacks_end_no_command(monkeypatch, trained, class_folders, tmp_path, encoding):
+    names = [os.fsdecode(b"\xe9.jpg"), "🐦.jpg"]
+    for name in names:
+        shutil.copy(class_folders / "val" / "class_0" / "0.jpg", tmp_path / name)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    main(["predict", str(trained), str(tmp_path)])
+    terminal.flush()
+    printed = terminal.buffer.getvalue().decode(encoding)
+    assert printed.count("%") == 6
+    assert all(name.encode(encoding, "backslashreplace").decode(encoding) in printed for name in names)
 
 
 def test_predict_goes_on_after_a_bad_image(capsys, trained, class_folders, tmp_path):

@@ -58,6 +58,33 @@ def test_lists(tmp_path):
         assert report.bad == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no images for the train split"),
+        (" \n\t\n", "names no images for the train split"),
+        ("a.png,0\n", "line 1: read 'a.png,0', expected `path label`"),
+        ("a.png\n", "line 1: read 'a.png', expected `path label`"),
+    ],
+)
+def test_a_faulty_list_of_images_is_not_taken_for_one_of_videos(tmp_path, text, said):
+    make_images(tmp_path, "a.png")
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=said):
+        check(tmp_path, list_file=tmp_path / "list.txt")
+
+
+def test_pictures_without_a_suffix_are_known_by_their_content(tmp_path):
+    flat, classes = tmp_path / "flat", tmp_path / "classes"
+    for root, names in ((flat, ("1.png", "2.png")), (classes, ("train/a/1.png", "train/a/2.png"))):
+        make_images(root, *names).joinpath(names[1]).rename((root / names[1]).with_suffix(""))
+    make_empty(flat, "LICENSE")
+    for root, notes in ((flat, ("files that are no images or videos, not looked at: 1",)), (classes, ())):
+        report = check(root)
+        assert len(report.sizes) == 2
+        assert report.notes == notes
+
+
 def test_annotations_are_those_of_videos(tmp_path):
     make_images(tmp_path, "train/a/1.png")
     file = tmp_path / "lists.csv"

@@ -22,5 +22,5 @@ def test_numbers_that_are_not_there(tmp_path):
 def test_one_frame():
     assert damage(VideoInfo(1, 25.0, 4, 4, 2), lost=1) == [
         "holds 1 frame, but its container promises 2",
-        "has 1 wanted frame that could not be decoded",
+        "has 1 wanted frame that could not be decoded whole",
     ]

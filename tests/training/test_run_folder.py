@@ -229,6 +229,16 @@ def test_curves_that_cannot_be_written_end_in_one_line(tmp_path, capsys):
     assert "Traceback" not in "".join(capsys.readouterr())
 
 
+def test_curves_end_where_the_folder_has_a_name_that_tensorboard_cannot_take(tmp_path):
+    said = []
+    curves = Curves(tmp_path / os.fsdecode(b"m\xe9sange"), said.append)
+    for step in range(2):
+        curves.log_metrics({"loss": 1.0}, step)
+        curves.save()
+    curves.finalize("success")
+    assert said == ["TensorBoard's curves end here: the name of the run's folder is not in UTF-8"]
+
+
 def test_only_the_thread_of_the_curves_is_quiet(monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda failed: seen.append(failed.exc_type))

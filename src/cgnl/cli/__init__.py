@@ -4,6 +4,7 @@ A user's mistake ends in one plain sentence and exit code 2; a traceback is for 
 """
 
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -315,6 +316,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What stands behind ``cgnl``; by default that of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # names of files that the terminal's encoding lacks end no command
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments, trusted = take_trust(sys.argv[1:] if arguments is None else arguments)
         check_addresses(arguments)

@@ -1,5 +1,6 @@
 """``cgnl data check``: decode every file of a data set, of images, of images with objects or of videos."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from cgnl.data.lists import (
     has_class_folders,
     has_parts,
     inner_data,
+    pictures_below,
     seen_in,
     split_folder,
     text_lines,
@@ -164,8 +166,7 @@ def _kind_of_folders(root: Path) -> tuple[str, dict[str, Any]]:
 
 def _kind_without_classes(root: Path) -> tuple[str, dict[str, Any]]:
     """Return the kind of a data set of videos with lists of its own, or of files without labels."""
-    files = {"images": IMAGE_SUFFIXES, "videos": VIDEO_SUFFIXES}
-    found = {kind: list(files_below(root, root, suffixes)) for kind, suffixes in files.items()}
+    found = {"images": list(pictures_below(root)), "videos": list(files_below(root, root, VIDEO_SUFFIXES))}
     if not found["images"] and _has_video_lists(root):
         return "videos", {}
     counts = kinds_below([root])
@@ -208,5 +209,9 @@ def _has_video_lists(root: Path) -> bool:
 
 
 def _lists_images(list_file: Path) -> bool:
-    first = next((text for _, text in text_lines(list_file)), "")
-    return Path(first.rpartition(" ")[0] or first.rpartition("\t")[0]).suffix.lower() in IMAGE_SUFFIXES
+    """Tell whether a list's first line names an image, with or without a label; images are the word for no line."""
+    first = next((text for _, text in text_lines(list_file)), None)
+    if first is None:
+        return True
+    paths = (first, re.split(r"[ \t,]+(?=[^ \t,]+$)", first)[0])
+    return any(Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths)

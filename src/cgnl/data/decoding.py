@@ -95,6 +95,16 @@ def open_regular(path: AnyPath) -> BinaryIO:
     raise BadFileError(path, "is not a regular file")
 
 
+def is_picture(path: AnyPath) -> bool:
+    """Tell whether a file begins as one of the formats that :func:`open_image` opens, whatever its name."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(32)
+    except BadFileError:
+        return False
+    return any(signature.match(head) for signature, _ in _OPENERS)
+
+
 def open_image(path: AnyPath, *, size: tuple[int, int] | None = None, grey: bool = False) -> Image.Image:
     """Decode a JPEG, PNG, WebP or BMP file, whatever its name, fully into an upright 8-bit RGB image.
 

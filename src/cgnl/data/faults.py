@@ -7,6 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
+from cgnl.data.decoding import is_picture
 from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, VIDEO_SUFFIXES, SampleList, is_left_out
 
 Rows = list[tuple[Path, str]]
@@ -115,14 +116,17 @@ def kinds_below(folders: Collection[Path]) -> Counter[str]:
     """Count the visible images and videos in folders, and the files that are neither."""
     counts: Counter[str] = Counter()
     for folder in folders:
-        for _, names, files in os.walk(folder):
+        for parent, names, files in os.walk(folder):
             names[:] = [name for name in names if not is_left_out(name)]
-            suffixes = (Path(name).suffix.lower() for name in files if not name.startswith("."))
-            counts.update(
-                "images" if suffix in IMAGE_SUFFIXES else "videos" if suffix in VIDEO_SUFFIXES else "others"
-                for suffix in suffixes
-            )
+            counts.update(_kind_of(Path(parent, name)) for name in files if not name.startswith("."))
     return counts
+
+
+def _kind_of(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return "videos"
+    return "images" if suffix in IMAGE_SUFFIXES or (not suffix and is_picture(path)) else "others"
 
 
 def left_out_below(folders: Collection[Path]) -> Rows:

@@ -96,12 +96,16 @@ class Curves(TensorBoardLogger):
         try:
             yield
         except Exception as error:
-            reason = system_error(error)
-            if not self._ended and reason is None:
+            reason: object = system_error(error)
+            if isinstance(reason, OSError):
+                reason = reason.strerror or reason
+            elif isinstance(error, UnicodeEncodeError):  # TensorBoard takes no other names
+                reason = "the name of the run's folder is not in UTF-8"
+            elif not self._ended:
                 raise
             if reason is not None:
                 self._ended = True
-                self._say(f"TensorBoard's curves end here: {reason.strerror or reason}")
+                self._say(f"TensorBoard's curves end here: {reason}")
 
 
 @contextmanager

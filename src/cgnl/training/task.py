@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cgnl.blocks.kinds import block_maker
 from cgnl.data.decoding import DataError, following_links
-from cgnl.data.lists import IMAGE_SUFFIXES, SPLIT_WORDS, Split, differences, files_below, seen_in
+from cgnl.data.lists import SPLIT_WORDS, Split, differences, pictures_below, seen_in
 from cgnl.networks.checkpoints import stored_run
 from cgnl.networks.cost import NetworkCost
 from cgnl.networks.libraries import Inputs, inputs_of, start_weights
@@ -227,7 +227,7 @@ class Task(ABC, Generic[RecipeT]):
         if not path.is_dir():
             return [path]
         with following_links(True):
-            files = list(files_below(path, path, IMAGE_SUFFIXES))
+            files = list(pictures_below(path))
         if not files:
             raise DataError(f"{path} holds no {self.noun}s. {seen_in(path)}")
         return files

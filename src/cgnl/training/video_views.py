@@ -36,13 +36,13 @@ def reader_of(config: VideoDataConfig) -> GuardedReader:
 def damage(info: VideoInfo | None, lost: int = 0) -> list[str]:
     """Tell what is wrong with a video that can be read, as the rest of a sentence that begins with its path.
 
-    ``info`` is None if its number of frames is right; ``lost`` counts wanted frames that could not be decoded.
+    ``info`` is None if its number of frames is right; ``lost`` counts wanted frames that could not be decoded whole.
     """
     found = []
     if info is not None and info.promised not in (None, info.frames):
         found.append(f"holds {counted(info.frames, 'frame')}, but its container promises {info.promised}")
     if lost:
-        found.append(f"has {counted(lost, 'wanted frame')} that could not be decoded")
+        found.append(f"has {counted(lost, 'wanted frame')} that could not be decoded whole")
     return found
 
 

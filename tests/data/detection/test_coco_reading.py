@@ -89,6 +89,21 @@ def test_files_that_are_given(tmp_path):
         read_coco(None)
 
 
+def test_the_images_of_a_json_elsewhere_may_be_in_the_root(tmp_path):
+    path = make_image(tmp_path / "pictures" / "below" / "b.png")
+    rows = [image_row(5, "gone.png"), image_row(6, "below/b.png")]
+    file = write_json(tmp_path / "mine" / "2017.json", rows, [annotation(1, 6)])
+    assert read_coco(path.parents[1], annotations=file).samples == (Sample(path, 0),)
+    # those beside the json come first, and without any they are missing there
+    assert read_coco(tmp_path, annotations=file).missing == (file.parent / "gone.png", file.parent / "below/b.png")
+    beside = make_image(file.parent / "gone.png")
+    assert read_coco(path.parents[1], annotations=file).samples == (Sample(beside, 0),)
+    # nothing outside is taken
+    write_json(file, [image_row(5, "../pictures/below/b.png")], [])
+    with pytest.raises(DataError, match=r"holds '\.\.'"):
+        read_coco(path.parents[1], annotations=file)
+
+
 def test_what_is_no_coco_folder(tmp_path):
     with pytest.raises(DataError, match="none is not a folder"):
         read_coco(tmp_path / "none")

@@ -120,6 +120,15 @@ def test_bad_and_damaged_videos_are_listed(root, tmp_path):
     assert "4 bad files" in text
 
 
+def test_a_video_of_one_damaged_frame_is_listed(tmp_path):
+    (tmp_path / "train/a").mkdir(parents=True)
+    path = encode(tmp_path / "train/a/1.mpg", "mpeg2video", frames=1, width=192, height=128)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report = check_videos(tmp_path, workers=1, progress=False)
+    assert report.damaged == ((path, "gives 0 frames, but promises 1"),)
+    assert "gives 0 frames" in str(report)
+
+
 def test_folders_of_frames(tmp_path):
     make_frames(tmp_path / "x/good", 3)
     bad = make_frames(tmp_path / "x/bad", 4)

@@ -165,6 +165,34 @@ def test_garbled_packets_are_counted_and_replaced_by_the_nearest_frame(tmp_path)
     assert [number_of(frame) for frame in frames] == [10, 50]
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "promised"),
+    [("a.mp4", {}, 60), ("a.ts", {}, None), ("a.avi", {"codec": "mpeg4", "options": {"g": "1", "qscale": "2"}}, 60)],
+)
+def test_frames_that_the_decoder_calls_damaged_are_counted_and_used(tmp_path, name, settings, promised):
+    path = encode(tmp_path / name, **{"frames": 60, "options": {"g": "1", "bf": "0"}, **settings})
+    whole = decode_sequentially(path)
+    with open_video(path) as (container, stream):
+        places = [(packet.pos, packet.size) for packet in container.demux(stream) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, size in (places[20], places[40]):
+        middle = position + size * 2 // 3
+        data[middle : middle + 16] = b"\xff" * 16
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_count = 1  # how a decoder mends a frame depends on it
+        reference = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert len(reference) == 60
+    wrong = [number for number in range(60) if (reference[number] != whole[number]).any()]
+    assert wrong == [20, 40]
+    assert (probe(path).frames, probe(path).promised) == (60, promised)
+    assert (decode_all(path).frames, decode_all(path).promised) == (58, 60)
+    frames, lost = read_frames(path, [19, 20, 21, 40])
+    assert lost == 2
+    np.testing.assert_array_equal(frames, reference[[19, 20, 21, 40]])
+    assert read_frames(path, [19, 21, 50])[1] == 0
+
+
 def test_a_long_garbled_stretch(tmp_path):
     path = encode(tmp_path / "a.mp4", frames=200, options={"g": "1", "bf": "0"})
     with open_video(path) as (container, stream):

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cgnl.data.lists import (
 )
 
 _PREFIX = "instances_"
+_LOOKED_AT = 100
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 # Of COCO's 448 MB on two cores of 2023; a file above the first number takes seconds.
 _LARGE, _BYTES_PER_SECOND, _MEMORY = 50e6, 30e6, 2.3
@@ -42,7 +44,7 @@ def read_coco(
         split: ``train``, ``val`` or ``test``; where there is only one of the last two, either means it.
         annotations: The json file, where it is another one; ``root`` may then be None.
         images: The folder that the images' names start from, where it is another one; by default the folder that
-            belongs to the json in ``root``, or else the json's own.
+            belongs to the json in ``root``, or else the json's own, or the root if the images are there instead.
 
     Returns:
         The images whose files exist in the order of the json, the names of the missing ones, the annotations that
@@ -68,7 +70,8 @@ def read_coco(
     folder = _find_images(base, source) if images is None else Path(images).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}, where the images of {source} should be, is not a folder.")
-    return _read(source, folder)
+    elsewhere = base if images is None and annotations is not None and folder == source.parent else None
+    return _read(source, folder, elsewhere)
 
 
 def coco_parts(root: Path) -> tuple[Split, ...]:
@@ -116,9 +119,11 @@ def _find_images(root: Path | None, source: Path) -> Path:
     return source.parent
 
 
-def _read(source: Path, folder: Path) -> DetectionList:
+def _read(source: Path, folder: Path, elsewhere: Path | None = None) -> DetectionList:
     rows = Rows()
     lists = _load(source, rows)
+    if elsewhere is not None and not _holds_any(folder, lists["images"]) and _holds_any(elsewhere, lists["images"]):
+        folder = elsewhere
     category_ids, names, notes = _read_categories(source, lists["categories"])
     images: dict[int, ImageEntry] = {}
     samples: dict[int, Sample] = {}
@@ -164,6 +169,13 @@ def _read(source: Path, folder: Path) -> DetectionList:
         num_crowds=tuple(found.num_crowds[id] for id in samples),
         annotations=Packed(rows, [found.used.get(id, ()) for id in samples]),
     )
+
+
+def _holds_any(folder: Path, images: list[Any]) -> bool:
+    """Tell whether one of the first images is a file in a folder."""
+    names: Iterator[Any] = (row.get("file_name") for row in images[:_LOOKED_AT] if isinstance(row, dict))
+    inside = (name for name in names if _is_text(name) and ".." not in Path(name).parts and "\0" not in name)
+    return any(exists(folder / name) for name in inside if not Path(name).is_absolute())
 
 
 def _path_of(name: str, inside: Inside, source: str) -> Path:

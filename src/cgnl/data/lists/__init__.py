@@ -10,6 +10,7 @@ from cgnl.data.lists.reading import (
     is_left_out,
     labelled_lines,
     listed,
+    pictures_below,
     read_classes,
 )
 from cgnl.data.lists.samples import NoSplitError, Sample, SampleList, Split, allowed_missing, check_missing, differences
@@ -34,6 +35,7 @@ __all__ = [
     "NoSplitError", "Sample", "SampleList", "Split", "allowed_missing", "changes", "check_folder", "check_missing",
     "class_folders", "class_parts", "coco_files", "differences", "divided", "exists", "files_below", "fingerprint",
     "fold", "has_class_folders", "has_parts", "inner_data", "integer", "is_left_out", "labelled_lines", "listed",
-    "path_below", "read_classes", "read_table", "readable", "seen_in", "shared", "shown", "split_folder", "text_lines",
+    "path_below", "pictures_below", "read_classes", "read_table", "readable", "seen_in", "shared", "shown",
+    "split_folder", "text_lines",
     "write_missing", "write_rows",
 ]  # fmt: skip

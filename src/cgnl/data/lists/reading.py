@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cgnl.data.decoding import DataError, follows_links, resolve_inside
+from cgnl.data.decoding import DataError, follows_links, is_picture, resolve_inside
 from cgnl.data.lists.samples import Sample, SampleList, Split, differences
 from cgnl.data.lists.splits import SPLIT_FOLDERS, has_parts, seen_in, split_folder
 from cgnl.data.lists.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -233,6 +233,12 @@ def files_below(root: Path, folder: Path, suffixes: Collection[str]) -> Iterator
     out of the root. Raises DataError where a symbolic link leads out of the root.
     """
     yield from _walk(root, folder, suffixes, ())
+
+
+def pictures_below(folder: Path) -> Iterator[Path]:
+    """Walk a folder as :func:`files_below` does, for images: by their suffix, or by their content if they have none."""
+    files = files_below(folder, folder, IMAGE_SUFFIXES | {""})
+    return (path for path in files if path.suffix or is_picture(path))
 
 
 def _walk(root: Path, folder: Path, suffixes: Collection[str], above: tuple[str, ...]) -> Iterator[Path]:

@@ -34,7 +34,8 @@ class VideoReport(Report):
 
     def describe(self) -> list[Table]:
         """Return tables of sizes, rates and lengths."""
-        timed = [info for info in self.infos if info.fps]
+        whole = [info for info in self.infos if info.frames]  # others are damaged from end to end
+        timed = [info for info in whole if info.fps]
         contents: list[Table] = []
         if self.infos:
             contents = [
@@ -42,8 +43,9 @@ class VideoReport(Report):
                 _most_common(
                     "frames per second", (f"{info.fps:.4g}" if info.fps else "unknown" for info in self.infos)
                 ),
-                _doubling("length (frames)", [info.frames for info in self.infos], lambda edge: f"{edge - 1:g}"),
             ]
+        if whole:
+            contents.append(_doubling("length (frames)", [info.frames for info in whole], lambda edge: f"{edge - 1:g}"))
         if timed:
             contents.append(_doubling("length (seconds)", [info.frames / info.fps for info in timed], "{:g}".format))
         return contents

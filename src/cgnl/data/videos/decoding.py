@@ -88,7 +88,7 @@ def read_frames(path: AnyPath, indices: Sequence[int], frame_pattern: str | None
 
     Returns:
         uint8 [T, H, W, 3] RGB, upright; and the number of wanted frames that could not be decoded or lie past the
-        end, each of which is replaced by the nearest one that could.
+        end, each of which is replaced by the nearest one that could, or that the decoder calls damaged.
 
     Raises:
         BadFileError: The path is no video that is opened, or none of its frames can be decoded.

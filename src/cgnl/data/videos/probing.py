@@ -5,7 +5,7 @@ A file is read by its packets, without any decoding, wherever these tell; else a
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import av
 import numpy as np
@@ -33,7 +33,8 @@ def probe_stream(path: AnyPath, *, decode_all: bool) -> tuple[int, float, int, i
 
     Returns frames, frames per second, width and height (pixels, upright), the number of frames that the container
     promises, and whether the frames are evenly spaced in time. The container promises the frames that it counts, or
-    those that its stored duration has room for; None if it promises nothing. BadFileError as of
+    those that its stored duration has room for; None if it promises nothing. With ``decode_all``, frames that the
+    decoder calls damaged are promised and not counted. BadFileError as of
     :func:`cgnl.data.videos.streams.read_stream`.
     """
     with open_video(path) as (container, stream):
@@ -49,8 +50,13 @@ def probe_stream(path: AnyPath, *, decode_all: bool) -> tuple[int, float, int, i
         first = next(frames, None)
         if first is None:
             raise BadFileError(path, NO_FRAME)
-        matrix = display_matrix(first)
-        decoded = None if index.regular and not decode_all else [first.pts, *(frame.pts for frame in frames)]
+        matrix, damaged = display_matrix(first), 0
+        decoded = None
+        if decode_all or not index.regular:
+            decoded = []
+            for frame in chain([first], frames):
+                decoded.append(frame.pts)
+                damaged += decode_all and frame.is_corrupt
     number = len(index.times) if decoded is None else len(decoded)
     times = _in_seconds(index, decoded, unit, rates)
     fps, even = _rate(times, rates)
@@ -60,10 +66,12 @@ def probe_stream(path: AnyPath, *, decode_all: bool) -> tuple[int, float, int, i
         end = max(times[-1], _end_of_all(path)) if whole and stored > times[-1] else times[-1]
         lacking = _frames_in(stored - end, times)
     shown = index.number - index.hidden
-    promises = announced or lacking > 0 or (index.regular and number != shown)
+    promised = shown + max(lacking, 0) if announced or lacking > 0 or (index.regular and number != shown) else None
+    if damaged and promised is None:
+        promised = number
     if matrix is not None:
         height, width = turned(np.empty((1, height, width, 0), np.uint8), matrix).shape[1:3]
-    return number, fps, width, height, shown + max(lacking, 0) if promises else None, even
+    return number - damaged, fps, width, height, promised, even
 
 
 def stream_times(path: AnyPath) -> np.ndarray:

@@ -232,10 +232,10 @@ def read_stretches(
 def read_from_start(
     numbered: Iterable[tuple[int, VideoFrame]], wanted: Sequence[int], take: Callable[[int, VideoFrame], None]
 ) -> list[int]:
-    """Take the wanted frames out of a decode of the whole stream; return the wanted numbers that are not there.
+    """Take the wanted frames out of a decode of the whole stream; return the wanted numbers that are not there whole.
 
-    ``wanted`` ascends without repeats. ``take`` is called with each wanted number, in their order, and its frame or the
-    nearest one; never if there is no frame at all.
+    ``wanted`` ascends without repeats. ``take`` is called with each wanted number, in their order, and its frame,
+    though it may be damaged, or the nearest one; never if there is no frame at all.
     """
     left = list(reversed(wanted))
     lost: list[int] = []
@@ -248,6 +248,8 @@ def read_from_start(
             lost.append(left.pop())
             take(lost[-1], near)
         if left and left[-1] == number:
+            if frame.is_corrupt:
+                lost.append(number)
             take(left.pop(), frame)
         if not left:
             return lost
@@ -314,8 +316,8 @@ def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def read_stream(path: AnyPath, wanted: Sequence[int], pieces: Pieces) -> list[int]:
     """Read frames of a video file (``wanted`` ascends), decoding none twice unless something is wrong with the file.
 
-    Returns the wanted numbers that got the nearest frame instead. Raises BadFileError where the file is no video that
-    can be opened, or none of its frames can be decoded.
+    Returns the wanted numbers that got the nearest frame instead, or are damaged. Raises BadFileError where the file is
+    no video that can be opened, or none of its frames can be decoded.
     """
     with open_video(path) as (container, stream):
         enough = _beginning(demux(container, stream), wanted[-1] + 1 + _REORDERED)
