@@ -6,11 +6,13 @@ Logs grow by whole lines.
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import math
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -65,6 +67,12 @@ def _remove_old_parts(path: Path) -> None:
         with suppress(OSError):  # another process removes it too, or it is not ours
             if time.time() - part.stat().st_mtime > _OLD:
                 part.unlink()
+
+
+def lock_file(path: Path) -> Path:
+    """Return a file of the system's temporary folder to lock for a path, where no file should stay beside it."""
+    key = hashlib.blake2b(os.fsencode(path.absolute()), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir(), f"cgnl-{key}.lock")
 
 
 def make_folders(folder: Path) -> None:

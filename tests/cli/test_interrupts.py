@@ -20,6 +20,8 @@ SMALL = (
 def _handlers():
     """Give every signal the handler back that it had."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # a shell ignores it in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -57,7 +59,7 @@ def test_ctrl_c_stops_a_test(trained, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_two_tests_do_not_mix_their_tables(trained, tmp_path, capsys):
-    with locked(trained / "evaluation"):
+    with locked(trained / "evaluation", inside=False):
         code, out, err = run(capsys, "evaluate", trained, "--split=val")
         assert (code, out) == (2, "")
         assert f"process {os.getpid()} on " in err

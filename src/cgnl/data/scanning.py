@@ -81,6 +81,8 @@ class Scanning(TypedDict, total=False):
 
 def count_workers(workers: int | None) -> int:
     """Return the number of processes to use: as many as there are usable cores if None; ValueError unless 1 to 256."""
+    # two checks, because each bound has a sentence of its own
+    within("workers", workers, 1)
     within("workers", workers, 1, MAX_WORKERS)
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

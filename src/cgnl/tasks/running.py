@@ -87,7 +87,7 @@ def evaluate(
     from cgnl.training.processes import is_first_process, locked
 
     # two tests at once would mix their tables; the first process keeps the folder for all
-    kept = locked(out) if out is not None and is_first_process() else nullcontext()
+    kept = locked(out, inside=False) if out is not None and is_first_process() else nullcontext()
     with reporting_lack_of_memory(data), kept:
         return task_of(trained.recipe).evaluate(trained, data, split=split, trainer=trainer, out=out, stay=stay)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cgnl.data.decoding import DataError
-from cgnl.files import make_folders
+from cgnl.files import lock_file, make_folders
 
 LACK_OF_MEMORY = (
     "the system kills processes when memory runs out: lower data.workers, data.batch_size or data.size if it did"
@@ -53,16 +53,18 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, inside: bool = True) -> Iterator[None]:
     """Keep a folder for this process; ValueError if another one keeps it.
 
-    The folder is made if need be. It is free again when this process ends, however it ends, since the lock is an open
-    file, ``.lock``. Where the file system knows no locks, nothing is locked.
+    It is free again when this process ends, however it ends, since the lock is an open file: ``.lock`` in the folder,
+    which is made if need be; or else, not ``inside``, one for this machine alone. Where the file system knows no locks,
+    nothing is locked.
     """
     from filelock import FileLock, Timeout
 
-    make_folders(folder)
-    path = folder / ".lock"
+    if inside:
+        make_folders(folder)
+    path = folder / ".lock" if inside else lock_file(folder)
     owner = ""
     with suppress(OSError):  # there is none yet, or Windows lets nobody read what is locked
         owner = path.read_text(errors="replace").strip()
@@ -75,7 +77,8 @@ def locked(folder: Path) -> Iterator[None]:
             "folder"
         ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        # a lock of this machine may be another user's
+        if inside and error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
     try:
         # for the message alone: a full disk leaves the file empty

@@ -1,11 +1,9 @@
 """Length and size of the videos of a data set, found once and kept in a file beside them."""
 
 import csv
-import hashlib
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +17,7 @@ from cgnl.data.decoding import AnyPath, BadFileError
 from cgnl.data.scanning import scan_with_bar
 from cgnl.data.videos.decoding import VideoInfo, probe
 from cgnl.data.videos.frame_folders import frame_files
-from cgnl.files import whole_file
+from cgnl.files import lock_file, whole_file
 
 _logger = logging.getLogger(__name__)
 
@@ -124,8 +122,7 @@ def _known(
 @contextmanager
 def _alone(index: Path) -> Iterator[None]:
     """Wait until no other process of this machine makes this index."""
-    key = hashlib.blake2b(os.fsencode(index.absolute()), digest_size=8).hexdigest()
-    lock = FileLock(Path(tempfile.gettempdir(), f"cgnl-{key}.lock"))
+    lock = FileLock(lock_file(index))
     # another user's, or no such folder: the work is done twice then, and the index is still whole
     with suppress(OSError):
         lock.acquire()
