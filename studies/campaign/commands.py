@@ -28,6 +28,8 @@ DETECTOR = (
     "--data.size=64 --data.max-size=80 --data.batch-size=2 --data.workers=0 --trainer.max-steps=1"
 ).split()
 
+_SHOWN = 400  # characters of a sentence
+
 
 def cgnl(*arguments: object) -> tuple[int, str]:
     """Run a command in this process; return its exit code, 1 for a traceback, and all that it printed."""
@@ -88,7 +90,7 @@ class Row:
         self.equal += not problems
         self.lost += problems
         plain = output.replace(f"{self.folder}/", "").replace(str(self.folder), "FOLDER")
-        self.said.update({line for line in plain.splitlines() if line.startswith(("cgnl: ", "problems"))})
+        self.said.update({line[:_SHOWN] for line in plain.splitlines() if line.startswith(("cgnl: ", "problems"))})
         if problems:
             print(f"WRONG {self.what}: {'; '.join(problems)}", flush=True)
 

@@ -280,7 +280,10 @@ def main() -> None:
     for part in arguments.parts or PARTS:
         with tempfile.TemporaryDirectory(dir=arguments.folder, prefix=f"campaign-{part}-") as folder:
             rows = [row.record() for row in PARTS[part](Path(folder), arguments.seed)]
-        write_result(arguments.out / f"{part}.json", seed=arguments.seed, settings={"part": part}, rows=rows)
+        command = f"python studies/campaign/files.py {part} --seed {arguments.seed}"
+        settings = {"part": part}
+        out = arguments.out / f"{part}.json"
+        write_result(out, seed=arguments.seed, settings=settings, rows=rows, command=command)
         tried, right = (sum(row[key] for row in rows) for key in ("tried", "equal"))
         print(f"{part}: {tried} tries, {right} right, {tried - right} wrong")
 
