@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
         return self._replace(mean=_spread(mean or self.mean, channels), std=_spread(std or self.std, channels))
 
     def of_data(self, data: Any) -> "Inputs":
-        """Return the same as the settings of a recipe's data want it; those of detection have no say in it."""
+        """Return the same as the settings of a recipe's data want it; those of detection do not set any of it."""
         names: dict[str, Any] = {"channels": 3, "mean": (), "std": ()}
         return self.of_channels(**{name: getattr(data, name, default) for name, default in names.items()})
 

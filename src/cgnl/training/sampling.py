@@ -29,7 +29,8 @@ class EpochBatches:
         parts: Batches that make up one optimizer step (gradient accumulation); an epoch holds whole steps only.
         labels: In training, the class of each sample: each place of an epoch then goes to a random sample of a random
             class, so that all classes are seen equally often, and a sample may come several times. The key of its
-            second, third, ... time is ``(epoch, index, 1)``, ``(epoch, index, 2)``, ...: it is cut anew. None shuffles.
+            second, third, ... time is ``(epoch, index, 1)``, ``(epoch, index, 2)``, ...: it is cut again. None
+            shuffles.
         groups: In training, a value for each sample: a batch holds samples of one value, except a last one that may be
             made of what is left over. None mixes all.
     """
